@@ -1,1 +1,30 @@
-//! testkit
+//! The harness of the integration tests: the real binary, raw sockets, scripted upstreams.
+//!
+//! Nothing here knows how Onlyonce is built. A test starts the binary as a user would
+//! ([`Gateway`]), puts an upstream that it scripts byte by byte behind it ([`Upstream`]) and
+//! talks to it over a bare socket ([`Client`]), so that what is checked is what goes over the
+//! wire. Everything is blocking and runs on plain threads; nothing waits by sleeping a guessed
+//! time: there are [`Signal`]s, and [`eventually`] for conditions that only a poll can see.
+//!
+//! The harness panics where a test should fail: that is how a test fails.
+
+mod client;
+mod control;
+mod gateway;
+mod message;
+mod signal;
+mod upstream;
+mod wire;
+
+pub use client::{Client, End, Request, Response};
+pub use control::Control;
+pub use gateway::{Gateway, Run, Setup, run_to_exit};
+pub use message::{Head, parse_head};
+pub use signal::{Signal, eventually, eventually_within};
+pub use upstream::{Exchange, Refusing, Seen, Upstream};
+pub use wire::Wire;
+
+use std::time::Duration;
+
+/// How long anything in a test may take before it counts as stuck.
+pub const PATIENCE: Duration = Duration::from_secs(15);
