@@ -1,1 +1,254 @@
-//! store
+//! Where Onlyonce keeps its records and recordings.
+//!
+//! [`Store`] is the one small trait; backends hold no protocol. They carry records that
+//! [`onlyonce_core::transition`] made, compare fences, keep bytes and tell the time. The public
+//! [`conformance`] suite says what a backend must do, and every backend runs it.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Attempt, Fence, Got, Key, OperationId, Record, Scope, StateName, Timestamp,
+};
+
+pub mod codec;
+pub mod conformance;
+pub mod embedded;
+pub mod memory;
+
+pub use embedded::EmbeddedStore;
+pub use memory::MemoryStore;
+
+/// A place for records and recordings that any number of tasks may use at once.
+///
+/// A recording is a body cut into chunks, numbered from 0. [`Store::append`] adds chunks while the
+/// response arrives; the last one comes with the record that completes the operation, in the same
+/// write, so that one durable commit covers both.
+pub trait Store: Send + Sync + 'static {
+    /// The store's clock. It never runs backwards within one life of the store, and a jump of a
+    /// gateway's wall clock does not move it (I11).
+    fn now(&self) -> Timestamp;
+
+    /// The secret under which addresses, fingerprints and credentials are hashed: drawn at random
+    /// when the store was made, the same for every gateway that shares the store.
+    fn secret(&self) -> &[u8; 32];
+
+    /// The record at `address` as it stands, expired or not. What it tells is durable (I3).
+    ///
+    /// [`StoreError::Corrupt`] where something is there and cannot be read (I13).
+    fn load(
+        &self,
+        address: Address,
+    ) -> impl Future<Output = Result<Option<Stored>, StoreError>> + Send;
+
+    /// Writes `write.record` if the record that counts at `address` has the fence `expected`;
+    /// `None` expects that none counts (absent, or expired on the store's clock).
+    ///
+    /// Returns once the write is durable. A new claim also notes the first attempt in it.
+    fn compare_and_set(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        write: Write,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+
+    /// Adds chunk number `chunk` to the recording of the running operation `id`. It need not be
+    /// durable before the write that completes the record.
+    fn append(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+        bytes: Bytes,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Chunk number `chunk` of the recording of `id`; [`StoreError::Corrupt`] where it should be
+    /// there and is not, or cannot be read.
+    fn read(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+    ) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+
+    /// Notes one more attempt and returns its number. Kept at best effort: a crash may forget
+    /// the latest ones, and only the latest [`MAX_ATTEMPTS_KEPT`] are kept.
+    fn note_attempt(
+        &self,
+        address: Address,
+        id: OperationId,
+        note: AttemptNote,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send;
+
+    /// The attempts kept of `id`, oldest first.
+    fn attempts(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> impl Future<Output = Result<Vec<Attempt>, StoreError>> + Send;
+
+    /// Where the operation `id` is kept.
+    fn find(
+        &self,
+        id: OperationId,
+    ) -> impl Future<Output = Result<Option<Address>, StoreError>> + Send;
+
+    /// One page of the records that count, newest operation first.
+    fn list(&self, query: Query) -> impl Future<Output = Result<Page, StoreError>> + Send;
+
+    /// Removes the record and its recording if its fence is `fence`; durable on return.
+    fn remove(
+        &self,
+        address: Address,
+        fence: Fence,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Drops what has expired and gives its space back. Called every few seconds.
+    fn sweep(&self) -> impl Future<Output = Result<Swept, StoreError>> + Send;
+
+    /// The operations that are in flight under a lease that has passed, at most `limit`.
+    fn overdue(
+        &self,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(Address, Record)>, StoreError>> + Send;
+
+    /// Whether the store takes writes, and what it holds. Cheap.
+    fn status(&self) -> Status;
+
+    /// Makes everything durable and stops taking writes.
+    fn close(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// How many attempts of one operation a store keeps at least; older ones may be forgotten.
+pub const MAX_ATTEMPTS_KEPT: usize = 100;
+
+/// A record as it was found.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The record.
+    pub record: Arc<Record>,
+    /// How many attempts there were so far.
+    pub attempts: u32,
+    /// The last chunk of the recording, which is written with the completed record. Chunk
+    /// number `chunks - 1`; present whenever the record is completed and `chunks` is not 0.
+    pub last_chunk: Option<Bytes>,
+}
+
+/// What is to be written.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// The record to put in the place of the one expected.
+    pub record: Record,
+    /// For a completed record with a body: its last chunk, number `chunks - 1`.
+    pub last_chunk: Option<Bytes>,
+    /// For a claim: the attempt that made it.
+    pub attempt: Option<AttemptNote>,
+}
+
+/// What there is to note of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptNote {
+    /// Where it came from.
+    pub peer: Box<str>,
+    /// What the caller's SDK said of its own retries.
+    pub sdk_retry_count: Option<u32>,
+    /// What it got.
+    pub got: Got,
+}
+
+/// How a compare-and-set ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swap {
+    /// Written and durable. Carries the number of attempts so far.
+    Done {
+        /// Attempts of the operation, this one included.
+        attempts: u32,
+    },
+    /// Another record counts there; nothing was written.
+    Lost,
+}
+
+/// Which records a list is to hold.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Only this key.
+    pub key: Option<Key>,
+    /// Only this tenant.
+    pub tenant: Option<Box<str>>,
+    /// Only this state.
+    pub state: Option<StateName>,
+    /// Only operations first claimed at or after this moment.
+    pub since: Option<Timestamp>,
+    /// Only operations first claimed before this moment.
+    pub until: Option<Timestamp>,
+    /// Only operations older than this one: the cursor of the page before.
+    pub older_than: Option<OperationId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// A page of records, newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The records.
+    pub records: Vec<Stored>,
+    /// The cursor of the next page, where there may be one.
+    pub next: Option<OperationId>,
+}
+
+/// What a sweep gave back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Records that expired.
+    pub records: u64,
+    /// Bytes given back to the file system or the server.
+    pub bytes: u64,
+}
+
+/// How a store is doing.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Why it takes no writes until it is opened again, where that is so (I12).
+    pub poisoned: Option<String>,
+    /// Records held, expired ones that were not swept yet included.
+    pub records: u64,
+    /// Bytes held.
+    pub bytes: u64,
+    /// Durable commits so far.
+    pub commits: u64,
+    /// Writes that those commits carried.
+    pub committed_writes: u64,
+    /// Time that the latest commit took from the first write to durable.
+    pub latest_commit: Duration,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was written, and nothing can be said of what is held.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// It may have been written: the acknowledgement was lost. Read back one's own write (I14).
+    #[error("the store did not say whether it wrote: {0}")]
+    InDoubt(String),
+    /// Something is there and cannot be read: damaged, sealed with a key that is not configured, or
+    /// of a newer format (I13).
+    #[error("the stored data cannot be read: {0}")]
+    Corrupt(String),
+    /// A configured limit, or the disk, is full. Nothing was written.
+    #[error("the store is full: {0}")]
+    Full(String),
+}
+
+/// The address of a key: a keyed hash of tenant, namespace and key, each length-prefixed.
+pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
+    let mut hasher = blake3::Hasher::new_keyed(secret);
+    hasher.update(b"onlyonce address v1");
+    for part in [&*scope.tenant, &*scope.namespace, key.as_str()] {
+        hasher.update(&(part.len() as u64).to_be_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let mut address = [0; 16];
+    hasher.finalize_xof().fill(&mut address);
+    Address::from_bytes(address)
+}

@@ -1,0 +1,168 @@
+//! Who and what: scopes, operations, owners, epochs, fingerprints, addresses.
+
+use std::{fmt, str::FromStr};
+
+use uuid::Uuid;
+
+/// Where a key is unique: a tenant and a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scope {
+    /// A configured tenant's name, or the keyed hash of a credential.
+    pub tenant: Box<str>,
+    /// An upstream's name unless configured otherwise.
+    pub namespace: Box<str>,
+}
+
+/// The identity of an operation: a UUIDv7 (RFC 9562), written `op_<uuid>`.
+///
+/// Its first 48 bits are the milliseconds at which the key was first claimed, so identities sort
+/// by age.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OperationId(Uuid);
+
+/// A text that is not `op_<uuid>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an operation's id looks like op_019a1b2c-..., and this does not")]
+pub struct NotAnOperationId;
+
+impl OperationId {
+    /// The identity made of a moment (milliseconds since the Unix epoch) and ten random bytes.
+    pub fn new(unix_millis: u64, random: &[u8; 10]) -> Self {
+        Self(uuid::Builder::from_unix_timestamp_millis(unix_millis, random).into_uuid())
+    }
+
+    /// The identity whose sixteen bytes are `bytes`.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The sixteen bytes, most significant first.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "op_{}", self.0.hyphenated())
+    }
+}
+
+impl fmt::Debug for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for OperationId {
+    type Err = NotAnOperationId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnOperationId> {
+        let uuid = text.strip_prefix("op_").ok_or(NotAnOperationId)?;
+        Uuid::try_parse(uuid)
+            .map(Self)
+            .map_err(|_| NotAnOperationId)
+    }
+}
+
+/// One life of one gateway process: drawn at random at its start.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnerId(u64);
+
+impl OwnerId {
+    /// The owner with this number.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "own_{:016x}", self.0)
+    }
+}
+
+/// The fence: every write of a record is a compare-and-set on it and raises it by one (I9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// The epoch of a record that does not exist.
+    pub const ZERO: Self = Self(0);
+
+    /// The epoch with this number.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The epoch of the next write.
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// What a writer must still be true about a record for its write to count.
+///
+/// The identity is part of it: an expired record may be followed by another operation under the
+/// same key, whose epochs start again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fence {
+    /// The operation that the writer means.
+    pub id: OperationId,
+    /// The epoch that the writer saw last.
+    pub epoch: Epoch,
+}
+
+/// The keyed hash of what makes two requests the same request.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint whose bytes are `bytes`.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({:02x}{:02x}..)", self.0[0], self.0[1])
+    }
+}
+
+/// Where a record is kept: a keyed hash of scope and key, so that a store holds no key in clear.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address([u8; 16]);
+
+impl Address {
+    /// The address whose bytes are `bytes`.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({:032x})", u128::from_be_bytes(self.0))
+    }
+}

@@ -1,0 +1,331 @@
+//! The transitions: the only code that makes a new record out of an old one.
+//!
+//! ```text
+//!             claim                 complete
+//!  (absent) ---------> in flight --------------> completed
+//!     ^                 |    |  lose / expire       ^
+//!     |       release   |    +-----------> unknown -+  complete (late answer), resolve
+//!     +-----------------+---------------------+
+//!            released              resolve, or claim again where a resend is allowed
+//! ```
+//!
+//! Each takes what the store holds and what the writer knows, and gives the record to write in its
+//! place, or says why the writer has lost. Every new record passes [`assert_lawful`], in release
+//! builds too: a bug here must stop the process rather than charge somebody twice.
+
+use std::time::Duration;
+
+use crate::{
+    Completed, Epoch, Fence, Fingerprint, Head, HeaderBlock, Key, OperationId, OwnerId, Record,
+    ReleaseReason, RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
+};
+
+/// Why a write must not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotLawful {
+    /// Somebody else has written since (I9).
+    #[error("fenced: the record moved on from {presented:?} to {held:?}")]
+    Fenced {
+        /// What the writer saw last.
+        presented: Fence,
+        /// What stands there now.
+        held: Option<Fence>,
+    },
+    /// The drawing has no such arrow (I8).
+    #[error("a record that is {from} cannot become {to}")]
+    NoSuchArrow {
+        /// Where the record stands.
+        from: StateName,
+        /// Where the writer wanted it.
+        to: StateName,
+    },
+}
+
+/// What a new claim is made of.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The identity to use where the key is new; a record that exists keeps its own.
+    pub id: OperationId,
+    /// Where the key is unique.
+    pub scope: Scope,
+    /// The key.
+    pub key: Key,
+    /// The request's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// The request, for people.
+    pub request: RequestLine,
+    /// The process that will execute.
+    pub owner: OwnerId,
+}
+
+/// Claims a key that is absent, released, or unknown where a resend is allowed.
+///
+/// `held` is the record that counts (see [`view`](crate::view)): an expired one is `None`.
+pub fn claim(
+    held: Option<&Record>,
+    claim: Claim,
+    now: Timestamp,
+    lease: Duration,
+) -> Result<Record, NotLawful> {
+    let (id, after) = match held {
+        None => (claim.id, Epoch::ZERO),
+        Some(record) => match record.state.name() {
+            StateName::Released | StateName::Unknown => (record.id, record.epoch),
+            from => {
+                return Err(NotLawful::NoSuchArrow {
+                    from,
+                    to: StateName::InFlight,
+                });
+            }
+        },
+    };
+    let next = Record {
+        id,
+        scope: claim.scope,
+        key: claim.key,
+        fingerprint: claim.fingerprint,
+        epoch: after.next(),
+        claimed_at: now,
+        request: claim.request,
+        state: State::InFlight {
+            owner: claim.owner,
+            lease_until: now.after(lease),
+        },
+    };
+    assert_lawful(held, &next);
+    Ok(next)
+}
+
+/// Renews the owner's lease.
+pub fn renew(
+    held: Option<&Record>,
+    fence: Fence,
+    now: Timestamp,
+    lease: Duration,
+) -> Result<Record, NotLawful> {
+    let record = fenced(held, fence)?;
+    let State::InFlight { owner, lease_until } = record.state else {
+        return Err(no_arrow(record, StateName::InFlight));
+    };
+    // A clock that went back must not shorten a lease that others already believe in.
+    let lease_until = lease_until.max(now.after(lease));
+    Ok(follow(record, State::InFlight { owner, lease_until }))
+}
+
+/// What a whole response leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// Status and headers.
+    pub head: Head,
+    /// Trailers.
+    pub trailers: HeaderBlock,
+    /// Bytes of body.
+    pub body_len: u64,
+    /// Chunks in the recording.
+    pub chunks: u32,
+}
+
+/// Completes: the whole response is recorded. Also the late answer to an operation that its own
+/// owner had to call unknown.
+pub fn complete(
+    held: Option<&Record>,
+    fence: Fence,
+    response: Response,
+    now: Timestamp,
+    window: Duration,
+) -> Result<Record, NotLawful> {
+    let record = fenced(held, fence)?;
+    match record.state.name() {
+        StateName::InFlight | StateName::Unknown => {
+            let Response {
+                head,
+                trailers,
+                body_len,
+                chunks,
+            } = response;
+            let expires_at = now.after(window);
+            let completed_at = now;
+            Ok(follow(
+                record,
+                State::Completed(Completed {
+                    completed_at,
+                    expires_at,
+                    head,
+                    trailers,
+                    body_len,
+                    chunks,
+                }),
+            ))
+        }
+        _ => Err(no_arrow(record, StateName::Completed)),
+    }
+}
+
+/// Gives up: the owner itself cannot say whether it ran.
+pub fn lose(
+    held: Option<&Record>,
+    fence: Fence,
+    reason: UnknownReason,
+    now: Timestamp,
+) -> Result<Record, NotLawful> {
+    let record = fenced(held, fence)?;
+    match record.state.name() {
+        StateName::InFlight => Ok(follow(record, State::Unknown { since: now, reason })),
+        _ => Err(no_arrow(record, StateName::Unknown)),
+    }
+}
+
+/// Declares the owner dead: its lease has passed, or its process is known to be gone.
+///
+/// It raises the epoch like every write, so that the owner, should it wake, loses (I9).
+pub fn expire(
+    held: Option<&Record>,
+    fence: Fence,
+    reason: UnknownReason,
+    now: Timestamp,
+) -> Result<Record, NotLawful> {
+    lose(held, fence, reason, now)
+}
+
+/// Releases: provably nothing ran (I10).
+pub fn release(
+    held: Option<&Record>,
+    fence: Fence,
+    reason: ReleaseReason,
+    now: Timestamp,
+    retention: Duration,
+) -> Result<Record, NotLawful> {
+    let record = fenced(held, fence)?;
+    match record.state.name() {
+        StateName::InFlight => Ok(follow(record, released(reason, now, retention))),
+        _ => Err(no_arrow(record, StateName::Released)),
+    }
+}
+
+/// What an operator, or a reconciler, found out about an unknown operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// It did not run.
+    DidNotRun,
+    /// It ran, and this was its answer.
+    Ran(Response),
+}
+
+/// Resolves an unknown operation.
+pub fn resolve(
+    held: Option<&Record>,
+    fence: Fence,
+    resolution: Resolution,
+    now: Timestamp,
+    span: Duration,
+) -> Result<Record, NotLawful> {
+    let record = fenced(held, fence)?;
+    match (record.state.name(), resolution) {
+        (StateName::Unknown, Resolution::DidNotRun) => {
+            Ok(follow(record, released(ReleaseReason::Operator, now, span)))
+        }
+        (StateName::Unknown, Resolution::Ran(response)) => {
+            complete(held, fence, response, now, span)
+        }
+        (_, Resolution::DidNotRun) => Err(no_arrow(record, StateName::Released)),
+        (_, Resolution::Ran(_)) => Err(no_arrow(record, StateName::Completed)),
+    }
+}
+
+fn released(reason: ReleaseReason, now: Timestamp, retention: Duration) -> State {
+    State::Released {
+        since: now,
+        reason,
+        forget_at: now.after(retention),
+    }
+}
+
+fn fenced(held: Option<&Record>, presented: Fence) -> Result<&Record, NotLawful> {
+    match held {
+        Some(record) if record.fence() == presented => Ok(record),
+        _ => Err(NotLawful::Fenced {
+            presented,
+            held: held.map(Record::fence),
+        }),
+    }
+}
+
+fn no_arrow(record: &Record, to: StateName) -> NotLawful {
+    NotLawful::NoSuchArrow {
+        from: record.state.name(),
+        to,
+    }
+}
+
+fn follow(record: &Record, state: State) -> Record {
+    let next = Record {
+        epoch: record.epoch.next(),
+        state,
+        ..record.clone()
+    };
+    assert_lawful(Some(record), &next);
+    next
+}
+
+/// Panics unless `after` may be written in the place of `before`.
+///
+/// Stores call it too, at the last moment before a write, so that no shell can carry a record
+/// around the protocol.
+///
+/// # Panics
+///
+/// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
+/// fingerprint and key), I8 (only the drawn arrows; completed is immutable), I9 (the epoch rises by
+/// exactly one), I11 (the window starts at completion and does not end before it).
+pub fn assert_lawful(before: Option<&Record>, after: &Record) {
+    use StateName::{Completed, InFlight, Released, Unknown};
+
+    let from = before.map(|record| record.state.name());
+    let to = after.state.name();
+    let drawn = matches!(
+        (from, to),
+        (None, InFlight)
+            | (Some(InFlight), InFlight | Completed | Unknown | Released)
+            | (Some(Unknown), InFlight | Completed | Released)
+            | (Some(Released), InFlight)
+    );
+    assert!(
+        drawn,
+        "I8: no arrow from {from:?} to {to:?} for {}",
+        after.id
+    );
+
+    let epoch = before.map_or(Epoch::ZERO, |record| record.epoch);
+    assert!(
+        after.epoch == epoch.next(),
+        "I9: epoch {:?} after {epoch:?}",
+        after.epoch
+    );
+
+    if let Some(before) = before {
+        assert!(
+            before.id == after.id,
+            "I8: {} became {}",
+            before.id,
+            after.id
+        );
+        assert!(
+            before.scope == after.scope && before.key == after.key,
+            "I7: {} changed its scope or key",
+            after.id
+        );
+        // Only a released key may be taken by another request.
+        assert!(
+            from == Some(Released) || before.fingerprint == after.fingerprint,
+            "I6: {} changed its fingerprint",
+            after.id
+        );
+    }
+    if let State::Completed(completed) = &after.state {
+        assert!(
+            completed.expires_at >= completed.completed_at,
+            "I11: the window of {} ends before it starts",
+            after.id
+        );
+    }
+}

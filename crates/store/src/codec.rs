@@ -1,0 +1,256 @@
+//! Records as bytes.
+//!
+//! A compact, versioned encoding that every backend shares: integers are LEB128 varints, texts and
+//! blocks are length-prefixed, times are milliseconds. [`decode`] refuses bytes that [`encode`] did
+//! not make, trailing ones included, so that damage that a checksum missed is damage still (I13).
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use onlyonce_core::{
+    Attempt, Completed, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId,
+    Record, ReleaseReason, RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
+};
+
+/// The version that [`encode`] writes. [`decode`] refuses a newer one.
+pub const VERSION: u8 = 1;
+
+/// Bytes that are not a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer Onlyonce.
+    #[error("the record has format {0}, and this program reads up to {max}", max = VERSION)]
+    Newer(u8),
+    /// Damaged.
+    #[error("the record's {0} does not decode")]
+    Malformed(&'static str),
+}
+
+/// Appends the encoding of `record` to `out`.
+pub fn encode(record: &Record, out: &mut BytesMut) {
+    out.put_u8(VERSION);
+    out.put_slice(record.id.as_bytes());
+    out.put_slice(record.fingerprint.as_bytes());
+    put_varint(out, record.epoch.number());
+    put_varint(out, record.claimed_at.as_millis());
+    for text in [&record.scope.tenant, &record.scope.namespace] {
+        put_block(out, text.as_bytes());
+    }
+    put_block(out, record.key.as_str().as_bytes());
+    for text in [
+        &record.request.route,
+        &record.request.method,
+        &record.request.path,
+    ] {
+        put_block(out, text.as_bytes());
+    }
+    out.put_u8(state_number(record.state.name()));
+    match &record.state {
+        State::InFlight { owner, lease_until } => {
+            out.put_u64(owner.number());
+            put_varint(out, lease_until.as_millis());
+        }
+        State::Completed(completed) => {
+            put_varint(out, completed.completed_at.as_millis());
+            put_varint(out, completed.expires_at.as_millis());
+            out.put_u16(completed.head.status);
+            put_block(out, completed.head.headers.as_bytes());
+            put_block(out, completed.trailers.as_bytes());
+            put_varint(out, completed.body_len);
+            put_varint(out, completed.chunks.into());
+        }
+        State::Unknown { since, reason } => {
+            put_varint(out, since.as_millis());
+            out.put_u8(reason.number());
+        }
+        State::Released {
+            since,
+            reason,
+            forget_at,
+        } => {
+            put_varint(out, since.as_millis());
+            out.put_u8(reason.number());
+            put_varint(out, forget_at.as_millis());
+        }
+    }
+}
+
+/// Takes a record back. Blocks of headers share the memory of `bytes`.
+pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
+    match take_u8(&mut bytes, "version")? {
+        VERSION => {}
+        newer if newer > VERSION => return Err(DecodeError::Newer(newer)),
+        _ => return Err(DecodeError::Malformed("version")),
+    }
+    let id = OperationId::from_bytes(take_array(&mut bytes, "id")?);
+    let fingerprint = Fingerprint::from_bytes(take_array(&mut bytes, "fingerprint")?);
+    let epoch = Epoch::new(take_varint(&mut bytes, "epoch")?);
+    let claimed_at = take_time(&mut bytes, "claim time")?;
+    let scope = Scope {
+        tenant: take_text(&mut bytes, "tenant")?,
+        namespace: take_text(&mut bytes, "namespace")?,
+    };
+    let key =
+        Key::new(&take_text(&mut bytes, "key")?).map_err(|_| DecodeError::Malformed("key"))?;
+    let request = RequestLine {
+        route: take_text(&mut bytes, "route")?,
+        method: take_text(&mut bytes, "method")?,
+        path: take_text(&mut bytes, "path")?,
+    };
+    let state = decode_state(&mut bytes)?;
+    if bytes.has_remaining() {
+        return Err(DecodeError::Malformed("end"));
+    }
+    Ok(Record {
+        id,
+        scope,
+        key,
+        fingerprint,
+        epoch,
+        claimed_at,
+        request,
+        state,
+    })
+}
+
+fn decode_state(bytes: &mut Bytes) -> Result<State, DecodeError> {
+    let number = take_u8(bytes, "state")?;
+    let name = StateName::ALL
+        .into_iter()
+        .find(|&name| state_number(name) == number)
+        .ok_or(DecodeError::Malformed("state"))?;
+    Ok(match name {
+        StateName::InFlight => State::InFlight {
+            owner: OwnerId::new(u64::from_be_bytes(take_array(bytes, "owner")?)),
+            lease_until: take_time(bytes, "lease")?,
+        },
+        StateName::Completed => State::Completed(Completed {
+            completed_at: take_time(bytes, "completion time")?,
+            expires_at: take_time(bytes, "window")?,
+            head: Head {
+                status: u16::from_be_bytes(take_array(bytes, "status")?),
+                headers: take_headers(bytes, "headers")?,
+            },
+            trailers: take_headers(bytes, "trailers")?,
+            body_len: take_varint(bytes, "body length")?,
+            chunks: u32::try_from(take_varint(bytes, "chunks")?)
+                .map_err(|_| DecodeError::Malformed("chunks"))?,
+        }),
+        StateName::Unknown => State::Unknown {
+            since: take_time(bytes, "time")?,
+            reason: UnknownReason::from_number(take_u8(bytes, "reason")?)
+                .ok_or(DecodeError::Malformed("reason"))?,
+        },
+        StateName::Released => State::Released {
+            since: take_time(bytes, "time")?,
+            reason: ReleaseReason::from_number(take_u8(bytes, "reason")?)
+                .ok_or(DecodeError::Malformed("reason"))?,
+            forget_at: take_time(bytes, "end")?,
+        },
+    })
+}
+
+/// Appends the encoding of `attempt` to `out`.
+pub fn encode_attempt(attempt: &Attempt, out: &mut BytesMut) {
+    put_varint(out, attempt.number.into());
+    put_varint(out, attempt.at.as_millis());
+    put_block(out, attempt.peer.as_bytes());
+    // 0 says that nothing was said; a count is kept one higher.
+    put_varint(
+        out,
+        attempt
+            .sdk_retry_count
+            .map_or(0, |count| u64::from(count) + 1),
+    );
+    out.put_u8(attempt.got.number());
+}
+
+/// Takes an attempt off the front of `bytes`.
+pub fn take_attempt(bytes: &mut Bytes) -> Result<Attempt, DecodeError> {
+    let malformed = DecodeError::Malformed("attempt");
+    Ok(Attempt {
+        number: u32::try_from(take_varint(bytes, "attempt")?).map_err(|_| malformed)?,
+        at: take_time(bytes, "attempt")?,
+        peer: take_text(bytes, "attempt")?,
+        sdk_retry_count: match take_varint(bytes, "attempt")? {
+            0 => None,
+            count => Some(u32::try_from(count - 1).map_err(|_| malformed)?),
+        },
+        got: Got::from_number(take_u8(bytes, "attempt")?).ok_or(malformed)?,
+    })
+}
+
+const fn state_number(name: StateName) -> u8 {
+    match name {
+        StateName::InFlight => 1,
+        StateName::Completed => 2,
+        StateName::Unknown => 3,
+        StateName::Released => 4,
+    }
+}
+
+/// Appends a varint: seven bits a byte, lowest first.
+pub(crate) fn put_varint(out: &mut BytesMut, mut value: u64) {
+    while value >= 0x80 {
+        out.put_u8(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.put_u8(value as u8);
+}
+
+pub(crate) fn put_block(out: &mut BytesMut, block: &[u8]) {
+    put_varint(out, block.len() as u64);
+    out.put_slice(block);
+}
+
+fn take_u8(bytes: &mut Bytes, what: &'static str) -> Result<u8, DecodeError> {
+    Ok(take_array::<1>(bytes, what)?[0])
+}
+
+fn take_array<const N: usize>(
+    bytes: &mut Bytes,
+    what: &'static str,
+) -> Result<[u8; N], DecodeError> {
+    let array = *bytes
+        .first_chunk::<N>()
+        .ok_or(DecodeError::Malformed(what))?;
+    bytes.advance(N);
+    Ok(array)
+}
+
+pub(crate) fn take_varint(bytes: &mut Bytes, what: &'static str) -> Result<u64, DecodeError> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = take_u8(bytes, what)?;
+        let bits = u64::from(byte & 0x7f);
+        if shift == 63 && bits > 1 {
+            break;
+        }
+        value |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(DecodeError::Malformed(what))
+}
+
+fn take_time(bytes: &mut Bytes, what: &'static str) -> Result<Timestamp, DecodeError> {
+    take_varint(bytes, what).map(Timestamp::from_millis)
+}
+
+pub(crate) fn take_block(bytes: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
+    let len = usize::try_from(take_varint(bytes, what)?).unwrap_or(usize::MAX);
+    if len > bytes.len() {
+        return Err(DecodeError::Malformed(what));
+    }
+    Ok(bytes.split_to(len))
+}
+
+fn take_text(bytes: &mut Bytes, what: &'static str) -> Result<Box<str>, DecodeError> {
+    let block = take_block(bytes, what)?;
+    std::str::from_utf8(&block)
+        .map(Into::into)
+        .map_err(|_| DecodeError::Malformed(what))
+}
+
+fn take_headers(bytes: &mut Bytes, what: &'static str) -> Result<HeaderBlock, DecodeError> {
+    HeaderBlock::from_bytes(take_block(bytes, what)?).map_err(|_| DecodeError::Malformed(what))
+}

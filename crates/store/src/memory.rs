@@ -1,0 +1,5 @@
+//! A store in memory, for tests.
+
+/// A store in memory.
+#[derive(Debug)]
+pub struct MemoryStore;
