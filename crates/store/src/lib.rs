@@ -11,6 +11,7 @@ use onlyonce_core::{
     Address, Attempt, Fence, Got, Key, OperationId, Record, Scope, StateName, Timestamp,
 };
 
+pub mod clock;
 pub mod codec;
 pub mod conformance;
 pub mod embedded;
