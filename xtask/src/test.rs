@@ -1,0 +1,119 @@
+//! `cargo xtask test`: everything a change has to pass, and one line that counts it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::args::Args;
+use crate::command::{cargo, each_line, headline};
+use crate::{audit, clients};
+
+/// How long the test run may be silent.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// The feature of the gateway that brings in the tests with real clients.
+const REAL_CLIENTS: &str = "real-clients";
+
+/// Runs all tests and prints `N passed, N failed`.
+pub fn run(mut args: Args) -> Result<()> {
+    let only_cargo = args.flag("--only-cargo");
+    args.finish()?;
+
+    let mut total = Count::default();
+    total.add(cargo_test()?);
+    if !only_cargo {
+        campaigns(&mut total);
+    }
+
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if total.failed > 0 || total.passed == 0 {
+        bail!("the tests did not pass");
+    }
+    Ok(())
+}
+
+/// The fault campaigns, short: their long forms are commands of their own.
+fn campaigns(_total: &mut Count) {}
+
+/// `cargo test` over the whole workspace, with the real clients where the gateway has such tests.
+fn cargo_test() -> Result<Count> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    if audit::has_feature("onlyonce", REAL_CLIENTS)? {
+        let clients = clients::install()?;
+        command.args(["--features", &format!("onlyonce/{REAL_CLIENTS}")]);
+        command.env("ONLYONCE_PYTHON", clients.python);
+        command.env("ONLYONCE_NODE_MODULES", clients.node_modules);
+    }
+
+    headline("cargo test --workspace");
+    let mut count = Count::default();
+    let mut passing = 0_u64;
+    let mut last = Instant::now();
+    let succeeded = each_line(&mut command, |line| {
+        // Thousands of lines that say "ok" hide the ones that do not.
+        if line.starts_with("test ") && line.ends_with("... ok") {
+            passing += 1;
+            if last.elapsed() < SILENCE {
+                return;
+            }
+            println!("   {passing} tests have passed so far");
+        } else {
+            println!("{line}");
+        }
+        last = Instant::now();
+        if let Some(one) = Count::of_line(line) {
+            count.add(one);
+        }
+    })?;
+    // A test binary that crashed, or did not compile, prints no count of its own.
+    if !succeeded && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// How many tests passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+impl Count {
+    /// Reads the line with which every test binary ends.
+    fn of_line(line: &str) -> Option<Self> {
+        let rest = line.strip_prefix("test result: ")?;
+        let number_before = |word: &str| -> Option<u64> {
+            let before = rest.split_once(word)?.0.trim_end();
+            before.rsplit([' ', '.']).next()?.parse().ok()
+        };
+        Some(Self {
+            passed: number_before("passed")?,
+            failed: number_before("failed;")?,
+        })
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn the_line_of_a_test_binary_is_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        assert_eq!(
+            Count::of_line(line),
+            Some(Count {
+                passed: 12,
+                failed: 3
+            })
+        );
+        assert_eq!(Count::of_line("test a_test_that_passed ... ok"), None);
+    }
+}
