@@ -1,5 +1,510 @@
-//! A store in memory, for tests.
+//! A store in memory, for tests and for gateways that may forget.
+//!
+//! It keeps every promise of [`Store`] but durability, and fails on request: see [`Faults`].
 
-/// A store in memory.
-#[derive(Debug)]
-pub struct MemoryStore;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Attempt, Fence, OperationId, Record, State, Timestamp, transition::assert_lawful,
+};
+use parking_lot::Mutex;
+
+use crate::{
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Status, Store, StoreError, Stored, Swap, Swept,
+    Write,
+    clock::{Clock, SystemClock},
+};
+
+mod faults;
+
+pub use faults::{Call, Fault, Faults, Gate};
+
+/// A store in memory: gone with its last handle.
+pub struct MemoryStore {
+    clock: Box<dyn Clock>,
+    secret: [u8; 32],
+    limits: Limits,
+    faults: Faults,
+    table: Mutex<Table>,
+}
+
+/// How much a [`MemoryStore`] holds at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Records, expired ones that were not swept yet included.
+    pub records: usize,
+    /// Bytes of recordings.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    /// No limit.
+    fn default() -> Self {
+        Self {
+            records: usize::MAX,
+            bytes: u64::MAX,
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty store on the system's clock.
+    pub fn new() -> Self {
+        Self::with_clock(SystemClock::new())
+    }
+
+    /// An empty store on `clock`.
+    pub fn with_clock(clock: impl Clock) -> Self {
+        let mut secret = [0; 32];
+        aws_lc_rs::rand::fill(&mut secret).expect("the system has random bytes");
+        Self {
+            clock: Box::new(clock),
+            secret,
+            limits: Limits::default(),
+            faults: Faults::default(),
+            table: Mutex::default(),
+        }
+    }
+
+    /// The same store with limits; beyond them, claims and chunks are refused as
+    /// [`StoreError::Full`].
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The handle by which tests make the store fail.
+    pub fn faults(&self) -> Faults {
+        self.faults.clone()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("records", &self.table.lock().entries.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store for MemoryStore {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
+        self.faults.meet(Call::Load).await?;
+        self.faults.check_readable(address)?;
+        Ok(self.table.lock().entries.get(&address).map(Entry::stored))
+    }
+
+    async fn compare_and_set(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        write: Write,
+    ) -> Result<Swap, StoreError> {
+        let call = Call::WriteOf(write.record.state.name());
+        let fault = self.faults.meet_write(call).await;
+        if let Some(error) = fault.and_then(Fault::before_the_write) {
+            return Err(error);
+        }
+        self.faults.check_readable(address)?;
+        let swap = self.table.lock().compare_and_set(
+            address,
+            expected,
+            write,
+            self.now(),
+            &self.limits,
+        )?;
+        match fault.and_then(Fault::after_the_write) {
+            Some(error) => Err(error),
+            None => Ok(swap),
+        }
+    }
+
+    async fn append(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        let fault = self.faults.meet_write(Call::Append).await;
+        if let Some(error) = fault.and_then(Fault::before_the_write) {
+            return Err(error);
+        }
+        self.faults.check_readable(address)?;
+        self.table
+            .lock()
+            .append(address, id, chunk, bytes, &self.limits)?;
+        fault.and_then(Fault::after_the_write).map_or(Ok(()), Err)
+    }
+
+    async fn read(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+    ) -> Result<Bytes, StoreError> {
+        self.faults.meet(Call::Read).await?;
+        self.faults.check_readable(address)?;
+        self.faults.check_chunk(address, chunk)?;
+        self.table
+            .lock()
+            .entry(address, id)
+            .and_then(|entry| entry.chunks.get(&chunk).cloned())
+            .ok_or_else(|| StoreError::Corrupt(format!("{id} has no chunk {chunk}")))
+    }
+
+    async fn note_attempt(
+        &self,
+        address: Address,
+        id: OperationId,
+        note: AttemptNote,
+    ) -> Result<u32, StoreError> {
+        self.faults.meet(Call::Note).await?;
+        let now = self.now();
+        let mut table = self.table.lock();
+        table.check_open()?;
+        let entry = table
+            .entry_mut(address, id)
+            .ok_or_else(|| StoreError::Unavailable(format!("{id} is not held")))?;
+        Ok(entry.note(note, now))
+    }
+
+    async fn attempts(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> Result<Vec<Attempt>, StoreError> {
+        let table = self.table.lock();
+        Ok(table
+            .entry(address, id)
+            .map(|entry| entry.attempts.iter().cloned().collect())
+            .unwrap_or_default())
+    }
+
+    async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
+        Ok(self.table.lock().addresses.get(&id).copied())
+    }
+
+    async fn list(&self, query: Query) -> Result<Page, StoreError> {
+        let now = self.now();
+        let table = self.table.lock();
+        let older_than = query
+            .older_than
+            .unwrap_or(OperationId::from_bytes([255; 16]));
+        let mut found = table
+            .addresses
+            .range(..older_than)
+            .rev()
+            .filter(|(_, address)| self.faults.check_readable(**address).is_ok())
+            .filter_map(|(_, address)| table.entries.get(address))
+            .filter(|entry| entry.counts(now) && matches(&query, &entry.record));
+        let records: Vec<Stored> = found
+            .by_ref()
+            .take(query.limit)
+            .map(Entry::stored)
+            .collect();
+        let more = found.next().is_some();
+        Ok(Page {
+            next: records
+                .last()
+                .filter(|_| more)
+                .map(|stored| stored.record.id),
+            records,
+        })
+    }
+
+    async fn remove(&self, address: Address, fence: Fence) -> Result<bool, StoreError> {
+        self.faults.check_readable(address)?;
+        let mut table = self.table.lock();
+        table.check_open()?;
+        let held = table.entries.get(&address);
+        let removes = held.is_some_and(|entry| entry.record.fence() == fence);
+        if removes {
+            table.drop_entry(address);
+        }
+        Ok(removes)
+    }
+
+    async fn sweep(&self) -> Result<Swept, StoreError> {
+        let now = self.now();
+        let mut table = self.table.lock();
+        let expired: Vec<Address> = table
+            .entries
+            .iter()
+            .filter(|(_, entry)| !entry.counts(now))
+            .map(|(address, _)| *address)
+            .collect();
+        let before = table.bytes;
+        for address in &expired {
+            table.drop_entry(*address);
+        }
+        Ok(Swept {
+            records: expired.len() as u64,
+            bytes: before - table.bytes,
+        })
+    }
+
+    async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
+        let now = self.now();
+        let table = self.table.lock();
+        let passed = |entry: &Entry| matches!(entry.record.state, State::InFlight { lease_until, .. } if now >= lease_until);
+        Ok(table
+            .entries
+            .iter()
+            .filter(|(address, entry)| {
+                passed(entry) && self.faults.check_readable(**address).is_ok()
+            })
+            .take(limit)
+            .map(|(address, entry)| (*address, (*entry.record).clone()))
+            .collect())
+    }
+
+    fn status(&self) -> Status {
+        let table = self.table.lock();
+        Status {
+            poisoned: None,
+            records: table.entries.len() as u64,
+            bytes: table.bytes,
+            commits: table.writes,
+            committed_writes: table.writes,
+            latest_commit: table.latest_write,
+        }
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.table.lock().closed = true;
+        Ok(())
+    }
+}
+
+/// Whether `query` wants `record`; the cursor and the limit are not looked at.
+fn matches(query: &Query, record: &Record) -> bool {
+    let claimed = first_claimed(record.id);
+    query.key.as_ref().is_none_or(|key| *key == record.key)
+        && query
+            .tenant
+            .as_ref()
+            .is_none_or(|tenant| *tenant == record.scope.tenant)
+        && query.state.is_none_or(|state| state == record.state.name())
+        && query.since.is_none_or(|since| claimed >= since)
+        && query.until.is_none_or(|until| claimed < until)
+}
+
+/// When the operation was first claimed: the first 48 bits of its id (RFC 9562, 5.7).
+fn first_claimed(id: OperationId) -> Timestamp {
+    let [a, b, c, d, e, f, ..] = *id.as_bytes();
+    Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<Address, Entry>,
+    addresses: BTreeMap<OperationId, Address>,
+    bytes: u64,
+    writes: u64,
+    latest_write: Duration,
+    closed: bool,
+}
+
+impl Table {
+    fn compare_and_set(
+        &mut self,
+        address: Address,
+        expected: Option<Fence>,
+        write: Write,
+        now: Timestamp,
+        limits: &Limits,
+    ) -> Result<Swap, StoreError> {
+        let started = Instant::now();
+        self.check_open()?;
+        let counts = self
+            .entries
+            .get(&address)
+            .filter(|entry| entry.counts(now))
+            .map(|entry| Arc::clone(&entry.record));
+        if counts.as_ref().map(|record| record.fence()) != expected {
+            return Ok(Swap::Lost);
+        }
+        assert_lawful(counts.as_deref(), &write.record);
+        assert_whole(&write);
+        let added = write.last_chunk.as_ref().map_or(0, |chunk| chunk.len());
+        self.check_room(added, limits)?;
+
+        if counts.is_none() {
+            if !self.entries.contains_key(&address) && self.entries.len() >= limits.records {
+                return Err(full("records", limits.records as u64));
+            }
+            self.drop_entry(address);
+            self.addresses.insert(write.record.id, address);
+        }
+        let entry = self.entries.entry(address).or_insert_with(|| Entry {
+            record: Arc::new(write.record.clone()),
+            chunks: BTreeMap::new(),
+            attempts: VecDeque::new(),
+            attempts_made: 0,
+        });
+        let before = entry.bytes();
+        match (&entry.record.state, &write.record.state) {
+            // A new execution starts a new recording.
+            (State::Released { .. } | State::Unknown { .. }, State::InFlight { .. }) => {
+                entry.chunks.clear();
+            }
+            (_, State::Completed(completed)) => {
+                entry.chunks.split_off(&completed.chunks);
+                if let Some(chunk) = write.last_chunk {
+                    entry.chunks.insert(completed.chunks - 1, chunk);
+                }
+            }
+            _ => {}
+        }
+        entry.record = Arc::new(write.record);
+        if let Some(note) = write.attempt {
+            entry.note(note, now);
+        }
+        let attempts = entry.attempts_made;
+        self.bytes = self.bytes - before + entry.bytes();
+        self.writes += 1;
+        self.latest_write = started.elapsed();
+        Ok(Swap::Done { attempts })
+    }
+
+    fn append(
+        &mut self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+        bytes: Bytes,
+        limits: &Limits,
+    ) -> Result<(), StoreError> {
+        self.check_open()?;
+        self.check_room(bytes.len(), limits)?;
+        let added = bytes.len() as u64;
+        let entry = self
+            .entry_mut(address, id)
+            .filter(|entry| {
+                // A late answer is recorded while the outcome is unknown.
+                matches!(
+                    entry.record.state,
+                    State::InFlight { .. } | State::Unknown { .. }
+                )
+            })
+            .ok_or_else(|| StoreError::Unavailable(format!("{id} is not running")))?;
+        let replaced = entry.chunks.insert(chunk, bytes);
+        self.bytes += added;
+        self.bytes -= replaced.map_or(0, |chunk| chunk.len() as u64);
+        Ok(())
+    }
+
+    fn entry(&self, address: Address, id: OperationId) -> Option<&Entry> {
+        self.entries
+            .get(&address)
+            .filter(|entry| entry.record.id == id)
+    }
+
+    fn entry_mut(&mut self, address: Address, id: OperationId) -> Option<&mut Entry> {
+        self.entries
+            .get_mut(&address)
+            .filter(|entry| entry.record.id == id)
+    }
+
+    fn drop_entry(&mut self, address: Address) {
+        if let Some(entry) = self.entries.remove(&address) {
+            self.bytes -= entry.bytes();
+            self.addresses.remove(&entry.record.id);
+        }
+    }
+
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.closed {
+            return Err(StoreError::Unavailable("it was closed".into()));
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, added: usize, limits: &Limits) -> Result<(), StoreError> {
+        if self.bytes.saturating_add(added as u64) > limits.bytes {
+            return Err(full("bytes", limits.bytes));
+        }
+        Ok(())
+    }
+}
+
+/// Panics unless a completed record with a body comes with its last chunk, and no other does.
+fn assert_whole(write: &Write) {
+    let wants = matches!(&write.record.state, State::Completed(completed) if completed.chunks > 0);
+    assert!(
+        write.last_chunk.is_some() == wants,
+        "I3: the last chunk of {} and its completed record are one write",
+        write.record.id
+    );
+}
+
+fn full(what: &str, limit: u64) -> StoreError {
+    StoreError::Full(format!("it holds its limit of {limit} {what}"))
+}
+
+struct Entry {
+    record: Arc<Record>,
+    chunks: BTreeMap<u32, Bytes>,
+    attempts: VecDeque<Attempt>,
+    attempts_made: u32,
+}
+
+impl Entry {
+    fn counts(&self, now: Timestamp) -> bool {
+        self.record.expires_at().is_none_or(|end| now < end)
+    }
+
+    fn stored(&self) -> Stored {
+        let last_chunk = match &self.record.state {
+            State::Completed(completed) => completed
+                .chunks
+                .checked_sub(1)
+                .and_then(|last| self.chunks.get(&last).cloned()),
+            _ => None,
+        };
+        Stored {
+            record: Arc::clone(&self.record),
+            attempts: self.attempts_made,
+            last_chunk,
+        }
+    }
+
+    fn note(&mut self, note: AttemptNote, at: Timestamp) -> u32 {
+        self.attempts_made += 1;
+        self.attempts.push_back(Attempt {
+            number: self.attempts_made,
+            at,
+            peer: note.peer,
+            sdk_retry_count: note.sdk_retry_count,
+            got: note.got,
+        });
+        if self.attempts.len() > MAX_ATTEMPTS_KEPT {
+            self.attempts.pop_front();
+        }
+        self.attempts_made
+    }
+
+    fn bytes(&self) -> u64 {
+        self.chunks.values().map(|chunk| chunk.len() as u64).sum()
+    }
+}
