@@ -31,4 +31,4 @@ pub use record::{
     StateName, UnknownReason,
 };
 pub use time::Timestamp;
-pub use transition::{NotLawful, Resolution};
+pub use transition::{NotLawful, Resolution, Standing};

@@ -4,7 +4,9 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::{Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, Scope, Timestamp};
+use crate::{
+    Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, Scope, Timestamp, transition::Standing,
+};
 
 /// The stored state of an operation.
 ///
@@ -36,6 +38,14 @@ impl Record {
         Fence {
             id: self.id,
             epoch: self.epoch,
+        }
+    }
+
+    /// Where the record stands.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            fence: self.fence(),
+            state: self.state.name(),
         }
     }
 

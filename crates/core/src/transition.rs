@@ -269,18 +269,47 @@ fn follow(record: &Record, state: State) -> Record {
 
 /// Panics unless `after` may be written in the place of `before`.
 ///
-/// Stores call it too, at the last moment before a write, so that no shell can carry a record
-/// around the protocol.
-///
 /// # Panics
 ///
 /// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
-/// fingerprint and key), I8 (only the drawn arrows; completed is immutable), I9 (the epoch rises by
-/// exactly one), I11 (the window starts at completion and does not end before it).
+/// fingerprint), I7 (and its scope and key), I8 (only the drawn arrows; completed is immutable), I9
+/// (the epoch rises by exactly one), I11 (the window starts at completion and does not end before
+/// it).
 pub fn assert_lawful(before: Option<&Record>, after: &Record) {
+    assert_arrow(before.map(Record::standing), after);
+    let Some(before) = before else { return };
+    assert!(
+        before.scope == after.scope && before.key == after.key,
+        "I7: {} changed its scope or key",
+        after.id
+    );
+    // Only a released key may be taken by another request.
+    assert!(
+        before.state.name() == StateName::Released || before.fingerprint == after.fingerprint,
+        "I6: {} changed its fingerprint",
+        after.id
+    );
+}
+
+/// Where a record stands, as far as a store needs to keep it at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The fence that a writer must present.
+    pub fence: Fence,
+    /// The state.
+    pub state: StateName,
+}
+
+/// The part of [`assert_lawful`] that needs no more than where the record stands. Stores call it at
+/// the last moment before a write, so that no shell can carry a record around the protocol.
+///
+/// # Panics
+///
+/// As [`assert_lawful`], for I8, I9 and I11.
+pub fn assert_arrow(before: Option<Standing>, after: &Record) {
     use StateName::{Completed, InFlight, Released, Unknown};
 
-    let from = before.map(|record| record.state.name());
+    let from = before.map(|standing| standing.state);
     let to = after.state.name();
     let drawn = matches!(
         (from, to),
@@ -295,32 +324,16 @@ pub fn assert_lawful(before: Option<&Record>, after: &Record) {
         after.id
     );
 
-    let epoch = before.map_or(Epoch::ZERO, |record| record.epoch);
+    let epoch = before.map_or(Epoch::ZERO, |standing| standing.fence.epoch);
     assert!(
         after.epoch == epoch.next(),
         "I9: epoch {:?} after {epoch:?}",
         after.epoch
     );
 
-    if let Some(before) = before {
-        assert!(
-            before.id == after.id,
-            "I8: {} became {}",
-            before.id,
-            after.id
-        );
-        assert!(
-            before.scope == after.scope && before.key == after.key,
-            "I7: {} changed its scope or key",
-            after.id
-        );
-        // Only a released key may be taken by another request.
-        assert!(
-            from == Some(Released) || before.fingerprint == after.fingerprint,
-            "I6: {} changed its fingerprint",
-            after.id
-        );
-    }
+    let id = before.map_or(after.id, |standing| standing.fence.id);
+    assert!(id == after.id, "I8: {id} became {}", after.id);
+
     if let State::Completed(completed) = &after.state {
         assert!(
             completed.expires_at >= completed.completed_at,
