@@ -4,7 +4,9 @@ mod args;
 mod audit;
 mod clients;
 mod command;
+mod faults;
 mod test;
+mod torture;
 
 use anyhow::{Result, bail};
 
@@ -14,6 +16,8 @@ cargo xtask COMMAND
   test [--only-cargo]      install what the tests need, build, run every test, then a minute of
                            torture and a short power cut; prints `N passed, N failed`
   audit                    licences, sources and versions of every dependency, offline
+  torture [--minutes N] [--seed S] [--release | --binary FILE]
+                           kill -9 at random points under load, checked against the upstream's ledger
 ";
 
 fn main() {
@@ -27,6 +31,7 @@ fn run() -> Result<()> {
     let mut args = args::Args::from_env();
     match args.command().as_deref() {
         Some("test") => test::run(args),
+        Some("torture") => torture::run(args),
         Some("audit") => audit::run(args),
         Some(other) => bail!("there is no command `{other}`\n\n{USAGE}"),
         None => {

@@ -1,0 +1,313 @@
+//! What the clients saw of each key, and whether it fits the guarantees.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::client::Answer;
+use super::random::hash;
+use super::script::{Script, body};
+use super::upstream::{Ledger, Sent};
+
+/// How one attempt ended for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A complete answer from the upstream.
+    Complete,
+    /// The problem `outcome-unknown`.
+    Unknown,
+    /// The upstream's "did not run": the key is free again.
+    Released,
+    /// No outcome: try again.
+    Again,
+}
+
+/// Something that a guarantee forbids.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The guarantee.
+    pub guarantee: &'static str,
+    /// The key.
+    pub key: String,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: key {}: {}", self.guarantee, self.key, self.what)
+    }
+}
+
+/// All keys of a campaign.
+#[derive(Clone, Default)]
+pub struct History {
+    keys: BTreeMap<String, KeyHistory>,
+    /// What went wrong.
+    pub violations: Vec<Violation>,
+    /// How many attempts were made.
+    pub attempts: u64,
+    /// How many answers were broken off.
+    pub broken: u64,
+}
+
+#[derive(Clone, Default)]
+struct KeyHistory {
+    /// The gateway's generation when the key was first sent.
+    first_generation: u64,
+    complete: Option<Complete>,
+    unknown: bool,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Complete {
+    execution: u64,
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: u64,
+}
+
+/// Headers that say how an answer came to this client, and not what it is.
+const MARKS: &[&str] = &[
+    "connection",
+    "content-length",
+    "idempotent-replayed",
+    "keep-alive",
+    "onlyonce-attempt",
+    "onlyonce-expires",
+    "onlyonce-status",
+    "transfer-encoding",
+];
+
+impl History {
+    /// Notes that a key is about to be sent to the gateway of this generation.
+    pub fn begin(&mut self, key: &str, generation: u64) {
+        self.attempts += 1;
+        self.keys
+            .entry(key.to_string())
+            .or_insert_with(|| KeyHistory {
+                first_generation: generation,
+                ..Default::default()
+            });
+    }
+
+    /// Notes an answer that never came to its end.
+    pub fn note_broken(&mut self) {
+        self.broken += 1;
+    }
+
+    /// Every key that was ever sent.
+    pub fn keys(&self) -> Vec<String> {
+        self.keys.keys().cloned().collect()
+    }
+
+    /// Notes an answer, and checks it against what was seen before.
+    pub fn observe(&mut self, key: &str, generation: u64, answer: &Answer) -> Seen {
+        let seen = match self.judge(key, generation, answer) {
+            Ok(seen) => seen,
+            Err((guarantee, what)) => {
+                self.violations.push(Violation {
+                    guarantee,
+                    key: key.to_string(),
+                    what,
+                });
+                Seen::Again
+            }
+        };
+        if let (Seen::Unknown, Some(history)) = (seen, self.keys.get_mut(key)) {
+            history.unknown = true;
+        }
+        seen
+    }
+
+    fn judge(
+        &mut self,
+        key: &str,
+        generation: u64,
+        answer: &Answer,
+    ) -> Result<Seen, (&'static str, String)> {
+        let script = Script::of_key(key);
+        let history = self.keys.entry(key.to_string()).or_default();
+        let had_complete = history.complete.is_some();
+        match mark(answer) {
+            Mark::Upstream => {
+                let complete = complete(key, &script, answer).map_err(|what| ("I5", what))?;
+                match &history.complete {
+                    None => history.complete = Some(complete),
+                    Some(first) if *first == complete => {}
+                    Some(first) => {
+                        let what = format!("{} before, {} now", show(first), show(&complete));
+                        return Err(("I4", what));
+                    }
+                }
+                Ok(Seen::Complete)
+            }
+            Mark::Unknown if had_complete => Err((
+                "I3",
+                "was completed for a client, and is unknown now".to_string(),
+            )),
+            Mark::Unknown if script.is_whole() && history.first_generation == generation => Err((
+                "L1",
+                "is unknown, and neither gateway nor upstream failed".to_string(),
+            )),
+            Mark::Unknown => Ok(Seen::Unknown),
+            Mark::Released if had_complete => {
+                Err(("I8", "was completed, and was released later".to_string()))
+            }
+            Mark::Released if script.declines == 0 => Err((
+                "I10",
+                "was released, and the upstream never declined it".to_string(),
+            )),
+            Mark::Released => Ok(Seen::Released),
+            Mark::Busy => Ok(Seen::Again),
+            Mark::Strange => {
+                let text = String::from_utf8_lossy(&answer.body);
+                let start: String = text.chars().take(200).collect();
+                Err((
+                    "contract",
+                    format!("an answer that does not belong: {} {start}", answer.status),
+                ))
+            }
+        }
+    }
+
+    /// Compares the whole campaign with what the upstream received.
+    pub fn check_ledger(&mut self, ledger: &Ledger) {
+        for (key, sent) in ledger {
+            let mut fault = |guarantee, what| {
+                self.violations.push(Violation {
+                    guarantee,
+                    key: key.clone(),
+                    what,
+                });
+            };
+            let runs: Vec<u64> = sent
+                .iter()
+                .filter_map(|sent| match sent {
+                    Sent::Ran(number) => Some(*number),
+                    Sent::Declined => None,
+                })
+                .collect();
+            if runs.len() > 1 {
+                fault(
+                    "I1",
+                    format!("the upstream ran it {} times: {sent:?}", runs.len()),
+                );
+            }
+            let complete = self
+                .keys
+                .get(key)
+                .and_then(|history| history.complete.as_ref());
+            if let Some(complete) = complete
+                && !runs.contains(&complete.execution)
+            {
+                fault(
+                    "I5",
+                    format!("{} is no execution of it: {sent:?}", show(complete)),
+                );
+            }
+        }
+        for (key, history) in &self.keys {
+            if history.complete.is_some() && !ledger.contains_key(key) {
+                self.violations.push(Violation {
+                    guarantee: "I5",
+                    key: key.clone(),
+                    what: "has an answer, and the upstream never saw it".to_string(),
+                });
+            }
+        }
+    }
+
+    /// How many keys were completed, and how many were unknown to the end.
+    pub fn outcomes(&self) -> (usize, usize) {
+        let completed = self
+            .keys
+            .values()
+            .filter(|key| key.complete.is_some())
+            .count();
+        let unknown = self
+            .keys
+            .values()
+            .filter(|key| key.unknown && key.complete.is_none())
+            .count();
+        (completed, unknown)
+    }
+}
+
+enum Mark {
+    Upstream,
+    Unknown,
+    Released,
+    Busy,
+    Strange,
+}
+
+fn mark(answer: &Answer) -> Mark {
+    match answer.head.header("onlyonce-status") {
+        Some("executed" | "replayed" | "joined") => return Mark::Upstream,
+        Some("released") if answer.status == 503 => return Mark::Released,
+        _ => {}
+    }
+    let text = String::from_utf8_lossy(&answer.body);
+    let problem = |name: &str| text.contains(&format!("/problems/{name}\""));
+    if problem("outcome-unknown") {
+        return Mark::Unknown;
+    }
+    let passing = [
+        "operation-in-flight",
+        "upstream-unreachable",
+        "shutting-down",
+        "store-unavailable",
+    ];
+    if passing.iter().any(|name| problem(name)) {
+        Mark::Busy
+    } else {
+        Mark::Strange
+    }
+}
+
+/// Checks a complete answer against the script: nothing missing, nothing of another execution.
+fn complete(key: &str, script: &Script, answer: &Answer) -> Result<Complete, String> {
+    let execution = answer
+        .head
+        .header("x-execution")
+        .and_then(|text| text.parse().ok());
+    let Some(execution) = execution else {
+        return Err("a complete answer without the number of its execution".to_string());
+    };
+    if !script.is_whole() {
+        return Err(format!(
+            "a complete answer, where the upstream broke off: {:?}",
+            script.run
+        ));
+    }
+    if answer.status != script.run.status() {
+        return Err(format!(
+            "status {} in place of {}",
+            answer.status,
+            script.run.status()
+        ));
+    }
+    if answer.body != body(key, execution, script.run.bytes()) {
+        return Err(format!(
+            "a body of {} bytes that is not the {} bytes of execution {execution}",
+            answer.body.len(),
+            script.run.bytes()
+        ));
+    }
+    let mut headers = answer.head.headers.clone();
+    headers.retain(|(name, _)| !MARKS.contains(&name.as_str()));
+    headers.sort();
+    Ok(Complete {
+        execution,
+        status: answer.status,
+        headers,
+        body: hash(&answer.body),
+    })
+}
+
+fn show(complete: &Complete) -> String {
+    format!(
+        "execution {}, status {}, {:?}",
+        complete.execution, complete.status, complete.headers
+    )
+}
