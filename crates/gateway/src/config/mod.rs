@@ -1,0 +1,135 @@
+//! The configuration: from text to values that are valid, in one step.
+//!
+//! Nothing behind this module checks a setting again: [`Config`] can only be made by reading, and
+//! reading refuses what cannot work. docs/configuration.md describes every setting.
+
+mod error;
+mod policy;
+mod route;
+pub(crate) mod section;
+mod server;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use error::ConfigError;
+pub(crate) use error::nearest;
+pub use policy::{
+    ClientGone, FingerprintBody, Forward, ForwardKey, KeyMode, OnUnknown, Policy, Retries,
+};
+pub use route::{Matcher, Route, Upstream};
+pub use section::Source;
+pub use server::{
+    Encryption, Forwarded, Limits, MIN_TOKEN_CHARACTERS, Overrides, Server, Store, StoreUrl,
+    Tenant, Tls, parse_address,
+};
+pub use value::{Secret, parse_duration, parse_size, show_duration};
+
+use crate::presets::Presets;
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`.
+    pub server: Server,
+    /// `[store]`.
+    pub store: Store,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[[tenant]]`.
+    pub tenants: Vec<Tenant>,
+    /// `[[upstream]]`, by name.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// `[[route]]`, in the order in which they are to be tried: the first that matches is the one.
+    pub routes: Vec<Arc<Route>>,
+}
+
+impl Config {
+    /// Reads a configuration's text.
+    pub fn read(source: &Source<'_>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        source.read(|root| {
+            let server = Server::read(root, overrides)?;
+            let store = Store::read(root, overrides)?;
+            let limits = Limits::read(root)?;
+            let tenants = Tenant::read_all(root)?;
+            let presets = Presets::read(root)?;
+            let upstreams = Upstream::read_all(root, &presets)?;
+            let routes = Route::read_all(root, &upstreams, &presets)?;
+            let mut upstreams: Vec<_> = upstreams.into_values().collect();
+            upstreams.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(Self {
+                server,
+                store,
+                limits,
+                tenants,
+                upstreams,
+                routes,
+            })
+        })
+    }
+
+    /// Reads the configuration file `path`; secrets are looked up in the environment.
+    pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: name.clone(),
+            line: None,
+            what: format!("the configuration file cannot be read ({error})"),
+            next: "name a file that exists and may be read".to_owned(),
+        })?;
+        let source = Source {
+            name: &name,
+            text: &text,
+            env: &|name| std::env::var(name).ok(),
+        };
+        Self::read(&source, overrides)
+    }
+
+    /// The configuration that `--upstream` and `--preset` mean: everything to one upstream, which
+    /// is named after its host.
+    pub fn for_upstream(
+        url: &str,
+        preset: &str,
+        overrides: &Overrides,
+    ) -> Result<Self, ConfigError> {
+        let host = url
+            .parse::<http::Uri>()
+            .ok()
+            .and_then(|uri| uri.host().map(|host| host.replace(['[', ']'], "")))
+            .unwrap_or_else(|| "upstream".to_owned());
+        let text = format!(
+            "[[upstream]]\nname = {}\nurl = {}\npreset = {}\n",
+            quoted(&host),
+            quoted(url),
+            quoted(preset)
+        );
+        let source = Source {
+            name: "the command line",
+            text: &text,
+            env: &|_| None,
+        };
+        Self::read(&source, overrides).map_err(|error| ConfigError {
+            line: None,
+            what: error
+                .what
+                .replace("`url`", "--upstream")
+                .replace("`preset`", "--preset"),
+            ..error
+        })
+    }
+
+    /// The route of a request to `host` for `path`.
+    pub fn route(&self, host: Option<&str>, path: &str) -> Option<&Arc<Route>> {
+        self.routes
+            .iter()
+            .find(|route| route.matcher.matches(host, path))
+    }
+}
+
+/// `text` as a TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

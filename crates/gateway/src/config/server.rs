@@ -1,0 +1,541 @@
+//! `[server]`, `[store]`, `[limits]` and `[[tenant]]`.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
+
+use super::error::ConfigError;
+use super::policy::set_span;
+use super::section::{Entry, OrZero, Section};
+use super::value::Secret;
+
+/// What the listeners do.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where requests come in.
+    pub listen: SocketAddr,
+    /// Where the control listener is.
+    pub control: SocketAddr,
+    /// What callers of the control listener must present.
+    pub control_token: Option<Secret>,
+    /// The address under which people reach the control listener's pages, without a slash at the
+    /// end.
+    pub public_url: Option<Box<str>>,
+    /// How many threads serve requests, each with a runtime of its own.
+    pub workers: usize,
+    /// Whether a keyed request without a credential is served, as tenant `anonymous`.
+    pub allow_anonymous: bool,
+    /// Connections at once; more wait to be accepted.
+    pub max_connections: usize,
+    /// From the first byte of a request to the end of its headers.
+    pub header_timeout: Duration,
+    /// For the whole request body.
+    pub body_timeout: Duration,
+    /// How long a connection without a request stays.
+    pub idle_timeout: Duration,
+    /// How long a caller may take to read what was sent to it.
+    pub write_timeout: Duration,
+    /// How long running operations get at shutdown.
+    pub drain_timeout: Duration,
+    /// The longest request head, in bytes.
+    pub max_header_bytes: usize,
+    /// The most headers of a request.
+    pub max_headers: usize,
+    /// Which header tells the upstream who called.
+    pub forwarded: Forwarded,
+    /// The certificate, where requests come in over TLS.
+    pub tls: Option<Tls>,
+}
+
+/// Which header tells the upstream who called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarded {
+    /// None, and none that came is passed on.
+    #[default]
+    None,
+    /// `X-Forwarded-For`, `-Host` and `-Proto`.
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// PEM files of a certificate.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The control listener's token has at least so many characters where it is not on loopback.
+pub const MIN_TOKEN_CHARACTERS: usize = 32;
+
+/// Which addresses the command line gave; they win over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--control`.
+    pub control: Option<SocketAddr>,
+    /// `--data`.
+    pub data: Option<PathBuf>,
+}
+
+impl Server {
+    pub(crate) fn read(root: &mut Section<'_>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut section = root.table_or_empty("server")?;
+        let mut listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8787));
+        if let Some(entry) = section.take("listen") {
+            listen = address(&entry)?;
+        }
+        let mut control = SocketAddr::from((Ipv4Addr::LOCALHOST, 8788));
+        if let Some(entry) = section.take("control") {
+            control = address(&entry)?;
+        }
+        let listen = overrides.listen.unwrap_or(listen);
+        let mut server = Self {
+            listen,
+            control: overrides.control.unwrap_or(control),
+            control_token: None,
+            public_url: None,
+            workers: thread::available_parallelism().map_or(1, usize::from),
+            allow_anonymous: listen.ip().is_loopback(),
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+            max_header_bytes: 32 << 10,
+            max_headers: 128,
+            forwarded: Forwarded::None,
+            tls: None,
+        };
+        server.read_control(&mut section)?;
+        server.read_limits(&mut section)?;
+        if let Some(entry) = section.take("allow_anonymous") {
+            server.allow_anonymous = entry.boolean()?;
+        }
+        if let Some(entry) = section.take("forwarded") {
+            server.forwarded = entry.choice(&[
+                ("none", Forwarded::None),
+                ("x-forwarded", Forwarded::XForwarded),
+                ("forwarded", Forwarded::Forwarded),
+            ])?;
+        }
+        if let Some(mut tls) = section.table("tls")? {
+            let cert = tls.require("cert", "name the PEM file of the certificate chain")?;
+            let key = tls.require("key", "name the PEM file of the private key")?;
+            server.tls = Some(Tls {
+                cert: cert.filled()?.into(),
+                key: key.filled()?.into(),
+            });
+            tls.finish()?;
+        }
+        section.finish()?;
+        Ok(server)
+    }
+
+    fn read_control(&mut self, section: &mut Section<'_>) -> Result<(), ConfigError> {
+        if let Some(entry) = section.take("control_token") {
+            self.control_token = Some(entry.secret()?);
+        }
+        if let Some(entry) = section.take("public_url") {
+            let url = entry.filled()?;
+            if !(url.starts_with("http://") || url.starts_with("https://")) {
+                return Err(entry.fail(
+                    format!("cannot be \"{url}\""),
+                    "write the address of the control listener as people reach it, like \
+                     \"https://onlyonce.example.com\"",
+                ));
+            }
+            self.public_url = Some(url.trim_end_matches('/').into());
+        }
+        if self.listen == self.control && self.listen.port() != 0 {
+            return Err(section.fail(
+                format!("listen and control are both {}", self.listen),
+                "give the control listener another port",
+            ));
+        }
+        let token = self
+            .control_token
+            .as_ref()
+            .map(|token| token.expose().chars().count());
+        if self.control.ip().is_loopback() || token >= Some(MIN_TOKEN_CHARACTERS) {
+            return Ok(());
+        }
+        let has = match token {
+            None => "there is no control_token".to_owned(),
+            Some(len) => format!("control_token has {len} characters"),
+        };
+        Err(section.fail(
+            format!(
+                "the control listener {} is not on loopback, and {has}",
+                self.control
+            ),
+            format!(
+                "set control_token = \"env:ONLYONCE_CONTROL_TOKEN\" with at least \
+                 {MIN_TOKEN_CHARACTERS} random characters, or listen on 127.0.0.1"
+            ),
+        ))
+    }
+
+    fn read_limits(&mut self, section: &mut Section<'_>) -> Result<(), ConfigError> {
+        if let Some(entry) = section.take("workers") {
+            self.workers = entry.number(1..=1024)?;
+        }
+        if let Some(entry) = section.take("max_connections") {
+            self.max_connections = entry.number(1..=10_000_000)?;
+        }
+        set_span(
+            section,
+            "header_timeout",
+            OrZero::No,
+            &mut self.header_timeout,
+        )?;
+        set_span(section, "body_timeout", OrZero::No, &mut self.body_timeout)?;
+        set_span(section, "idle_timeout", OrZero::No, &mut self.idle_timeout)?;
+        set_span(
+            section,
+            "write_timeout",
+            OrZero::No,
+            &mut self.write_timeout,
+        )?;
+        set_span(
+            section,
+            "drain_timeout",
+            OrZero::Yes,
+            &mut self.drain_timeout,
+        )?;
+        if let Some(entry) = section.take("max_header_bytes") {
+            // hyper reads heads into a buffer of 8 KiB at least.
+            self.max_header_bytes = narrow(entry.size((8 << 10)..=(16 << 20))?);
+        }
+        if let Some(entry) = section.take("max_headers") {
+            self.max_headers = entry.number(16..=10_000)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where records are kept.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// Which store.
+    pub url: StoreUrl,
+    /// Bytes of a log file of the embedded store.
+    pub segment_bytes: u64,
+    /// Bytes of recordings that stay in memory.
+    pub cache_bytes: u64,
+    /// Bytes on disk at most; 0 for no limit.
+    pub max_bytes: u64,
+    /// Records at most.
+    pub max_records: u64,
+    /// How long a claim is believed without renewal.
+    pub lease: Duration,
+    /// How long a released record is shown before it is forgotten.
+    pub released_retention: Duration,
+    /// The keys that what is stored is sealed with.
+    pub encryption: Option<Encryption>,
+}
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// Our own log in a folder.
+    Embedded(PathBuf),
+    /// Nothing outlives the process: for tests.
+    Memory,
+}
+
+/// The keys that what is stored is sealed with.
+#[derive(Clone)]
+pub struct Encryption {
+    /// The number of the key that new data is sealed with.
+    pub active: u32,
+    /// All keys that data may be sealed with, by number.
+    pub keys: Vec<(u32, [u8; 32])>,
+}
+
+impl std::fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ids: Vec<_> = self.keys.iter().map(|(id, _)| id).collect();
+        f.debug_struct("Encryption")
+            .field("active", &self.active)
+            .field("ids", &ids)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    pub(crate) fn read(root: &mut Section<'_>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut section = root.table_or_empty("store")?;
+        let mut store = Self {
+            url: StoreUrl::Embedded("./onlyonce-data".into()),
+            segment_bytes: 64 << 20,
+            cache_bytes: 64 << 20,
+            max_bytes: 64 << 30,
+            max_records: 4_000_000,
+            lease: Duration::from_secs(30),
+            released_retention: Duration::from_secs(3600),
+            encryption: None,
+        };
+        if let Some(entry) = section.take("url") {
+            store.url = store_url(&entry)?;
+        }
+        if let Some(data) = &overrides.data {
+            store.url = StoreUrl::Embedded(data.clone());
+        }
+        if let Some(entry) = section.take("segment_bytes") {
+            store.segment_bytes = entry.size((1 << 20)..=(1 << 30))?;
+        }
+        if let Some(entry) = section.take("cache_bytes") {
+            store.cache_bytes = entry.size(0..=(1 << 40))?;
+        }
+        if let Some(entry) = section.take("max_bytes") {
+            store.max_bytes = entry.size(0..=(1 << 50))?;
+            if store.max_bytes != 0 && store.max_bytes < 2 * store.segment_bytes {
+                return Err(entry.fail(
+                    "is below two segments",
+                    format!(
+                        "write 0 for no limit, at least {} bytes, or lower segment_bytes",
+                        2 * store.segment_bytes
+                    ),
+                ));
+            }
+        }
+        if let Some(entry) = section.take("max_records") {
+            store.max_records = entry.number(1..=1_000_000_000)?;
+        }
+        if let Some(entry) = section.take("lease") {
+            store.lease = entry.duration(OrZero::No)?;
+            if store.lease < Duration::from_secs(1) {
+                return Err(entry.fail("is below one second", "write at least \"1s\""));
+            }
+        }
+        set_span(
+            &mut section,
+            "released_retention",
+            OrZero::Yes,
+            &mut store.released_retention,
+        )?;
+        if let Some(encryption) = section.table("encryption")? {
+            store.encryption = Some(Encryption::read(encryption)?);
+        }
+        section.finish()?;
+        Ok(store)
+    }
+}
+
+fn store_url(entry: &Entry<'_>) -> Result<StoreUrl, ConfigError> {
+    let text = entry.filled()?;
+    match text.split_once(':') {
+        Some(("embedded", folder)) if !folder.is_empty() => Ok(StoreUrl::Embedded(folder.into())),
+        Some(("memory", "")) => Ok(StoreUrl::Memory),
+        _ => Err(entry.fail(
+            format!("cannot be \"{text}\""),
+            "write \"embedded:FOLDER\", or \"memory:\" for tests",
+        )),
+    }
+}
+
+impl Encryption {
+    fn read(mut section: Section<'_>) -> Result<Self, ConfigError> {
+        let list = section.require("keys", "write keys = [{ id = 1, key = \"env:NAME\" }]")?;
+        let mut keys = Vec::new();
+        for (index, item) in list
+            .list("[{ id = 1, key = \"env:NAME\" }]")?
+            .iter()
+            .enumerate()
+        {
+            let mut table = item.table(&format!("encryption key number {}", index + 1))?;
+            let id = table.require("id", "number the key, from 1")?;
+            let number = id.number(1..=u64::from(u32::MAX))?;
+            if keys.iter().any(|(other, _)| *other == number) {
+                return Err(id.fail(format!("is {number} again"), "give each key its own number"));
+            }
+            let key = table.require("key", "write \"env:NAME\" with 32 bytes in base64 or hex")?;
+            keys.push((number, thirty_two_bytes(&key)?));
+            table.finish()?;
+        }
+        let active = section.require("active", "write the id of the key that seals new data")?;
+        let number = active.number(1..=u64::from(u32::MAX))?;
+        if !keys.iter().any(|(id, _)| *id == number) {
+            return Err(active.fail(
+                format!("is {number}, and no key has that id"),
+                "write the id of one of the keys",
+            ));
+        }
+        section.finish()?;
+        Ok(Self {
+            active: number,
+            keys,
+        })
+    }
+}
+
+fn thirty_two_bytes(entry: &Entry<'_>) -> Result<[u8; 32], ConfigError> {
+    let secret = entry.secret()?;
+    let text = secret.expose();
+    from_hex(text)
+        .or_else(|| STANDARD.decode(text).ok()?.try_into().ok())
+        .ok_or_else(|| {
+            entry.fail(
+                "is not 32 bytes in base64 or hex",
+                "make one with `openssl rand -base64 32`",
+            )
+        })
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// What is bounded (I15).
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub request_body: u64,
+    /// Above so many bytes a request body waits on disk.
+    pub spool_above: u64,
+    /// Bytes of a response body.
+    pub response_body: u64,
+    /// Bytes of recording in memory per running operation.
+    pub operation_memory: usize,
+    /// Operations running at once.
+    pub live_operations: usize,
+    /// Operations of one tenant running at once.
+    pub tenant_live: usize,
+    /// Records of one tenant.
+    pub tenant_records: u64,
+}
+
+impl Limits {
+    pub(crate) fn read(root: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let mut section = root.table_or_empty("limits")?;
+        let mut limits = Self {
+            request_body: 64 << 20,
+            spool_above: 1 << 20,
+            response_body: 256 << 20,
+            operation_memory: 256 << 10,
+            live_operations: 20_000,
+            tenant_live: 10_000,
+            tenant_records: 2_000_000,
+        };
+        if let Some(entry) = section.take("request_body") {
+            limits.request_body = entry.size(1..=(1 << 40))?;
+        }
+        if let Some(entry) = section.take("spool_above") {
+            limits.spool_above = entry.size(0..=(1 << 30))?;
+        }
+        if let Some(entry) = section.take("response_body") {
+            limits.response_body = entry.size(1..=(1 << 40))?;
+        }
+        if let Some(entry) = section.take("operation_memory") {
+            limits.operation_memory = narrow(entry.size((64 << 10)..=(1 << 30))?);
+        }
+        if let Some(entry) = section.take("live_operations") {
+            limits.live_operations = entry.number(1..=10_000_000)?;
+        }
+        if let Some(entry) = section.take("tenant_live") {
+            limits.tenant_live = entry.number(1..=10_000_000)?;
+        }
+        if let Some(entry) = section.take("tenant_records") {
+            limits.tenant_records = entry.number(1..=1_000_000_000)?;
+        }
+        section.finish()?;
+        Ok(limits)
+    }
+}
+
+/// A caller with a name, whatever its credential is today.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// The name.
+    pub name: Box<str>,
+    /// The credentials that are this tenant's: several while one is being replaced.
+    pub credentials: Vec<Secret>,
+}
+
+impl Tenant {
+    pub(crate) fn read_all(root: &mut Section<'_>) -> Result<Vec<Self>, ConfigError> {
+        let mut tenants = Vec::new();
+        let mut names = HashSet::new();
+        let mut credentials = HashSet::new();
+        for mut section in root.tables("tenant")? {
+            let entry = section.require("name", "name the tenant")?;
+            let name = entry.name()?;
+            if name == ANONYMOUS || name.starts_with(HASHED_PREFIX) {
+                return Err(entry.fail(
+                    format!("cannot be \"{name}\""),
+                    format!(
+                        "choose one that is not \"{ANONYMOUS}\" and does not start with \
+                         \"{HASHED_PREFIX}\": those are tenants without a configured name"
+                    ),
+                ));
+            }
+            if !names.insert(name) {
+                return Err(entry.fail(format!("is \"{name}\" again"), "choose another name"));
+            }
+            let list = section.require("credentials", "write credentials = [\"env:NAME\"]")?;
+            let mut own = Vec::new();
+            for item in list.list("[\"env:NAME\"]")? {
+                let secret = item.secret()?;
+                if !credentials.insert(secret.expose().to_owned()) {
+                    return Err(item.fail(
+                        "is a credential that was already given",
+                        "a credential belongs to one tenant; take one of the two away",
+                    ));
+                }
+                own.push(secret);
+            }
+            if own.is_empty() {
+                return Err(list.fail("is empty", "write credentials = [\"env:NAME\"]"));
+            }
+            tenants.push(Self {
+                name: name.into(),
+                credentials: own,
+            });
+            section.finish()?;
+        }
+        Ok(tenants)
+    }
+}
+
+/// An address to listen on, `localhost` included.
+fn address(entry: &Entry<'_>) -> Result<SocketAddr, ConfigError> {
+    let text = entry.text()?;
+    parse_address(text).ok_or_else(|| {
+        entry.fail(
+            format!("cannot be \"{text}\""),
+            "write an address and a port, like \"127.0.0.1:8787\"",
+        )
+    })
+}
+
+/// Reads `127.0.0.1:8787`, `[::1]:8787` or `localhost:8787`.
+pub fn parse_address(text: &str) -> Option<SocketAddr> {
+    match text.strip_prefix("localhost:") {
+        Some(port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+        None => text.parse().ok(),
+    }
+}
+
+/// A size that its range has already bounded.
+fn narrow(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}
