@@ -5,6 +5,7 @@ mod audit;
 mod clients;
 mod command;
 mod faults;
+mod powercut;
 mod test;
 mod torture;
 
@@ -18,6 +19,8 @@ cargo xtask COMMAND
   audit                    licences, sources and versions of every dependency, offline
   torture [--minutes N] [--seed S] [--release | --binary FILE]
                            kill -9 at random points under load, checked against the upstream's ledger
+  powercut [--images N] [--seed S] [--release | --binary FILE]
+                           power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
 ";
 
 fn main() {
@@ -32,6 +35,7 @@ fn run() -> Result<()> {
     match args.command().as_deref() {
         Some("test") => test::run(args),
         Some("torture") => torture::run(args),
+        Some("powercut") => powercut::run(args),
         Some("audit") => audit::run(args),
         Some(other) => bail!("there is no command `{other}`\n\n{USAGE}"),
         None => {

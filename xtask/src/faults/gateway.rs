@@ -104,11 +104,6 @@ impl Gateway {
         self.child.wait()?;
         Ok(())
     }
-
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 impl Drop for Gateway {

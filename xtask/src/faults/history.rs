@@ -48,6 +48,8 @@ pub struct History {
     pub attempts: u64,
     /// How many answers were broken off.
     pub broken: u64,
+    /// Stored bytes were damaged: what was completed may be unknown now (I13), but nothing else.
+    pub rotten: bool,
 }
 
 #[derive(Clone, Default)]

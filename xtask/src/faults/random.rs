@@ -38,6 +38,13 @@ impl Random {
         low + self.below(high - low + 1)
     }
 
+    /// A number from 1 up to a power of two, whose exponent is chosen first: small numbers come up
+    /// as often as large ones.
+    pub fn up_to_power(&mut self, low: u64, high: u64) -> u64 {
+        let exponent = self.between(low, high);
+        self.between(1, 1 << exponent)
+    }
+
     /// True in `percent` of a hundred cases.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent

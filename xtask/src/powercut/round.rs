@@ -1,0 +1,342 @@
+//! One round: load, cut, images, and the check of each.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::Plan;
+use super::disk::{Disk, Rules};
+use super::image::Image;
+use super::mount::Mounted;
+use crate::command::target_dir;
+use crate::faults::gateway::{Gateway, Setup, Starting};
+use crate::faults::history::History;
+use crate::faults::load::{Load, Shared, Target, settle};
+use crate::faults::random::Random;
+use crate::faults::upstream::{Ledger, Upstream, lock};
+
+/// How many images are taken of one cut.
+const IMAGES_OF_A_CUT: u64 = 12;
+
+/// How many clients send at once.
+const CLIENTS: u64 = 12;
+
+/// How long a round may go on before the power goes anyway.
+const ROUND_LIMIT: Duration = Duration::from_secs(4);
+
+/// With this many keys a round starts again from an empty disk.
+const KEYS_LIMIT: usize = 1_500;
+
+/// What a campaign counts.
+#[derive(Default)]
+pub struct Tally {
+    /// Distinct images that were checked.
+    pub images: u64,
+    /// Images taken of a gateway that was cut while it recovered from an image.
+    pub recovery_cuts: u64,
+    /// Images in which bits were flipped.
+    pub rotten: u64,
+    /// Of these, the ones with which the gateway refused to start.
+    pub refused: u64,
+    /// Keys checked, over all images.
+    pub keys: usize,
+    /// Of these, completed.
+    pub completed: usize,
+    /// Of these, unknown.
+    pub unknown: usize,
+    /// Changes and syncs before the cuts.
+    pub operations: u64,
+    /// Of these, syncs.
+    pub syncs: u64,
+    /// The longest start of a gateway.
+    pub longest_start: Duration,
+    /// What went wrong.
+    pub violations: Vec<String>,
+}
+
+/// What is known at one moment: the disk, the clients' view and the upstream's.
+#[derive(Clone, Default)]
+struct World {
+    image: Image,
+    history: History,
+    ledger: Ledger,
+    next_key: u64,
+}
+
+/// A running campaign.
+pub struct Campaign {
+    binary: PathBuf,
+    seed: u64,
+    wanted: u64,
+    folder: PathBuf,
+    upstream: Upstream,
+    generation: u64,
+    fingerprints: BTreeSet<u64>,
+    world: World,
+    /// What was counted.
+    pub tally: Tally,
+}
+
+impl Campaign {
+    /// Prepares a campaign; fails where FUSE does not work.
+    pub fn start(plan: &Plan) -> Result<Self> {
+        let folder = target_dir().join(format!("powercut-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(folder.join("disk"))?;
+        Mounted::mount(Disk::new(Rules::Strict), &folder.join("disk"))?.unmount()?;
+        Ok(Self {
+            binary: plan.binary.clone(),
+            seed: plan.seed,
+            wanted: plan.images,
+            folder,
+            upstream: Upstream::start()?,
+            generation: 0,
+            fingerprints: BTreeSet::new(),
+            world: World::default(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// Runs one round.
+    pub fn round(&mut self, number: u64) -> Result<()> {
+        let mut random = Random::part(self.seed, number);
+        if self.world.history.keys().len() > KEYS_LIMIT || random.percent(20) {
+            self.world = World {
+                next_key: self.world.next_key,
+                ..World::default()
+            };
+        }
+        let rules = if random.percent(50) {
+            Rules::Strict
+        } else {
+            Rules::Journal
+        };
+        // Small numbers hit the first start, large ones the load and the change of segments.
+        let operations = random.up_to_power(2, 12);
+        let before = self.world.clone();
+        let (disk, cut) = self.load_and_cut(&before, rules, operations, &mut random)?;
+
+        let label = format!("round {number} ({rules:?}, cut after {operations})");
+        for index in 0..IMAGES_OF_A_CUT {
+            let image = Image::of_disk(&disk, &mut random);
+            let world = World {
+                image,
+                ..cut.clone()
+            };
+            self.one_image(
+                world,
+                rules,
+                &format!("{label}, image {index}"),
+                &mut random,
+            )?;
+            if self.tally.images >= self.wanted {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks one image: as it is, or cut once more while it recovers, or with flipped bits.
+    fn one_image(
+        &mut self,
+        mut world: World,
+        rules: Rules,
+        label: &str,
+        random: &mut Random,
+    ) -> Result<()> {
+        if !self.fingerprints.insert(world.image.fingerprint()) {
+            return Ok(());
+        }
+        let mut label = label.to_string();
+        let mut rotten = false;
+        match random.below(10) {
+            0..=2 => {
+                let operations = random.up_to_power(0, 7);
+                let (disk, cut) = self.load_and_cut(&world, rules, operations, random)?;
+                world = World {
+                    image: Image::of_disk(&disk, random),
+                    ..cut
+                };
+                label = format!("{label}, cut again after {operations}");
+                if !self.fingerprints.insert(world.image.fingerprint()) {
+                    return Ok(());
+                }
+                self.tally.recovery_cuts += 1;
+            }
+            3 => {
+                if let Some(place) = world.image.rot(random) {
+                    label = format!("{label}, flipped bits in {place}");
+                    rotten = true;
+                    self.tally.rotten += 1;
+                }
+            }
+            _ => {}
+        }
+        self.tally.images += 1;
+        let after = self.check(&world, &label, rotten)?;
+        // The next round goes on from an image that was recovered from.
+        if let Some(after) = after
+            && !rotten
+        {
+            self.world = after;
+        }
+        Ok(())
+    }
+
+    /// Runs the gateway on a mounted disk that holds the world's image, under load, until the
+    /// power goes.
+    fn load_and_cut(
+        &mut self,
+        world: &World,
+        rules: Rules,
+        operations: u64,
+        random: &mut Random,
+    ) -> Result<(Disk, World)> {
+        let place = self.folder.join("disk");
+        let mut disk = world.image.to_disk(rules);
+        disk.cut_after(operations);
+        let mounted = Mounted::mount(disk, &place)?;
+        let setup = self.setup(place.join("data"));
+        let shared = self.shared(world);
+        shared
+            .next_key
+            .fetch_add(random.below(1_000), Ordering::SeqCst);
+
+        let starting = Starting::spawn(&setup)?;
+        let started = starting.ready();
+        match started {
+            Ok(gateway) => {
+                self.generation += 1;
+                shared.target.set(Some((gateway.address, self.generation)));
+                let load = Load::start(&shared, CLIENTS);
+                let deadline = Instant::now() + ROUND_LIMIT;
+                while !mounted.disk().is_cut() && Instant::now() < deadline {
+                    thread::sleep(Duration::from_micros(200));
+                }
+                mounted.disk().cut_now();
+                gateway.kill()?;
+                shared.target.set(None);
+                load.stop();
+            }
+            Err(_) if mounted.disk().is_cut() => {}
+            Err(error) => self.violated(&format!("start on a mounted disk: {error:#}")),
+        }
+        self.upstream.wait_until_idle()?;
+        let disk = mounted.unmount()?;
+        self.tally.operations += disk.operations;
+        self.tally.syncs += disk.syncs;
+        let world = World {
+            image: Image::default(),
+            history: self.take_history(&shared, "before the cut"),
+            ledger: self.upstream.ledger(),
+            next_key: shared.next_key.load(Ordering::SeqCst),
+        };
+        Ok((disk, world))
+    }
+
+    /// Starts the gateway on an image in a plain folder and sends every key again, twice.
+    fn check(&mut self, world: &World, label: &str, rotten: bool) -> Result<Option<World>> {
+        let place = self.folder.join("image");
+        let _ = fs::remove_dir_all(&place);
+        world.image.write_to(&place)?;
+        let setup = self.setup(place.join("data"));
+        let shared = self.shared(world);
+        lock(&shared.history).rotten = rotten;
+        let violations = self.tally.violations.len();
+        for _ in 0..2 {
+            let gateway = match Gateway::start(&setup) {
+                Ok(gateway) => gateway,
+                Err(_) if rotten => {
+                    self.tally.refused += 1;
+                    return Ok(None);
+                }
+                Err(error) => {
+                    self.violated(&format!("L6: {label}: {error:#}"));
+                    self.keep(&world.image)?;
+                    return Ok(None);
+                }
+            };
+            self.tally.longest_start = self.tally.longest_start.max(gateway.start_up);
+            self.generation += 1;
+            shared.target.set(Some((gateway.address, self.generation)));
+            settle(&shared, CLIENTS as usize);
+            gateway.kill()?;
+        }
+        self.upstream.wait_until_idle()?;
+
+        let ledger = self.upstream.ledger();
+        lock(&shared.history).check_ledger(&ledger);
+        let history = self.take_history(&shared, label);
+        let (completed, unknown) = history.outcomes();
+        self.tally.keys += history.keys().len();
+        self.tally.completed += completed;
+        self.tally.unknown += unknown;
+        if self.tally.violations.len() > violations {
+            self.keep(&world.image)?;
+            return Ok(None);
+        }
+        let image = Image::read_from(&place)?;
+        Ok(Some(World {
+            image,
+            history,
+            ledger,
+            next_key: world.next_key,
+        }))
+    }
+
+    fn setup(&self, data: PathBuf) -> Setup {
+        Setup {
+            binary: self.binary.clone(),
+            config: self.folder.join("onlyonce.toml"),
+            data,
+            upstream: self.upstream.address(),
+        }
+    }
+
+    /// Clients and upstream as they were at the world's moment.
+    fn shared(&self, world: &World) -> Shared {
+        self.upstream.replace_ledger(world.ledger.clone());
+        Shared {
+            target: Target::default(),
+            history: Arc::new(Mutex::new(world.history.clone())),
+            next_key: Arc::new(AtomicU64::new(world.next_key)),
+            seed: self.seed,
+        }
+    }
+
+    /// Takes the history, and its violations to the tally.
+    fn take_history(&mut self, shared: &Shared, label: &str) -> History {
+        let mut history = std::mem::take(&mut *lock(&shared.history));
+        for violation in history.violations.drain(..) {
+            self.violated(&format!("{violation}; {label}"));
+        }
+        history
+    }
+
+    fn violated(&mut self, what: &str) {
+        println!("   VIOLATED {what}");
+        self.tally.violations.push(what.to_string());
+    }
+
+    /// Keeps an image for whoever has to find out why.
+    fn keep(&self, image: &Image) -> Result<()> {
+        let place = self
+            .folder
+            .with_extension(format!("image-{}", self.tally.images));
+        image.write_to(&place).context("cannot keep the image")?;
+        println!("   the image is in {}", place.display());
+        Ok(())
+    }
+}
+
+impl Drop for Campaign {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(Path::new(&self.folder));
+    }
+}
