@@ -1,1 +1,41 @@
-//! http
+//! Onlyonce over HTTP, as pure and synchronous code.
+//!
+//! What a request says: its [`key`], its [`tenant`], its [`fingerprint`], and whether its head is
+//! one that the gateway takes at all ([`framing`]). What a response says: which [`headers`] pass,
+//! which are recorded, and our own [`marks`]. And what the gateway says when it refuses: the
+//! [`problem`] documents and their pages.
+
+pub mod canonical_json;
+pub mod fingerprint;
+pub mod framing;
+pub mod headers;
+pub mod key;
+pub mod marks;
+mod multipart;
+pub mod problem;
+pub mod problem_pages;
+pub mod query;
+mod secret;
+pub mod tenant;
+
+pub use fingerprint::{BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity};
+pub use key::{KeyError, derived_key, key_of, parse_key};
+pub use marks::{Marks, Status};
+pub use problem::{Problem, ProblemContext};
+pub use secret::HashKeys;
+pub use tenant::{Tenant, Tenants, TenantsError};
+
+/// The folder `name` of public test data, or `None` with one printed line where it is missing.
+#[cfg(test)]
+fn shared_data(name: &str) -> Option<std::path::PathBuf> {
+    let beside_the_workspace =
+        || std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared"));
+    let shared = std::env::var_os("ONLYONCE_SHARED")
+        .map_or_else(beside_the_workspace, std::path::PathBuf::from);
+    let folder = shared.join("data").join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!("skipped: no public test data in {}", folder.display());
+    None
+}

@@ -1,0 +1,517 @@
+//! What the gateway says when it refuses: problem documents (RFC 9457).
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use onlyonce_core::{OperationId, UnknownReason};
+use serde_json::json;
+
+use crate::framing::FramingError;
+use crate::key::KeyError;
+use crate::marks::write_should_retry;
+use crate::problem_pages::{self, ProblemPage};
+
+/// Why a request is refused, with the facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The operation is running; the route rejects, or the join deadline passed.
+    OperationInFlight {
+        /// How long this attempt waited for the end, where the route lets attempts join.
+        waited: Option<Duration>,
+        /// When to come again.
+        retry_after: Duration,
+    },
+    /// Another fingerprint under a used key. Says nothing of the first request (I6).
+    KeyReused,
+    /// The route wants a key.
+    KeyMissing {
+        /// The header that a key is expected in.
+        header: HeaderName,
+    },
+    /// The key cannot be read.
+    KeyMalformed(KeyError),
+    /// It may have run, and nobody can say.
+    OutcomeUnknown(UnknownReason),
+    /// No byte of the request was written.
+    UpstreamUnreachable {
+        /// The upstream's name.
+        upstream: String,
+        /// What went wrong, in words.
+        why: String,
+    },
+    /// The claim could not be written durably.
+    StoreUnavailable {
+        /// When to come again.
+        retry_after: Duration,
+    },
+    /// The body is over the limit.
+    BodyTooLarge {
+        /// `limits.request_body`, in bytes.
+        limit: u64,
+    },
+    /// The head is over a limit.
+    HeadersTooLarge {
+        /// The name of the limit, as in the configuration.
+        limit_name: &'static str,
+        /// Its value.
+        limit: u64,
+    },
+    /// Too many operations.
+    QuotaExceeded {
+        /// The name of the limit, as in the configuration.
+        limit_name: &'static str,
+        /// Its value.
+        limit: u64,
+        /// When to come again.
+        retry_after: Duration,
+    },
+    /// No room for a recording.
+    StorageFull {
+        /// The name of the limit, as in the configuration; `None` where the disk itself is full.
+        limit_name: Option<&'static str>,
+    },
+    /// No credential, and the configuration wants one.
+    CredentialMissing,
+    /// The request did not arrive in time.
+    RequestTimeout {
+        /// The name of the limit, as in the configuration.
+        limit_name: &'static str,
+        /// Its value.
+        limit: Duration,
+    },
+    /// The head is not one that the gateway takes.
+    BadRequest {
+        /// What is wrong with it.
+        why: Cow<'static, str>,
+    },
+    /// No route matches.
+    RouteNotFound,
+    /// The gateway drains.
+    ShuttingDown {
+        /// When to come again.
+        retry_after: Duration,
+    },
+    /// A switch of protocol under a key.
+    UpgradeRefused,
+}
+
+/// What a problem document says beside the problem.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProblemContext<'a> {
+    /// Where the control listener is reached from outside, without a slash at its end.
+    pub public_url: Option<&'a str>,
+    /// The operation, where there is one and the caller may know it.
+    pub operation: Option<OperationId>,
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        Self::KeyMalformed(error)
+    }
+}
+
+impl From<FramingError> for Problem {
+    fn from(error: FramingError) -> Self {
+        match error {
+            FramingError::UpgradeWithKey => Self::UpgradeRefused,
+            error => Self::BadRequest {
+                why: error.to_string().into(),
+            },
+        }
+    }
+}
+
+impl Problem {
+    /// The problem's name: the last part of its `type`, and of its page's path.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::OperationInFlight { .. } => "operation-in-flight",
+            Self::KeyReused => "key-reused",
+            Self::KeyMissing { .. } => "key-missing",
+            Self::KeyMalformed(_) => "key-malformed",
+            Self::OutcomeUnknown(_) => "outcome-unknown",
+            Self::UpstreamUnreachable { .. } => "upstream-unreachable",
+            Self::StoreUnavailable { .. } => "store-unavailable",
+            Self::BodyTooLarge { .. } => "body-too-large",
+            Self::HeadersTooLarge { .. } => "headers-too-large",
+            Self::QuotaExceeded { .. } => "quota-exceeded",
+            Self::StorageFull { .. } => "storage-full",
+            Self::CredentialMissing => "credential-missing",
+            Self::RequestTimeout { .. } => "request-timeout",
+            Self::BadRequest { .. } => "bad-request",
+            Self::RouteNotFound => "route-not-found",
+            Self::ShuttingDown { .. } => "shutting-down",
+            Self::UpgradeRefused => "upgrade-refused",
+        }
+    }
+
+    /// The status of the answer.
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            Self::KeyMissing { .. }
+            | Self::KeyMalformed(_)
+            | Self::BadRequest { .. }
+            | Self::UpgradeRefused => StatusCode::BAD_REQUEST,
+            Self::CredentialMissing => StatusCode::UNAUTHORIZED,
+            Self::RouteNotFound => StatusCode::NOT_FOUND,
+            Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::OperationInFlight { .. } => StatusCode::CONFLICT,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::QuotaExceeded { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::OutcomeUnknown(UnknownReason::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
+            Self::OutcomeUnknown(_) | Self::UpstreamUnreachable { .. } => StatusCode::BAD_GATEWAY,
+            Self::StoreUnavailable { .. } | Self::ShuttingDown { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::StorageFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+
+    /// Whether the same request with the same key may be worth sending again.
+    pub const fn should_retry(&self) -> bool {
+        match self {
+            Self::OperationInFlight { .. }
+            | Self::UpstreamUnreachable { .. }
+            | Self::StoreUnavailable { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::StorageFull { .. }
+            | Self::RequestTimeout { .. }
+            | Self::ShuttingDown { .. } => true,
+            Self::KeyReused
+            | Self::KeyMissing { .. }
+            | Self::KeyMalformed(_)
+            | Self::OutcomeUnknown(_)
+            | Self::BodyTooLarge { .. }
+            | Self::HeadersTooLarge { .. }
+            | Self::CredentialMissing
+            | Self::BadRequest { .. }
+            | Self::RouteNotFound
+            | Self::UpgradeRefused => false,
+        }
+    }
+
+    /// When to come again, where that is known.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::OperationInFlight { retry_after, .. }
+            | Self::StoreUnavailable { retry_after }
+            | Self::QuotaExceeded { retry_after, .. }
+            | Self::ShuttingDown { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection is to be closed after the answer: the rest of the request was not
+    /// read, its framing is in doubt, or the gateway is going.
+    pub fn closes_connection(&self) -> bool {
+        match self {
+            Self::KeyMalformed(error) => error.closes_connection(),
+            Self::BodyTooLarge { .. }
+            | Self::HeadersTooLarge { .. }
+            | Self::RequestTimeout { .. }
+            | Self::BadRequest { .. }
+            | Self::ShuttingDown { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The problem's page.
+    pub fn page(&self) -> &'static ProblemPage {
+        problem_pages::page(self.name()).expect("every problem has a page")
+    }
+
+    /// What happened this time, with the facts.
+    pub fn detail(&self) -> Cow<'static, str> {
+        match self {
+            Self::OperationInFlight { waited: None, .. } => {
+                "An attempt with this key is being executed, and this route does not let others \
+                 join it."
+                    .into()
+            }
+            Self::OperationInFlight {
+                waited: Some(waited),
+                ..
+            } => format!(
+                "An attempt with this key is being executed, and was not finished after {}.",
+                span(*waited)
+            )
+            .into(),
+            Self::KeyMissing { header } => {
+                format!("This route takes only requests with a key, in the header {header}.").into()
+            }
+            Self::KeyMalformed(error) => format!("The key cannot be read: {error}.").into(),
+            Self::OutcomeUnknown(reason) => format!(
+                "The request may have run, once at most, and nobody can say: {reason}. Nothing \
+                 further is sent under this key."
+            )
+            .into(),
+            Self::UpstreamUnreachable { upstream, why } => {
+                format!("The upstream {upstream} was not reached: {why}. Nothing was sent.").into()
+            }
+            Self::BodyTooLarge { limit } => {
+                format!("The body is larger than limits.request_body, {limit} bytes.").into()
+            }
+            Self::HeadersTooLarge { limit_name, limit } => {
+                format!("The head of the request is over the limit {limit_name}, {limit}.").into()
+            }
+            Self::QuotaExceeded {
+                limit_name, limit, ..
+            } => format!("The limit {limit_name}, {limit}, is reached. Nothing was sent.").into(),
+            Self::StorageFull { limit_name } => match limit_name {
+                Some(name) => format!("The limit {name} is reached. Nothing was sent.").into(),
+                None => "The disk of the store is full. Nothing was sent.".into(),
+            },
+            Self::RequestTimeout { limit_name, limit } => format!(
+                "The request did not arrive whole within {limit_name}, {}. Nothing was sent.",
+                span(*limit)
+            )
+            .into(),
+            Self::BadRequest { why } => format!("The request is not taken: {why}.").into(),
+            Self::KeyReused
+            | Self::StoreUnavailable { .. }
+            | Self::CredentialMissing
+            | Self::RouteNotFound
+            | Self::ShuttingDown { .. }
+            | Self::UpgradeRefused => self.page().happened.into(),
+        }
+    }
+
+    /// The answer: status, headers and the document. The marks are the caller's to write.
+    pub fn to_response(&self, context: &ProblemContext<'_>) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from(self.document(context)));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(wait) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        }
+        if self.status() == StatusCode::UNAUTHORIZED {
+            // RFC 9110 section 15.5.2 wants a challenge with every 401.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        write_should_retry(headers, self.should_retry());
+        response
+    }
+
+    fn document(&self, context: &ProblemContext<'_>) -> String {
+        let page = self.page();
+        let base = context.public_url.unwrap_or("");
+        let mut document = json!({
+            "type": format!("{base}/problems/{}", page.name),
+            "title": page.title,
+            "status": self.status().as_u16(),
+            "detail": self.detail(),
+            "money": page.money,
+            "next": page.next,
+        });
+        if let Some(operation) = context.operation {
+            document["operation"] = operation.to_string().into();
+        }
+        document.to_string()
+    }
+}
+
+/// `Retry-After` knows whole seconds only, and 0 would call for a retry at once.
+fn whole_seconds(wait: Duration) -> u64 {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    seconds.max(1)
+}
+
+/// A span of time in words, to the millisecond.
+fn span(time: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem_pages::PAGES;
+
+    /// One of every kind.
+    fn all() -> Vec<Problem> {
+        let retry_after = Duration::from_millis(1500);
+        vec![
+            Problem::OperationInFlight {
+                waited: Some(Duration::from_secs(600)),
+                retry_after,
+            },
+            Problem::KeyReused,
+            Problem::KeyMissing {
+                header: HeaderName::from_static("idempotency-key"),
+            },
+            KeyError::List.into(),
+            Problem::OutcomeUnknown(UnknownReason::Broke),
+            Problem::UpstreamUnreachable {
+                upstream: "openai".into(),
+                why: "connection refused".into(),
+            },
+            Problem::StoreUnavailable { retry_after },
+            Problem::BodyTooLarge { limit: 67_108_864 },
+            Problem::HeadersTooLarge {
+                limit_name: "server.max_headers",
+                limit: 128,
+            },
+            Problem::QuotaExceeded {
+                limit_name: "limits.tenant_live",
+                limit: 10_000,
+                retry_after,
+            },
+            Problem::StorageFull {
+                limit_name: Some("store.max_bytes"),
+            },
+            Problem::CredentialMissing,
+            Problem::RequestTimeout {
+                limit_name: "server.body_timeout",
+                limit: Duration::from_secs(60),
+            },
+            FramingError::NoHost.into(),
+            Problem::RouteNotFound,
+            Problem::ShuttingDown { retry_after },
+            FramingError::UpgradeWithKey.into(),
+        ]
+    }
+
+    fn document(problem: &Problem, context: &ProblemContext<'_>) -> serde_json::Value {
+        serde_json::from_slice(problem.to_response(context).body()).unwrap()
+    }
+
+    #[test]
+    fn every_problem_has_a_page_and_every_page_a_problem() {
+        let names: Vec<_> = all().iter().map(Problem::name).collect();
+        let pages: Vec<_> = PAGES.iter().map(|page| page.name).collect();
+        assert_eq!(names, pages);
+        for problem in all() {
+            let status = problem.status().as_u16();
+            assert!(problem.page().statuses.contains(&status), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn every_document_has_its_members_and_headers() {
+        for problem in all() {
+            let response = problem.to_response(&ProblemContext::default());
+            let headers = response.headers();
+            assert_eq!(headers["content-type"], "application/problem+json");
+            let retry = if problem.should_retry() {
+                "true"
+            } else {
+                "false"
+            };
+            assert_eq!(headers["x-should-retry"], retry);
+            assert_eq!(headers["stripe-should-retry"], retry);
+            let document = document(&problem, &ProblemContext::default());
+            assert_eq!(document["type"], format!("/problems/{}", problem.name()));
+            assert_eq!(document["status"], problem.status().as_u16());
+            for member in ["title", "detail", "money", "next"] {
+                let text = document[member].as_str().unwrap();
+                assert!(text.len() > 10 && !text.contains("  "), "{member}: {text}");
+            }
+            assert_eq!(document.get("operation"), None);
+        }
+    }
+
+    #[test]
+    fn the_context_makes_the_type_absolute_and_names_the_operation() {
+        let operation = OperationId::new(1, &[0; 10]);
+        let context = ProblemContext {
+            public_url: Some("https://gate.example"),
+            operation: Some(operation),
+        };
+        let document = document(&Problem::KeyReused, &context);
+        assert_eq!(document["type"], "https://gate.example/problems/key-reused");
+        assert_eq!(document["operation"], operation.to_string());
+    }
+
+    #[test]
+    fn hostile_027_a_missing_credential_is_asked_for() {
+        let response = Problem::CredentialMissing.to_response(&ProblemContext::default());
+        assert_eq!(response.status(), 401);
+        assert_eq!(response.headers()["www-authenticate"], "Bearer");
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_and_never_zero() {
+        for (wait, seconds) in [(0, "1"), (1, "1"), (1000, "1"), (1500, "2")] {
+            let problem = Problem::StoreUnavailable {
+                retry_after: Duration::from_millis(wait),
+            };
+            let response = problem.to_response(&ProblemContext::default());
+            assert_eq!(response.headers()["retry-after"], seconds);
+        }
+        let unknown = Problem::OutcomeUnknown(UnknownReason::Broke);
+        let response = unknown.to_response(&ProblemContext::default());
+        assert!(!response.headers().contains_key("retry-after"));
+    }
+
+    #[test]
+    fn limits_are_named_with_their_value() {
+        for (problem, facts) in all().iter().zip([
+            &["10m"][..],
+            &[],
+            &["idempotency-key"],
+            &["list"],
+            &["broke"],
+            &["openai", "refused"],
+            &[],
+            &["limits.request_body", "67108864"],
+            &["server.max_headers", "128"],
+            &["limits.tenant_live", "10000"],
+            &["store.max_bytes"],
+            &[],
+            &["server.body_timeout", "1m"],
+            &["no Host"],
+            &[],
+            &[],
+            &[],
+        ]) {
+            for fact in facts {
+                assert!(problem.detail().contains(fact), "{}", problem.detail());
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_064_no_answer_in_time_is_504_and_is_not_to_be_retried() {
+        let problem = Problem::OutcomeUnknown(UnknownReason::TimedOut);
+        assert_eq!(problem.status(), 504);
+        assert!(!problem.should_retry());
+        for reason in UnknownReason::ALL
+            .iter()
+            .filter(|r| **r != UnknownReason::TimedOut)
+        {
+            assert_eq!(Problem::OutcomeUnknown(*reason).status(), 502);
+        }
+    }
+
+    #[test]
+    fn what_is_unread_or_in_doubt_closes_the_connection() {
+        let closing: Vec<_> = all()
+            .into_iter()
+            .chain([KeyError::Control { position: 1 }.into()])
+            .filter(Problem::closes_connection)
+            .map(|problem| problem.name())
+            .collect();
+        assert_eq!(
+            closing,
+            [
+                "body-too-large",
+                "headers-too-large",
+                "request-timeout",
+                "bad-request",
+                "shutting-down",
+                "key-malformed"
+            ]
+        );
+    }
+}
