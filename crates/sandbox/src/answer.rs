@@ -38,7 +38,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(born: u64) -> Self {
-        Self { ledger: Ledger::default(), stored: Stored::default(), born }
+        Self {
+            ledger: Ledger::default(),
+            stored: Stored::default(),
+            born,
+        }
     }
 }
 
@@ -55,11 +59,21 @@ pub(crate) async fn answer(
     }
     let family = Family::of(head.uri.path(), &head.headers);
     let Some(endpoint) = Endpoint::of(&head.method, &head.uri) else {
-        return Ok(refused(family, &Refusal::not_found(&head.method, head.uri.path()), "0"));
+        return Ok(refused(
+            family,
+            &Refusal::not_found(&head.method, head.uri.path()),
+            "0",
+        ));
     };
     let script = match Script::from_headers(&head.headers) {
         Ok(script) => script,
-        Err(error) => return Ok(refused(family, &Refusal::bad_request(error.to_string()), "0")),
+        Err(error) => {
+            return Ok(refused(
+                family,
+                &Refusal::bad_request(error.to_string()),
+                "0",
+            ));
+        }
     };
 
     // From here on it counts: the head is whole, and a provider would have begun to work.
@@ -74,7 +88,12 @@ pub(crate) async fn answer(
     let body = match Limited::new(body, MAX_REQUEST_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
-            return Ok(failed(family, &Refusal::too_large(MAX_REQUEST_BODY), &id, execution));
+            return Ok(failed(
+                family,
+                &Refusal::too_large(MAX_REQUEST_BODY),
+                &id,
+                execution,
+            ));
         }
         Err(_) => return Err(Broken),
     };
@@ -105,7 +124,14 @@ pub(crate) async fn answer(
         stored: &shared.stored,
     };
     match endpoint.reply(family, &job) {
-        Ok(reply) => Ok(answered(reply, &job, family, script.fault, reset, execution)),
+        Ok(reply) => Ok(answered(
+            reply,
+            &job,
+            family,
+            script.fault,
+            reset,
+            execution,
+        )),
         Err(refusal) => Ok(failed(family, &refusal, &id, execution)),
     }
 }
@@ -200,7 +226,9 @@ fn failed(
 ) -> Response<AnswerBody> {
     let mut response = refused(family, refusal, id);
     if let Some(execution) = execution {
-        response.headers_mut().insert("x-sandbox-execution", HeaderValue::from(execution.n()));
+        response
+            .headers_mut()
+            .insert("x-sandbox-execution", HeaderValue::from(execution.n()));
         execution.fail();
     }
     response
@@ -213,7 +241,9 @@ fn refused(family: Family, refusal: &Refusal, id: &str) -> Response<AnswerBody> 
     family.mark(response.headers_mut(), id);
     // The providers name a wait where they are too busy.
     if matches!(refusal.status.as_u16(), 429 | 503 | 529) {
-        response.headers_mut().insert("retry-after", HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert("retry-after", HeaderValue::from_static("1"));
     }
     response
 }
@@ -235,7 +265,10 @@ fn ledger_page(ledger: &Ledger, method: &Method, uri: &Uri) -> Response<AnswerBo
                 })
             };
             // A snapshot is numbers and text only, which always serialise.
-            json_page(StatusCode::OK, serde_json::to_string(&snapshot).unwrap_or_default())
+            json_page(
+                StatusCode::OK,
+                serde_json::to_string(&snapshot).unwrap_or_default(),
+            )
         }
         Method::DELETE => {
             ledger.reset();

@@ -54,7 +54,11 @@ pub(crate) struct AnswerBody {
 impl AnswerBody {
     /// A body with a known length.
     pub(crate) fn whole(bytes: Bytes, execution: Option<Execution>) -> Self {
-        let frames = if bytes.is_empty() { VecDeque::new() } else { VecDeque::from([bytes]) };
+        let frames = if bytes.is_empty() {
+            VecDeque::new()
+        } else {
+            VecDeque::from([bytes])
+        };
         Self::new(frames, None, Ending::Clean, execution)
     }
 
@@ -74,7 +78,13 @@ impl AnswerBody {
         ending: Ending,
         execution: Option<Execution>,
     ) -> Self {
-        let mut body = Self { frames, interval, pause: None, ending, execution };
+        let mut body = Self {
+            frames,
+            interval,
+            pause: None,
+            ending,
+            execution,
+        };
         if body.frames.is_empty() {
             body.last_frame_handed_over();
         }

@@ -108,7 +108,10 @@ mod tests {
         let uri = Uri::from_static("/v1beta/models/gemini-x:streamGenerateContent?key=a&alt=sse");
         assert_eq!(
             endpoint("POST", &uri),
-            Some(Endpoint::StreamGenerateContent { model: "gemini-x", sse: true })
+            Some(Endpoint::StreamGenerateContent {
+                model: "gemini-x",
+                sse: true
+            })
         );
         let uri = Uri::from_static("/v1beta/models/gemini-x:countTokens");
         assert_eq!(endpoint("POST", &uri), None);
@@ -118,7 +121,10 @@ mod tests {
     fn reads_cost_nothing_and_other_methods_are_unknown() {
         let uri = Uri::from_static("/v1/responses/resp_1");
         let read = endpoint("GET", &uri).unwrap();
-        assert_eq!((read, read.price()), (Endpoint::Response { id: "resp_1" }, None));
+        assert_eq!(
+            (read, read.price()),
+            (Endpoint::Response { id: "resp_1" }, None)
+        );
         assert_eq!(endpoint("DELETE", &uri), None);
         assert_eq!(endpoint("GET", &Uri::from_static("/v1/echo")), None);
     }

@@ -113,7 +113,10 @@ impl Ledger {
     /// Forgets all entries and totals. Numbers go on from where they were.
     pub fn reset(&self) {
         let mut book = self.0.lock();
-        *book = Book { last_n: book.last_n, ..Book::default() };
+        *book = Book {
+            last_n: book.last_n,
+            ..Book::default()
+        };
     }
 
     /// Counts and prices an execution. It reads as aborted unless the handle says otherwise.
@@ -123,7 +126,9 @@ impl Ledger {
         book.last_n += 1;
         book.executions += 1;
         book.charged.micros += request.price.micros;
-        let nth_of_tag = request.tag.map_or(book.executions, |tag| book.next_of_tag(tag));
+        let nth_of_tag = request
+            .tag
+            .map_or(book.executions, |tag| book.next_of_tag(tag));
         if book.entries.len() == MAX_ENTRIES {
             book.entries.pop_front();
         }
@@ -137,7 +142,12 @@ impl Ledger {
             price_usd: request.price,
             outcome: Outcome::Running,
         });
-        Execution { ledger: self.clone(), n: book.last_n, nth_of_tag, settled: false }
+        Execution {
+            ledger: self.clone(),
+            n: book.last_n,
+            nth_of_tag,
+            settled: false,
+        }
     }
 }
 
@@ -232,13 +242,20 @@ impl Usd {
 
 impl Sum for Usd {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        Self { micros: all.map(|usd| usd.micros).sum() }
+        Self {
+            micros: all.map(|usd| usd.micros).sum(),
+        }
     }
 }
 
 impl fmt::Display for Usd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:06}", self.micros / 1_000_000, self.micros % 1_000_000)
+        write!(
+            f,
+            "{}.{:06}",
+            self.micros / 1_000_000,
+            self.micros % 1_000_000
+        )
     }
 }
 
@@ -251,7 +268,10 @@ impl Serialize for Usd {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since_epoch = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (days, seconds) = (since_epoch.as_secs() / 86_400, since_epoch.as_secs() % 86_400);
+        let (days, seconds) = (
+            since_epoch.as_secs() / 86_400,
+            since_epoch.as_secs() % 86_400,
+        );
         let (year, month, day) = civil_date(days);
         write!(
             f,
@@ -280,7 +300,11 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 

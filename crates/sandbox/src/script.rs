@@ -44,7 +44,11 @@ pub(crate) struct ScriptError {
 
 impl fmt::Display for ScriptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "The header {} must be {}. Nothing was run.", self.header, self.wanted)
+        write!(
+            f,
+            "The header {} must be {}. Nothing was run.",
+            self.header, self.wanted
+        )
     }
 }
 
@@ -53,7 +57,11 @@ impl Script {
         let header = Header { headers };
         let script = Self {
             delay: header
-                .parsed("x-sandbox-delay", "a duration such as 500ms, at most 1h", duration)?
+                .parsed(
+                    "x-sandbox-delay",
+                    "a duration such as 500ms, at most 1h",
+                    duration,
+                )?
                 .unwrap_or(Duration::ZERO),
             fault: header.parsed(
                 "x-sandbox-fault",
@@ -63,16 +71,26 @@ impl Script {
             times: header.parsed("x-sandbox-times", "a count", |text| text.parse().ok())?,
             chunks: header
                 .parsed("x-sandbox-chunks", "a count from 1 to 10000", |text| {
-                    text.parse().ok().filter(|count| (1..=MAX_CHUNKS).contains(count))
+                    text.parse()
+                        .ok()
+                        .filter(|count| (1..=MAX_CHUNKS).contains(count))
                 })?
                 .unwrap_or(20),
             interval: header
-                .parsed("x-sandbox-interval", "a duration such as 20ms, at most 1h", duration)?
+                .parsed(
+                    "x-sandbox-interval",
+                    "a duration such as 20ms, at most 1h",
+                    duration,
+                )?
                 .unwrap_or(Duration::from_millis(15)),
-            tag: header.parsed("x-sandbox-tag", "visible ASCII", |text| Some(text.to_owned()))?,
-            size: header.parsed("x-sandbox-size", "a number of bytes, at most 268435456", |text| {
-                text.parse().ok().filter(|size| *size <= MAX_SIZE)
+            tag: header.parsed("x-sandbox-tag", "visible ASCII", |text| {
+                Some(text.to_owned())
             })?,
+            size: header.parsed(
+                "x-sandbox-size",
+                "a number of bytes, at most 268435456",
+                |text| text.parse().ok().filter(|size| *size <= MAX_SIZE),
+            )?,
         };
         if script.times.is_some() && script.tag.is_none() {
             return Err(ScriptError {
@@ -104,7 +122,9 @@ impl Header<'_> {
         wanted: &'static str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Result<Option<T>, ScriptError> {
-        let Some(value) = self.headers.get(header) else { return Ok(None) };
+        let Some(value) = self.headers.get(header) else {
+            return Ok(None);
+        };
         match value.to_str().ok().and_then(parse) {
             Some(parsed) => Ok(Some(parsed)),
             None => Err(ScriptError { header, wanted }),
@@ -155,7 +175,10 @@ mod tests {
     #[test]
     fn without_headers_nothing_is_asked() {
         let script = script(&[]).unwrap();
-        assert_eq!((script.chunks, script.interval), (20, Duration::from_millis(15)));
+        assert_eq!(
+            (script.chunks, script.interval),
+            (20, Duration::from_millis(15))
+        );
         assert_eq!((script.delay, script.fault), (Duration::ZERO, None));
     }
 
@@ -166,9 +189,15 @@ mod tests {
             ("reset-before-head", Fault::ResetBeforeHead),
             ("reset-after-head", Fault::ResetAfterHead),
             ("cut-stream", Fault::CutStream),
-            ("status:529", Fault::Status(StatusCode::from_u16(529).unwrap())),
+            (
+                "status:529",
+                Fault::Status(StatusCode::from_u16(529).unwrap()),
+            ),
         ] {
-            assert_eq!(script(&[("x-sandbox-fault", word)]).unwrap().fault, Some(wanted));
+            assert_eq!(
+                script(&[("x-sandbox-fault", word)]).unwrap().fault,
+                Some(wanted)
+            );
         }
     }
 

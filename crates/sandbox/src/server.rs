@@ -47,9 +47,15 @@ impl Sandbox {
     pub fn on(listener: TcpListener) -> io::Result<Self> {
         let local_addr = listener.local_addr()?;
         // Ids carry the time of birth, so that the answers of two sandboxes differ too.
-        let born = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let born = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let shared = Arc::new(Shared::new(born.as_millis() as u64));
-        Ok(Self { listener, local_addr, shared })
+        Ok(Self {
+            listener,
+            local_addr,
+            shared,
+        })
     }
 
     /// The address it listens on.

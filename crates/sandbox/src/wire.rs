@@ -33,7 +33,13 @@ impl Reset {
 impl Wire {
     pub(crate) fn new(stream: TcpStream) -> (Self, Reset) {
         let reset = Reset::default();
-        (Self { stream, reset: reset.clone() }, reset)
+        (
+            Self {
+                stream,
+                reset: reset.clone(),
+            },
+            reset,
+        )
     }
 }
 

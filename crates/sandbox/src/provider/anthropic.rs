@@ -8,19 +8,32 @@ use super::{Job, Refusal, Reply, model, together};
 
 pub(crate) fn reply(job: &Job<'_>) -> Result<Reply, Refusal> {
     let request = job.json()?;
-    Ok(if request["stream"] == true { stream(job, &request) } else { whole(job, &request) })
+    Ok(if request["stream"] == true {
+        stream(job, &request)
+    } else {
+        whole(job, &request)
+    })
 }
 
 fn whole(job: &Job<'_>, request: &Value) -> Reply {
     let content = json!([{ "type": "text", "text": job.pieces().concat() }]);
-    Reply::json(&message(job, request, content, Some("end_turn"), job.completion_tokens()))
+    Reply::json(&message(
+        job,
+        request,
+        content,
+        Some("end_turn"),
+        job.completion_tokens(),
+    ))
 }
 
 fn stream(job: &Job<'_>, request: &Value) -> Reply {
     let pieces = job.pieces();
     let mut frames = VecDeque::with_capacity(pieces.len() + 2);
     frames.push_back(together([
-        event("message_start", json!({ "message": message(job, request, json!([]), None, 1) })),
+        event(
+            "message_start",
+            json!({ "message": message(job, request, json!([]), None, 1) }),
+        ),
         event(
             "content_block_start",
             json!({ "index": 0, "content_block": { "type": "text", "text": "" } }),

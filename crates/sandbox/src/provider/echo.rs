@@ -44,10 +44,10 @@ fn sized(n: u64, size: usize) -> Reply {
         bytes.extend_from_slice(close.as_bytes());
         return json(bytes);
     }
-    let digits = format!("{n:0>size$}").into_bytes();
+    let digits = Bytes::from(format!("{n:0>size$}"));
     Reply {
         content_type: HeaderValue::from_static("text/plain"),
-        content: Content::Whole(Bytes::from(digits).slice_off_front(size)),
+        content: Content::Whole(digits.slice(digits.len() - size..)),
     }
 }
 
@@ -58,18 +58,6 @@ fn json(bytes: Vec<u8>) -> Reply {
     }
 }
 
-trait LastBytes {
-    /// The last `size` bytes.
-    fn slice_off_front(self, size: usize) -> Self;
-}
-
-impl LastBytes for Bytes {
-    fn slice_off_front(self, size: usize) -> Self {
-        let surplus = self.len().saturating_sub(size);
-        self.slice(surplus..)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,7 +65,9 @@ mod tests {
     #[test]
     fn a_sized_echo_has_exactly_that_size() {
         for size in [0, 1, 5, 27, 28, 29, 30, 31, 1024] {
-            let Content::Whole(bytes) = sized(123, size).content else { panic!("not whole") };
+            let Content::Whole(bytes) = sized(123, size).content else {
+                panic!("not whole")
+            };
             assert_eq!(bytes.len(), size);
         }
     }

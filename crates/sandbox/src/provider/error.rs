@@ -91,8 +91,11 @@ fn stripe(refusal: &Refusal) -> Value {
     let mut error = json!({ "type": kind, "message": refusal.message });
     if let Some(code) = refusal.code.or(code) {
         error["code"] = code.into();
-        error["doc_url"] =
-            format!("https://stripe.com/docs/error-codes/{}", code.replace('_', "-")).into();
+        error["doc_url"] = format!(
+            "https://stripe.com/docs/error-codes/{}",
+            code.replace('_', "-")
+        )
+        .into();
     }
     if let Some(param) = refusal.param {
         error["param"] = param.into();

@@ -11,7 +11,13 @@ use super::{Content, Job, Refusal, Reply};
 pub(crate) fn reply(job: &Job<'_>, model: &str) -> Result<Reply, Refusal> {
     job.json()?;
     let text = job.pieces().concat();
-    Ok(Reply::json(&part(job, model, &text, job.completion_tokens(), true)))
+    Ok(Reply::json(&part(
+        job,
+        model,
+        &text,
+        job.completion_tokens(),
+        true,
+    )))
 }
 
 /// As server-sent events, or, without `alt=sse`, as a JSON array that grows.

@@ -58,7 +58,10 @@ impl Family {
                 headers.insert("openai-processing-ms", HeaderValue::from_static("1"));
             }
             Self::Stripe => {
-                headers.insert("stripe-version", HeaderValue::from_static(stripe::API_VERSION));
+                headers.insert(
+                    "stripe-version",
+                    HeaderValue::from_static(stripe::API_VERSION),
+                );
             }
             _ => {}
         }
@@ -86,20 +89,45 @@ pub(crate) struct Job<'a> {
 
 /// The words that answers are made of, after the execution's number.
 const WORDS: [&str; 18] = [
-    " every", " answer", " of", " this", " sandbox", " names", " its", " own", " execution,", " so",
-    " that", " a", " second", " one", " never", " looks", " like", " the",
+    " every",
+    " answer",
+    " of",
+    " this",
+    " sandbox",
+    " names",
+    " its",
+    " own",
+    " execution,",
+    " so",
+    " that",
+    " a",
+    " second",
+    " one",
+    " never",
+    " looks",
+    " like",
+    " the",
 ];
 
 impl Job<'_> {
     /// Seconds since 1970.
     pub(crate) fn now_s(&self) -> u64 {
-        self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+        self.now
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
     }
 
     /// The generated text, in as many pieces as the script asks for.
     pub(crate) fn pieces(&self) -> Vec<String> {
-        let words = WORDS.iter().cycle().take(self.script.chunks - 1).map(|&word| word.to_owned());
-        std::iter::once(format!("Execution {}:", self.n)).chain(words).collect()
+        let words = WORDS
+            .iter()
+            .cycle()
+            .take(self.script.chunks - 1)
+            .map(|&word| word.to_owned());
+        std::iter::once(format!("Execution {}:", self.n))
+            .chain(words)
+            .collect()
     }
 
     /// A rough count, as the providers' tokenisers are not here: four bytes a token.
@@ -121,8 +149,12 @@ impl Job<'_> {
     pub(crate) fn json(&self) -> Result<Value, Refusal> {
         match serde_json::from_slice(self.body) {
             Ok(value @ Value::Object(_)) => Ok(value),
-            Ok(_) => Err(Refusal::bad_request("The body must be a JSON object.".to_owned())),
-            Err(error) => Err(Refusal::bad_request(format!("The body is not JSON: {error}."))),
+            Ok(_) => Err(Refusal::bad_request(
+                "The body must be a JSON object.".to_owned(),
+            )),
+            Err(error) => Err(Refusal::bad_request(format!(
+                "The body is not JSON: {error}."
+            ))),
         }
     }
 }
@@ -175,7 +207,12 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, message: String) -> Self {
-        Self { status, message, code: None, param: None }
+        Self {
+            status,
+            message,
+            code: None,
+            param: None,
+        }
     }
 
     pub(crate) fn bad_request(message: String) -> Self {
@@ -183,7 +220,10 @@ impl Refusal {
     }
 
     pub(crate) fn not_found(method: &Method, path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("The sandbox has no {method} {path}."))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("The sandbox has no {method} {path}."),
+        )
     }
 
     pub(crate) fn too_large(limit: usize) -> Self {
@@ -193,7 +233,10 @@ impl Refusal {
 
     /// The fault `status:NNN`.
     pub(crate) fn asked_for(status: StatusCode) -> Self {
-        let message = format!("Status {} was asked for by X-Sandbox-Fault.", status.as_u16());
+        let message = format!(
+            "Status {} was asked for by X-Sandbox-Fault.",
+            status.as_u16()
+        );
         Self::new(status, message)
     }
 }

@@ -8,7 +8,11 @@ use super::{Job, Refusal, Reply, model, together};
 
 pub(crate) fn reply(job: &Job<'_>) -> Result<Reply, Refusal> {
     let request = job.json()?;
-    Ok(if request["stream"] == true { stream(job, &request) } else { whole(job, &request) })
+    Ok(if request["stream"] == true {
+        stream(job, &request)
+    } else {
+        whole(job, &request)
+    })
 }
 
 fn whole(job: &Job<'_>, request: &Value) -> Reply {
@@ -62,10 +66,15 @@ fn stream(job: &Job<'_>, request: &Value) -> Reply {
         chunk(json!([choice]), Value::Null)
     };
 
-    let opening = delta(json!({ "role": "assistant", "content": "", "refusal": null }), None);
+    let opening = delta(
+        json!({ "role": "assistant", "content": "", "refusal": null }),
+        None,
+    );
     let pieces = job.pieces();
-    let mut events: VecDeque<String> =
-        pieces.into_iter().map(|piece| delta(json!({ "content": piece }), None)).collect();
+    let mut events: VecDeque<String> = pieces
+        .into_iter()
+        .map(|piece| delta(json!({ "content": piece }), None))
+        .collect();
     let mut closing = vec![delta(json!({}), Some("stop"))];
     if with_usage {
         closing.push(chunk(json!([]), usage(job)));

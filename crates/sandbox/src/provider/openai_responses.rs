@@ -50,7 +50,11 @@ pub(crate) fn reply(job: &Job<'_>) -> Result<Reply, Refusal> {
     let (background, stream) = (request["background"] == true, request["stream"] == true);
     let generating = background || stream;
     if request["store"] != false {
-        let took = if generating { job.generation_time() } else { Default::default() };
+        let took = if generating {
+            job.generation_time()
+        } else {
+            Default::default()
+        };
         job.stored.keep(Run {
             id: id(job),
             // The caller's own clock would do as well: it only tells in_progress from completed.
@@ -134,7 +138,11 @@ fn unfinished(response: &Value, status: &str) -> Value {
 }
 
 fn message(job: &Job<'_>, status: &str, text: &str) -> Value {
-    let content = if text.is_empty() { json!([]) } else { json!([part(text)]) };
+    let content = if text.is_empty() {
+        json!([])
+    } else {
+        json!([part(text)])
+    };
     json!({
         "type": "message",
         "id": message_id(job),

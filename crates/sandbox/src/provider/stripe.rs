@@ -145,7 +145,9 @@ impl Form {
 
     /// In the smallest unit of the currency.
     fn amount(&self) -> Result<u64, Refusal> {
-        let Some(text) = self.text("amount") else { return Ok(2_000) };
+        let Some(text) = self.text("amount") else {
+            return Ok(2_000);
+        };
         text.parse().map_err(|_| Refusal {
             status: StatusCode::BAD_REQUEST,
             message: format!("Invalid integer: {text}"),
@@ -157,7 +159,12 @@ impl Form {
     /// `metadata[order]=1` as `{"order": "1"}`.
     fn metadata(&self) -> Map<String, Value> {
         let name = |field: &str| {
-            Some(field.strip_prefix("metadata[")?.strip_suffix(']')?.to_owned())
+            Some(
+                field
+                    .strip_prefix("metadata[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
         };
         self.0
             .iter()

@@ -1,0 +1,125 @@
+//! The ledger counts every execution, and shows it.
+
+use onlyonce_sandbox::{Outcome, Sandbox};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::wire::{start, within_deadline};
+
+#[tokio::test]
+async fn the_page_shows_what_ran_and_what_it_cost() {
+    let sandbox = start().await;
+    let headers = [("idempotency-key", "k-1"), ("x-sandbox-tag", "checkout")];
+    sandbox
+        .post("/v1/chat/completions?a=b", &headers, "{}")
+        .await;
+    sandbox.post("/v1/messages", &[], "{}").await;
+    let page = sandbox.get("/_sandbox/ledger").await.json();
+    assert_eq!(page["executions"], 2);
+    assert_eq!(page["charged_usd"], "0.093000");
+    let mut first = page["entries"][0].clone();
+    let at = first["at"].take();
+    assert_eq!(at.as_str().unwrap().len(), "2025-01-01T00:00:00.000Z".len());
+    assert_eq!(
+        first,
+        json!({
+            "n": 1, "at": null, "method": "POST", "path": "/v1/chat/completions",
+            "key": "k-1", "tag": "checkout", "price_usd": "0.042000", "outcome": "completed",
+        })
+    );
+    assert_eq!(page["entries"][1]["key"], json!(null));
+}
+
+#[tokio::test]
+async fn one_key_twice_is_two_executions_with_different_answers() {
+    let sandbox = start().await;
+    let key = [("idempotency-key", "k-1")];
+    let one = sandbox.post("/v1/charges", &key, "amount=5").await;
+    let two = sandbox.post("/v1/charges", &key, "amount=5").await;
+    assert_ne!(one.body(), two.body());
+    assert_eq!(
+        sandbox.ledger.snapshot().charged_usd.to_string(),
+        "0.600000"
+    );
+}
+
+#[tokio::test]
+async fn the_page_can_be_narrowed_and_forgotten() {
+    let sandbox = start().await;
+    for (key, tag) in [("a b", "x"), ("c", "x"), ("c", "y")] {
+        let headers = [("idempotency-key", key), ("x-sandbox-tag", tag)];
+        sandbox.post("/v1/echo", &headers, "").await;
+    }
+    let executions = async |query: &str| {
+        let page = sandbox
+            .get(&format!("/_sandbox/ledger?{query}"))
+            .await
+            .json();
+        page["executions"].as_u64().unwrap()
+    };
+    assert_eq!(executions("tag=x").await, 2);
+    assert_eq!(executions("key=c").await, 2);
+    assert_eq!(executions("key=c&tag=x").await, 1);
+    assert_eq!(executions("key=a%20b").await, 1);
+
+    let reset = sandbox.send("DELETE /_sandbox/ledger", &[], b"").await;
+    assert_eq!(reset.status(), 204);
+    assert_eq!(executions("").await, 0);
+    let after = sandbox.post("/v1/echo", &[], "").await.json();
+    assert_eq!(after["execution"], 4, "numbers never come back");
+}
+
+#[tokio::test]
+async fn it_counts_as_soon_as_the_head_is_whole() {
+    let sandbox = start().await;
+    let mut stream = TcpStream::connect(sandbox.addr).await.unwrap();
+    let head = b"POST /v1/echo HTTP/1.1\r\nhost: sandbox\r\ncontent-length: 9\r\n";
+    stream.write_all(head).await.unwrap();
+    // Another connection is answered meanwhile: the first, without its empty line, is no request.
+    sandbox.get("/v1/models").await;
+    assert_eq!(sandbox.ledger.snapshot().executions, 0);
+    stream.write_all(b"\r\nhal").await.unwrap();
+    let page = sandbox.ledger_until(|page| page.executions == 1).await;
+    assert_eq!(page.entries[0].outcome, Outcome::Running);
+    assert_eq!(page.charged_usd.to_string(), "0.001000");
+    drop(stream);
+    sandbox
+        .ledger_until(|page| page.entries[0].outcome == Outcome::Aborted)
+        .await;
+}
+
+#[tokio::test]
+async fn many_at_once_are_all_counted() {
+    let sandbox = start().await;
+    let all = (0..100).map(|_| sandbox.post("/v1/echo", &[], "x"));
+    let mut bodies = Vec::new();
+    for received in futures_util::future::join_all(all).await {
+        bodies.push(received.body());
+    }
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), 100, "every answer differs");
+    let page = sandbox.ledger.snapshot();
+    assert_eq!((page.executions, page.charged_usd.micros), (100, 100_000));
+}
+
+#[tokio::test]
+async fn shutdown_ends_serving_while_clients_hang() {
+    let sandbox = Sandbox::bind("127.0.0.1:0").await.unwrap();
+    let (addr, ledger) = (sandbox.local_addr(), sandbox.ledger());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(sandbox.serve(async { stopped.await.unwrap_or_default() }));
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = b"POST /v1/echo HTTP/1.1\r\nhost: s\r\nx-sandbox-fault: hang\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    within_deadline(async {
+        while ledger.snapshot().executions == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    stop.send(()).unwrap();
+    within_deadline(server).await.unwrap();
+    assert!(TcpStream::connect(addr).await.is_err());
+}
