@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use http::HeaderName;
 use onlyonce_core::Concurrent;
+use onlyonce_engine::RoutePolicy;
+use onlyonce_http::canonical_json::Pointer;
+use onlyonce_http::{BodyRule, FingerprintRules};
 
 use super::error::ConfigError;
 use super::section::{Entry, OrZero, Section};
@@ -36,7 +39,7 @@ pub struct Policy {
     /// How the body enters the fingerprint.
     pub fingerprint_body: FingerprintBody,
     /// With [`FingerprintBody::Json`]: the JSON pointers (RFC 6901) that do not enter it.
-    pub ignore_pointers: Vec<Box<str>>,
+    pub ignore_pointers: Vec<Pointer>,
     /// In which header the upstream gets the key.
     pub forward_key: ForwardKey,
     /// Whether the upstream itself runs a request with a known key only once.
@@ -188,15 +191,33 @@ const fn minutes(count: u64) -> Duration {
 }
 
 impl Policy {
-    /// The part of it that the decision needs.
-    pub fn decision(&self) -> onlyonce_core::Policy {
-        onlyonce_core::Policy {
-            concurrent: self.concurrent,
-            on_unknown: match self.on_unknown {
-                OnUnknown::Report => onlyonce_core::OnUnknown::Report,
-                OnUnknown::Resend | OnUnknown::ResendMayRunTwice => {
-                    onlyonce_core::OnUnknown::Resend
-                }
+    /// The part of it that the engine needs.
+    pub(crate) fn for_engine(&self) -> RoutePolicy {
+        RoutePolicy {
+            decision: onlyonce_core::Policy {
+                concurrent: self.concurrent,
+                on_unknown: match self.on_unknown {
+                    OnUnknown::Report => onlyonce_core::OnUnknown::Report,
+                    OnUnknown::Resend | OnUnknown::ResendMayRunTwice => {
+                        onlyonce_core::OnUnknown::Resend
+                    }
+                },
+            },
+            window: self.window,
+            join_timeout: self.join_timeout,
+        }
+    }
+
+    /// What of a request enters its fingerprint.
+    pub(crate) fn fingerprint_rules(&self) -> FingerprintRules {
+        FingerprintRules {
+            headers: self.fingerprint_headers.clone(),
+            credential_query: self.credential_query.as_deref().map(str::to_owned),
+            body: match self.fingerprint_body {
+                FingerprintBody::Bytes => BodyRule::Bytes,
+                FingerprintBody::Json => BodyRule::Json {
+                    ignore: self.ignore_pointers.clone(),
+                },
             },
         }
     }
@@ -456,20 +477,18 @@ fn statuses(entry: &Entry<'_>) -> Result<Vec<u16>, ConfigError> {
     Ok(statuses)
 }
 
-fn pointers(entry: &Entry<'_>) -> Result<Vec<Box<str>>, ConfigError> {
+fn pointers(entry: &Entry<'_>) -> Result<Vec<Pointer>, ConfigError> {
     entry
         .list("[\"/metadata/trace_id\"]")?
         .iter()
         .map(|item| {
             let text = item.text()?;
-            let mut escapes = text.split('~').skip(1);
-            if text.starts_with('/') && escapes.all(|part| part.starts_with(['0', '1'])) {
-                return Ok(text.into());
-            }
-            Err(item.fail(
-                format!("is \"{text}\", which is no JSON pointer"),
-                "write it like \"/metadata/trace_id\" (RFC 6901: `~` is ~0, `/` in a name is ~1)",
-            ))
+            Pointer::parse(text).map_err(|_| {
+                item.fail(
+                    format!("is \"{text}\", which is no JSON pointer"),
+                    "write it like \"/metadata/trace_id\" (RFC 6901: `~` is ~0, `/` in a name is ~1)",
+                )
+            })
         })
         .collect()
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::Authority;
+use onlyonce_engine::RoutePolicy;
+use onlyonce_http::FingerprintRules;
 
 use super::error::{ConfigError, nearest};
 use super::policy::{Policy, set_span};
@@ -56,6 +58,12 @@ pub struct Route {
     pub namespace: Box<str>,
     /// How they are treated.
     pub policy: Policy,
+    /// `policy`, as far as the engine needs it.
+    pub engine_policy: RoutePolicy,
+    /// `policy`, as far as the fingerprint needs it.
+    pub fingerprint_rules: FingerprintRules,
+    /// Its place in [`Config::routes`](super::Config::routes).
+    pub index: usize,
 }
 
 /// Which requests are a route's.
@@ -199,7 +207,7 @@ impl Route {
         upstreams: &HashMap<Box<str>, Arc<Upstream>>,
         presets: &Presets,
     ) -> Result<Vec<Arc<Self>>, ConfigError> {
-        let mut routes: Vec<Arc<Self>> = Vec::new();
+        let mut routes: Vec<Self> = Vec::new();
         let mut names = HashSet::new();
         for mut section in root.tables("route")? {
             let route = Self::read(&mut section, upstreams, presets)?;
@@ -216,10 +224,10 @@ impl Route {
                 ));
             }
             section.finish()?;
-            routes.push(Arc::new(route));
+            routes.push(route);
         }
         if routes.is_empty() {
-            routes.push(Arc::new(Self::only(root, upstreams, presets)?));
+            routes.push(Self::only(root, upstreams, presets)?);
         }
         // A host says more than any path, and a long path more than a short one.
         routes.sort_by_key(|route| {
@@ -229,7 +237,10 @@ impl Route {
                 std::cmp::Reverse(matcher.path_prefix.len()),
             )
         });
-        Ok(routes)
+        for (index, route) in routes.iter_mut().enumerate() {
+            route.index = index;
+        }
+        Ok(routes.into_iter().map(Arc::new).collect())
     }
 
     /// The route of a file that has none: everything to its only upstream.
@@ -252,17 +263,12 @@ impl Route {
                 )
             });
         };
-        Ok(Self {
-            name: upstream.name.clone(),
-            matcher: Matcher {
-                host: None,
-                path_prefix: "".into(),
-            },
-            strip_prefix: false,
-            upstream: Arc::clone(upstream),
-            namespace: upstream.name.clone(),
-            policy: presets.policy(&upstream.preset),
-        })
+        let matcher = Matcher {
+            host: None,
+            path_prefix: "".into(),
+        };
+        let policy = presets.policy(&upstream.preset);
+        Ok(Self::new(upstream, upstream.name.clone(), matcher, policy))
     }
 
     fn read(
@@ -307,13 +313,24 @@ impl Route {
         let policy = Policy::read(section, &presets.policy(&upstream.preset))?;
         policy.check(section)?;
         Ok(Self {
+            strip_prefix,
+            namespace,
+            ..Self::new(upstream, name, matcher, policy)
+        })
+    }
+
+    fn new(upstream: &Arc<Upstream>, name: Box<str>, matcher: Matcher, policy: Policy) -> Self {
+        Self {
             name,
             matcher,
-            strip_prefix,
+            strip_prefix: false,
             upstream: Arc::clone(upstream),
-            namespace,
+            namespace: upstream.name.clone(),
+            engine_policy: policy.for_engine(),
+            fingerprint_rules: policy.fingerprint_rules(),
             policy,
-        })
+            index: 0,
+        }
     }
 }
 

@@ -1,0 +1,73 @@
+//! What every part of a running gateway shares.
+
+use std::sync::Arc;
+
+use onlyonce_core::OwnerId;
+use onlyonce_engine::{Engine, Settings};
+use onlyonce_http::{HashKeys, Tenants, TenantsError};
+use onlyonce_store::Store;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+
+/// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
+pub struct Shared<S: Store> {
+    /// The valid configuration.
+    pub config: Config,
+    /// The engine, over the opened store.
+    pub engine: Engine<S>,
+    /// The keys of fingerprints and derived keys, from the store's secret.
+    pub hash_keys: HashKeys,
+    /// Who a caller is.
+    pub tenants: Tenants,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl<S: Store> Shared<S> {
+    /// Assembles them over an opened store.
+    pub fn new(config: Config, store: S, owner: OwnerId) -> Result<Arc<Self>, TenantsError> {
+        let hash_keys = HashKeys::from_secret(store.secret());
+        let credentials = config.tenants.iter().flat_map(|tenant| {
+            let of = |credential| (&*tenant.name, crate::config::Secret::expose(credential));
+            tenant.credentials.iter().map(of)
+        });
+        let tenants = Tenants::new(&hash_keys, credentials)?;
+        let engine = Engine::new(Arc::new(store), owner, settings(&config));
+        let metrics = Metrics::new(&config);
+        Ok(Arc::new(Self {
+            config,
+            engine,
+            hash_keys,
+            tenants,
+            metrics,
+        }))
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        lease: config.store.lease,
+        released_retention: config.store.released_retention,
+        operation_memory: config.limits.operation_memory,
+        max_response: config.limits.response_body,
+        live_operations: config.limits.live_operations,
+        tenant_live: config.limits.tenant_live,
+        ..Settings::default()
+    }
+}
+
+/// How far the gateway is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// It serves.
+    #[default]
+    Serving,
+    /// It takes no new connections and closes idle ones; running requests go on.
+    Draining,
+    /// It goes now: connections are closed where they stand.
+    Stopping,
+}
+
+/// Tells the parts of a gateway how far it is.
+pub type Phases = tokio::sync::watch::Receiver<Phase>;
