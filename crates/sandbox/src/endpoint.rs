@@ -41,7 +41,7 @@ impl<'a> Endpoint<'a> {
             "/v1/payment_intents" => Self::PaymentIntents,
             "/v1/customers" => Self::Customers,
             path => {
-                let (model, call) = path.strip_prefix("/v1beta/models/")?.split_once(':')?;
+                let (model, call) = gemini::path(path)?.split_once(':')?;
                 match call {
                     "generateContent" => Self::GenerateContent { model },
                     "streamGenerateContent" => {
@@ -112,6 +112,12 @@ mod tests {
                 model: "gemini-x",
                 sse: true
             })
+        );
+        let uri = Uri::from_static("/v1/models/gemini-x:generateContent");
+        let stable = endpoint("POST", &uri);
+        assert_eq!(
+            stable,
+            Some(Endpoint::GenerateContent { model: "gemini-x" })
         );
         let uri = Uri::from_static("/v1beta/models/gemini-x:countTokens");
         assert_eq!(endpoint("POST", &uri), None);

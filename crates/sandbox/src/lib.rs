@@ -26,7 +26,7 @@
 //! | `POST /v1/chat/completions` | OpenAI chat completions, `stream`, `stream_options.include_usage` |
 //! | `POST /v1/responses`, `GET /v1/responses/{id}` | OpenAI Responses, `stream`, `background` |
 //! | `POST /v1/messages` | Anthropic messages, `stream` |
-//! | `POST /v1beta/models/{model}:generateContent`, `:streamGenerateContent` | Gemini, `alt=sse` or a JSON array |
+//! | `POST /v1beta/models/{model}:generateContent`, `:streamGenerateContent` | Gemini (`/v1/models/` too), `alt=sse` or a JSON array |
 //! | `POST /v1/charges`, `/v1/payment_intents`, `/v1/customers` | Stripe, form bodies |
 //! | `POST /v1/echo` | any body |
 //! | `GET /v1/models` | OpenAI, or Anthropic where `anthropic-version` is sent |

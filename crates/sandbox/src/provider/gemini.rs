@@ -8,6 +8,13 @@ use serde_json::{Value, json};
 
 use super::{Content, Job, Refusal, Reply};
 
+/// The `{model}:{call}` of a path; SDKs use the beta and the stable version.
+pub(crate) fn path(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1beta/models/")
+        .or_else(|| path.strip_prefix("/v1/models/"))
+        .filter(|rest| rest.contains(':'))
+}
+
 pub(crate) fn reply(job: &Job<'_>, model: &str) -> Result<Reply, Refusal> {
     job.json()?;
     let text = job.pieces().concat();

@@ -34,7 +34,7 @@ impl Family {
         match path {
             "/v1/echo" => Self::Plain,
             "/v1/charges" | "/v1/payment_intents" | "/v1/customers" => Self::Stripe,
-            _ if path.starts_with("/v1beta/") => Self::Gemini,
+            _ if path.starts_with("/v1beta/") || gemini::path(path).is_some() => Self::Gemini,
             _ if path.starts_with("/v1/messages") => Self::Anthropic,
             _ if headers.contains_key("anthropic-version") => Self::Anthropic,
             _ if path.starts_with("/v1/") => Self::OpenAi,
