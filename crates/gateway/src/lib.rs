@@ -1,6 +1,21 @@
 //! The gateway: a reverse proxy that makes a retried request run once.
+//!
+//! [`config`] says what is served, [`shared`] is what its parts have in common, `start` puts them
+//! together: the proxy's workers, the control listener, the engine over an opened store.
 
+pub mod cli;
 pub mod config;
+mod control;
+mod demo;
+mod failure;
+mod keys;
+mod listen;
 pub mod metrics;
+mod open;
 mod presets;
+#[path = "proxy_stub.rs"]
+pub mod proxy;
 pub mod shared;
+mod start;
+
+pub use failure::Failure;

@@ -1,0 +1,277 @@
+//! The command line: what may be typed, and what it leads to.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Overrides, parse_address};
+use crate::failure::Failure;
+use crate::{demo, keys, start};
+
+/// Makes a retried request run once.
+#[derive(Debug, Parser)]
+#[command(name = "onlyonce", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(Serve),
+    /// Read a configuration file and say whether it is valid
+    Check {
+        /// The configuration file
+        file: PathBuf,
+    },
+    /// Run a pretend paid provider that counts what it executes and fails on request
+    Sandbox {
+        /// Where to listen
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8790", value_parser = listen_address)]
+        listen: SocketAddr,
+    },
+    /// Show what a dying connection costs without and with the gateway
+    Demo,
+    /// Look at and settle operations, over the control listener of a running gateway
+    Keys(keys::Keys),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The address of the only upstream
+    #[arg(
+        long,
+        value_name = "URL",
+        required_unless_present = "config",
+        conflicts_with = "config"
+    )]
+    upstream: Option<String>,
+    /// What is known about the upstream: generic, openai, anthropic, gemini or stripe
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "generic",
+        conflicts_with = "config"
+    )]
+    preset: String,
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where requests come in [default: 127.0.0.1:8787]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
+    listen: Option<SocketAddr>,
+    /// Where the control listener is [default: 127.0.0.1:8788]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
+    control: Option<SocketAddr>,
+    /// The data folder [default: ./onlyonce-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+/// Runs the command line `words`, the program's name first, and gives its exit code: 0 when all
+/// went well, 2 for a mistake in the words or the configuration, 1 for everything else.
+pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
+    let result = match Cli::try_parse_from(words) {
+        Ok(cli) => dispatch(cli.command),
+        Err(error) => return refuse(&error),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("onlyonce: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(words) => start::serve(words.config()?),
+        Command::Check { file } => check(&file),
+        Command::Sandbox { listen } => start::sandbox(listen),
+        Command::Demo => demo::run(),
+        Command::Keys(keys) => keys::run(&keys),
+    }
+}
+
+impl Serve {
+    fn config(self) -> Result<Config, Failure> {
+        let overrides = Overrides {
+            listen: self.listen,
+            control: self.control,
+            data: self.data,
+        };
+        let config = match (&self.config, &self.upstream) {
+            (Some(file), _) => Config::from_file(file, &overrides)?,
+            (None, Some(url)) => Config::for_upstream(url, &self.preset, &overrides)?,
+            (None, None) => {
+                return Err(Failure::usage(
+                    "serve needs an upstream",
+                    "add --upstream URL, or --config FILE",
+                ));
+            }
+        };
+        Ok(config)
+    }
+}
+
+fn check(file: &std::path::Path) -> Result<(), Failure> {
+    let config = Config::from_file(file, &Overrides::default())?;
+    start::check_files(&config)?;
+    println!(
+        "onlyonce: {} is valid: {}, {}",
+        file.display(),
+        count(config.upstreams.len(), "upstream"),
+        count(config.routes.len(), "route"),
+    );
+    Ok(())
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    parse_address(text).ok_or_else(|| "write an address and a port, like 127.0.0.1:8787".to_owned())
+}
+
+/// Help and version as clap prints them; every mistake in one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let asked_for = error.exit_code() == 0;
+        // Nothing can be done about a closed terminal.
+        let _ = error.print();
+        return if asked_for {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::from(2)
+        };
+    }
+    eprintln!("onlyonce: {}", usage_line(error));
+    ExitCode::from(2)
+}
+
+/// clap says what is wrong in its first paragraph; a suggestion stands beside it as context.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let paragraph: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let what = paragraph.join(" ");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    let suggestion = [
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedValue,
+    ]
+    .into_iter()
+    .find_map(|kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        ContextValue::Strings(list) => list.first().cloned(),
+        _ => None,
+    });
+    let next = suggestion.map_or_else(
+        || "see `onlyonce --help`".to_owned(),
+        |meant| format!("did you mean `{meant}`?"),
+    );
+    format!("{what}; {next}")
+}
+
+/// The names of all commands.
+pub fn commands() -> Vec<String> {
+    Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistake(words: &[&str]) -> String {
+        usage_line(&Cli::try_parse_from(words).unwrap_err())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_are_the_promised_ones() {
+        assert_eq!(commands(), ["serve", "check", "sandbox", "demo", "keys"]);
+    }
+
+    #[test]
+    fn a_mistake_is_one_line_that_says_what_to_do() {
+        for (words, expected) in [
+            (
+                &["onlyonce", "serve", "--lisen", "127.0.0.1:1"][..],
+                "unexpected argument '--lisen' found; did you mean `--listen`?",
+            ),
+            (
+                &["onlyonce", "srve"],
+                "unrecognized subcommand 'srve'; did you mean `serve`?",
+            ),
+            (
+                &["onlyonce", "serve"],
+                "the following required arguments were not provided: --upstream <URL>; see \
+                 `onlyonce --help`",
+            ),
+            (
+                &[
+                    "onlyonce",
+                    "serve",
+                    "--upstream",
+                    "http://a",
+                    "--config",
+                    "f",
+                ],
+                "the argument '--upstream <URL>' cannot be used with '--config <FILE>'; see \
+                 `onlyonce --help`",
+            ),
+            (
+                &[
+                    "onlyonce",
+                    "serve",
+                    "--upstream",
+                    "http://a",
+                    "--listen",
+                    "here",
+                ],
+                "invalid value 'here' for '--listen <ADDR>': write an address and a port, like \
+                 127.0.0.1:8787; see `onlyonce --help`",
+            ),
+        ] {
+            assert_eq!(mistake(words), expected);
+        }
+    }
+
+    #[test]
+    fn serve_takes_an_upstream_or_a_file() {
+        let cli = Cli::try_parse_from(["onlyonce", "serve", "--upstream", "http://up:1/v1"]);
+        let Command::Serve(serve) = cli.unwrap().command else {
+            panic!("another command");
+        };
+        let config = serve.config().unwrap();
+        assert_eq!(config.server.listen.to_string(), "127.0.0.1:8787");
+        assert_eq!(config.server.control.to_string(), "127.0.0.1:8788");
+        assert_eq!(&*config.routes[0].upstream.name, "up");
+        assert_eq!(&*config.routes[0].upstream.base_path, "/v1");
+        assert_eq!(&*config.routes[0].upstream.preset, "generic");
+    }
+}

@@ -1,0 +1,126 @@
+//! An operation as JSON.
+
+use onlyonce_core::{Attempt, HeaderBlock, OperationId, Record, State, Timestamp};
+use onlyonce_engine::Operation;
+use onlyonce_store::Stored;
+use serde::Serialize;
+
+use super::query::show_moment;
+
+/// An operation, as `GET /v1/operations` lists it.
+#[derive(Debug, Serialize)]
+pub(super) struct OperationView {
+    id: String,
+    tenant: String,
+    namespace: String,
+    key: String,
+    state: &'static str,
+    epoch: u64,
+    created_at: String,
+    completed_at: Option<String>,
+    expires_at: Option<String>,
+    lease_until: Option<String>,
+    reason: Option<String>,
+    route: String,
+    method: String,
+    path: String,
+    status: Option<u16>,
+    response_bytes: Option<u64>,
+    attempts: u32,
+}
+
+/// An operation, as `GET /v1/operations/{id}` shows it.
+#[derive(Debug, Serialize)]
+pub(super) struct OperationDetail {
+    #[serde(flatten)]
+    operation: OperationView,
+    attempts_log: Vec<AttemptView>,
+    response_headers: Option<Vec<(String, String)>>,
+}
+
+#[derive(Debug, Serialize)]
+struct AttemptView {
+    number: u32,
+    at: String,
+    peer: String,
+    sdk_retry_count: Option<u32>,
+    got: &'static str,
+}
+
+impl From<&Stored> for OperationView {
+    fn from(stored: &Stored) -> Self {
+        let record: &Record = &stored.record;
+        let mut view = Self {
+            id: record.id.to_string(),
+            tenant: record.scope.tenant.to_string(),
+            namespace: record.scope.namespace.to_string(),
+            key: record.key.to_string(),
+            state: record.state.name().as_str(),
+            epoch: record.epoch.number(),
+            created_at: show_moment(created_at(record.id)),
+            completed_at: None,
+            expires_at: record.expires_at().map(show_moment),
+            lease_until: None,
+            reason: None,
+            route: record.request.route.to_string(),
+            method: record.request.method.to_string(),
+            path: record.request.path.to_string(),
+            status: None,
+            response_bytes: None,
+            attempts: stored.attempts,
+        };
+        match &record.state {
+            State::InFlight { lease_until, .. } => {
+                view.lease_until = Some(show_moment(*lease_until));
+            }
+            State::Completed(completed) => {
+                view.completed_at = Some(show_moment(completed.completed_at));
+                view.status = Some(completed.head.status);
+                view.response_bytes = Some(completed.body_len);
+            }
+            State::Unknown { reason, .. } => view.reason = Some(reason.to_string()),
+            State::Released { reason, .. } => view.reason = Some(reason.to_string()),
+        }
+        view
+    }
+}
+
+impl From<&Operation> for OperationDetail {
+    fn from(operation: &Operation) -> Self {
+        let response_headers = match &operation.stored.record.state {
+            State::Completed(completed) => Some(header_list(&completed.head.headers)),
+            _ => None,
+        };
+        Self {
+            operation: OperationView::from(&operation.stored),
+            attempts_log: operation.attempts.iter().map(AttemptView::from).collect(),
+            response_headers,
+        }
+    }
+}
+
+impl From<&Attempt> for AttemptView {
+    fn from(attempt: &Attempt) -> Self {
+        Self {
+            number: attempt.number,
+            at: show_moment(attempt.at),
+            peer: attempt.peer.to_string(),
+            sdk_retry_count: attempt.sdk_retry_count,
+            got: attempt.got.as_str(),
+        }
+    }
+}
+
+/// When the key was first claimed: the first 48 bits of a UUIDv7 are milliseconds.
+fn created_at(id: OperationId) -> Timestamp {
+    let [a, b, c, d, e, f, ..] = *id.as_bytes();
+    Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+}
+
+fn header_list(headers: &HeaderBlock) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    headers
+        .iter()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect()
+}

@@ -1,0 +1,216 @@
+//! Looking at operations, and settling those of which only a person can know.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, HeaderValue, StatusCode};
+use onlyonce_core::{Head, HeaderBlock, StateName};
+use onlyonce_engine::{Purge, Resolution};
+use onlyonce_store::Store;
+use serde::{Deserialize, Serialize};
+
+use super::Control;
+use super::answer::Refusal;
+use super::operation::{OperationDetail, OperationView};
+use super::query::{ListQuery, moment, operation_id, state};
+use crate::config::Policy;
+
+/// A page of operations, newest first.
+#[derive(Debug, Serialize)]
+pub(super) struct PageView {
+    operations: Vec<OperationView>,
+    next_cursor: Option<String>,
+}
+
+/// `GET /v1/operations`.
+pub(super) async fn list<S: Store>(
+    State(control): State<Control<S>>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<PageView>, Refusal> {
+    let Query(query) = query.map_err(|error| {
+        Refusal::bad_request(
+            error.body_text(),
+            "use key, tenant, state, since, until, limit and cursor",
+        )
+    })?;
+    let engine = &control.shared.engine;
+    let page = engine.list(query.for_store(engine.store().now())?).await?;
+    Ok(Json(PageView {
+        operations: page.records.iter().map(OperationView::from).collect(),
+        next_cursor: page.next.map(|id| id.to_string()),
+    }))
+}
+
+/// `GET /v1/operations/{id}`.
+pub(super) async fn show<S: Store>(
+    State(control): State<Control<S>>,
+    Path(id): Path<String>,
+) -> Result<Json<OperationDetail>, Refusal> {
+    let operation = control.shared.engine.operation(operation_id(&id)?).await?;
+    let operation = operation.ok_or_else(|| Refusal::no_such_operation(&id))?;
+    Ok(Json(OperationDetail::from(&operation)))
+}
+
+/// What a person found out about an operation.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum ResolveBody {
+    Released {
+        #[serde(default)]
+        reason: String,
+    },
+    Completed {
+        status: u16,
+        #[serde(default)]
+        headers: Vec<(String, String)>,
+        #[serde(default)]
+        body_base64: String,
+        #[serde(default)]
+        reason: String,
+    },
+}
+
+/// `POST /v1/operations/{id}/resolve`.
+pub(super) async fn resolve<S: Store>(
+    State(control): State<Control<S>>,
+    Path(id): Path<String>,
+    body: Result<Json<ResolveBody>, JsonRejection>,
+) -> Result<Json<OperationDetail>, Refusal> {
+    let id = operation_id(&id)?;
+    let Json(body) = body.map_err(not_json)?;
+    let engine = &control.shared.engine;
+    let (resolution, reason) = match body {
+        ResolveBody::Released { reason } => (Resolution::Released, reason),
+        ResolveBody::Completed {
+            status,
+            headers,
+            body_base64,
+            reason,
+        } => {
+            let body = STANDARD.decode(body_base64).map_err(|_| {
+                Refusal::bad_request("body_base64 is not base64", "encode the body as RFC 4648")
+            })?;
+            let found = engine.operation(id).await?;
+            let operation = found.ok_or_else(|| Refusal::no_such_operation(&id.to_string()))?;
+            let route = &*operation.stored.record.request.route;
+            let resolution = Resolution::Completed {
+                head: Head {
+                    status: answer_status(status)?,
+                    headers: answer_headers(&headers)?,
+                },
+                body: body.into(),
+                trailers: HeaderBlock::default(),
+                window: window_of(&control, route),
+            };
+            (resolution, reason)
+        }
+    };
+    tracing::info!(%id, ?reason, "an operator resolves an operation");
+    let operation = engine.resolve(id, resolution, &reason).await?;
+    Ok(Json(OperationDetail::from(&operation)))
+}
+
+/// How long a completed record of `route` answers retries; by default where no route has that name
+/// any more.
+fn window_of<S: Store>(control: &Control<S>, route: &str) -> std::time::Duration {
+    let routes = &control.shared.config.routes;
+    let found = routes.iter().find(|one| &*one.name == route);
+    found.map_or_else(|| Policy::default().window, |route| route.policy.window)
+}
+
+fn answer_status(status: u16) -> Result<u16, Refusal> {
+    if (200..=599).contains(&status) {
+        return Ok(status);
+    }
+    Err(Refusal::bad_request(
+        format!("status is {status}"),
+        "send the status that the upstream answered, from 200 to 599",
+    ))
+}
+
+/// Headers as they can stand in a recording: valid, and none that frames a message.
+fn answer_headers(headers: &[(String, String)]) -> Result<HeaderBlock, Refusal> {
+    let mut block = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        let refuse = |why: &str| {
+            Refusal::bad_request(
+                format!("the header {name:?} {why}"),
+                "send only the headers that the caller is to see",
+            )
+        };
+        let name =
+            HeaderName::from_bytes(name.as_bytes()).map_err(|_| refuse("has no valid name"))?;
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| refuse("has characters that no header has"))?;
+        if FRAMING.contains(&name.as_str()) {
+            return Err(refuse("belongs to a connection"));
+        }
+        block.push((name, value));
+    }
+    let pairs = block
+        .iter()
+        .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    HeaderBlock::pack(pairs)
+        .map_err(|_| Refusal::bad_request("a header is too long", "send headers below 64 KiB"))
+}
+
+/// The gateway frames messages itself (I17).
+const FRAMING: [&str; 7] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Which records to remove.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PurgeBody {
+    tenant: Option<String>,
+    state: Option<String>,
+    before: Option<String>,
+}
+
+/// How many were removed.
+#[derive(Debug, Serialize)]
+pub(super) struct Purged {
+    purged: u64,
+}
+
+/// `POST /v1/purge`.
+pub(super) async fn purge<S: Store>(
+    State(control): State<Control<S>>,
+    body: Result<Json<PurgeBody>, JsonRejection>,
+) -> Result<Json<Purged>, Refusal> {
+    let Json(body) = body.map_err(not_json)?;
+    let engine = &control.shared.engine;
+    let state = body.state.as_deref().map(state).transpose()?;
+    if state == Some(StateName::InFlight) {
+        return Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "operations in flight are never removed",
+            "wait for their outcome, or name another state",
+        ));
+    }
+    let purge = Purge {
+        tenant: body.tenant.map(Into::into),
+        state,
+        before: moment("before", body.before.as_deref(), engine.store().now())?,
+    };
+    tracing::info!(?purge, "an operator purges records");
+    let purged = engine.purge(purge).await?;
+    Ok(Json(Purged { purged }))
+}
+
+fn not_json(error: JsonRejection) -> Refusal {
+    Refusal::new(
+        error.status(),
+        error.body_text(),
+        "send content-type: application/json and the fields that /openapi.json lists",
+    )
+}

@@ -1,0 +1,158 @@
+//! Reading what a caller asks for: moments, states, pages.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use onlyonce_core::{Key, OperationId, StateName, Timestamp};
+use onlyonce_store::Query;
+use serde::Deserialize;
+
+use super::answer::Refusal;
+use crate::config::{nearest, parse_duration};
+
+/// How many operations a page has unless the caller says.
+const PAGE: usize = 100;
+/// How many it has at most.
+const LARGEST_PAGE: usize = 1000;
+
+/// The query of `GET /v1/operations`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    key: Option<String>,
+    tenant: Option<String>,
+    state: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+impl ListQuery {
+    /// What the store is to look for. `now` is the store's clock, which spans are counted from.
+    pub(super) fn for_store(self, now: Timestamp) -> Result<Query, Refusal> {
+        let key = match self.key.as_deref().map(Key::new) {
+            None => None,
+            Some(Ok(key)) => Some(key),
+            Some(Err(error)) => {
+                return Err(Refusal::bad_request(
+                    format!("no operation can have that key: {error}"),
+                    "send the key without the quotes of a header",
+                ));
+            }
+        };
+        let limit = self.limit.unwrap_or(PAGE);
+        if !(1..=LARGEST_PAGE).contains(&limit) {
+            return Err(Refusal::bad_request(
+                format!("limit is {limit}"),
+                format!("ask for 1 to {LARGEST_PAGE}, and follow next_cursor"),
+            ));
+        }
+        Ok(Query {
+            key,
+            tenant: self.tenant.map(Into::into),
+            state: self.state.as_deref().map(state).transpose()?,
+            since: moment("since", self.since.as_deref(), now)?,
+            until: moment("until", self.until.as_deref(), now)?,
+            older_than: self.cursor.as_deref().map(operation_id).transpose()?,
+            limit,
+        })
+    }
+}
+
+/// The state named `text`.
+pub(super) fn state(text: &str) -> Result<StateName, Refusal> {
+    let states = StateName::ALL;
+    states
+        .into_iter()
+        .find(|state| state.as_str() == text)
+        .ok_or_else(|| {
+            let names = states.map(StateName::as_str);
+            let next = match nearest(text, names) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => format!("use one of: {}", names.join(", ")),
+            };
+            Refusal::bad_request(format!("there is no state {text}"), next)
+        })
+}
+
+/// The operation's id that `text` is.
+pub(super) fn operation_id(text: &str) -> Result<OperationId, Refusal> {
+    text.parse()
+        .map_err(|error: onlyonce_core::identity::NotAnOperationId| {
+            Refusal::bad_request(error.to_string(), "list operations at /v1/operations")
+        })
+}
+
+/// A moment: RFC 3339, or a span before `now` like `2h`.
+pub(super) fn moment(
+    name: &str,
+    text: Option<&str>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, Refusal> {
+    let Some(text) = text else { return Ok(None) };
+    if let Some(span) = parse_duration(text) {
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let moment = now.as_millis().saturating_sub(millis);
+        return Ok(Some(Timestamp::from_millis(moment)));
+    }
+    let since_epoch = humantime::parse_rfc3339(text)
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let Some(since_epoch) = since_epoch else {
+        return Err(Refusal::bad_request(
+            format!("{name} is no moment: {text}"),
+            "write it like 2026-11-25T08:00:00Z, or as a span until now like 2h",
+        ));
+    };
+    let millis = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+    Ok(Some(Timestamp::from_millis(millis)))
+}
+
+/// A moment as RFC 3339 with milliseconds, in UTC.
+pub(super) fn show_moment(moment: Timestamp) -> String {
+    // The end of the year 9999 is the last moment that can be written.
+    let millis = moment.as_millis().min(253_402_300_799_999);
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    #[test]
+    fn a_moment_is_a_date_or_a_span_until_now() {
+        let read =
+            |text| moment("since", Some(text), NOW).map(|moment| moment.unwrap().as_millis());
+        assert_eq!(read("2h").unwrap(), NOW.as_millis() - 7_200_000);
+        assert_eq!(read("1970-01-01T00:00:01Z").unwrap(), 1000);
+        assert_eq!(read("1970-01-01T00:00:01.250Z").unwrap(), 1250);
+        assert!(read("yesterday").is_err());
+        assert!(read("").is_err());
+        assert_eq!(moment("since", None, NOW).unwrap(), None);
+    }
+
+    #[test]
+    fn a_shown_moment_reads_back() {
+        let shown = show_moment(NOW);
+        assert_eq!(shown, "2027-01-15T08:00:00.000Z");
+        assert_eq!(moment("until", Some(&shown), NOW).unwrap(), Some(NOW));
+        assert_eq!(
+            show_moment(Timestamp::from_millis(u64::MAX)),
+            "9999-12-31T23:59:59.999Z"
+        );
+    }
+
+    #[test]
+    fn a_page_has_bounds() {
+        let of = |limit| ListQuery {
+            limit: Some(limit),
+            ..ListQuery::default()
+        };
+        assert!(of(0).for_store(NOW).is_err());
+        assert!(of(1001).for_store(NOW).is_err());
+        assert_eq!(of(7).for_store(NOW).unwrap().limit, 7);
+        assert_eq!(ListQuery::default().for_store(NOW).unwrap().limit, 100);
+    }
+}

@@ -1,0 +1,7 @@
+//! `onlyonce demo`
+use crate::failure::Failure;
+
+/// Shows it.
+pub(crate) fn run() -> Result<(), Failure> {
+    Ok(())
+}

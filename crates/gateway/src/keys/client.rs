@@ -1,0 +1,216 @@
+//! A small HTTP client for the control listener.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::cannot_write;
+use crate::failure::Failure;
+
+/// Asks one control listener, each time over a connection of its own.
+pub(super) struct Client {
+    authority: String,
+    address: String,
+    base_path: String,
+    token: Option<HeaderValue>,
+}
+
+impl Client {
+    /// A client of the control listener at `url`.
+    pub(super) fn new(url: &str, token: Option<&str>) -> Result<Self, Failure> {
+        let wrong = || {
+            Failure::usage(
+                format!("--control cannot be \"{url}\""),
+                "write it like http://127.0.0.1:8788 (behind TLS, go through a tunnel)",
+            )
+        };
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().ok_or_else(wrong)?;
+        if uri.scheme_str() != Some("http") || authority.host().is_empty() {
+            return Err(wrong());
+        }
+        let token = token.map(|token| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+                Failure::usage(
+                    "the control token has characters that no header has",
+                    "pass the token of server.control_token",
+                )
+            })?;
+            value.set_sensitive(true);
+            Ok(value)
+        });
+        Ok(Self {
+            authority: authority.to_string(),
+            address: format!(
+                "{}:{}",
+                authority.host(),
+                authority.port_u16().unwrap_or(80)
+            ),
+            base_path: uri.path().trim_end_matches('/').to_owned(),
+            token: token.transpose()?,
+        })
+    }
+
+    /// The JSON at `path`.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.json(self.ask(Method::GET, path, Bytes::new()).await?)
+            .await
+    }
+
+    /// What is answered to `body`, posted to `path`.
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let response = self
+            .ask(Method::POST, path, body.to_string().into())
+            .await?;
+        self.json(response).await
+    }
+
+    /// Copies the bytes at `path` into `out` while they come.
+    pub(super) async fn download(&self, path: &str, out: &mut impl Write) -> Result<(), Failure> {
+        let mut response = self.ask(Method::GET, path, Bytes::new()).await?;
+        if !response.status().is_success() {
+            return self.json(response).await.map(|_| ());
+        }
+        while let Some(frame) = response.frame().await {
+            let frame = frame.map_err(|_| {
+                Failure::other(
+                    "the recording broke off, so that what was written is not the whole",
+                    "look at the operation with `onlyonce keys show`",
+                )
+            })?;
+            if let Some(bytes) = frame.data_ref() {
+                out.write_all(bytes).map_err(|error| cannot_write(&error))?;
+            }
+        }
+        out.flush().map_err(|error| cannot_write(&error))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("{}{path}", self.base_path)
+            .parse()
+            .map_err(|_| Failure::usage(format!("{path} is no path"), "correct the words"))?;
+        let headers = request.headers_mut();
+        let host = HeaderValue::from_str(&self.authority)
+            .map_err(|_| Failure::usage("--control has no valid host", "correct it"))?;
+        headers.insert(HOST, host);
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(token) = &self.token {
+            headers.insert(AUTHORIZATION, token.clone());
+        }
+        let failed = |error: &dyn std::error::Error| {
+            Failure::other(
+                format!(
+                    "the control listener http://{} did not answer ({error})",
+                    self.authority
+                ),
+                "start the gateway, or name its control listener with --control",
+            )
+        };
+        let stream = TcpStream::connect(&self.address)
+            .await
+            .map_err(|error| failed(&error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failed(&error))?;
+        // Its errors come out of the request as well.
+        tokio::spawn(connection);
+        sender
+            .send_request(request)
+            .await
+            .map_err(|error| failed(&error))
+    }
+
+    async fn json(&self, response: Response<Incoming>) -> Result<Value, Failure> {
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map(|body| body.to_bytes());
+        let body = body.map_err(|error| {
+            Failure::other(
+                format!("the control listener's answer broke off ({error})"),
+                "ask again",
+            )
+        })?;
+        let value: Option<Value> = serde_json::from_slice(&body).ok();
+        if let (true, Some(value)) = (status.is_success(), &value) {
+            return Ok(value.clone());
+        }
+        let said = |name: &str| value.as_ref()?.get(name)?.as_str().map(str::to_owned);
+        Err(Failure::other(
+            said("detail").unwrap_or_else(|| {
+                format!(
+                    "http://{} answered {status}, not as a control listener",
+                    self.authority
+                )
+            }),
+            said("next").unwrap_or_else(|| "name the control listener with --control".to_owned()),
+        ))
+    }
+}
+
+/// `?name=value&..` of the parts that are there.
+pub(super) fn query(parts: &[(&str, Option<&str>)]) -> String {
+    let mut text = String::new();
+    for (name, value) in parts {
+        let Some(value) = value else { continue };
+        text.push(if text.is_empty() { '?' } else { '&' });
+        text.push_str(name);
+        text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+                text.push(char::from(byte));
+            } else {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_holds_what_is_there_escaped() {
+        assert_eq!(query(&[("a", None)]), "");
+        assert_eq!(
+            query(&[
+                ("key", Some("a b&c=\u{e9}")),
+                ("x", None),
+                ("limit", Some("1"))
+            ]),
+            "?key=a%20b%26c%3D%C3%A9&limit=1"
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused() {
+        for url in ["", "127.0.0.1:8788", "https://a", "http://", "ftp://a"] {
+            let error = Client::new(url, None).err().unwrap();
+            assert_eq!(error.exit_code(), 2, "{url}");
+        }
+        assert!(Client::new("http://127.0.0.1:8788/", Some("t")).is_ok());
+        assert!(Client::new("http://a", Some("\n")).is_err());
+    }
+}

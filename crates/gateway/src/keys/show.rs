@@ -1,0 +1,175 @@
+//! Operations as text, for people.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+/// A table with a line for each operation.
+pub(super) fn list(page: &Value) -> String {
+    let operations = page["operations"].as_array().map_or(&[][..], Vec::as_slice);
+    if operations.is_empty() {
+        return "no operations\n".to_owned();
+    }
+    let heads = [
+        "OPERATION",
+        "STATE",
+        "CREATED",
+        "STATUS",
+        "TRIES",
+        "TENANT",
+        "KEY",
+        "REQUEST",
+    ];
+    let mut rows = vec![heads.map(str::to_owned)];
+    for operation in operations {
+        rows.push([
+            text(&operation["id"]),
+            text(&operation["state"]),
+            text(&operation["created_at"]),
+            text(&operation["status"]),
+            text(&operation["attempts"]),
+            text(&operation["tenant"]),
+            text(&operation["key"]),
+            format!(
+                "{} {}",
+                text(&operation["method"]),
+                text(&operation["path"])
+            ),
+        ]);
+    }
+    let mut out = String::new();
+    for row in &rows {
+        for (column, cell) in row.iter().enumerate() {
+            let width = rows
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0);
+            if column + 1 == row.len() {
+                out.push_str(cell);
+            } else {
+                // Writing to a string cannot fail.
+                let _ = write!(out, "{cell:width$}  ");
+            }
+        }
+        out.push('\n');
+    }
+    if page["next_cursor"].is_string() {
+        out.push_str("(there are more: raise --limit)\n");
+    }
+    out
+}
+
+/// All that is known of one operation.
+pub(super) fn operation(operation: &Value) -> String {
+    let mut out = String::new();
+    let fields = [
+        ("operation", "id"),
+        ("state", "state"),
+        ("reason", "reason"),
+        ("key", "key"),
+        ("tenant", "tenant"),
+        ("namespace", "namespace"),
+        ("route", "route"),
+        ("created", "created_at"),
+        ("completed", "completed_at"),
+        ("expires", "expires_at"),
+        ("lease until", "lease_until"),
+        ("status", "status"),
+        ("response bytes", "response_bytes"),
+    ];
+    for (label, name) in fields {
+        if !operation[name].is_null() {
+            let _ = writeln!(out, "{label:<15} {}", text(&operation[name]));
+        }
+    }
+    let request = format!(
+        "{} {}",
+        text(&operation["method"]),
+        text(&operation["path"])
+    );
+    let _ = writeln!(out, "{:<15} {request}", "request");
+    for attempt in operation["attempts_log"].as_array().into_iter().flatten() {
+        let number = format!("attempt {}", text(&attempt["number"]));
+        let _ = writeln!(
+            out,
+            "{number:<15} {}  {}  from {}",
+            text(&attempt["at"]),
+            text(&attempt["got"]),
+            text(&attempt["peer"]),
+        );
+    }
+    for header in operation["response_headers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let _ = writeln!(
+            out,
+            "{:<15} {}: {}",
+            "header",
+            text(&header[0]),
+            text(&header[1])
+        );
+    }
+    out
+}
+
+/// The ids of several operations.
+pub(super) fn ids(operations: &[Value]) -> String {
+    let ids: Vec<_> = operations
+        .iter()
+        .map(|operation| text(&operation["id"]))
+        .collect();
+    ids.join(", ")
+}
+
+/// A value without quotes, and without what a terminal would obey.
+fn text(value: &Value) -> String {
+    let text = match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_is_a_table_whose_columns_line_up() {
+        let page = json!({ "operations": [
+            { "id": "op_1", "state": "completed", "created_at": "t", "status": 200, "attempts": 2,
+              "tenant": "acme", "key": "k", "method": "POST", "path": "/x" },
+            { "id": "op_22", "state": "unknown", "created_at": "t", "status": null, "attempts": 1,
+              "tenant": "a", "key": "k2", "method": "POST", "path": "/y" },
+        ], "next_cursor": "op_22" });
+        let shown = list(&page);
+        let starts: Vec<_> = shown
+            .lines()
+            .take(3)
+            .map(|line| {
+                line.find("STATE")
+                    .or(line.find("completed"))
+                    .or(line.find("unknown"))
+            })
+            .collect();
+        assert!(
+            starts.iter().all(|at| at.is_some() && *at == starts[0]),
+            "{shown}"
+        );
+        assert!(shown.ends_with("raise --limit)\n"), "{shown}");
+        assert_eq!(list(&json!({ "operations": [] })), "no operations\n");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_taken_out() {
+        assert_eq!(text(&json!("a\u{1b}[31mb\n")), "a?[31mb?");
+    }
+}

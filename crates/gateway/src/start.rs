@@ -1,0 +1,228 @@
+//! From a valid configuration to a running gateway, and back to nothing.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onlyonce_core::OwnerId;
+use onlyonce_sandbox::Sandbox;
+use onlyonce_store::{MemoryStore, Store};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, StoreUrl};
+use crate::failure::Failure;
+use crate::shared::{Phase, Shared};
+use crate::{control, listen, open, proxy};
+
+/// After the drain, how long callers get to read what their operations became.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Runs the gateway until a signal ends it.
+pub fn serve(config: Config) -> Result<(), Failure> {
+    log_to_stderr();
+    check_files(&config)?;
+    let runtime = runtime()?;
+    match &config.store.url {
+        StoreUrl::Memory => {
+            let store = open::memory(&config.store);
+            runtime.block_on(until_signal(config, store))
+        }
+        StoreUrl::Embedded(folder) => {
+            let store = open::embedded(folder, &config.store)?;
+            runtime.block_on(until_signal(config, store))
+        }
+    }
+}
+
+/// Runs the sandbox until a signal ends it.
+pub fn sandbox(addr: SocketAddr) -> Result<(), Failure> {
+    log_to_stderr();
+    runtime()?.block_on(async {
+        let listener = listen::take_one(addr, "listen")?;
+        let mut signals = Signals::catch()?;
+        let sandbox = TcpListener::from_std(listener)
+            .and_then(Sandbox::on)
+            .map_err(|error| cannot_start(&error))?;
+        announce("sandbox", sandbox.local_addr(), "http");
+        sandbox.serve(signals.next()).await;
+        Ok(())
+    })
+}
+
+/// Refuses files that the configuration names and that cannot be used.
+pub fn check_files(config: &Config) -> Result<(), Failure> {
+    proxy::check_files(config)
+}
+
+/// A gateway that serves.
+pub(crate) struct Running<S: Store> {
+    shared: Arc<Shared<S>>,
+    phases: watch::Sender<Phase>,
+    workers: proxy::Workers,
+    control: tokio::task::JoinHandle<()>,
+    upkeep: tokio::task::JoinHandle<()>,
+    /// Where requests come in.
+    pub(crate) addr: SocketAddr,
+    /// Where the control listener is.
+    pub(crate) control_addr: SocketAddr,
+}
+
+impl<S: Store> Running<S> {
+    /// Takes the addresses and starts every part. Runs on a runtime of its own, apart from the
+    /// workers', so that nothing that happens on a request delays a lease's renewal.
+    pub(crate) fn start(config: Config, store: S) -> Result<Self, Failure> {
+        let listeners = listen::take_all(config.server.listen, config.server.workers)?;
+        let control = listen::take_one(config.server.control, "control")?;
+        let addr = local_addr(&listeners[0])?;
+        let control_addr = local_addr(&control)?;
+        let shared = Shared::new(config, store, owner()).map_err(|error| {
+            Failure::usage(
+                format!("the [[tenant]] tables cannot be used: {error}"),
+                "correct them",
+            )
+        })?;
+        let (phases, phase) = watch::channel(Phase::Serving);
+        let upkeep = {
+            let engine = shared.engine.clone();
+            tokio::spawn(async move { engine.run_upkeep().await })
+        };
+        let control = TcpListener::from_std(control).map_err(|error| cannot_start(&error))?;
+        let control = tokio::spawn(control::serve(Arc::clone(&shared), control, phase.clone()));
+        let workers = proxy::run(Arc::clone(&shared), listeners, phase)?;
+        Ok(Self {
+            shared,
+            phases,
+            workers,
+            control,
+            upkeep,
+            addr,
+            control_addr,
+        })
+    }
+
+    /// Takes nothing new, waits for what runs for `drain` at most, and closes the store. `hurry`
+    /// ends the waiting.
+    pub(crate) async fn stop(self, drain: Duration, hurry: impl Future<Output = ()>) {
+        let deadline = Instant::now() + drain;
+        self.phases.send_replace(Phase::Draining);
+        let engine = &self.shared.engine;
+        let mut workers = self.workers;
+        let drained = async {
+            engine.shutdown(drain).await;
+            // Requests without a key are no operations; they get the same time.
+            let deadline = deadline.max(Instant::now() + LAST_WORDS);
+            let _ = timeout_at(deadline, workers.wait()).await;
+        };
+        let hurried = tokio::select! {
+            () = drained => false,
+            () = hurry => true,
+        };
+        if hurried {
+            tracing::warn!("a second signal: going at once");
+            engine.shutdown(Duration::ZERO).await;
+        }
+        self.phases.send_replace(Phase::Stopping);
+        let _ = timeout_at(Instant::now() + LAST_WORDS, workers.wait()).await;
+        self.upkeep.abort();
+        if let Err(error) = engine.store().close().await {
+            tracing::error!(%error, "the store did not close cleanly");
+        }
+        self.control.abort();
+    }
+}
+
+async fn until_signal<S: Store>(config: Config, store: S) -> Result<(), Failure> {
+    let drain = config.server.drain_timeout;
+    let scheme = if config.server.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let mut signals = Signals::catch()?;
+    let running = Running::start(config, store)?;
+    announce("gateway", running.addr, scheme);
+    announce("control", running.control_addr, "http");
+    signals.next().await;
+    tracing::info!(live = running.shared.engine.live(), "draining");
+    running.stop(drain, signals.next()).await;
+    Ok(())
+}
+
+/// The signals that ask for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, Failure> {
+        let catch = |kind| signal(kind).map_err(|error| cannot_start(&error));
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Says on standard output where something listens: scripts wait for the line.
+fn announce(what: &str, addr: SocketAddr, scheme: &str) {
+    let mut out = io::stdout().lock();
+    // Nobody reads it where standard output is closed, and that is no reason to stop.
+    let _ = writeln!(out, "onlyonce: {what} listening on {scheme}://{addr}");
+    let _ = out.flush();
+}
+
+/// A number for this life of the process, which no other life has.
+fn owner() -> OwnerId {
+    let random = uuid::Uuid::now_v7().as_u128();
+    // The lower half of a UUIDv7 is random but for two bits.
+    OwnerId::new(u64::try_from(random & u128::from(u64::MAX)).unwrap_or_default())
+}
+
+fn local_addr(listener: &std::net::TcpListener) -> Result<SocketAddr, Failure> {
+    listener.local_addr().map_err(|error| cannot_start(&error))
+}
+
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("onlyonce-main")
+        .enable_all()
+        .build()
+        .map_err(|error| cannot_start(&error))
+}
+
+fn cannot_start(error: &io::Error) -> Failure {
+    Failure::other(
+        format!("the system refuses what the gateway needs ({error})"),
+        "look at the limits of the process (ulimit -n, ulimit -u)",
+    )
+}
+
+/// Logs go to standard error. `ONLYONCE_LOG` filters them (`info` unless set), and
+/// `ONLYONCE_LOG_FORMAT=json` makes each line an object.
+pub(crate) fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("ONLYONCE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    // A logger that is set already (in a test) may stay.
+    let _ = if std::env::var_os("ONLYONCE_LOG_FORMAT").is_some_and(|format| format == "json") {
+        builder.json().try_init()
+    } else {
+        builder.try_init()
+    };
+}
