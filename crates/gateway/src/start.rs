@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use onlyonce_core::OwnerId;
 use onlyonce_sandbox::Sandbox;
-use onlyonce_store::{MemoryStore, Store};
+use onlyonce_store::Store;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;

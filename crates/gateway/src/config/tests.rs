@@ -1,1 +1,800 @@
+//! Each mistake: its message names the line, what is wrong and what to do.
 
+use std::time::Duration;
+
+use super::*;
+
+fn read_with(text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
+    let source = Source {
+        name: "onlyonce.toml",
+        text,
+        env: &|name| match name {
+            "TOKEN" => Some("0123456789abcdef0123456789abcdef".to_owned()),
+            "SHORT" => Some("too short".to_owned()),
+            "KEY" => Some(format!("{}\n", "0f".repeat(32))),
+            "KEY_BASE64" => Some("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        },
+    };
+    Config::read(&source, overrides)
+}
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    read_with(text, &Overrides::default())
+}
+
+/// The upstream that every file needs, in its last three lines.
+const UPSTREAM: &str = "[[upstream]]\nname = \"up\"\nurl = \"http://localhost:9000\"\n";
+
+fn valid(text: &str) -> Config {
+    read(&format!("{text}\n{UPSTREAM}")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[track_caller]
+fn mistake(text: &str) -> String {
+    match read(text) {
+        Ok(_) => panic!("this is taken:\n{text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// `text` stands before a valid upstream, and is refused with `message`.
+#[track_caller]
+fn refused(text: &str, message: &str) {
+    let error = mistake(&format!("{text}\n{UPSTREAM}"));
+    assert_eq!(error, format!("onlyonce.toml {message}"), "{text}");
+}
+
+/// `lines` stand in the only route, from line 5 on, and are refused with `message`.
+#[track_caller]
+fn refused_in_route(lines: &str, message: &str) {
+    let error = mistake(&format!(
+        "{UPSTREAM}[[route]]\nupstream = \"up\"\n{lines}\n"
+    ));
+    assert_eq!(error, format!("onlyonce.toml {message}"), "{lines}");
+}
+
+fn policy(lines: &str) -> Policy {
+    let text = format!("{UPSTREAM}[[route]]\nupstream = \"up\"\n{lines}\n");
+    let config = read(&text).unwrap_or_else(|error| panic!("{error}"));
+    config.routes[0].policy.clone()
+}
+
+#[test]
+fn an_upstream_is_all_that_is_needed() {
+    let config = valid("");
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8787");
+    assert_eq!(config.server.control.to_string(), "127.0.0.1:8788");
+    assert!(config.server.allow_anonymous);
+    assert_eq!(
+        config.store.url,
+        StoreUrl::Embedded("./onlyonce-data".into())
+    );
+    assert_eq!(config.routes.len(), 1);
+    let route = &config.routes[0];
+    assert_eq!((&*route.name, &*route.namespace), ("up", "up"));
+    assert_eq!(route.policy, Policy::default());
+    assert_eq!(route.policy.release, [401, 429, 503]);
+    assert_eq!(route.policy.window, Duration::from_secs(86_400));
+}
+
+#[test]
+fn an_unknown_setting_is_refused_with_its_line_and_the_nearest_name() {
+    refused(
+        "[server]\nlisten = \"127.0.0.1:1\"\nidle_timout = \"10s\"",
+        "line 3: [server] has no setting `idle_timout`; did you mean `idle_timeout`?",
+    );
+    refused(
+        "[servr]\nlisten = \"127.0.0.1:1\"",
+        "line 1: the file has no setting `servr`; did you mean `server`?",
+    );
+    refused(
+        "[store]\ncache-bytes = 1",
+        "line 2: [store] has no setting `cache-bytes`; did you mean `cache_bytes`?",
+    );
+    refused_in_route(
+        "windw = \"1h\"",
+        "line 6: [[route]] number 1 has no setting `windw`; did you mean `window`?",
+    );
+    refused_in_route(
+        "retries = { maximum = 1 }",
+        "line 6: retries has no setting `maximum`; take it away, or use one of: backoff, budget, \
+         max, max_backoff",
+    );
+    let far = mistake(&format!("[server]\ncolour = 1\n{UPSTREAM}"));
+    assert!(
+        far.contains("; take it away, or use one of: allow_anonymous, "),
+        "{far}"
+    );
+}
+
+#[test]
+fn a_mistyped_name_of_a_needed_setting_is_named() {
+    assert_eq!(
+        mistake("[[upstream]]\nname = \"up\"\nulr = \"http://a\"\n"),
+        "onlyonce.toml line 3: [[upstream]] number 1 has no setting `ulr`; did you mean `url`?"
+    );
+    assert_eq!(
+        mistake("[[upstream]]\nname = \"up\"\n"),
+        "onlyonce.toml line 1: [[upstream]] number 1 has no `url`; write url = \
+         \"https://api.example.com\""
+    );
+}
+
+#[test]
+fn what_is_not_toml_is_refused_with_its_line() {
+    let error = mistake("[server]\nlisten = 127.0.0.1:8787\n");
+    assert!(
+        error.starts_with("onlyonce.toml line 2: this is not TOML: "),
+        "{error}"
+    );
+    assert!(
+        error.contains("; strings stand in double quotes"),
+        "{error}"
+    );
+    let error = mistake("[server]\nworkers = 1\nworkers = 2\n");
+    assert!(
+        error.starts_with("onlyonce.toml line 3: this is not TOML: duplicate key"),
+        "{error}"
+    );
+    assert!(!mistake("[[upstream]\n").contains('\n'));
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_with_an_example() {
+    for (text, message) in [
+        (
+            "[server]\nlisten = 8787",
+            "line 2: `listen` is a whole number, and it must be a string; write it like \"text\"",
+        ),
+        (
+            "[server]\nidle_timeout = 10",
+            "line 2: `idle_timeout` is a whole number, and it must be a duration with its unit; \
+             write it like \"10s\" or \"250ms\"",
+        ),
+        (
+            "[server]\nallow_anonymous = \"yes\"",
+            "line 2: `allow_anonymous` is a string, and it must be true or false; write it like \
+             true, without quotes",
+        ),
+        (
+            "[limits]\nrequest_body = 1.5",
+            "line 2: `request_body` is a number, and it must be a size; write it like \"64MiB\"",
+        ),
+        (
+            "route = 1",
+            "line 1: `route` is a whole number, not a list of tables; write it with two brackets, \
+             [[route]]",
+        ),
+        (
+            "[tenant]\nname = \"a\"",
+            "line 1: `tenant` is a table, not a list of tables; write it with two brackets, \
+             [[tenant]]",
+        ),
+        (
+            "server = 1",
+            "line 1: `server` is a whole number, and it must be a table; write it like [server]",
+        ),
+    ] {
+        refused(text, message);
+    }
+}
+
+#[test]
+fn durations_and_sizes_say_how_they_are_written() {
+    refused(
+        "[server]\nidle_timeout = \"10 parsecs\"",
+        "line 2: `idle_timeout` is \"10 parsecs\", which is no duration; write whole numbers with \
+         ms, s, m, h or d, like \"250ms\", \"10s\" or \"1h30m\"",
+    );
+    refused(
+        "[server]\nheader_timeout = \"0s\"",
+        "line 2: `header_timeout` is 0; write a duration above 0, like \"10s\"",
+    );
+    refused(
+        "[limits]\nrequest_body = \"64mb\"",
+        "line 2: `request_body` is \"64mb\", which is no size; write a whole number with B, KiB, \
+         MiB, GiB or TiB, like \"64MiB\"",
+    );
+    refused(
+        "[server]\nmax_header_bytes = \"1KiB\"",
+        "line 2: `max_header_bytes` is 1024 bytes; write a size from 8192 to 16777216 bytes",
+    );
+    refused(
+        "[server]\nworkers = 0",
+        "line 2: `workers` is 0; write a whole number from 1 to 1024",
+    );
+    refused(
+        "[server]\nmax_headers = -1",
+        "line 2: `max_headers` is -1; write a whole number from 16 to 10000",
+    );
+    let config = valid("[limits]\nrequest_body = 1024\n[server]\nworkers = 0x2");
+    assert_eq!(
+        (config.limits.request_body, config.server.workers),
+        (1024, 2)
+    );
+}
+
+#[test]
+fn a_control_listener_beyond_loopback_needs_a_long_token() {
+    refused(
+        "[server]\ncontrol = \"0.0.0.0:8788\"",
+        "line 1: the control listener 0.0.0.0:8788 is not on loopback, and there is no \
+         control_token; set control_token = \"env:ONLYONCE_CONTROL_TOKEN\" with at least 32 random \
+         characters, or listen on 127.0.0.1",
+    );
+    refused(
+        "[server]\ncontrol = \"0.0.0.0:8788\"\ncontrol_token = \"env:SHORT\"",
+        "line 1: the control listener 0.0.0.0:8788 is not on loopback, and control_token has 9 \
+         characters; set control_token = \"env:ONLYONCE_CONTROL_TOKEN\" with at least 32 random \
+         characters, or listen on 127.0.0.1",
+    );
+    valid("[server]\ncontrol = \"0.0.0.0:8788\"\ncontrol_token = \"env:TOKEN\"");
+    valid("[server]\ncontrol = \"[::1]:8788\"");
+    valid("[server]\ncontrol = \"127.0.0.9:8788\"\ncontrol_token = \"env:SHORT\"");
+    // The command line cannot open it either.
+    let overrides = Overrides {
+        control: Some("0.0.0.0:1".parse().unwrap()),
+        ..Overrides::default()
+    };
+    let error = read_with(UPSTREAM, &overrides).unwrap_err();
+    assert_eq!(error.line, None);
+    assert!(error.what.contains("is not on loopback"), "{error}");
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let overrides = Overrides {
+        listen: Some("0.0.0.0:1".parse().unwrap()),
+        control: Some("127.0.0.1:2".parse().unwrap()),
+        data: Some("/data".into()),
+    };
+    let text = format!(
+        "[server]\nlisten = \"127.0.0.1:3\"\ncontrol = \"127.0.0.1:4\"\n[store]\nurl = \
+         \"memory:\"\n{UPSTREAM}"
+    );
+    let config = read_with(&text, &overrides).unwrap();
+    assert_eq!(config.server.listen.to_string(), "0.0.0.0:1");
+    assert_eq!(config.server.control.to_string(), "127.0.0.1:2");
+    assert_eq!(config.store.url, StoreUrl::Embedded("/data".into()));
+    assert!(
+        !config.server.allow_anonymous,
+        "it follows the address that counts"
+    );
+}
+
+#[test]
+fn callers_without_a_credential_are_served_by_default_on_loopback_alone() {
+    assert!(
+        valid("[server]\nlisten = \"localhost:1\"")
+            .server
+            .allow_anonymous
+    );
+    assert!(
+        !valid("[server]\nlisten = \"0.0.0.0:1\"")
+            .server
+            .allow_anonymous
+    );
+    let chosen = valid("[server]\nlisten = \"0.0.0.0:1\"\nallow_anonymous = true");
+    assert!(chosen.server.allow_anonymous);
+}
+
+#[test]
+fn addresses_are_checked() {
+    refused(
+        "[server]\nlisten = \"8787\"",
+        "line 2: `listen` cannot be \"8787\"; write an address and a port, like \
+         \"127.0.0.1:8787\"",
+    );
+    refused(
+        "[server]\nlisten = \"127.0.0.1:8788\"",
+        "line 1: listen and control are both 127.0.0.1:8788; give the control listener another \
+         port",
+    );
+    valid("[server]\nlisten = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"");
+}
+
+#[test]
+fn secrets_come_from_the_environment_and_are_never_repeated() {
+    refused(
+        "[server]\ncontrol_token = \"env:NOT_THERE\"",
+        "line 2: `control_token` names the environment variable NOT_THERE, which is not set; set \
+         NOT_THERE before the start",
+    );
+    refused(
+        "[server]\ncontrol_token = \"env:EMPTY\"",
+        "line 2: `control_token` names the environment variable EMPTY, which is empty; set EMPTY \
+         to the secret",
+    );
+    let error = mistake(&format!(
+        "[store.encryption]\nactive = 1\nkeys = [{{ id = 1, key = \"sk-secret\" }}]\n{UPSTREAM}"
+    ));
+    assert_eq!(
+        error,
+        "onlyonce.toml line 3: `key` is not 32 bytes in base64 or hex; make one with `openssl \
+         rand -base64 32`"
+    );
+    let config = valid("[server]\ncontrol_token = \"env:TOKEN\"");
+    assert!(
+        !format!("{config:?}").contains("0123456789"),
+        "a secret shows itself"
+    );
+}
+
+#[test]
+fn encryption_keys_are_numbered_and_one_is_active() {
+    let config = valid(
+        "[store.encryption]\nactive = 2\nkeys = [{ id = 1, key = \"env:KEY\" }, { id = 2, key = \
+         \"env:KEY_BASE64\" }]",
+    );
+    let encryption = config.store.encryption.unwrap();
+    assert_eq!(encryption.active, 2);
+    assert_eq!(encryption.keys, [(1, [0x0f; 32]), (2, [1; 32])]);
+    assert!(
+        !format!("{encryption:?}").contains("15"),
+        "a key shows itself"
+    );
+    refused(
+        "[store.encryption]\nactive = 3\nkeys = [{ id = 1, key = \"env:KEY\" }]",
+        "line 2: `active` is 3, and no key has that id; write the id of one of the keys",
+    );
+    refused(
+        "[store.encryption]\nactive = 1\nkeys = [{ id = 1, key = \"env:KEY\" }, { id = 1, key = \
+         \"env:KEY\" }]",
+        "line 3: `id` is 1 again; give each key its own number",
+    );
+    refused(
+        "[store.encryption]\nactive = 1",
+        "line 1: [encryption] has no `keys`; write keys = [{ id = 1, key = \"env:NAME\" }]",
+    );
+}
+
+#[test]
+fn a_store_is_embedded_or_memory() {
+    assert_eq!(
+        valid("[store]\nurl = \"memory:\"").store.url,
+        StoreUrl::Memory
+    );
+    let store = valid("[store]\nurl = \"embedded:/var/x\"\nmax_bytes = 0").store;
+    assert_eq!(store.url, StoreUrl::Embedded("/var/x".into()));
+    for url in ["redis://a", "embedded:", "memory:x", "/var/x"] {
+        refused(
+            &format!("[store]\nurl = \"{url}\""),
+            &format!(
+                "line 2: `url` cannot be \"{url}\"; write \"embedded:FOLDER\", or \"memory:\" for \
+                 tests"
+            ),
+        );
+    }
+    refused(
+        "[store]\nlease = \"10ms\"",
+        "line 2: `lease` is below one second; write at least \"1s\"",
+    );
+    refused(
+        "[store]\nmax_bytes = \"64MiB\"",
+        "line 2: `max_bytes` is below two segments; write 0 for no limit, at least 134217728 \
+         bytes, or lower segment_bytes",
+    );
+}
+
+#[test]
+fn tenants_have_names_and_credentials_of_their_own() {
+    let config = valid("[[tenant]]\nname = \"acme\"\ncredentials = [\"env:TOKEN\", \"env:SHORT\"]");
+    assert_eq!(config.tenants[0].credentials.len(), 2);
+    for (text, message) in [
+        (
+            "[[tenant]]\nname = \"a\"\ncredentials = []",
+            "line 3: `credentials` is empty; write credentials = [\"env:NAME\"]",
+        ),
+        (
+            "[[tenant]]\nname = \"anonymous\"\ncredentials = [\"x\"]",
+            "line 2: `name` cannot be \"anonymous\"; choose one that is not \"anonymous\" and does \
+             not start with \"cred_\": those are tenants without a configured name",
+        ),
+        (
+            "[[tenant]]\nname = \"a\"\ncredentials = [\"x\"]\n[[tenant]]\nname = \
+             \"a\"\ncredentials = [\"y\"]",
+            "line 5: `name` is \"a\" again; choose another name",
+        ),
+        (
+            "[[tenant]]\nname = \"a\"\ncredentials = [\"x\"]\n[[tenant]]\nname = \
+             \"b\"\ncredentials = [\"x\"]",
+            "line 6: `credentials`[0] is a credential that was already given; a credential belongs \
+             to one tenant; take one of the two away",
+        ),
+        (
+            "[[tenant]]\nname = \"a b\"\ncredentials = [\"x\"]",
+            "line 2: `name` cannot be \"a b\"; use up to 128 letters, digits and . _ - : /",
+        ),
+    ] {
+        refused(text, message);
+    }
+}
+
+#[test]
+fn an_upstream_has_an_address() {
+    let at = |url: &str| {
+        let text = format!("[[upstream]]\nname = \"up\"\nurl = \"{url}\"\n");
+        read(&text).map(|config| Upstream::clone(&config.upstreams[0]))
+    };
+    let upstream = at("https://api.example.com/base/").unwrap();
+    assert!(upstream.tls);
+    assert_eq!((&*upstream.host, upstream.port), ("api.example.com", 443));
+    assert_eq!(upstream.authority.as_str(), "api.example.com");
+    assert_eq!(&*upstream.base_path, "/base");
+    let upstream = at("http://[::1]:9000").unwrap();
+    assert_eq!(
+        (&*upstream.host, upstream.port, upstream.tls),
+        ("::1", 9000, false)
+    );
+    assert_eq!(&*upstream.base_path, "");
+    for (url, why) in [
+        (
+            "api.example.com",
+            "cannot be \"api.example.com\": it does not start with http:// or \
+          https://",
+        ),
+        (
+            "ftp://a",
+            "cannot be \"ftp://a\": it does not start with http:// or https://",
+        ),
+        (
+            "http://a?x=1",
+            "cannot be \"http://a?x=1\": it has a query or a fragment",
+        ),
+        (
+            "http://a b",
+            "cannot be \"http://a b\": it is not an http or https address",
+        ),
+        (
+            "http://a:99999",
+            "cannot be \"http://a:99999\": its port is not a number up to 65535",
+        ),
+        (
+            "https://user:sk-1@a",
+            "holds a user or a password; callers send their own",
+        ),
+    ] {
+        let error = at(url).unwrap_err();
+        assert_eq!(error.line, Some(3));
+        assert_eq!(error.what, format!("`url` {why}"));
+    }
+}
+
+#[test]
+fn an_upstreams_settings_are_checked() {
+    let with = |lines: &str| mistake(&format!("{UPSTREAM}{lines}\n"));
+    assert_eq!(
+        with("preset = \"opanai\""),
+        "onlyonce.toml line 4: `preset` cannot be \"opanai\"; did you mean \"openai\"?"
+    );
+    assert_eq!(
+        with("preset = \"mistral\""),
+        "onlyonce.toml line 4: `preset` cannot be \"mistral\"; use one of: anthropic, gemini, \
+         generic, openai, stripe"
+    );
+    assert_eq!(
+        with("tls_roots = \"ca.pem\""),
+        "onlyonce.toml line 4: `tls_roots` has no effect on an http address; take it away, or \
+         write an https address"
+    );
+    assert_eq!(
+        with(UPSTREAM),
+        "onlyonce.toml line 5: `name` is \"up\" again; choose another name"
+    );
+    assert_eq!(
+        mistake(""),
+        "onlyonce.toml: there is no upstream; add [[upstream]] with a name and a url"
+    );
+    assert_eq!(
+        with("[[upstream]]\nname = \"other\"\nurl = \"http://b\""),
+        "onlyonce.toml: there are several upstreams and no route; add a [[route]] for each, with a \
+         path_prefix or a host"
+    );
+}
+
+#[test]
+fn a_route_names_its_upstream_and_what_is_its() {
+    let error = mistake(&format!("{UPSTREAM}[[route]]\nupstream = \"upp\"\n"));
+    assert_eq!(
+        error,
+        "onlyonce.toml line 5: `upstream` names no upstream: \"upp\"; did you mean \"up\"?"
+    );
+    for prefix in ["v1", "/a//b", "/a/../b", "/a?x", "/a%20b"] {
+        refused_in_route(
+            &format!("path_prefix = \"{prefix}\""),
+            &format!(
+                "line 6: `path_prefix` cannot be \"{prefix}\"; write the start of a path, like \
+                 \"/v1\", without `?`, `%`, `..` or empty segments"
+            ),
+        );
+    }
+    refused_in_route(
+        "host = \"a.example:80\"",
+        "line 6: `host` cannot be \"a.example:80\"; write the host alone, without scheme, port or \
+         path",
+    );
+    refused_in_route(
+        "path_prefix = \"/v1\"\n[[route]]\nupstream = \"up\"\npath_prefix = \"/v1/\"",
+        "line 7: two routes are for /v1; take one away, or give it another host or path_prefix",
+    );
+    refused_in_route(
+        "name = \"r\"\n[[route]]\nname = \"r\"\nupstream = \"up\"\npath_prefix = \"/v1/\"",
+        "line 7: two routes are named \"r\"; give this one another name",
+    );
+}
+
+#[test]
+fn a_host_goes_before_none_and_a_long_prefix_before_a_short_one() {
+    let route = |name: &str, more: &str| {
+        format!("[[route]]\nname = \"{name}\"\nupstream = \"up\"\n{more}\n")
+    };
+    let text = [
+        UPSTREAM.to_owned(),
+        route("all", ""),
+        route("v1", "path_prefix = \"/v1\""),
+        route("chat", "path_prefix = \"/v1/chat/\""),
+        route("host", "host = \"A.example\""),
+        route("host-v1", "host = \"a.example\"\npath_prefix = \"/v1\""),
+    ]
+    .concat();
+    let config = read(&text).unwrap();
+    for (host, path, expected) in [
+        (None, "/", "all"),
+        (None, "/v1", "v1"),
+        (None, "/v1x", "all"),
+        (None, "/v1/models", "v1"),
+        (None, "/v1/chat", "chat"),
+        (None, "/v1/chat/completions", "chat"),
+        (Some("b.example"), "/v1/chat", "chat"),
+        (Some("a.example"), "/v1/chat", "host-v1"),
+        (Some("a.EXAMPLE:8787"), "/v2", "host"),
+        (Some("[::1]:8787"), "/v2", "all"),
+    ] {
+        let route = config.route(host, path).unwrap();
+        assert_eq!(&*route.name, expected, "{host:?} {path}");
+        assert!(Arc::ptr_eq(route, &config.routes[route.index]));
+    }
+    let narrow = read(&format!(
+        "{UPSTREAM}[[route]]\nupstream = \"up\"\npath_prefix = \"/v1\"\n"
+    ));
+    assert!(narrow.unwrap().route(None, "/v2").is_none());
+}
+
+#[test]
+fn every_policy_setting_is_read() {
+    let policy = policy(
+        "key = \"derived\"\nkey_headers = [\"PayPal-Request-Id\"]\nderived_window = \"1m\"\n\
+         concurrent = \"reject\"\njoin_timeout = \"2s\"\non_unknown = \"resend:may-run-twice\"\n\
+         client_gone = \"cancel\"\nforward = \"after-durable\"\nwindow = \"7d\"\n\
+         release = [529, 429, 429]\nfingerprint_headers = [\"X-A\"]\nfingerprint_body = \"json\"\n\
+         ignore_pointers = [\"/a~1b/0\"]\nforward_key = \"X-Key\"\nupstream_honours_keys = true\n\
+         allow_set_cookie = true\nallow_close_delimited = true\nlate_answer = \"0s\"\n\
+         connect_timeout = \"1s\"\nfirst_byte_timeout = \"2s\"\nbetween_bytes_timeout = \"3s\"\n\
+         total_timeout = \"4s\"\ncredential_query = \"key\"\n\
+         retries = { max = 3, backoff = \"1ms\", max_backoff = \"2ms\", budget = 0.5 }",
+    );
+    let expected = Policy {
+        key: KeyMode::Derived,
+        key_headers: vec!["paypal-request-id".parse().unwrap()],
+        derived_window: Duration::from_secs(60),
+        concurrent: onlyonce_core::Concurrent::Reject,
+        join_timeout: Duration::from_secs(2),
+        on_unknown: OnUnknown::ResendMayRunTwice,
+        client_gone: ClientGone::Cancel,
+        forward: Forward::AfterDurable,
+        window: Duration::from_secs(7 * 86_400),
+        release: vec![429, 529],
+        fingerprint_headers: vec!["x-a".parse().unwrap()],
+        fingerprint_body: FingerprintBody::Json,
+        ignore_pointers: policy.ignore_pointers.clone(),
+        forward_key: ForwardKey::In("x-key".parse().unwrap()),
+        upstream_honours_keys: true,
+        allow_set_cookie: true,
+        allow_close_delimited: true,
+        late_answer: Duration::ZERO,
+        connect_timeout: Duration::from_secs(1),
+        first_byte_timeout: Duration::from_secs(2),
+        between_bytes_timeout: Duration::from_secs(3),
+        total_timeout: Duration::from_secs(4),
+        credential_query: Some("key".into()),
+        retries: Retries {
+            max: 3,
+            backoff: Duration::from_millis(1),
+            max_backoff: Duration::from_millis(2),
+            budget: 0.5,
+        },
+    };
+    assert_eq!(policy, expected);
+    assert_eq!(policy.ignore_pointers.len(), 1);
+    assert!(policy.releases(529) && !policy.releases(503));
+}
+
+#[test]
+fn mistakes_in_a_policy_say_what_to_write() {
+    for (lines, message) in [
+        (
+            "key = \"requierd\"",
+            "line 6: `key` cannot be \"requierd\"; did you mean \"required\"?",
+        ),
+        (
+            "concurrent = \"wait\"",
+            "line 6: `concurrent` cannot be \"wait\"; use one of: join, reject",
+        ),
+        (
+            "key_headers = []",
+            "line 6: `key_headers` is empty; name at least one header",
+        ),
+        (
+            "key_headers = [\n\"A\",\n\"a\"]",
+            "line 8: `key_headers`[1] names a again; take one of the two away",
+        ),
+        (
+            "key_headers = [\"not a header\"]",
+            "line 6: `key_headers`[0] cannot be \"not a header\"; write the name of an HTTP \
+             header, like \"Idempotency-Key\"",
+        ),
+        (
+            "release = [200]",
+            "line 6: `release`[0] is 200; write a whole number from 400 to 599",
+        ),
+        (
+            "release = 503",
+            "line 6: `release` is a whole number, and it must be a list; write it like [401, 429, \
+             503]",
+        ),
+        (
+            "ignore_pointers = [\"/a\"]",
+            "line 6: `ignore_pointers` has no effect on bytes; set fingerprint_body = \"json\" \
+             beside it, or take it away",
+        ),
+        (
+            "fingerprint_body = \"json\"\nignore_pointers = [\"a\"]",
+            "line 7: `ignore_pointers`[0] is \"a\", which is no JSON pointer; write it like \
+             \"/metadata/trace_id\" (RFC 6901: `~` is ~0, `/` in a name is ~1)",
+        ),
+        (
+            "retries = { budget = 2 }",
+            "line 6: `budget` is 2; write a number from 0 to 1",
+        ),
+        (
+            "retries = { max_backoff = \"1ms\" }",
+            "line 6: `retries` has a max_backoff below its backoff; raise max_backoff, or lower \
+             backoff",
+        ),
+    ] {
+        refused_in_route(lines, message);
+    }
+}
+
+#[test]
+fn a_resend_needs_an_upstream_that_honours_keys_or_the_words() {
+    let words = "set upstream_honours_keys = true if it does, write \"resend:may-run-twice\" if \
+                 you accept that, or leave \"report\"";
+    refused_in_route(
+        "on_unknown = \"resend\"",
+        &format!(
+            "line 6: `on_unknown` is \"resend\", and the upstream is not known to honour keys, so \
+             that a resend may run twice; {words}"
+        ),
+    );
+    refused_in_route(
+        "on_unknown = \"resend\"\nupstream_honours_keys = true\nforward_key = \"\"",
+        "line 6: `on_unknown` is \"resend\", and forward_key = \"\" keeps the key from the \
+         upstream, so that a resend may run twice; set forward_key to the header that the upstream \
+         reads",
+    );
+    refused_in_route(
+        "upstream_honours_keys = true\nforward_key = \"\"",
+        "line 4: upstream_honours_keys is true, and forward_key = \"\" keeps the key from the \
+         upstream; set forward_key to the header that the upstream reads, or upstream_honours_keys \
+         = false",
+    );
+    assert_eq!(
+        policy("on_unknown = \"resend\"\nupstream_honours_keys = true").on_unknown,
+        OnUnknown::Resend
+    );
+    assert_eq!(
+        policy("on_unknown = \"resend:may-run-twice\"").on_unknown,
+        OnUnknown::ResendMayRunTwice
+    );
+}
+
+#[test]
+fn a_route_cannot_take_away_what_the_presets_resend_relies_on() {
+    let text = "[[preset]]\nname = \"mine\"\nextends = \"stripe\"\non_unknown = \"resend\"\n\
+                [[upstream]]\nname = \"up\"\nurl = \"http://a\"\npreset = \"mine\"\n\
+                [[route]]\nupstream = \"up\"\n";
+    let config = read(text).unwrap();
+    assert_eq!(config.routes[0].policy.on_unknown, OnUnknown::Resend);
+    let error = read(&format!("{text}upstream_honours_keys = false\n")).unwrap_err();
+    assert_eq!(error.line, Some(9));
+    assert_eq!(error.next, "set on_unknown = \"report\" here");
+}
+
+#[test]
+fn the_built_in_presets_know_their_upstreams() {
+    let of = |preset: &str| {
+        let text = format!("{UPSTREAM}preset = \"{preset}\"\n");
+        read(&text).unwrap().routes[0].policy.clone()
+    };
+    assert_eq!(of("generic"), Policy::default());
+    assert_eq!(of("openai").release, [401, 403, 429, 503]);
+    assert_eq!(of("anthropic").release, [401, 402, 403, 429, 503, 529]);
+    assert_eq!(of("gemini").release, [401, 403, 429, 503]);
+    assert_eq!(of("gemini").credential_query.as_deref(), Some("key"));
+    let stripe = of("stripe");
+    assert_eq!(stripe.release, [401, 409, 429, 503]);
+    assert!(stripe.upstream_honours_keys);
+    assert_eq!(
+        stripe.forward_key,
+        ForwardKey::In("idempotency-key".parse().unwrap())
+    );
+    assert_eq!(stripe.on_unknown, OnUnknown::Report);
+    for preset in ["generic", "openai", "anthropic", "gemini"] {
+        let policy = of(preset);
+        assert!(!policy.upstream_honours_keys, "{preset}");
+        assert_eq!(policy.forward_key, ForwardKey::AsItCame, "{preset}");
+        assert!(!policy.releases(500), "{preset}: a 500 may have run");
+    }
+}
+
+#[test]
+fn presets_of_ones_own_extend_others() {
+    let config = read(
+        "[[preset]]\nname = \"mine\"\nextends = \"openai\"\nrelease = [418]\n\
+         [[preset]]\nname = \"more\"\nextends = \"mine\"\nwindow = \"1h\"\n\
+         [[upstream]]\nname = \"up\"\nurl = \"http://a\"\npreset = \"more\"\n\
+         [[route]]\nupstream = \"up\"\nkey = \"required\"\n",
+    );
+    let policy = config.unwrap().routes[0].policy.clone();
+    assert_eq!(policy.release, [418]);
+    assert_eq!(policy.window, Duration::from_secs(3600));
+    assert_eq!(policy.key, KeyMode::Required);
+    assert_eq!(policy.fingerprint_headers.len(), 3);
+    refused(
+        "[[preset]]\nname = \"openai\"",
+        "line 2: `name` is \"openai\", and there is a preset of that name; choose another name, \
+         and extends = \"openai\" to start from it",
+    );
+    refused(
+        "[[preset]]\nname = \"mine\"\nextends = \"minne\"",
+        "line 3: `extends` cannot be \"minne\"; use one that stands above it, or: anthropic, \
+         gemini, generic, openai, stripe",
+    );
+    refused(
+        "[[preset]]\nname = \"mine\"\nrelaese = [1]",
+        "line 3: [[preset]] number 1 has no setting `relaese`; did you mean `release`?",
+    );
+}
+
+#[test]
+fn the_command_line_alone_makes_a_configuration() {
+    let config =
+        Config::for_upstream("https://api.openai.com/v1", "openai", &Overrides::default()).unwrap();
+    assert_eq!(&*config.upstreams[0].name, "api.openai.com");
+    assert_eq!(&*config.upstreams[0].preset, "openai");
+    let error = Config::for_upstream("localhost:9000", "generic", &Overrides::default());
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the command line: --upstream cannot be \"localhost:9000\": it does not start with http:// \
+         or https://; write it like \"https://api.example.com\""
+    );
+    let error = Config::for_upstream("http://a", "opneai", &Overrides::default());
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the command line: --preset cannot be \"opneai\"; did you mean \"openai\"?"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_refused() {
+    let error = Config::from_file(Path::new("/nowhere/onlyonce.toml"), &Overrides::default());
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("/nowhere/onlyonce.toml: the configuration file cannot be read"));
+    assert!(
+        error.ends_with("; name a file that exists and may be read"),
+        "{error}"
+    );
+}

@@ -44,7 +44,6 @@ impl<S: Store> Control<S> {
 
 /// One path of the control listener.
 struct Endpoint<S: Store> {
-    method: &'static str,
     path: &'static str,
     /// Whether it is served without the token: it tells nothing of any operation.
     open: bool,
@@ -55,13 +54,11 @@ struct Endpoint<S: Store> {
 /// them.
 fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
     let open = |path, handler| Endpoint {
-        method: "get",
         path,
         open: true,
         handler,
     };
-    let closed = |method, path, handler| Endpoint {
-        method,
+    let closed = |path, handler| Endpoint {
         path,
         open: false,
         handler,
@@ -72,20 +69,12 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         open("/problems", get(pages::problems)),
         open("/problems/{name}", get(pages::problem)),
         open("/openapi.json", get(pages::openapi)),
-        closed("get", "/metrics", get(pages::metrics)),
-        closed("get", "/v1/operations", get(operations::list)),
-        closed("get", "/v1/operations/{id}", get(operations::show)),
-        closed(
-            "get",
-            "/v1/operations/{id}/recording",
-            get(recording::stream),
-        ),
-        closed(
-            "post",
-            "/v1/operations/{id}/resolve",
-            post(operations::resolve),
-        ),
-        closed("post", "/v1/purge", post(operations::purge)),
+        closed("/metrics", get(pages::metrics)),
+        closed("/v1/operations", get(operations::list)),
+        closed("/v1/operations/{id}", get(operations::show)),
+        closed("/v1/operations/{id}/recording", get(recording::stream)),
+        closed("/v1/operations/{id}/resolve", post(operations::resolve)),
+        closed("/v1/purge", post(operations::purge)),
     ]
 }
 

@@ -38,16 +38,6 @@ impl Client {
         if uri.scheme_str() != Some("http") || authority.host().is_empty() {
             return Err(wrong());
         }
-        let token = token.map(|token| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
-                Failure::usage(
-                    "the control token has characters that no header has",
-                    "pass the token of server.control_token",
-                )
-            })?;
-            value.set_sensitive(true);
-            Ok(value)
-        });
         Ok(Self {
             authority: authority.to_string(),
             address: format!(
@@ -56,7 +46,7 @@ impl Client {
                 authority.port_u16().unwrap_or(80)
             ),
             base_path: uri.path().trim_end_matches('/').to_owned(),
-            token: token.transpose()?,
+            token: token.map(bearer).transpose()?,
         })
     }
 
@@ -165,6 +155,17 @@ impl Client {
             said("next").unwrap_or_else(|| "name the control listener with --control".to_owned()),
         ))
     }
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, Failure> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+        Failure::usage(
+            "the control token has characters that no header has",
+            "pass the token of server.control_token",
+        )
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// `?name=value&..` of the parts that are there.
