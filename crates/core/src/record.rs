@@ -81,6 +81,10 @@ pub enum State {
         owner: OwnerId,
         /// Until when it is believed without renewal.
         lease_until: Timestamp,
+        /// Where this is a resend: why nobody can say whether the execution before it ran. Such
+        /// a claim is never released, whatever becomes of it, for that is not known to this day
+        /// (I10).
+        resend_of: Option<UnknownReason>,
     },
     /// The whole response is recorded, durably.
     Completed(Completed),

@@ -67,16 +67,12 @@ pub fn claim(
     now: Timestamp,
     lease: Duration,
 ) -> Result<Record, NotLawful> {
-    let (id, after) = match held {
-        None => (claim.id, Epoch::ZERO),
-        Some(record) => match record.state.name() {
-            StateName::Released | StateName::Unknown => (record.id, record.epoch),
-            from => {
-                return Err(NotLawful::NoSuchArrow {
-                    from,
-                    to: StateName::InFlight,
-                });
-            }
+    let (id, after, resend_of) = match held {
+        None => (claim.id, Epoch::ZERO, None),
+        Some(record) => match record.state {
+            State::Released { .. } => (record.id, record.epoch, None),
+            State::Unknown { reason, .. } => (record.id, record.epoch, Some(reason)),
+            _ => return Err(no_arrow(record, StateName::InFlight)),
         },
     };
     let next = Record {
@@ -90,6 +86,7 @@ pub fn claim(
         state: State::InFlight {
             owner: claim.owner,
             lease_until: now.after(lease),
+            resend_of,
         },
     };
     assert_lawful(held, &next);
@@ -104,12 +101,21 @@ pub fn renew(
     lease: Duration,
 ) -> Result<Record, NotLawful> {
     let record = fenced(held, fence)?;
-    let State::InFlight { owner, lease_until } = record.state else {
+    let State::InFlight {
+        owner,
+        lease_until,
+        resend_of,
+    } = record.state
+    else {
         return Err(no_arrow(record, StateName::InFlight));
     };
-    // A clock that went back must not shorten a lease that others already believe in.
-    let lease_until = lease_until.max(now.after(lease));
-    Ok(follow(record, State::InFlight { owner, lease_until }))
+    let state = State::InFlight {
+        owner,
+        // A clock that went back must not shorten a lease that others already believe in.
+        lease_until: lease_until.max(now.after(lease)),
+        resend_of,
+    };
+    Ok(follow(record, state))
 }
 
 /// What a whole response leaves behind.
@@ -188,6 +194,9 @@ pub fn expire(
 }
 
 /// Releases: provably nothing ran (I10).
+///
+/// A resend that did not run says nothing of the execution before it: the operation goes back to
+/// unknown, for the reason that it was unknown before.
 pub fn release(
     held: Option<&Record>,
     fence: Fence,
@@ -196,10 +205,15 @@ pub fn release(
     retention: Duration,
 ) -> Result<Record, NotLawful> {
     let record = fenced(held, fence)?;
-    match record.state.name() {
-        StateName::InFlight => Ok(follow(record, released(reason, now, retention))),
-        _ => Err(no_arrow(record, StateName::Released)),
-    }
+    let state = match record.state {
+        State::InFlight {
+            resend_of: Some(reason),
+            ..
+        } => State::Unknown { since: now, reason },
+        State::InFlight { .. } => released(reason, now, retention),
+        _ => return Err(no_arrow(record, StateName::Released)),
+    };
+    Ok(follow(record, state))
 }
 
 /// What an operator, or a reconciler, found out about an unknown operation.
@@ -273,10 +287,23 @@ fn follow(record: &Record, state: State) -> Record {
 ///
 /// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
 /// fingerprint), I7 (and its scope and key), I8 (only the drawn arrows; completed is immutable), I9
-/// (the epoch rises by exactly one), I11 (the window starts at completion and does not end before
-/// it).
+/// (the epoch rises by exactly one), I10 (a resend is known as one, and is not released), I11 (the
+/// window starts at completion and does not end before it).
 pub fn assert_lawful(before: Option<&Record>, after: &Record) {
     assert_arrow(before.map(Record::standing), after);
+    let to = after.state.name();
+    let in_doubt = before.and_then(earlier_execution_in_doubt);
+    assert!(
+        to != StateName::InFlight || earlier_execution_in_doubt(after) == in_doubt,
+        "I10: {} forgot that it is a resend",
+        after.id
+    );
+    let resent = before.is_some_and(|before| before.state.name() == StateName::InFlight);
+    assert!(
+        to != StateName::Released || !resent || in_doubt.is_none(),
+        "I10: {} may have run before it was resent",
+        after.id
+    );
     let Some(before) = before else { return };
     assert!(
         before.scope == after.scope && before.key == after.key,
@@ -289,6 +316,16 @@ pub fn assert_lawful(before: Option<&Record>, after: &Record) {
         "I6: {} changed its fingerprint",
         after.id
     );
+}
+
+/// Why nobody can say whether an execution before a claim that comes now, or the one that runs,
+/// has run.
+fn earlier_execution_in_doubt(record: &Record) -> Option<UnknownReason> {
+    match record.state {
+        State::InFlight { resend_of, .. } => resend_of,
+        State::Unknown { reason, .. } => Some(reason),
+        State::Completed(_) | State::Released { .. } => None,
+    }
 }
 
 /// Where a record stands, as far as a store needs to keep it at hand.

@@ -44,9 +44,15 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
     }
     out.put_u8(state_number(record.state.name()));
     match &record.state {
-        State::InFlight { owner, lease_until } => {
+        State::InFlight {
+            owner,
+            lease_until,
+            resend_of,
+        } => {
             out.put_u64(owner.number());
             put_varint(out, lease_until.as_millis());
+            // No reason has the number 0.
+            out.put_u8(resend_of.map_or(0, UnknownReason::number));
         }
         State::Completed(completed) => {
             put_varint(out, completed.completed_at.as_millis());
@@ -121,6 +127,12 @@ fn decode_state(bytes: &mut Bytes) -> Result<State, DecodeError> {
         StateName::InFlight => State::InFlight {
             owner: OwnerId::new(u64::from_be_bytes(take_array(bytes, "owner")?)),
             lease_until: take_time(bytes, "lease")?,
+            resend_of: match take_u8(bytes, "reason")? {
+                0 => None,
+                number => Some(
+                    UnknownReason::from_number(number).ok_or(DecodeError::Malformed("reason"))?,
+                ),
+            },
         },
         StateName::Completed => State::Completed(Completed {
             completed_at: take_time(bytes, "completion time")?,
