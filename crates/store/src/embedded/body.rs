@@ -1,0 +1,202 @@
+//! What stands inside an entry.
+//!
+//! ```text
+//! record    [attempts varint][1 + attempt | 0][record length varint][record][last chunk]
+//! chunk     [id 16][number varint][bytes]
+//! attempt   [id 16][attempt]
+//! removal   [id 16]
+//! ```
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use onlyonce_core::{Address, Attempt, OperationId, Record, State};
+
+use super::{
+    catalog::{RecordItem, What},
+    layout::{EntryHead, FLAG_SEALED, Kind},
+    seal::Sealer,
+};
+use crate::{
+    StoreError,
+    codec::{self, put_block, put_varint, take_attempt, take_block, take_varint},
+};
+
+/// The body of a record's entry.
+#[derive(Clone, Debug)]
+pub struct RecordBody {
+    /// Attempts so far.
+    pub attempts: u32,
+    /// The attempt that executes, or executed.
+    pub executing: Option<Attempt>,
+    pub record: Record,
+    /// The last chunk of the recording; empty for none.
+    pub last_chunk: Bytes,
+}
+
+impl RecordBody {
+    pub fn encode(&self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(512 + self.last_chunk.len());
+        put_varint(&mut out, self.attempts.into());
+        match &self.executing {
+            Some(attempt) => {
+                out.put_u8(1);
+                codec::encode_attempt(attempt, &mut out);
+            }
+            None => out.put_u8(0),
+        }
+        let mut record = BytesMut::with_capacity(512);
+        codec::encode(&self.record, &mut record);
+        put_block(&mut out, &record);
+        out.put_slice(&self.last_chunk);
+        out
+    }
+
+    pub fn decode(mut body: Bytes) -> Result<Self, StoreError> {
+        let attempts = take_varint(&mut body, "attempts").map_err(corrupt)? as u32;
+        let executing = match body.try_get_u8() {
+            Ok(0) => None,
+            Ok(1) => Some(take_attempt(&mut body).map_err(corrupt)?),
+            _ => return Err(corrupt("the record's head does not decode")),
+        };
+        let record = take_block(&mut body, "length").map_err(corrupt)?;
+        let record = codec::decode(record).map_err(corrupt)?;
+        Ok(Self {
+            attempts,
+            executing,
+            record,
+            last_chunk: body,
+        })
+    }
+
+    /// What the index keeps of it.
+    pub fn item(&self, secret: &[u8; 32]) -> RecordItem {
+        let record = &self.record;
+        let until = match &record.state {
+            State::InFlight { lease_until, .. } => lease_until.as_millis(),
+            _ => record.expires_at().map_or(0, |end| end.as_millis()),
+        };
+        RecordItem {
+            id: record.id,
+            epoch: record.epoch.number() as u32,
+            attempts: self.attempts,
+            until,
+            tenant_tag: tag(secret, &record.scope.tenant),
+            key_tag: tag(secret, record.key.as_str()),
+            state: record.state.name(),
+        }
+    }
+}
+
+/// A short keyed hash, by which lists pass over most of what they do not want.
+pub fn tag(secret: &[u8; 32], text: &str) -> u32 {
+    let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+pub fn encode_chunk(id: OperationId, number: u32, bytes: &[u8]) -> BytesMut {
+    let mut out = BytesMut::with_capacity(24 + bytes.len());
+    out.put_slice(id.as_bytes());
+    put_varint(&mut out, number.into());
+    out.put_slice(bytes);
+    out
+}
+
+pub fn encode_attempt(id: OperationId, attempt: &Attempt) -> BytesMut {
+    let mut out = BytesMut::with_capacity(96);
+    out.put_slice(id.as_bytes());
+    codec::encode_attempt(attempt, &mut out);
+    out
+}
+
+/// Takes a chunk's body apart: whose it is, its number, its bytes.
+pub fn decode_chunk(mut body: Bytes) -> Result<(OperationId, u32, Bytes), StoreError> {
+    let id = take_id(&mut body)?;
+    let number = take_varint(&mut body, "chunk").map_err(corrupt)? as u32;
+    Ok((id, number, body))
+}
+
+/// Takes an attempt's body apart.
+pub fn decode_attempt(mut body: Bytes) -> Result<(OperationId, Attempt), StoreError> {
+    let id = take_id(&mut body)?;
+    Ok((id, take_attempt(&mut body).map_err(corrupt)?))
+}
+
+fn take_id(body: &mut Bytes) -> Result<OperationId, StoreError> {
+    let id = *body
+        .first_chunk()
+        .ok_or_else(|| corrupt("the entry has no id"))?;
+    body.advance(16);
+    Ok(OperationId::from_bytes(id))
+}
+
+/// What the index keeps of an entry whose body is `body`, and the latest time it speaks of.
+pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64), StoreError> {
+    Ok(match kind {
+        Kind::Record => {
+            let body = RecordBody::decode(body)?;
+            let latest = match &body.record.state {
+                State::Completed(completed) => completed.completed_at,
+                State::Unknown { since, .. } | State::Released { since, .. } => *since,
+                State::InFlight { .. } => body.record.claimed_at,
+            };
+            (What::Record(body.item(secret)), latest.as_millis())
+        }
+        Kind::Chunk => {
+            let (id, number, _) = decode_chunk(body)?;
+            (What::Chunk { id, number }, 0)
+        }
+        Kind::Attempt => {
+            let (id, attempt) = decode_attempt(body)?;
+            (What::Attempt { id }, attempt.at.as_millis())
+        }
+        Kind::Removal => (What::Removal, 0),
+    })
+}
+
+/// Seals `body` where there is a sealer; gives the flags of the entry with it.
+pub fn close(
+    sealer: Option<&Sealer>,
+    kind: Kind,
+    address: Address,
+    body: BytesMut,
+) -> Result<(EntryHead, BytesMut), StoreError> {
+    match sealer {
+        None => Ok((
+            EntryHead {
+                kind,
+                flags: 0,
+                address,
+            },
+            body,
+        )),
+        Some(sealer) => {
+            let head = EntryHead {
+                kind,
+                flags: FLAG_SEALED,
+                address,
+            };
+            let sealed = sealer.seal(&associated(&head), &body).map_err(|error| {
+                StoreError::Unavailable(format!("a record could not be encrypted: {error}"))
+            })?;
+            Ok((head, sealed))
+        }
+    }
+}
+
+/// Opens the body of an entry.
+pub fn open(sealer: Option<&Sealer>, head: &EntryHead, body: Bytes) -> Result<Bytes, StoreError> {
+    match (head.flags & FLAG_SEALED != 0, sealer) {
+        (false, _) => Ok(body),
+        (true, Some(sealer)) => sealer.open(&associated(head), &body).map_err(corrupt),
+        (true, None) => Err(corrupt("it is encrypted and no key is configured")),
+    }
+}
+
+fn associated(head: &EntryHead) -> [u8; 17] {
+    let mut out = [head.kind.number(); 17];
+    out[1..].copy_from_slice(head.address.as_bytes());
+    out
+}
+
+pub fn corrupt(why: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(why.to_string())
+}

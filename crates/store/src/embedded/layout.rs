@@ -1,0 +1,373 @@
+//! The bytes of the log.
+//!
+//! ```text
+//! segment   [header 32][batch]...                                zeros to the end of the file
+//! batch     [magic u32][seq u64][entries_len u32][claims u32][crc u32]     header, 24 bytes
+//!           [entry]...                                                     entries_len bytes
+//!           [address 16]... [claims u32][seq u64][crc u32]                 trailer
+//! entry     [len u32][kind u8][flags u8][address 16][body crc u32][head crc u32]   30 bytes
+//!           [body]                                                         len - 30 bytes
+//! ```
+//!
+//! All integers are big endian; `crc` is CRC-32 (IEEE) over what stands before it in its header or
+//! trailer, seeded with the segment's number. The trailer repeats the address of every claim in
+//! the batch: where one byte of a batch is damaged, either the entries or the trailer still say
+//! whose record it was, so that it counts as unknown and never as absent (I13).
+//!
+//! One batch is one commit: written, synced, and only then followed by the next. So at most the
+//! last batch of the log can be torn by a power cut, and nobody was told of what it holds.
+
+use bytes::{Buf, BufMut, BytesMut};
+use onlyonce_core::Address;
+
+pub const SEGMENT_HEADER: usize = 32;
+pub const BATCH_HEADER: usize = 24;
+pub const ENTRY_HEADER: usize = 30;
+const BATCH_TRAILER: usize = 16;
+
+const SEGMENT_MAGIC: &[u8; 8] = b"1ONCELOG";
+const BATCH_MAGIC: u32 = 0x0B47_C401;
+
+/// The format of segments and entries that this program writes.
+pub const FORMAT: u32 = 1;
+
+/// What an entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A record, with the last chunk of its recording where it is completed.
+    Record,
+    /// A chunk of a recording.
+    Chunk,
+    /// An attempt.
+    Attempt,
+    /// The removal of a record.
+    Removal,
+}
+
+impl Kind {
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Record => 1,
+            Self::Chunk => 2,
+            Self::Attempt => 3,
+            Self::Removal => 4,
+        }
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Record),
+            2 => Some(Self::Chunk),
+            3 => Some(Self::Attempt),
+            4 => Some(Self::Removal),
+            _ => None,
+        }
+    }
+}
+
+/// Set on entries whose body is sealed with an encryption key.
+pub const FLAG_SEALED: u8 = 1;
+/// Set on records that could not be read when they were to be moved: all that is left of them is
+/// that they were there.
+pub const FLAG_UNREADABLE: u8 = 2;
+
+fn crc(segment: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(segment);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// The header of segment `segment`, whose first batch is `first_seq`.
+pub fn segment_header(segment: u32, first_seq: u64) -> [u8; SEGMENT_HEADER] {
+    let mut out = [0; SEGMENT_HEADER];
+    let mut rest = &mut out[..];
+    rest.put_slice(SEGMENT_MAGIC);
+    rest.put_u32(FORMAT);
+    rest.put_u32(segment);
+    rest.put_u64(first_seq);
+    let crc = crc(segment, &out[..24]);
+    out[24..28].copy_from_slice(&crc.to_be_bytes());
+    out
+}
+
+/// What a segment's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentHeader {
+    /// A segment that this program reads; its first batch.
+    Ours { first_seq: u64 },
+    /// Prepared and never used: zeros.
+    Blank,
+    /// Written by a newer program, in this format.
+    Newer(u32),
+    /// Damaged.
+    Damaged,
+}
+
+/// Reads the header of segment `segment`.
+pub fn read_segment_header(segment: u32, mut bytes: &[u8]) -> SegmentHeader {
+    let Some(header) = bytes.first_chunk::<SEGMENT_HEADER>() else {
+        return if bytes.iter().all(|&byte| byte == 0) {
+            SegmentHeader::Blank
+        } else {
+            SegmentHeader::Damaged
+        };
+    };
+    if header.iter().all(|&byte| byte == 0) {
+        return SegmentHeader::Blank;
+    }
+    let stated = u32::from_be_bytes([header[24], header[25], header[26], header[27]]);
+    if &header[..8] != SEGMENT_MAGIC || crc(segment, &header[..24]) != stated {
+        return SegmentHeader::Damaged;
+    }
+    bytes.advance(8);
+    let format = bytes.get_u32();
+    if format > FORMAT {
+        return SegmentHeader::Newer(format);
+    }
+    if bytes.get_u32() != segment {
+        return SegmentHeader::Damaged;
+    }
+    SegmentHeader::Ours {
+        first_seq: bytes.get_u64(),
+    }
+}
+
+/// Starts a batch: leaves room for its header, which [`finish_batch`] fills in.
+pub fn start_batch(out: &mut BytesMut) {
+    out.put_bytes(0, BATCH_HEADER);
+}
+
+/// Ends the batch that fills `out`: trailer and header.
+pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, claims: &[Address]) {
+    let entries_len = out.len() - BATCH_HEADER;
+    let trailer_at = out.len();
+    for address in claims {
+        out.put_slice(address.as_bytes());
+    }
+    out.put_u32(claims.len() as u32);
+    out.put_u64(seq);
+    let trailer_crc = crc(segment, &out[trailer_at..]);
+    out.put_u32(trailer_crc);
+
+    let mut header = &mut out[..BATCH_HEADER];
+    header.put_u32(BATCH_MAGIC);
+    header.put_u64(seq);
+    header.put_u32(entries_len as u32);
+    header.put_u32(claims.len() as u32);
+    let header_crc = crc(segment, &out[..BATCH_HEADER - 4]);
+    out[BATCH_HEADER - 4..BATCH_HEADER].copy_from_slice(&header_crc.to_be_bytes());
+}
+
+/// How many bytes a batch takes that holds `entries_len` bytes of entries and `claims` claims.
+pub const fn batch_len(entries_len: usize, claims: usize) -> usize {
+    BATCH_HEADER + entries_len + claims * 16 + BATCH_TRAILER
+}
+
+/// What a batch's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchHeader {
+    pub seq: u64,
+    pub entries_len: usize,
+    pub claims: usize,
+}
+
+impl BatchHeader {
+    /// Bytes of the whole batch.
+    pub const fn len(&self) -> usize {
+        batch_len(self.entries_len, self.claims)
+    }
+}
+
+/// The batch header at the front of `bytes`, if one stands there.
+pub fn read_batch_header(segment: u32, bytes: &[u8]) -> Option<BatchHeader> {
+    let (header, _) = bytes.split_first_chunk::<BATCH_HEADER>()?;
+    let (stated, covered) = (&header[BATCH_HEADER - 4..], &header[..BATCH_HEADER - 4]);
+    let mut rest = covered;
+    if rest.get_u32() != BATCH_MAGIC || crc(segment, covered).to_be_bytes() != stated {
+        return None;
+    }
+    Some(BatchHeader {
+        seq: rest.get_u64(),
+        entries_len: rest.get_u32() as usize,
+        claims: rest.get_u32() as usize,
+    })
+}
+
+/// The offsets in `bytes` at which a batch header stands, in order.
+pub fn find_batch_headers(
+    segment: u32,
+    bytes: &[u8],
+) -> impl Iterator<Item = (usize, BatchHeader)> {
+    let magic = BATCH_MAGIC.to_be_bytes();
+    (0..bytes.len().saturating_sub(BATCH_HEADER - 1))
+        .filter(move |&at| bytes[at] == magic[0] && bytes[at..at + 4] == magic)
+        .filter_map(move |at| read_batch_header(segment, &bytes[at..]).map(|header| (at, header)))
+}
+
+/// The claims of batch `seq` by its trailer, which ends where `bytes` end.
+pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>> {
+    let (rest, tail) = bytes.split_last_chunk::<BATCH_TRAILER>()?;
+    let mut fields = &tail[..];
+    let claims = fields.get_u32() as usize;
+    let stated_seq = fields.get_u64();
+    let stated_crc = fields.get_u32();
+    let start = rest.len().checked_sub(claims.checked_mul(16)?)?;
+    let covered = &bytes[start..bytes.len() - 4];
+    if stated_seq != seq || crc(segment, covered) != stated_crc {
+        return None;
+    }
+    let (addresses, _) = rest[start..].as_chunks::<16>();
+    Some(addresses.iter().copied().map(Address::from_bytes).collect())
+}
+
+/// The first trailer of batch `seq` within `bytes`: its claims, where it starts and ends.
+pub fn find_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<(Vec<Address>, usize, usize)> {
+    let wanted = seq.to_be_bytes();
+    bytes
+        .windows(8)
+        .enumerate()
+        .filter(|(_, window)| *window == wanted)
+        .find_map(|(at, _)| {
+            let end = at + 12;
+            let claims = read_trailer(segment, seq, bytes.get(..end)?)?;
+            let start = end - BATCH_TRAILER - claims.len() * 16;
+            Some((claims, start, end))
+        })
+}
+
+/// Appends an entry.
+pub fn put_entry(out: &mut BytesMut, segment: u32, entry: &EntryHead, body: &[u8]) {
+    let at = out.len();
+    out.put_u32((ENTRY_HEADER + body.len()) as u32);
+    out.put_u8(entry.kind.number());
+    out.put_u8(entry.flags);
+    out.put_slice(entry.address.as_bytes());
+    out.put_u32(crc32fast::hash(body));
+    let head_crc = crc(segment, &out[at..]);
+    out.put_u32(head_crc);
+    out.put_slice(body);
+}
+
+/// What stands at the front of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHead {
+    pub kind: Kind,
+    pub flags: u8,
+    pub address: Address,
+}
+
+/// An entry as it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    pub head: EntryHead,
+    /// The body; `None` where its bytes are damaged.
+    pub body: Option<&'a [u8]>,
+    /// Bytes of the whole entry.
+    pub len: usize,
+}
+
+/// The entry at the front of `bytes`, if its head is whole and the entry ends within `bytes`.
+pub fn read_entry(segment: u32, bytes: &[u8]) -> Option<Entry<'_>> {
+    let (header, _) = bytes.split_first_chunk::<ENTRY_HEADER>()?;
+    let (covered, stated) = (&header[..ENTRY_HEADER - 4], &header[ENTRY_HEADER - 4..]);
+    if crc(segment, covered).to_be_bytes() != stated {
+        return None;
+    }
+    let mut rest = covered;
+    let len = rest.get_u32() as usize;
+    let kind = Kind::from_number(rest.get_u8())?;
+    let flags = rest.get_u8();
+    let mut address = [0; 16];
+    rest.copy_to_slice(&mut address);
+    let body_crc = rest.get_u32();
+    let body = bytes.get(ENTRY_HEADER..len)?;
+    Some(Entry {
+        head: EntryHead {
+            kind,
+            flags,
+            address: Address::from_bytes(address),
+        },
+        body: (crc32fast::hash(body) == body_crc).then_some(body),
+        len,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(byte: u8) -> Address {
+        Address::from_bytes([byte; 16])
+    }
+
+    fn batch() -> BytesMut {
+        let mut out = BytesMut::new();
+        start_batch(&mut out);
+        for byte in [1, 2] {
+            let head = EntryHead {
+                kind: Kind::Record,
+                flags: 0,
+                address: address(byte),
+            };
+            put_entry(&mut out, 3, &head, &[byte; 40]);
+        }
+        finish_batch(&mut out, 3, 9, &[address(1), address(2)]);
+        out
+    }
+
+    #[test]
+    fn a_batch_reads_back() {
+        let bytes = batch();
+        let header = read_batch_header(3, &bytes).expect("a header");
+        assert_eq!(
+            (header.seq, header.claims, header.len()),
+            (9, 2, bytes.len())
+        );
+        let first = read_entry(3, &bytes[BATCH_HEADER..]).expect("an entry");
+        assert_eq!(first.body, Some(&[1; 40][..]));
+        assert_eq!(
+            read_trailer(3, 9, &bytes),
+            Some(vec![address(1), address(2)])
+        );
+    }
+
+    #[test]
+    fn bytes_of_another_segment_are_not_taken() {
+        let bytes = batch();
+        assert_eq!(read_batch_header(4, &bytes), None);
+        assert!(read_entry(4, &bytes[BATCH_HEADER..]).is_none());
+        assert_eq!(read_trailer(4, 9, &bytes), None);
+    }
+
+    #[test]
+    fn i13_whatever_byte_is_damaged_every_claim_is_still_known() {
+        let whole = batch();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            let mut known = read_trailer(3, 9, &bytes).unwrap_or_default();
+            let mut rest = &bytes[BATCH_HEADER..];
+            while let Some(entry) = read_entry(3, rest) {
+                known.push(entry.head.address);
+                rest = &rest[entry.len..];
+            }
+            assert!(
+                known.contains(&address(1)) && known.contains(&address(2)),
+                "byte {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_086_a_newer_segment_says_so() {
+        let mut header = segment_header(5, 1);
+        assert_eq!(
+            read_segment_header(5, &header),
+            SegmentHeader::Ours { first_seq: 1 }
+        );
+        header[11] = 2;
+        let crc = super::crc(5, &header[..24]).to_be_bytes();
+        header[24..28].copy_from_slice(&crc);
+        assert_eq!(read_segment_header(5, &header), SegmentHeader::Newer(2));
+    }
+}

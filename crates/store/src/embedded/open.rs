@@ -1,0 +1,423 @@
+//! Opening a data folder.
+//!
+//! ```text
+//! LOCK              held by the one process that has the folder open
+//! meta              [magic 8][format u32][sealed u8][secret][crc u32]
+//! seg-00000001.log  the log; see `layout`
+//! seg-00000001.idx  what it holds; see `catalog`
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use onlyonce_core::{Address, OperationId, Timestamp};
+
+use super::{
+    Options,
+    catalog::{Catalog, Item, What},
+    index::{Beside, Index, Slot, SlotState},
+    layout::{self, SEGMENT_HEADER, SegmentHeader},
+    recover::Reading,
+    seal::{SealError, Sealer},
+    segment::{Segment, numbers, sync_dir},
+};
+
+const META_MAGIC: &[u8; 8] = b"1ONCEDIR";
+const META_FORMAT: u32 = 1;
+const META_LABEL: &[u8] = b"onlyonce secret";
+
+/// Why a data folder does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error(
+        "the data folder {0} is in use by another process; stop that one, or use another folder"
+    )]
+    Locked(PathBuf),
+    /// It was written by a newer program.
+    #[error(
+        "{what} in the data folder has format {format}, and this program reads up to {known}; \
+         start the newer program again, nothing was changed"
+    )]
+    Newer {
+        /// What was read.
+        what: &'static str,
+        /// Its format.
+        format: u32,
+        /// The newest format that is known here.
+        known: u32,
+    },
+    /// Something in it is damaged so that it is not known any more which keys were used.
+    #[error(
+        "segment {segment} of the log is damaged at byte {offset}, and keys that were used may be \
+         lost with it; restore the data folder from a copy, nothing was changed"
+    )]
+    Damaged {
+        /// The segment.
+        segment: u32,
+        /// Where.
+        offset: u32,
+    },
+    /// The file `meta` is missing or damaged, though there are segments.
+    #[error(
+        "the file {0} is missing or damaged; restore the data folder from a copy, nothing was changed"
+    )]
+    Meta(PathBuf),
+    /// It is encrypted, and not with the keys that are configured.
+    #[error(
+        "the data folder is encrypted and does not open: {0}; configure the key in store.encryption"
+    )]
+    Key(#[from] SealError),
+    /// The file system refused.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// What was found in a data folder.
+pub struct Opened {
+    pub lock: File,
+    pub secret: [u8; 32],
+    pub sealer: Option<Sealer>,
+    pub index: Index,
+    pub segments: BTreeMap<u32, Arc<Segment>>,
+    pub last_seq: u64,
+    /// The latest time that anything stored speaks of.
+    pub latest: Timestamp,
+}
+
+/// Opens `dir`, making it where it is not there.
+pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
+    let at = |error| OpenError::Io {
+        path: dir.to_owned(),
+        error,
+    };
+    make_dir(dir).map_err(at)?;
+    let lock = lock(dir)?;
+    let sealer = options.encryption.as_ref().map(Sealer::new).transpose()?;
+    let numbers = numbers(dir).map_err(at)?;
+    let secret = secret(dir, sealer.as_ref(), numbers.is_empty())?;
+
+    let mut opened = Opened {
+        lock,
+        secret,
+        sealer,
+        index: Index::new(),
+        segments: BTreeMap::new(),
+        last_seq: 0,
+        latest: Timestamp::default(),
+    };
+    opened.read_segments(dir, &numbers)?;
+    Ok(opened)
+}
+
+impl Opened {
+    fn read_segments(&mut self, dir: &Path, numbers: &[u32]) -> Result<(), OpenError> {
+        let mut found = Vec::new();
+        for &number in numbers {
+            let at = |error| OpenError::Io {
+                path: dir.to_owned(),
+                error,
+            };
+            let segment = Segment::open(dir, number).map_err(at)?;
+            match read_header(&segment).map_err(at)? {
+                SegmentHeader::Newer(format) => {
+                    let (what, known) = ("the log", layout::FORMAT);
+                    return Err(OpenError::Newer {
+                        what,
+                        format,
+                        known,
+                    });
+                }
+                SegmentHeader::Ours { first_seq } => found.push((segment, Some(first_seq))),
+                SegmentHeader::Damaged => found.push((segment, None)),
+                // Prepared by a process that died before it used it. If its first batch was torn
+                // so that only the header is missing, it is not blank all through.
+                SegmentHeader::Blank if is_blank(&segment).map_err(at)? => {
+                    segment.remove().map_err(at)?;
+                }
+                SegmentHeader::Blank => found.push((segment, None)),
+            }
+        }
+
+        let mut orphans = Orphans::default();
+        for at in 0..found.len() {
+            let next_seq = found.get(at + 1).map(|(_, first_seq)| {
+                // A header that is lost says nothing; that there is a segment at all says that
+                // this one was finished.
+                first_seq.unwrap_or(u64::MAX)
+            });
+            let (segment, first_seq) = &found[at];
+            self.read_segment(dir, segment, *first_seq, next_seq, &mut orphans)?;
+        }
+        for (segment, _) in found {
+            segment
+                .sealed
+                .store(true, std::sync::atomic::Ordering::Release);
+            self.segments.insert(segment.number, Arc::new(segment));
+        }
+        for shard in self.index.shards() {
+            for place in shard.iter().flat_map(|(_, slot)| slot.places()) {
+                if let Some(segment) = self.segments.get(&place.segment) {
+                    segment.add_live(place.len);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_segment(
+        &mut self,
+        dir: &Path,
+        segment: &Segment,
+        first_seq: Option<u64>,
+        next_seq: Option<u64>,
+        orphans: &mut Orphans,
+    ) -> Result<(), OpenError> {
+        let number = segment.number;
+        let at = |error| OpenError::Io {
+            path: dir.to_owned(),
+            error,
+        };
+        let catalog = match Catalog::read(dir, number) {
+            Some(catalog) => catalog,
+            None => {
+                let bytes = Bytes::from(read_all(segment).map_err(at)?);
+                let expected = self.last_seq + 1;
+                let first_seq = first_seq
+                    .or((expected > 1).then_some(expected))
+                    .or_else(|| {
+                        let header =
+                            layout::read_batch_header(number, bytes.get(SEGMENT_HEADER..)?);
+                        header.map(|header| header.seq)
+                    })
+                    .unwrap_or(1);
+                let next_seq = next_seq.filter(|&next| next != u64::MAX);
+                let reading = Reading {
+                    secret: &self.secret,
+                    sealer: self.sealer.as_ref(),
+                };
+                let scanned = reading.scan(number, &bytes, first_seq, next_seq)?;
+                if scanned.damaged {
+                    tracing::error!(segment = number, "the log is damaged; its keys are unknown");
+                }
+                segment
+                    .used
+                    .store(scanned.used, std::sync::atomic::Ordering::Release);
+                // Durable before anything else is written: after that, what is torn in the
+                // segment could no more be told from damage.
+                scanned.catalog.write(dir, number).map_err(at)?;
+                segment.trim().map_err(at)?;
+                scanned.catalog
+            }
+        };
+        if let Some(next) = next_seq.filter(|&next| next != u64::MAX)
+            && next != catalog.last_seq + 1
+        {
+            return Err(OpenError::Damaged {
+                segment: number,
+                offset: segment.len() as u32,
+            });
+        }
+        self.last_seq = catalog.last_seq;
+        self.latest = self.latest.max(Timestamp::from_millis(catalog.latest));
+        for item in catalog.items {
+            apply(&self.index, orphans, item);
+        }
+        Ok(())
+    }
+}
+
+/// Chunks and attempts whose record was not read yet: a catalog keeps only the last record of an
+/// address, and they may stand before it.
+type Orphans = HashMap<(Address, OperationId), Beside>;
+
+/// Applies one entry of the log to the index, in the order of the log.
+fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
+    let Item {
+        address,
+        place,
+        what,
+    } = item;
+    let mut shard = index.shard(address);
+    match what {
+        What::Record(record) => {
+            let mut slot = Slot::of(&record, place);
+            slot.beside = match shard.remove(address) {
+                Some(held) if held.id == slot.id => held.beside,
+                _ => orphans.remove(&(address, slot.id)).map(Box::new),
+            };
+            shard.insert(address, slot);
+        }
+        What::Chunk { id, number } => {
+            beside(&mut shard, orphans, address, id).set_chunk(number, place);
+        }
+        What::Attempt { id } => {
+            beside(&mut shard, orphans, address, id).add_attempt(place);
+            if let Some(slot) = shard.slot_mut(address).filter(|slot| slot.id == id) {
+                slot.attempts += 1;
+            }
+        }
+        What::Removal => {
+            shard.remove(address);
+        }
+        What::Unreadable => {
+            shard.insert(address, Slot::unreadable(place));
+        }
+        What::Lost => {}
+    }
+}
+
+fn beside<'a>(
+    shard: &'a mut super::index::Shard,
+    orphans: &'a mut Orphans,
+    address: Address,
+    id: OperationId,
+) -> &'a mut Beside {
+    match shard.slot_mut(address) {
+        Some(slot) if slot.id == id && slot.state != SlotState::Unreadable => slot.beside_mut(),
+        _ => orphans.entry((address, id)).or_default(),
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    let parent = dir.canonicalize()?.parent().map(Path::to_owned);
+    parent.map_or(Ok(()), |parent| sync_dir(&parent))
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("LOCK");
+    let at = |error| OpenError::Io {
+        path: path.clone(),
+        error,
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(at)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(error)) => Err(at(error)),
+    }
+}
+
+/// Reads the secret of the folder, or draws one for a new folder.
+fn secret(dir: &Path, sealer: Option<&Sealer>, is_new: bool) -> Result<[u8; 32], OpenError> {
+    let path = dir.join("meta");
+    let at = |error| OpenError::Io {
+        path: path.clone(),
+        error,
+    };
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_new => {
+            let mut secret = [0; 32];
+            aws_lc_rs::rand::fill(&mut secret).map_err(|_| SealError::Cipher)?;
+            write_meta(dir, &secret, sealer)?;
+            return Ok(secret);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Meta(path));
+        }
+        Err(error) => return Err(at(error)),
+    };
+    let meta = bytes
+        .split_last_chunk::<4>()
+        .filter(|(covered, crc)| crc32fast::hash(covered).to_be_bytes() == **crc)
+        .and_then(|(covered, _)| covered.strip_prefix(META_MAGIC))
+        .filter(|rest| rest.len() > 5);
+    let Some(mut rest) = meta else {
+        return Err(OpenError::Meta(path));
+    };
+    let format = rest.get_u32();
+    if format > META_FORMAT {
+        let (what, known) = ("the folder", META_FORMAT);
+        return Err(OpenError::Newer {
+            what,
+            format,
+            known,
+        });
+    }
+    let is_sealed = rest.get_u8() == 1;
+    let plain = match (is_sealed, sealer) {
+        (false, _) => Bytes::copy_from_slice(rest),
+        (true, Some(sealer)) => sealer.open(META_LABEL, rest)?,
+        (true, None) => return Err(OpenError::Key(SealError::Short)),
+    };
+    let secret = <[u8; 32]>::try_from(&plain[..]).map_err(|_| OpenError::Meta(path))?;
+    // Sealed anew each time, so that it follows the active key.
+    if sealer.is_some() {
+        write_meta(dir, &secret, sealer)?;
+    }
+    Ok(secret)
+}
+
+fn write_meta(dir: &Path, secret: &[u8; 32], sealer: Option<&Sealer>) -> Result<(), OpenError> {
+    let mut out = BytesMut::new();
+    out.put_slice(META_MAGIC);
+    out.put_u32(META_FORMAT);
+    out.put_u8(sealer.is_some().into());
+    match sealer {
+        Some(sealer) => out.put_slice(&sealer.seal(META_LABEL, secret)?),
+        None => out.put_slice(secret),
+    }
+    let crc = crc32fast::hash(&out);
+    out.put_u32(crc);
+    let path = dir.join("meta");
+    let temporary = dir.join("meta.new");
+    (|| {
+        let mut file = owner_only(&temporary)?;
+        file.write_all(&out)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        sync_dir(dir)
+    })()
+    .map_err(|error| OpenError::Io { path, error })
+}
+
+/// The secret lets its reader guess keys by their hashes: it is for the owner's eyes.
+fn owner_only(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn read_header(segment: &Segment) -> io::Result<SegmentHeader> {
+    use std::os::unix::fs::FileExt;
+    let mut header = [0; SEGMENT_HEADER];
+    let len = SEGMENT_HEADER.min(segment.capacity as usize);
+    segment.file.read_exact_at(&mut header[..len], 0)?;
+    Ok(layout::read_segment_header(segment.number, &header[..len]))
+}
+
+fn read_all(segment: &Segment) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; segment.capacity as usize];
+    segment.file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+fn is_blank(segment: &Segment) -> io::Result<bool> {
+    Ok(read_all(segment)?.iter().all(|&byte| byte == 0))
+}

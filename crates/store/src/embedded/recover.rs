@@ -1,0 +1,212 @@
+//! Reading the log back.
+//!
+//! A sealed segment has a catalog, and that is all that is read of it. The last one or two have
+//! none after a crash and are read themselves. What a power cut can do is tear the last batch, and
+//! nobody was told of what that batch holds; any other damage is damage, and then each key is kept
+//! as unknown, or, where not even the keys are known any more, the store does not open.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use onlyonce_core::Address;
+
+use super::{
+    OpenError, body,
+    catalog::{Catalog, Item, What},
+    index::Place,
+    layout::{self, BATCH_HEADER, FLAG_UNREADABLE, SEGMENT_HEADER},
+    seal::Sealer,
+};
+
+/// What is needed to read entries.
+pub struct Reading<'a> {
+    pub secret: &'a [u8; 32],
+    pub sealer: Option<&'a Sealer>,
+}
+
+/// A segment as it was read.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    pub catalog: Catalog,
+    /// Bytes from its start that hold something.
+    pub used: u32,
+    /// Whether something in it was damaged, other than by tearing its end.
+    pub damaged: bool,
+}
+
+impl Reading<'_> {
+    /// Reads segment `segment` whose bytes are `bytes`, and whose first batch is `first_seq`.
+    /// `next_seq` is the first batch of the segment after it, if there is one.
+    pub fn scan(
+        &self,
+        segment: u32,
+        bytes: &Bytes,
+        first_seq: u64,
+        next_seq: Option<u64>,
+    ) -> Result<Scanned, OpenError> {
+        let mut scanned = Scanned {
+            used: SEGMENT_HEADER as u32,
+            ..Scanned::default()
+        };
+        scanned.catalog.last_seq = first_seq - 1;
+        let mut at = SEGMENT_HEADER.min(bytes.len());
+        loop {
+            let seq = scanned.catalog.last_seq + 1;
+            let extent = Extent::of(segment, seq, bytes, at);
+            let Some(batch) = self.batch(segment, seq, bytes, &extent, &mut scanned.catalog.latest)
+            else {
+                // Neither the entries nor the claims of this batch are all known.
+                if extent.is_followed || next_seq.is_some_and(|next| seq < next) {
+                    return Err(OpenError::Damaged {
+                        segment,
+                        offset: at as u32,
+                    });
+                }
+                return Ok(scanned);
+            };
+            scanned.damaged |= batch.is_damaged && (extent.is_followed || next_seq.is_some());
+            scanned.catalog.items.extend(batch.items);
+            scanned.catalog.last_seq = seq;
+            scanned.used = batch.end as u32;
+            at = extent.end;
+            if at >= bytes.len() || next_seq == Some(seq + 1) {
+                return Ok(scanned);
+            }
+        }
+    }
+
+    /// Reads the batch within `extent`; `None` where there is none, or where its claims cannot all
+    /// be known.
+    fn batch(
+        &self,
+        segment: u32,
+        seq: u64,
+        bytes: &Bytes,
+        extent: &Extent,
+        latest: &mut u64,
+    ) -> Option<Batch> {
+        let within = &bytes[extent.start..extent.end];
+        let trailer = match extent.entries_end {
+            Some(entries_end) => layout::read_trailer(segment, seq, within)
+                .map(|claims| (claims, entries_end - extent.start, within.len())),
+            None => layout::find_trailer(segment, seq, within),
+        };
+        let entries_end = match (&trailer, extent.entries_end) {
+            (_, Some(end)) => Some(end),
+            (Some((_, start, _)), None) => Some(extent.start + start),
+            (None, None) => None,
+        };
+
+        let mut batch = Batch {
+            items: Vec::new(),
+            is_damaged: false,
+            end: extent.end,
+        };
+        let mut at = extent.start + BATCH_HEADER;
+        let stop = entries_end.unwrap_or(extent.end);
+        while let Some(entry) = bytes
+            .get(at..stop)
+            .and_then(|rest| layout::read_entry(segment, rest))
+        {
+            let place = Place {
+                segment,
+                offset: at as u32,
+                len: entry.len as u32,
+            };
+            let body_at = at + layout::ENTRY_HEADER;
+            let whole = entry.body.map(|_| bytes.slice(body_at..at + entry.len));
+            let (what, time) = self.describe(&entry.head, whole);
+            batch.is_damaged |= entry.body.is_none();
+            *latest = (*latest).max(time);
+            batch.items.push(Item {
+                address: entry.head.address,
+                place,
+                what,
+            });
+            at += entry.len;
+        }
+
+        if entries_end == Some(at) {
+            batch.is_damaged |= trailer.is_none();
+            return Some(batch);
+        }
+        batch.is_damaged = true;
+        let (claims, _, end) = trailer?;
+        batch.end = extent.start + end;
+        let known: HashSet<Address> = batch.items.iter().map(|item| item.address).collect();
+        let place = Place {
+            segment,
+            offset: extent.start as u32,
+            len: 0,
+        };
+        batch.items.extend(
+            claims
+                .into_iter()
+                .filter(|address| !known.contains(address))
+                .map(|address| Item {
+                    address,
+                    place,
+                    what: What::Unreadable,
+                }),
+        );
+        Some(batch)
+    }
+
+    fn describe(&self, head: &layout::EntryHead, body: Option<Bytes>) -> (What, u64) {
+        let unreadable = match head.kind {
+            // Whose chunk or attempt it was is unknown, and then it is missing when it is wanted.
+            layout::Kind::Chunk | layout::Kind::Attempt | layout::Kind::Removal => What::Lost,
+            layout::Kind::Record => What::Unreadable,
+        };
+        if head.flags & FLAG_UNREADABLE != 0 {
+            return (What::Unreadable, 0);
+        }
+        body.and_then(|body| {
+            let body = body::open(self.sealer, head, body).ok()?;
+            body::describe(head.kind, body, self.secret).ok()
+        })
+        .unwrap_or((unreadable, 0))
+    }
+}
+
+struct Batch {
+    items: Vec<Item>,
+    is_damaged: bool,
+    end: usize,
+}
+
+/// Where a batch lies.
+struct Extent {
+    start: usize,
+    end: usize,
+    /// Where its entries end, if its header tells.
+    entries_end: Option<usize>,
+    /// Whether a later batch follows: then this one was whole once.
+    is_followed: bool,
+}
+
+impl Extent {
+    /// The batch `seq` that should start at `start`.
+    fn of(segment: u32, seq: u64, bytes: &[u8], start: usize) -> Self {
+        let stated = layout::read_batch_header(segment, &bytes[start..])
+            .filter(|header| header.seq == seq && start + header.len() <= bytes.len());
+        let from = stated.map_or(start + 1, |header| start + header.len());
+        let rest = bytes.get(from..).unwrap_or_default();
+        // The next batch stands right behind this one, unless its own header is damaged; then a
+        // later one still tells that this one is not the last.
+        let follower = layout::find_batch_headers(segment, rest)
+            .find(|(_, header)| header.seq > seq)
+            .map(|(at, header)| (from + at, header.seq));
+        let end = match (stated, follower) {
+            (Some(header), _) => start + header.len(),
+            (None, Some((at, next))) if next == seq + 1 => at,
+            (None, _) => bytes.len(),
+        };
+        Self {
+            start,
+            end,
+            entries_end: stated.map(|header| start + BATCH_HEADER + header.entries_len),
+            is_followed: follower.is_some(),
+        }
+    }
+}

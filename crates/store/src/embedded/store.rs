@@ -1,0 +1,798 @@
+//! The embedded store as a [`Store`].
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Attempt, Fence, OperationId, Record, StateName, Timestamp, UnknownReason, transition,
+};
+use quick_cache::{Weighter, sync::Cache};
+
+use super::{
+    EmbeddedStore, Inner,
+    body::{self, RecordBody, corrupt, tag},
+    catalog::What,
+    index::{Place, Slot, SlotState},
+    layout::{self, Kind},
+    log::{NewEntry, NotTaken},
+};
+use crate::{AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write};
+
+/// Completed records that were asked for, with their last chunks.
+pub type Hot = Cache<Address, Warm, Weight>;
+
+/// A record in the cache. It is good as long as it lies where the index says.
+#[derive(Clone)]
+pub struct Warm {
+    place: Place,
+    record: Arc<Record>,
+    last_chunk: Option<Bytes>,
+}
+
+/// Weighs cached records by their bytes.
+#[derive(Clone)]
+pub struct Weight;
+
+impl Weighter<Address, Warm> for Weight {
+    fn weight(&self, _: &Address, warm: &Warm) -> u64 {
+        // The entry's bytes hold headers and last chunk; the rest is the structures around them.
+        u64::from(warm.place.len) + 512
+    }
+}
+
+pub fn hot(bytes: u64) -> Hot {
+    let expected = usize::try_from(bytes / 2048).unwrap_or(usize::MAX).max(16);
+    Cache::with_weighter(expected, bytes, Weight)
+}
+
+impl Store for EmbeddedStore {
+    fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    fn secret(&self) -> &[u8; 32] {
+        &self.inner.secret
+    }
+
+    async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
+        self.inner.load(address).await
+    }
+
+    async fn compare_and_set(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        write: Write,
+    ) -> Result<Swap, StoreError> {
+        self.inner.compare_and_set(address, expected, write).await
+    }
+
+    async fn append(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        if let Some(position) = inner.log.backpressure() {
+            inner.log.nudge();
+            inner.log.gate.wait(position).await.map_err(unavailable)?;
+        }
+        let plain = body::encode_chunk(id, chunk, &bytes);
+        let (head, body) = body::close(inner.sealer.as_ref(), Kind::Chunk, address, plain)?;
+        loop {
+            match inner.put_chunk(address, id, chunk, &head, &body) {
+                Ok(()) => return Ok(()),
+                Err(NotTaken::Wait) => inner.log.room().await,
+                Err(other) => return Err(refused(other)),
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+    ) -> Result<Bytes, StoreError> {
+        let inner = &self.inner;
+        let place = inner
+            .index
+            .shard(address)
+            .slot(address)
+            .filter(|slot| slot.id == id)
+            .map(|slot| {
+                let beside = slot.beside.as_deref();
+                let place = beside
+                    .and_then(|beside| beside.chunks.get(chunk as usize))
+                    .copied();
+                place.filter(|place| place.len > 0)
+            });
+        match place {
+            None => Err(corrupt(format!("{id} is not there any more"))),
+            Some(Some(place)) => {
+                let body = inner.entry(address, place, Kind::Chunk).await?;
+                let (held, number, bytes) = body::decode_chunk(body)?;
+                if (held, number) == (id, chunk) {
+                    Ok(bytes)
+                } else {
+                    Err(corrupt(format!("chunk {chunk} of {id} is another one")))
+                }
+            }
+            Some(None) => {
+                let stored = inner
+                    .load(address)
+                    .await?
+                    .filter(|stored| stored.record.id == id);
+                stored
+                    .filter(|stored| match &stored.record.state {
+                        onlyonce_core::State::Completed(completed) => completed.chunks == chunk + 1,
+                        _ => false,
+                    })
+                    .and_then(|stored| stored.last_chunk)
+                    .ok_or_else(|| corrupt(format!("chunk {chunk} of {id} is missing")))
+            }
+        }
+    }
+
+    async fn note_attempt(
+        &self,
+        address: Address,
+        id: OperationId,
+        note: AttemptNote,
+    ) -> Result<u32, StoreError> {
+        self.inner.note_attempt(address, id, note)
+    }
+
+    async fn attempts(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> Result<Vec<Attempt>, StoreError> {
+        self.inner.attempts(address, id).await
+    }
+
+    async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
+        Ok(self.inner.index.shards().find_map(|shard| {
+            shard
+                .iter()
+                .find(|(_, slot)| slot.id == id)
+                .map(|(address, _)| address)
+        }))
+    }
+
+    async fn list(&self, query: Query) -> Result<Page, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn remove(&self, address: Address, fence: Fence) -> Result<bool, StoreError> {
+        let inner = &self.inner;
+        loop {
+            match inner.put_removal(address, fence)? {
+                Ok(None) => return Ok(false),
+                Ok(Some(place)) => {
+                    inner.log.gate.wait(place.end()).await.map_err(in_doubt)?;
+                    return Ok(true);
+                }
+                Err(NotTaken::Wait) => inner.log.room().await,
+                Err(other) => return Err(refused(other)),
+            }
+        }
+    }
+
+    async fn sweep(&self) -> Result<Swept, StoreError> {
+        self.sweep_all().await
+    }
+
+    async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
+        let now = self.now().as_millis();
+        let mut addresses = Vec::new();
+        for shard in self.inner.index.shards() {
+            let in_flight = SlotState::Readable(StateName::InFlight);
+            let overdue = shard
+                .iter()
+                .filter(|(_, slot)| slot.state == in_flight && slot.until <= now);
+            addresses.extend(
+                overdue
+                    .map(|(address, _)| address)
+                    .take(limit - addresses.len()),
+            );
+            if addresses.len() == limit {
+                break;
+            }
+        }
+        let mut overdue = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            if let Ok(Some(stored)) = self.inner.load(address).await {
+                overdue.push((address, Arc::unwrap_or_clone(stored.record)));
+            }
+        }
+        Ok(overdue)
+    }
+
+    fn status(&self) -> Status {
+        let log = &self.inner.log;
+        let figures = log.figures();
+        Status {
+            poisoned: log.gate.broken().map(|why| why.to_string()),
+            records: self.inner.records.load(Ordering::Relaxed),
+            bytes: log.segments().iter().map(|segment| segment.len()).sum(),
+            commits: figures.commits.load(Ordering::Relaxed),
+            committed_writes: figures.writes.load(Ordering::Relaxed),
+            latest_commit: Duration::from_nanos(
+                figures.latest_commit_nanos.load(Ordering::Relaxed),
+            ),
+        }
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.log.close())
+            .await
+            .map_err(|error| StoreError::Unavailable(error.to_string()))
+    }
+}
+
+impl Inner {
+    async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
+        let found = self
+            .index
+            .shard(address)
+            .slot(address)
+            .map(|slot| (slot.place, slot.attempts, slot.state));
+        let Some((place, attempts, state)) = found else {
+            return Ok(None);
+        };
+        if state == SlotState::Unreadable {
+            return Err(corrupt("the record was damaged"));
+        }
+        if place.end() <= self.log.gate.durable()
+            && let Some(warm) = self.hot.get(&address)
+            && warm.place == place
+        {
+            let Warm {
+                record, last_chunk, ..
+            } = warm;
+            return Ok(Some(Stored {
+                record,
+                attempts,
+                last_chunk,
+            }));
+        }
+        let body = RecordBody::decode(self.entry(address, place, Kind::Record).await?)?;
+        let record = Arc::new(body.record);
+        let last_chunk = (!body.last_chunk.is_empty()).then_some(body.last_chunk);
+        if state == SlotState::Readable(StateName::Completed) {
+            let warm = Warm {
+                place,
+                record: record.clone(),
+                last_chunk: last_chunk.clone(),
+            };
+            self.hot.insert(address, warm);
+        }
+        Ok(Some(Stored {
+            record,
+            attempts,
+            last_chunk,
+        }))
+    }
+
+    /// The body of the entry of `kind` at `place`, once it is durable, verified and opened.
+    async fn entry(&self, address: Address, place: Place, kind: Kind) -> Result<Bytes, StoreError> {
+        if place.end() > self.log.gate.durable() {
+            self.log.nudge();
+            self.log.gate.wait(place.end()).await.map_err(unavailable)?;
+        }
+        let segment = self
+            .log
+            .segment(place.segment)
+            .ok_or_else(|| corrupt(format!("segment {} is gone", place.segment)))?;
+        let bytes = match segment.read_cached(place) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Err(error) => Err(error),
+            Ok(None) => tokio::task::spawn_blocking(move || segment.read(place))
+                .await
+                .unwrap_or_else(|panic| Err(std::io::Error::other(panic))),
+        };
+        let bytes = bytes.map_err(corrupt)?;
+        self.verify(address, place, kind, &bytes)
+    }
+
+    /// The opened body of the entry whose bytes are `bytes`.
+    pub fn verify(
+        &self,
+        address: Address,
+        place: Place,
+        kind: Kind,
+        bytes: &Bytes,
+    ) -> Result<Bytes, StoreError> {
+        let entry = layout::read_entry(place.segment, bytes)
+            .filter(|entry| entry.head.address == address && entry.head.kind == kind)
+            .ok_or_else(|| corrupt("the entry's head is damaged"))?;
+        if entry.body.is_none() {
+            return Err(corrupt("the entry's bytes are damaged"));
+        }
+        body::open(
+            self.sealer.as_ref(),
+            &entry.head,
+            bytes.slice(layout::ENTRY_HEADER..),
+        )
+    }
+
+    async fn compare_and_set(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        write: Write,
+    ) -> Result<Swap, StoreError> {
+        let executed = self.former_executing(address, expected).await?;
+        loop {
+            match self.put_record(address, expected, &write, executed.as_ref())? {
+                Ok(None) => return Ok(Swap::Lost),
+                Ok(Some((place, attempts))) => {
+                    self.log.gate.wait(place.end()).await.map_err(in_doubt)?;
+                    return Ok(Swap::Done { attempts });
+                }
+                Err(NotTaken::Wait) => self.log.room().await,
+                Err(other) => return Err(refused(other)),
+            }
+        }
+    }
+
+    /// The attempt that executed once, where the record is at rest now. It is known only from the
+    /// record's own entry, which the new one will replace.
+    async fn former_executing(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+    ) -> Result<Option<Attempt>, StoreError> {
+        let Some(fence) = expected else {
+            return Ok(None);
+        };
+        let place = self
+            .index
+            .shard(address)
+            .slot(address)
+            .filter(|slot| slot.fence() == fence)
+            .filter(|slot| slot.state != SlotState::Readable(StateName::InFlight))
+            .map(|slot| slot.place);
+        let Some(place) = place else { return Ok(None) };
+        let body = self.entry(address, place, Kind::Record).await?;
+        Ok(RecordBody::decode(body)?.executing)
+    }
+
+    /// Compares and puts, under the lock of the shard. `Ok(Ok(None))` where it has lost.
+    #[allow(clippy::type_complexity)]
+    fn put_record(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        write: &Write,
+        executed: Option<&Attempt>,
+    ) -> Result<Result<Option<(Place, u32)>, NotTaken>, StoreError> {
+        let mut shard = self.index.shard(address);
+        let now = self.clock.now();
+        let held = shard.slot(address).filter(|slot| slot.counts(now));
+        if held.is_some_and(|slot| slot.state == SlotState::Unreadable) {
+            return Err(corrupt("the record was damaged"));
+        }
+        if held.map(Slot::fence) != expected {
+            return Ok(Ok(None));
+        }
+        transition::assert_arrow(held.and_then(Slot::standing), &write.record);
+        if shard.slot(address).is_none() && self.records.load(Ordering::Relaxed) >= self.max_records
+        {
+            return Err(StoreError::Full(format!(
+                "store.max_records is {} and so many are held",
+                self.max_records
+            )));
+        }
+
+        let attempts = held.map_or(0, |slot| slot.attempts) + u32::from(write.attempt.is_some());
+        let in_progress = held
+            .and_then(|slot| slot.beside.as_ref()?.executing.as_ref())
+            .or(executed);
+        let executing = match &write.attempt {
+            Some(note) => Some(note.at(attempts, write.record.claimed_at)),
+            None => in_progress.cloned(),
+        };
+        let body = RecordBody {
+            attempts,
+            executing,
+            record: write.record.clone(),
+            last_chunk: write.last_chunk.clone().unwrap_or_default(),
+        };
+        let item = body.item(&self.secret);
+        let plain = body.encode();
+        let (head, sealed) = body::close(self.sealer.as_ref(), Kind::Record, address, plain)?;
+        let taken = self.log.put(NewEntry {
+            head: &head,
+            body: &sealed,
+            what: What::Record(item),
+            older_in: held.map(|slot| slot.place.segment),
+            urgent: true,
+            time: now.as_millis(),
+        });
+        let place = match taken {
+            Ok(place) => place,
+            Err(not_taken) => return Ok(Err(not_taken)),
+        };
+
+        let is_claim = write.attempt.is_some();
+        let was_there = held.is_some();
+        let mut slot = Slot::of(&item, place);
+        let former = shard.remove(address);
+        if let Some(former) = &former {
+            self.release(former.place);
+        }
+        match former {
+            Some(mut former) if was_there => slot.beside = former.beside.take(),
+            Some(former) => former
+                .places()
+                .skip(1)
+                .for_each(|place| self.release(place)),
+            None => {
+                self.records.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if item.state == StateName::InFlight {
+            let beside = slot.beside_mut();
+            beside.executing = body.executing;
+            if is_claim {
+                // Of the execution before this one, only its attempt is of interest still.
+                beside
+                    .chunks
+                    .drain(..)
+                    .for_each(|place| self.release(place));
+            }
+        } else if let Some(beside) = &mut slot.beside {
+            beside.executing = None;
+            if let onlyonce_core::State::Completed(completed) = &write.record.state {
+                let kept = (completed.chunks as usize).saturating_sub(1);
+                let rest = kept.min(beside.chunks.len());
+                beside
+                    .chunks
+                    .drain(rest..)
+                    .for_each(|place| self.release(place));
+            }
+            if beside.chunks.is_empty() && beside.attempts.is_empty() {
+                slot.beside = None;
+            }
+        }
+        shard.insert(address, slot);
+        if is_claim && let Some(former) = executed {
+            self.put_attempt(&mut shard, address, write.record.id, former);
+        }
+        Ok(Ok(Some((place, attempts))))
+    }
+
+    fn put_chunk(
+        &self,
+        address: Address,
+        id: OperationId,
+        chunk: u32,
+        head: &layout::EntryHead,
+        body: &[u8],
+    ) -> Result<(), NotTaken> {
+        let mut shard = self.index.shard(address);
+        let Some(slot) = shard.slot_mut(address).filter(|slot| slot.id == id) else {
+            return Err(NotTaken::Closed(format!("{id} is not there any more")));
+        };
+        let place = self.log.put(NewEntry {
+            head,
+            body,
+            what: What::Chunk { id, number: chunk },
+            older_in: None,
+            urgent: false,
+            time: 0,
+        })?;
+        if let Some(before) = slot.beside_mut().set_chunk(chunk, place) {
+            self.release(before);
+        }
+        Ok(())
+    }
+
+    fn put_removal(
+        &self,
+        address: Address,
+        fence: Fence,
+    ) -> Result<Result<Option<Place>, NotTaken>, StoreError> {
+        let mut shard = self.index.shard(address);
+        if shard.slot(address).is_none_or(|slot| slot.fence() != fence) {
+            return Ok(Ok(None));
+        }
+        let (head, body) = body::close(
+            self.sealer.as_ref(),
+            Kind::Removal,
+            address,
+            fence.id.as_bytes()[..].into(),
+        )?;
+        let taken = self.log.put(NewEntry {
+            head: &head,
+            body: &body,
+            what: What::Removal,
+            older_in: None,
+            urgent: true,
+            time: 0,
+        });
+        let place = match taken {
+            Ok(place) => place,
+            Err(not_taken) => return Ok(Err(not_taken)),
+        };
+        // Nothing points at a removal: it is dead weight from the start, and stays in the log as
+        // long as anything older does, since the oldest segment is always dropped first.
+        self.release(place);
+        if let Some(slot) = shard.remove(address) {
+            self.forget(&slot);
+        }
+        self.hot.remove(&address);
+        Ok(Ok(Some(place)))
+    }
+
+    fn note_attempt(
+        &self,
+        address: Address,
+        id: OperationId,
+        note: AttemptNote,
+    ) -> Result<u32, StoreError> {
+        let mut shard = self.index.shard(address);
+        let Some(slot) = shard.slot_mut(address).filter(|slot| slot.id == id) else {
+            return Err(corrupt(format!("{id} is not there any more")));
+        };
+        slot.attempts += 1;
+        let attempt = note.at(slot.attempts, self.clock.now());
+        let number = attempt.number;
+        self.put_attempt(&mut shard, address, id, &attempt);
+        Ok(number)
+    }
+
+    /// Puts an attempt into the log, at best effort: its number counts in any case.
+    fn put_attempt(
+        &self,
+        shard: &mut super::index::Shard,
+        address: Address,
+        id: OperationId,
+        attempt: &Attempt,
+    ) {
+        let plain = body::encode_attempt(id, attempt);
+        let Ok((head, body)) = body::close(self.sealer.as_ref(), Kind::Attempt, address, plain)
+        else {
+            return;
+        };
+        let taken = self.log.put(NewEntry {
+            head: &head,
+            body: &body,
+            what: What::Attempt { id },
+            older_in: None,
+            urgent: false,
+            time: attempt.at.as_millis(),
+        });
+        if let (Ok(place), Some(slot)) = (taken, shard.slot_mut(address))
+            && let Some(forgotten) = slot.beside_mut().add_attempt(place)
+        {
+            self.release(forgotten);
+        }
+    }
+
+    async fn attempts(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> Result<Vec<Attempt>, StoreError> {
+        let found = self
+            .index
+            .shard(address)
+            .slot(address)
+            .filter(|slot| slot.id == id)
+            .map(|slot| {
+                let beside = slot.beside.as_deref();
+                let places = beside.map_or_else(Vec::new, |beside| beside.attempts.clone());
+                (
+                    slot.place,
+                    places,
+                    beside.and_then(|beside| beside.executing.clone()),
+                )
+            });
+        let Some((place, places, executing)) = found else {
+            return Ok(Vec::new());
+        };
+        let executing = match executing {
+            Some(attempt) => Some(attempt),
+            None => RecordBody::decode(self.entry(address, place, Kind::Record).await?)?.executing,
+        };
+        let mut attempts: Vec<_> = executing.into_iter().collect();
+        for place in places {
+            let body = self.entry(address, place, Kind::Attempt).await?;
+            attempts.push(body::decode_attempt(body)?.1);
+        }
+        attempts.sort_by_key(|attempt| attempt.number);
+        Ok(attempts)
+    }
+
+    async fn list(&self, query: Query) -> Result<Page, StoreError> {
+        let now = self.clock.now();
+        let mut found = self.matching(&query, now);
+        found.sort_unstable_by_key(|&(id, _)| std::cmp::Reverse(id));
+        let mut page = Page::default();
+        for (id, address) in found {
+            if page.records.len() == query.limit {
+                page.next = page.records.last().map(|last: &Stored| last.record.id);
+                break;
+            }
+            // What cannot be read, or has moved on since, is not in a list.
+            let Ok(Some(stored)) = self.load(address).await else {
+                continue;
+            };
+            let record = &stored.record;
+            let is_wanted = record.id == id
+                && query
+                    .tenant
+                    .as_ref()
+                    .is_none_or(|tenant| *tenant == record.scope.tenant)
+                && query.key.as_ref().is_none_or(|key| *key == record.key)
+                && query.state.is_none_or(|state| state == record.state.name());
+            if is_wanted {
+                page.records.push(stored);
+            }
+        }
+        Ok(page)
+    }
+
+    /// The operations that may match, by what the index knows.
+    fn matching(&self, query: &Query, now: Timestamp) -> Vec<(OperationId, Address)> {
+        let tenant = query
+            .tenant
+            .as_ref()
+            .map(|tenant| tag(&self.secret, tenant));
+        let key = query
+            .key
+            .as_ref()
+            .map(|key| tag(&self.secret, key.as_str()));
+        let started = |id: OperationId| {
+            let [a, b, c, d, e, f, ..] = *id.as_bytes();
+            Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+        };
+        let mut found = Vec::new();
+        for shard in self.index.shards() {
+            let matching = shard.iter().filter(|(_, slot)| {
+                slot.state != SlotState::Unreadable
+                    && slot.counts(now)
+                    && query
+                        .state
+                        .is_none_or(|state| slot.state == SlotState::Readable(state))
+                    && tenant.is_none_or(|tag| slot.tenant_tag == tag)
+                    && key.is_none_or(|tag| slot.key_tag == tag)
+                    && query.older_than.is_none_or(|id| slot.id < id)
+                    && query.since.is_none_or(|since| started(slot.id) >= since)
+                    && query.until.is_none_or(|until| started(slot.id) < until)
+            });
+            found.extend(matching.map(|(address, slot)| (slot.id, address)));
+        }
+        found
+    }
+
+    /// Makes the operations unknown that the former process left in flight.
+    pub fn give_up_orphans(&self) -> std::io::Result<()> {
+        let mut orphans = Vec::new();
+        for shard in self.index.shards() {
+            let in_flight = SlotState::Readable(StateName::InFlight);
+            orphans.extend(
+                shard
+                    .iter()
+                    .filter(|(_, slot)| slot.state == in_flight)
+                    .map(|(address, slot)| (address, slot.place)),
+            );
+        }
+        let mut last = None;
+        for (address, place) in orphans {
+            last = self.give_up(address, place)?.or(last);
+        }
+        let Some(place) = last else { return Ok(()) };
+        block_on(self.log.gate.wait(place.end())).map_err(|why| std::io::Error::other(&*why))
+    }
+
+    fn give_up(&self, address: Address, place: Place) -> std::io::Result<Option<Place>> {
+        let segment = self
+            .log
+            .segment(place.segment)
+            .ok_or(std::io::ErrorKind::NotFound)?;
+        let held = segment
+            .read(place)
+            .map_err(corrupt)
+            .and_then(|bytes| self.verify(address, place, Kind::Record, &bytes))
+            .and_then(RecordBody::decode);
+        let Ok(held) = held else {
+            // It stays what it is in the log, and counts as unknown in the meantime (I13).
+            self.index
+                .shard(address)
+                .insert(address, Slot::unreadable(place));
+            return Ok(None);
+        };
+        let fence = held.record.fence();
+        let reason = UnknownReason::OwnerDied;
+        let record = transition::expire(Some(&held.record), fence, reason, self.clock.now())
+            .map_err(std::io::Error::other)?;
+        let write = Write {
+            record,
+            last_chunk: None,
+            attempt: None,
+        };
+        loop {
+            let put = self.put_record(address, Some(fence), &write, held.executing.as_ref());
+            match put.map_err(std::io::Error::other)? {
+                Ok(put) => return Ok(put.map(|(place, _)| place)),
+                Err(NotTaken::Wait) => block_on(self.log.room()),
+                Err(other) => return Err(std::io::Error::other(refused(other))),
+            }
+        }
+    }
+
+    /// Counts the bytes at `place` as dead.
+    pub fn release(&self, place: Place) {
+        if place.len > 0
+            && let Some(segment) = self.log.segment(place.segment)
+        {
+            segment.sub_live(place.len);
+        }
+    }
+
+    /// Counts all that belongs to a slot as dead.
+    pub fn forget(&self, slot: &Slot) {
+        slot.places().for_each(|place| self.release(place));
+        self.records.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl AttemptNote {
+    fn at(&self, number: u32, at: Timestamp) -> Attempt {
+        Attempt {
+            number,
+            at,
+            peer: self.peer.clone(),
+            sdk_retry_count: self.sdk_retry_count,
+            got: self.got,
+        }
+    }
+}
+
+/// Waits on this thread, which is no runtime's: the store is being opened.
+fn block_on<F: Future + Send>(future: F) -> F::Output
+where
+    F::Output: Send,
+{
+    // A thread of its own, since the caller may stand on a thread that a runtime has entered.
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .map(|runtime| runtime.block_on(future))
+        });
+        match waiter.join() {
+            Ok(Ok(output)) => output,
+            Ok(Err(error)) => panic!("no runtime to wait on: {error}"),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn refused(not_taken: NotTaken) -> StoreError {
+    match not_taken {
+        NotTaken::Full(why) => StoreError::Full(why),
+        NotTaken::TooLarge => StoreError::Full("an entry is larger than half a MiB".into()),
+        NotTaken::Closed(why) => StoreError::Unavailable(why),
+        NotTaken::Wait => StoreError::Unavailable("the next segment is being made".into()),
+    }
+}
+
+fn unavailable(why: Arc<str>) -> StoreError {
+    StoreError::Unavailable(why.to_string())
+}
+
+fn in_doubt(why: Arc<str>) -> StoreError {
+    StoreError::InDoubt(why.to_string())
+}

@@ -1,0 +1,227 @@
+//! Expiry, and giving space back.
+//!
+//! Records leave the index when they expire. The log is dropped from its oldest end only, whole
+//! segments at a time: an entry that replaces another is always younger, so nothing that was
+//! replaced can come back to life. Where too much of the log is dead while something old lives on
+//! (a long window among short ones, an unknown operation that nobody resolved), what lives in the
+//! oldest segment is written again at the young end.
+
+use std::sync::atomic::Ordering;
+
+use onlyonce_core::Address;
+
+use super::{
+    EmbeddedStore, Inner,
+    catalog::{RecordItem, What},
+    index::{Place, Slot, SlotState},
+    layout::{self, EntryHead, FLAG_UNREADABLE, Kind},
+    log::{NewEntry, NotTaken},
+    segment::Segment,
+};
+use crate::{StoreError, Swept};
+
+/// How many segments one sweep moves at most, so that it stays a small load.
+const MOST_MOVED: usize = 4;
+
+impl EmbeddedStore {
+    pub(super) async fn sweep_all(&self) -> Result<Swept, StoreError> {
+        let mut swept = self.blocking(|inner| Ok(inner.expire())).await?;
+        swept.bytes += self.blocking(Inner::drop_dead).await?;
+        for _ in 0..MOST_MOVED {
+            let Some(position) = self.blocking(|inner| Ok(inner.move_oldest())).await? else {
+                break;
+            };
+            // The copies count before the originals go.
+            self.inner.log.nudge();
+            let gate = &self.inner.log.gate;
+            gate.wait(position)
+                .await
+                .map_err(|why| StoreError::Unavailable(why.to_string()))?;
+            swept.bytes += self.blocking(Inner::drop_dead).await?;
+        }
+        Ok(swept)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .unwrap_or_else(|panic| Err(StoreError::Unavailable(panic.to_string())))
+    }
+}
+
+impl Inner {
+    /// Takes what has expired out of the index.
+    fn expire(&self) -> Swept {
+        let now = self.clock.now();
+        let mut swept = Swept::default();
+        for mut shard in self.index.shards() {
+            let expired: Vec<Address> = shard
+                .iter()
+                .filter(|(_, slot)| !slot.counts(now))
+                .map(|(address, _)| address)
+                .collect();
+            for address in expired {
+                if let Some(slot) = shard.remove(address) {
+                    self.forget(&slot);
+                    self.hot.remove(&address);
+                    swept.records += 1;
+                }
+            }
+        }
+        swept
+    }
+
+    /// Drops the oldest segments as long as nothing in them counts.
+    fn drop_dead(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        for segment in self.log.segments() {
+            if !is_droppable(&segment) {
+                break;
+            }
+            bytes += segment.len();
+            self.log
+                .drop_segment(&segment)
+                .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        }
+        Ok(bytes)
+    }
+
+    /// Writes again what lives in the oldest segment, where more than half of the log is dead; the
+    /// position to wait for.
+    fn move_oldest(&self) -> Option<u64> {
+        let segments = self.log.segments();
+        let oldest = segments
+            .first()
+            .filter(|segment| segment.sealed.load(Ordering::Acquire))?;
+        let held: u64 = segments.iter().map(|segment| segment.len()).sum();
+        let live: u64 = segments
+            .iter()
+            .map(|segment| segment.live.load(Ordering::Relaxed))
+            .sum();
+        let dead = held.saturating_sub(live);
+        // A log of few segments is as small as it gets.
+        if dead <= live || dead < 4 * u64::from(oldest.capacity) {
+            return None;
+        }
+        let mut end = None;
+        for address in self.addresses_in(oldest.number) {
+            match self.move_slot(address, oldest) {
+                Ok(moved) => end = end.max(moved),
+                // The rest is for the next sweep.
+                Err(_) => break,
+            }
+        }
+        end
+    }
+
+    fn addresses_in(&self, segment: u32) -> Vec<Address> {
+        let mut addresses = Vec::new();
+        for shard in self.index.shards() {
+            let inside = shard
+                .iter()
+                .filter(|(_, slot)| slot.places().any(|place| place.segment == segment));
+            addresses.extend(inside.map(|(address, _)| address));
+        }
+        addresses
+    }
+
+    /// Writes again the entries of a slot that lie in `segment`.
+    fn move_slot(&self, address: Address, segment: &Segment) -> Result<Option<u64>, NotTaken> {
+        let mut shard = self.index.shard(address);
+        let Some(slot) = shard.slot_mut(address) else {
+            return Ok(None);
+        };
+        let mut end = None;
+        if slot.place.segment == segment.number {
+            let what = match slot.state {
+                SlotState::Readable(state) => What::Record(RecordItem {
+                    id: slot.id,
+                    epoch: slot.epoch,
+                    attempts: slot.attempts,
+                    until: slot.until,
+                    tenant_tag: slot.tenant_tag,
+                    key_tag: slot.key_tag,
+                    state,
+                }),
+                SlotState::Unreadable => What::Unreadable,
+            };
+            let (place, is_readable) = self.move_entry(address, segment, slot.place, what)?;
+            end = end.max(Some(place.end()));
+            if !is_readable {
+                *slot = Slot::unreadable(place);
+            }
+            slot.place = place;
+        }
+        let id = slot.id;
+        let Some(beside) = slot.beside.as_deref_mut() else {
+            return Ok(end);
+        };
+        for (number, chunk) in beside.chunks.iter_mut().enumerate() {
+            if chunk.len > 0 && chunk.segment == segment.number {
+                let what = What::Chunk {
+                    id,
+                    number: number as u32,
+                };
+                *chunk = self.move_entry(address, segment, *chunk, what)?.0;
+                end = end.max(Some(chunk.end()));
+            }
+        }
+        for attempt in &mut beside.attempts {
+            if attempt.segment == segment.number {
+                let what = What::Attempt { id };
+                *attempt = self.move_entry(address, segment, *attempt, what)?.0;
+                end = end.max(Some(attempt.end()));
+            }
+        }
+        Ok(end)
+    }
+
+    /// Writes an entry again as it is, sealed or not; says whether it could be read.
+    fn move_entry(
+        &self,
+        address: Address,
+        segment: &Segment,
+        place: Place,
+        what: What,
+    ) -> Result<(Place, bool), NotTaken> {
+        let bytes = segment.read(place).unwrap_or_default();
+        let entry = layout::read_entry(segment.number, &bytes)
+            .filter(|entry| entry.head.address == address)
+            .and_then(|entry| Some((entry.head, entry.body?)));
+        let kind = match &what {
+            What::Chunk { .. } => Kind::Chunk,
+            What::Attempt { .. } => Kind::Attempt,
+            What::Record(_) | What::Removal | What::Unreadable | What::Lost => Kind::Record,
+        };
+        let is_readable = entry.is_some() && what != What::Unreadable;
+        let lost = EntryHead {
+            kind,
+            flags: FLAG_UNREADABLE,
+            address,
+        };
+        let (head, body) = entry.unwrap_or((lost, &[]));
+        let what = match kind {
+            _ if is_readable => what,
+            Kind::Record => What::Unreadable,
+            _ => What::Lost,
+        };
+        let moved = self.log.put(NewEntry {
+            head: &head,
+            body,
+            what,
+            older_in: None,
+            urgent: false,
+            time: 0,
+        })?;
+        self.release(place);
+        Ok((moved, is_readable))
+    }
+}
+
+fn is_droppable(segment: &Segment) -> bool {
+    segment.sealed.load(Ordering::Acquire) && segment.live.load(Ordering::Relaxed) == 0
+}
