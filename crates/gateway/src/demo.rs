@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::config::{Config, Overrides};
 use crate::failure::Failure;
 use crate::open;
-use crate::start::{self, Running};
+use crate::start::{self, Doors, Running};
 use client::{Answer, ask};
 
 /// Words of the answer, and of them those after which the connection dies.
@@ -50,8 +50,9 @@ async fn show() -> Result<(), Failure> {
     };
     let mut config = Config::for_upstream(&format!("http://{provider}"), "openai", &overrides)?;
     config.server.workers = 1;
+    let doors = Doors::open(&config)?;
     let store = open::embedded(&folder.path().join("data"), &config.store)?;
-    let gateway = Running::start(config, store)?;
+    let gateway = Running::start(config, store, doors)?;
 
     say(&format!(
         "A client asks a paid API for a long answer. Half way its connection dies, and it asks \

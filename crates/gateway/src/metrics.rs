@@ -155,7 +155,8 @@ impl Metrics {
             .iter()
             .map(|route| route_metrics(route))
             .collect();
-        let (unknown, problems) = Self::outcomes(&mut registry);
+        let unknown = Self::unknown_counters(&mut registry);
+        let problems = Self::problem_counters(&mut registry);
         let connections = Gauge::default();
         registry.register(
             "connections",
@@ -180,35 +181,36 @@ impl Metrics {
         }
     }
 
-    fn outcomes(
-        registry: &mut Registry,
-    ) -> (Vec<(UnknownReason, Counter)>, Vec<(&'static str, Counter)>) {
-        let unknown = Family::<ReasonLabels, Counter>::default();
+    fn unknown_counters(registry: &mut Registry) -> Vec<(UnknownReason, Counter)> {
+        let family = Family::<ReasonLabels, Counter>::default();
         registry.register(
             "unknown",
             "Executions whose outcome could not be observed, by reason",
-            unknown.clone(),
+            family.clone(),
         );
-        let problems = Family::<ProblemLabels, Counter>::default();
-        registry.register(
-            "problems",
-            "Answers of the gateway's own, by problem",
-            problems.clone(),
-        );
-        let of_reason = |reason| {
+        let of = |reason| {
             let labels = ReasonLabels {
                 reason: reason_label(reason),
             };
-            (reason, unknown.get_or_create_owned(&labels))
+            (reason, family.get_or_create_owned(&labels))
         };
-        let of_problem = |problem| {
-            let labels = ProblemLabels { problem };
-            (problem, problems.get_or_create_owned(&labels))
+        UnknownReason::ALL.iter().copied().map(of).collect()
+    }
+
+    fn problem_counters(registry: &mut Registry) -> Vec<(&'static str, Counter)> {
+        let family = Family::<ProblemLabels, Counter>::default();
+        registry.register(
+            "problems",
+            "Answers of the gateway's own, by problem",
+            family.clone(),
+        );
+        let of = |problem| {
+            (
+                problem,
+                family.get_or_create_owned(&ProblemLabels { problem }),
+            )
         };
-        (
-            UnknownReason::ALL.iter().copied().map(of_reason).collect(),
-            PAGES.iter().map(|page| of_problem(page.name)).collect(),
-        )
+        PAGES.iter().map(|page| of(page.name)).collect()
     }
 
     /// One request of `route` was answered.

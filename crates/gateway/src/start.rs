@@ -27,14 +27,16 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     log_to_stderr();
     check_files(&config)?;
     let runtime = runtime()?;
+    // Before the store: where a port is busy, the folder is not even made.
+    let doors = Doors::open(&config)?;
     match &config.store.url {
         StoreUrl::Memory => {
             let store = open::memory(&config.store);
-            runtime.block_on(until_signal(config, store))
+            runtime.block_on(until_signal(config, store, doors))
         }
         StoreUrl::Embedded(folder) => {
             let store = open::embedded(folder, &config.store)?;
-            runtime.block_on(until_signal(config, store))
+            runtime.block_on(until_signal(config, store, doors))
         }
     }
 }
@@ -59,6 +61,23 @@ pub fn check_files(config: &Config) -> Result<(), Failure> {
     proxy::check_files(config)
 }
 
+/// The addresses that a gateway listens on, taken.
+pub(crate) struct Doors {
+    requests: Vec<std::net::TcpListener>,
+    control: std::net::TcpListener,
+}
+
+impl Doors {
+    /// Takes them.
+    pub(crate) fn open(config: &Config) -> Result<Self, Failure> {
+        let server = &config.server;
+        Ok(Self {
+            requests: listen::take_all(server.listen, server.workers)?,
+            control: listen::take_one(server.control, "control")?,
+        })
+    }
+}
+
 /// A gateway that serves.
 pub(crate) struct Running<S: Store> {
     shared: Arc<Shared<S>>,
@@ -73,13 +92,11 @@ pub(crate) struct Running<S: Store> {
 }
 
 impl<S: Store> Running<S> {
-    /// Takes the addresses and starts every part. Runs on a runtime of its own, apart from the
-    /// workers', so that nothing that happens on a request delays a lease's renewal.
-    pub(crate) fn start(config: Config, store: S) -> Result<Self, Failure> {
-        let listeners = listen::take_all(config.server.listen, config.server.workers)?;
-        let control = listen::take_one(config.server.control, "control")?;
-        let addr = local_addr(&listeners[0])?;
-        let control_addr = local_addr(&control)?;
+    /// Starts every part. Runs on a runtime of its own, apart from the workers', so that nothing
+    /// that happens on a request delays a lease's renewal.
+    pub(crate) fn start(config: Config, store: S, doors: Doors) -> Result<Self, Failure> {
+        let addr = local_addr(&doors.requests[0])?;
+        let control_addr = local_addr(&doors.control)?;
         let shared = Shared::new(config, store, owner()).map_err(|error| {
             Failure::usage(
                 format!("the [[tenant]] tables cannot be used: {error}"),
@@ -91,9 +108,9 @@ impl<S: Store> Running<S> {
             let engine = shared.engine.clone();
             tokio::spawn(async move { engine.run_upkeep().await })
         };
-        let control = TcpListener::from_std(control).map_err(|error| cannot_start(&error))?;
+        let control = TcpListener::from_std(doors.control).map_err(|error| cannot_start(&error))?;
         let control = tokio::spawn(control::serve(Arc::clone(&shared), control, phase.clone()));
-        let workers = proxy::run(Arc::clone(&shared), listeners, phase)?;
+        let workers = proxy::run(Arc::clone(&shared), doors.requests, phase)?;
         Ok(Self {
             shared,
             phases,
@@ -136,7 +153,7 @@ impl<S: Store> Running<S> {
     }
 }
 
-async fn until_signal<S: Store>(config: Config, store: S) -> Result<(), Failure> {
+async fn until_signal<S: Store>(config: Config, store: S, doors: Doors) -> Result<(), Failure> {
     let drain = config.server.drain_timeout;
     let scheme = if config.server.tls.is_some() {
         "https"
@@ -144,7 +161,7 @@ async fn until_signal<S: Store>(config: Config, store: S) -> Result<(), Failure>
         "http"
     };
     let mut signals = Signals::catch()?;
-    let running = Running::start(config, store)?;
+    let running = Running::start(config, store, doors)?;
     announce("gateway", running.addr, scheme);
     announce("control", running.control_addr, "http");
     signals.next().await;
