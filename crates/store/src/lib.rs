@@ -53,7 +53,8 @@ pub trait Store: Send + Sync + 'static {
         write: Write,
     ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// Adds chunk number `chunk` to the recording of the running operation `id`. It need not be
+    /// Adds chunk number `chunk`, of at most [`MAX_CHUNK`] bytes, to the recording of the running
+    /// operation `id`. It need not be
     /// durable before the write that completes the record.
     fn append(
         &self,
@@ -119,6 +120,9 @@ pub trait Store: Send + Sync + 'static {
     /// Makes everything durable and stops taking writes.
     fn close(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
+
+/// The most bytes that one chunk of a recording may have.
+pub const MAX_CHUNK: usize = 256 << 10;
 
 /// How many attempts of one operation a store keeps at least; older ones may be forgotten.
 pub const MAX_ATTEMPTS_KEPT: usize = 100;

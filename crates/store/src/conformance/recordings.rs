@@ -11,7 +11,7 @@ use super::{
     Subject,
     bench::{Bench, Kept, WINDOW, claim_write, noise, response_of},
 };
-use crate::Store;
+use crate::{MAX_CHUNK, Store};
 
 async fn assert_reads<S: Subject>(bench: &Bench<S>, kept: &Kept, chunks: &[Bytes]) {
     for (number, chunk) in chunks.iter().enumerate() {
@@ -38,8 +38,8 @@ pub async fn chunks_are_read_back_while_the_operation_runs<S: Subject>(subject: 
 pub async fn a_large_recording_is_read_back_byte_for_byte<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;
     let claimed = bench.claimed("k").await;
-    let mut chunks: Vec<Bytes> = (0..16).map(|seed| noise(seed, 1 << 20)).collect();
-    chunks.push(noise(99, 8 << 20));
+    let mut chunks: Vec<Bytes> = (0..64).map(|seed| noise(seed, MAX_CHUNK)).collect();
+    chunks.push(noise(99, 1));
     let kept = bench.completed(&claimed, &chunks).await;
     assert_reads(&bench, &kept, &chunks).await;
 }

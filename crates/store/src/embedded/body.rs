@@ -146,7 +146,13 @@ pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64
         }
         Kind::Attempt => {
             let (id, attempt) = decode_attempt(body)?;
-            (What::Attempt { id }, attempt.at.as_millis())
+            (
+                What::Attempt {
+                    id,
+                    number: attempt.number,
+                },
+                attempt.at.as_millis(),
+            )
         }
         Kind::Removal => (What::Removal, 0),
     })

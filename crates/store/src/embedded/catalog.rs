@@ -4,8 +4,7 @@
 //! [magic 8][format u32][segment u32][last seq u64][latest time u64][items u32] [item]... [crc u32]
 //! item: [tag u8][address 16][offset varint][len varint] and by tag:
 //!   record      [id 16][epoch][attempts][until][tenant tag u32][key tag u32][state u8]
-//!   chunk       [id 16][number]
-//!   attempt     [id 16]
+//!   chunk, attempt   [id 16][number]
 //!   removal, unreadable, lost: nothing more
 //! ```
 //!
@@ -48,6 +47,7 @@ pub enum What {
     },
     Attempt {
         id: OperationId,
+        number: u32,
     },
     Removal,
     /// A record that cannot be read.
@@ -175,11 +175,10 @@ fn put_item(out: &mut BytesMut, item: &Item) {
             let state = StateName::ALL.iter().position(|&name| name == record.state);
             out.put_u8(state.unwrap_or(usize::MAX) as u8);
         }
-        What::Chunk { id, number } => {
+        What::Chunk { id, number } | What::Attempt { id, number } => {
             out.put_slice(id.as_bytes());
             put_varint(out, (*number).into());
         }
-        What::Attempt { id } => out.put_slice(id.as_bytes()),
         What::Removal | What::Unreadable | What::Lost => {}
     }
 }
@@ -209,6 +208,7 @@ fn take_item(segment: u32, bytes: &mut Bytes) -> Option<Item> {
         },
         3 => What::Attempt {
             id: OperationId::from_bytes(take_sixteen(bytes)?),
+            number: take_u32(bytes)?,
         },
         4 => What::Removal,
         5 => What::Unreadable,
@@ -267,7 +267,7 @@ mod tests {
         let items = vec![
             record(32, 1),
             other(What::Chunk { id, number: 3 }),
-            other(What::Attempt { id }),
+            other(What::Attempt { id, number: 7 }),
             other(What::Removal),
             other(What::Unreadable),
             record(500, 2),

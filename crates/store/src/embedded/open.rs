@@ -262,10 +262,10 @@ fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
         What::Chunk { id, number } => {
             beside(&mut shard, orphans, address, id).set_chunk(number, place);
         }
-        What::Attempt { id } => {
+        What::Attempt { id, number } => {
             beside(&mut shard, orphans, address, id).add_attempt(place);
             if let Some(slot) = shard.slot_mut(address).filter(|slot| slot.id == id) {
-                slot.attempts += 1;
+                slot.attempts = slot.attempts.max(number);
             }
         }
         What::Removal => {

@@ -479,8 +479,12 @@ impl Inner {
         body: &[u8],
     ) -> Result<(), NotTaken> {
         let mut shard = self.index.shard(address);
-        let Some(slot) = shard.slot_mut(address).filter(|slot| slot.id == id) else {
-            return Err(NotTaken::Closed(format!("{id} is not there any more")));
+        let running = [StateName::InFlight, StateName::Unknown].map(SlotState::Readable);
+        let Some(slot) = shard
+            .slot_mut(address)
+            .filter(|slot| slot.id == id && running.contains(&slot.state))
+        else {
+            return Err(NotTaken::Closed(format!("{id} is not running any more")));
         };
         let place = self.log.put(NewEntry {
             head,
@@ -566,7 +570,10 @@ impl Inner {
         let taken = self.log.put(NewEntry {
             head: &head,
             body: &body,
-            what: What::Attempt { id },
+            what: What::Attempt {
+                id,
+                number: attempt.number,
+            },
             older_in: None,
             urgent: false,
             time: attempt.at.as_millis(),

@@ -172,7 +172,8 @@ impl Inner {
         }
         for attempt in &mut beside.attempts {
             if attempt.segment == segment.number {
-                let what = What::Attempt { id };
+                // Its number counts already: the record, which was moved before it, carries the count.
+                let what = What::Attempt { id, number: 0 };
                 *attempt = self.move_entry(address, segment, *attempt, what)?.0;
                 end = end.max(Some(attempt.end()));
             }
