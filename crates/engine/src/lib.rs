@@ -1,31 +1,107 @@
 //! The engine: the async shell around the protocol. Claim, lease, record, join, settle; no HTTP.
+//!
+//! [`Engine::begin`] decides about an attempt. One that may execute gets an [`Execution`], which
+//! records the response and settles the outcome, and a [`Reader`]; a joiner or a replay gets a
+//! [`Reader`] alone. The first caller is only the first reader: that it leaves changes nothing.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//!
+//! use onlyonce_core::{
+//!     Fingerprint, Head, HeaderBlock, Key, OwnerId, Policy, RequestLine, Scope,
+//! };
+//! use onlyonce_engine::{Begin, Engine, Request, RoutePolicy, Settings};
+//! use onlyonce_store::MemoryStore;
+//!
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+//! # runtime.block_on(async {
+//! let store = Arc::new(MemoryStore::new());
+//! let engine = Engine::new(store, OwnerId::new(1), Settings::default());
+//! let policy = RoutePolicy {
+//!     decision: Policy::default(),
+//!     window: Duration::from_secs(86_400),
+//!     join_timeout: Duration::from_secs(600),
+//! };
+//! let request = Request {
+//!     scope: Scope { tenant: "acme".into(), namespace: "charges".into() },
+//!     key: Key::new("order-1").unwrap(),
+//!     fingerprint: Fingerprint::from_bytes([7; 32]),
+//!     line: RequestLine::default(),
+//!     peer: "".into(),
+//!     sdk_retry_count: None,
+//! };
+//!
+//! let Ok(Begin::Execute(execution, _reader)) = engine.begin(request.clone(), &policy).await else {
+//!     panic!("a new key executes");
+//! };
+//! let head = Head { status: 200, headers: HeaderBlock::default() };
+//! execution.respond_whole(head, "charged".into(), HeaderBlock::default()).await.unwrap();
+//!
+//! let again = engine.begin(request, &policy).await;
+//! assert!(matches!(again, Ok(Begin::Replay(_))));
+//! # });
+//! ```
+//!
+//! Where to look: [`begin`](Engine::begin) is the way of an attempt, `live` the operations that run
+//! now, `recording` what their readers share, `write` how a doubtful write is resolved, `upkeep`
+//! what happens without anybody asking.
 
 use std::{
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::Bytes;
-use onlyonce_core::{
-    Attempt, Fence, Fingerprint, Head, HeaderBlock, Key, OperationId, OwnerId, Policy,
-    ReleaseReason, RequestLine, Scope, StateName, Timestamp, UnknownReason,
+use onlyonce_core::{OwnerId, UnknownReason};
+use onlyonce_store::Store;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout_at},
 };
-use onlyonce_store::{Page, Query, Store, Stored, Swept};
 
+use crate::{
+    abandoned::Abandoned,
+    admission::Admission,
+    ids::Ids,
+    late::Gates,
+    live::{End, Live, Phase, Registry},
+};
+
+mod abandoned;
+mod admission;
+mod begin;
+mod elsewhere;
+mod execution;
+mod ids;
+mod late;
+mod live;
+mod operator;
+mod reader;
+mod recording;
 mod trouble;
+mod upkeep;
+mod wakers;
+mod write;
 
+pub use begin::{Begin, Request, RoutePolicy, Ticket};
+pub use execution::Execution;
+pub use late::Late;
+pub use operator::{Operation, Purge, Resolution};
+pub use reader::{Frame, Kind, Reader, Start};
 pub use trouble::{Broken, PushError, Refused, ResolveError, Trouble, Unsettled};
+pub use upkeep::Upkeep;
 
-/// The engine. Cheap to clone.
+/// The engine over one store. Cheap to clone; its clones are one engine.
 pub struct Engine<S: Store> {
-    store: Arc<S>,
+    shared: Arc<Shared<S>>,
 }
 
 impl<S: Store> Clone for Engine<S> {
     fn clone(&self) -> Self {
         Self {
-            store: self.store.clone(),
+            shared: self.shared.clone(),
         }
     }
 }
@@ -37,7 +113,8 @@ pub struct Settings {
     pub lease: Duration,
     /// How long the trace of a released operation is kept.
     pub released_retention: Duration,
-    /// Bytes of recording that one live operation may hold in memory.
+    /// Bytes of recording that one live operation may hold in memory; what one piece and the
+    /// current chunk need comes on top. Also the longest released answer.
     pub operation_memory: usize,
     /// Bytes of a chunk of a recording, the last one aside.
     pub chunk_size: usize,
@@ -55,7 +132,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(30),
-            released_retention: Duration::from_secs(3600),
+            released_retention: Duration::from_secs(3_600),
             operation_memory: 256 * 1024,
             chunk_size: 64 * 1024,
             max_response: 256 * 1024 * 1024,
@@ -66,355 +143,126 @@ impl Default for Settings {
     }
 }
 
-/// One attempt, as the engine sees it.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Where the key is unique.
-    pub scope: Scope,
-    /// The key.
-    pub key: Key,
-    /// What makes a later request the same request.
-    pub fingerprint: Fingerprint,
-    /// The request, for people.
-    pub line: RequestLine,
-    /// Where it came from.
-    pub peer: Box<str>,
-    /// What the caller's SDK said of its own retries.
-    pub sdk_retry_count: Option<u32>,
-}
-
-/// What the route says.
-#[derive(Clone, Copy, Debug)]
-pub struct RoutePolicy {
-    /// For the decision.
-    pub decision: Policy,
-    /// How long a completed record answers retries.
-    pub window: Duration,
-    /// How long a joiner waits for the head of the response.
-    pub join_timeout: Duration,
-}
-
-/// Which operation an answer belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
-    /// The operation.
-    pub id: OperationId,
-    /// The attempt's number, from 1.
-    pub attempt: u32,
-    /// The end of the window, where the record is completed.
-    pub expires_at: Option<Timestamp>,
-}
-
-/// What an attempt may do.
-pub enum Begin<S: Store> {
-    /// Execute: the claim is durable.
-    Execute(Execution<S>, Reader<S>),
-    /// Answer from the finished recording.
-    Replay(Reader<S>),
-    /// Follow the running execution.
-    Join(Reader<S>),
-    /// Send nothing.
-    Refuse(Refused),
-}
-
-/// The owner's handle of an execution.
-pub struct Execution<S: Store> {
-    engine: Engine<S>,
-}
-
-/// The owner's handle after it gave up waiting.
-pub struct Late<S: Store> {
-    engine: Engine<S>,
-}
-
-/// One cursor on a recording.
-pub struct Reader<S: Store> {
-    engine: Engine<S>,
-    ticket: Ticket,
-}
-
-/// Whether a response is the outcome, or says that nothing ran.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The outcome.
-    Executed,
-    /// The upstream said that it did not run (I10).
-    Released,
-}
-
-/// How an answer starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// With a response; its body follows from [`Reader::next`].
-    Response {
-        /// Status and headers.
-        head: Head,
-        /// What it means.
-        kind: Kind,
-    },
-    /// Nothing was sent; carries what happened, for people.
-    NotSent(Arc<str>),
-    /// Nobody can say whether it ran.
-    Unknown(UnknownReason),
-    /// The joiner's deadline passed.
-    Timeout,
-}
-
-/// A piece of a body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Frame {
-    /// Bytes.
-    Data(Bytes),
-    /// Trailers; they are the last frame.
-    Trailers(HeaderBlock),
+pub(crate) struct Shared<S> {
+    pub(crate) store: Arc<S>,
+    pub(crate) owner: OwnerId,
+    pub(crate) settings: Settings,
+    pub(crate) registry: Registry,
+    pub(crate) admission: Admission,
+    pub(crate) abandoned: Abandoned,
+    pub(crate) late: Gates,
+    pub(crate) ids: Ids,
+    stopping: AtomicBool,
+    /// Notified when the last live operation ends.
+    emptied: Notify,
 }
 
 impl<S: Store> Engine<S> {
-    /// An engine over `store`.
+    /// An engine over `store`. `owner` is drawn at random for this life of the process, and used
+    /// for no other engine.
+    ///
+    /// # Panics
+    ///
+    /// When `settings.chunk_size` is 0.
     pub fn new(store: Arc<S>, owner: OwnerId, settings: Settings) -> Self {
-        let _ = (owner, settings);
-        Self { store }
+        assert!(settings.chunk_size > 0, "a chunk has at least one byte");
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                owner,
+                registry: Registry::new(),
+                admission: Admission::new(&settings),
+                settings,
+                abandoned: Abandoned::default(),
+                late: Gates::default(),
+                ids: Ids::new(owner),
+                stopping: AtomicBool::new(false),
+                emptied: Notify::new(),
+            }),
+        }
     }
+
     /// The store.
     pub fn store(&self) -> &Arc<S> {
-        &self.store
+        &self.shared.store
     }
-    /// Operations live now.
+
+    /// Operations that are being claimed or executed now.
     pub fn live(&self) -> usize {
-        unimplemented!()
+        self.shared.registry.len()
     }
-    /// Decides about an attempt.
-    pub async fn begin(&self, request: Request, policy: &RoutePolicy) -> Result<Begin<S>, Trouble> {
-        let _ = (request, policy);
-        unimplemented!()
-    }
-    /// Stops claiming, waits for live operations for `deadline`, then calls them unknown.
+
+    /// Claims nothing from now on, waits up to `deadline` for what is live, and calls the rest
+    /// unknown ([`UnknownReason::ShutDown`]). Replays and joins go on.
     pub async fn shutdown(&self, deadline: Duration) {
-        let _ = deadline;
-        unimplemented!()
-    }
-    /// Renews leases, expires overdue claims, sweeps; until [`Engine::shutdown`] is done.
-    pub async fn run_upkeep(&self) {
-        unimplemented!()
-    }
-    /// One round of upkeep.
-    pub async fn upkeep(&self) -> Upkeep {
-        unimplemented!()
-    }
-    /// The operation `id` with its attempts.
-    pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, Trouble> {
-        let _ = id;
-        unimplemented!()
-    }
-    /// One page of operations.
-    pub async fn list(&self, query: Query) -> Result<Page, Trouble> {
-        let _ = query;
-        unimplemented!()
-    }
-    /// The recording of `id` where there is one, finished or still growing.
-    pub async fn recording(&self, id: OperationId) -> Result<Option<Reader<S>>, Trouble> {
-        let _ = id;
-        unimplemented!()
-    }
-    /// Writes what an operator found out about an unknown operation.
-    pub async fn resolve(
-        &self,
-        id: OperationId,
-        resolution: Resolution,
-        reason: &str,
-    ) -> Result<Operation, ResolveError> {
-        let _ = (id, resolution, reason);
-        unimplemented!()
-    }
-    /// Removes records; never one in flight. Returns how many.
-    pub async fn purge(&self, purge: Purge) -> Result<u64, Trouble> {
-        let _ = purge;
-        unimplemented!()
+        let shared = &self.shared;
+        shared.stopping.store(true, Ordering::SeqCst);
+        let now = Instant::now();
+        let drained_by = now.checked_add(deadline).unwrap_or(now);
+        shared.drained(drained_by).await;
+        // What was settling at the deadline gets the time that settling may take.
+        let give_up_at = Instant::now() + shared.settings.settle_timeout;
+        while self.live() > 0 && Instant::now() < give_up_at {
+            let stopping = shared
+                .registry
+                .all()
+                .into_iter()
+                .map(|live| shared.stop(live, give_up_at));
+            futures_util::future::join_all(stopping).await;
+            if self.live() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
     }
 }
 
-/// What an operator found out.
-#[derive(Clone, Debug)]
-pub enum Resolution {
-    /// It did not run: the key is free again.
-    Released,
-    /// It ran, and this was its answer.
-    Completed {
-        /// Status and headers.
-        head: Head,
-        /// The whole body.
-        body: Bytes,
-        /// Trailers.
-        trailers: HeaderBlock,
-        /// How long it answers retries from now on.
-        window: Duration,
-    },
-}
+impl<S: Store> Shared<S> {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
 
-/// Which records to remove.
-#[derive(Clone, Debug, Default)]
-pub struct Purge {
-    /// Only this tenant's.
-    pub tenant: Option<Box<str>>,
-    /// Only in this state.
-    pub state: Option<StateName>,
-    /// Only operations first claimed before this moment.
-    pub before: Option<Timestamp>,
-}
+    /// Ends a live operation: out of the registry first, so that whoever comes next asks the store,
+    /// which knows the outcome already.
+    pub(crate) fn end(&self, live: &Arc<Live>, end: End) {
+        self.registry_leave(live);
+        live.end(end);
+    }
 
-/// An operation, for people.
-#[derive(Clone, Debug)]
-pub struct Operation {
-    /// The record.
-    pub stored: Stored,
-    /// The attempts kept, oldest first.
-    pub attempts: Vec<Attempt>,
-}
+    pub(crate) fn registry_leave(&self, live: &Arc<Live>) {
+        if self.registry.leave(live) && self.is_stopping() {
+            self.emptied.notify_waiters();
+        }
+    }
 
-/// What a round of upkeep did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Upkeep {
-    /// Leases renewed.
-    pub renewed: usize,
-    /// Dead owners' claims that became unknown.
-    pub expired: usize,
-    /// Outcomes written that the store had not taken before.
-    pub settled: usize,
-    /// What the sweep gave back.
-    pub swept: Swept,
-}
+    async fn drained(&self, by: Instant) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.registry.len() == 0 || timeout_at(by, emptied).await.is_err() {
+                return;
+            }
+        }
+    }
 
-impl<S: Store> Execution<S> {
-    /// The operation.
-    pub fn id(&self) -> OperationId {
-        let _ = &self.engine;
-        unimplemented!()
-    }
-    /// What the claim stands on.
-    pub fn fence(&self) -> Fence {
-        unimplemented!()
-    }
-    /// The key, the same for every execution of the operation.
-    pub fn key(&self) -> &Key {
-        unimplemented!()
-    }
-    /// Publishes the head. Of a `Released` response readers see nothing before it is durable.
-    pub async fn head(&mut self, head: Head, kind: Kind) -> Result<(), PushError> {
-        let _ = (head, kind);
-        unimplemented!()
-    }
-    /// Says how long the body will be, where that is known but not in a `content-length` header
-    /// of the head: the last bytes are then withheld until the record is durable (I3).
-    pub fn declare_len(&mut self, bytes: u64) {
-        let _ = bytes;
-    }
-    /// Appends to the recording.
-    pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {
-        let _ = bytes;
-        unimplemented!()
-    }
-    /// The whole response at once: one write, published only when durable.
-    pub async fn respond_whole(
-        self,
-        head: Head,
-        body: Bytes,
-        trailers: HeaderBlock,
-    ) -> Result<(), Unsettled> {
-        let _ = (head, body, trailers);
-        unimplemented!()
-    }
-    /// Completes.
-    pub async fn complete(self, trailers: HeaderBlock) -> Result<(), Unsettled> {
-        let _ = trailers;
-        unimplemented!()
-    }
-    /// Releases: `NotSent` without a head, `DidNotRun` after a `Released` head and its whole body.
-    pub async fn release(self, reason: ReleaseReason) -> Result<(), Unsettled> {
-        let _ = reason;
-        unimplemented!()
-    }
-    /// Releases because nothing was sent, with what happened in words (`Start::NotSent`).
-    pub async fn not_sent(self, detail: &str) -> Result<(), Unsettled> {
-        let _ = detail;
-        unimplemented!()
-    }
-    /// Releases although the body of the `Released` response broke off: readers are broken.
-    pub async fn release_broken(self) -> Result<(), Unsettled> {
-        unimplemented!()
-    }
-    /// Gives up.
-    pub async fn lose(self, reason: UnknownReason) -> Result<(), Unsettled> {
-        let _ = reason;
-        unimplemented!()
-    }
-    /// Gives up for the readers, but goes on waiting for the answer.
-    pub async fn lose_for_now(self, reason: UnknownReason) -> Result<Late<S>, Unsettled> {
-        let _ = reason;
-        unimplemented!()
-    }
-}
-
-impl<S: Store> Late<S> {
-    /// The operation.
-    pub fn id(&self) -> OperationId {
-        let _ = &self.engine;
-        unimplemented!()
-    }
-    /// Takes the head.
-    pub async fn head(&mut self, head: Head) -> Result<(), PushError> {
-        let _ = head;
-        unimplemented!()
-    }
-    /// Appends to the recording.
-    pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {
-        let _ = bytes;
-        unimplemented!()
-    }
-    /// Completes the unknown operation.
-    pub async fn complete(self, trailers: HeaderBlock) -> Result<(), Unsettled> {
-        let _ = trailers;
-        unimplemented!()
-    }
-    /// Gives up for good.
-    pub fn give_up(self) {}
-}
-
-impl<S: Store> Reader<S> {
-    /// Which attempt this is; `expires_at` is filled in once known.
-    pub fn ticket(&self) -> &Ticket {
-        let _ = &self.engine;
-        &self.ticket
-    }
-    /// Goes to a byte of the body.
-    pub fn seek(&mut self, byte: u64) {
-        let _ = byte;
-    }
-    /// Gives nothing, not even the head, before the whole is durable (`after-durable`).
-    pub fn hold_until_durable(&mut self) {}
-    /// Waits for the start of the answer.
-    pub async fn start(&mut self) -> Start {
-        std::future::poll_fn(|cx| self.poll_start(cx)).await
-    }
-    /// As [`Reader::start`].
-    pub fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<Start> {
-        let _ = cx;
-        unimplemented!()
-    }
-    /// The next piece; `None` only after the durable end.
-    pub async fn next(&mut self) -> Option<Result<Frame, Broken>> {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
-    }
-    /// As [`Reader::next`].
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Broken>>> {
-        let _ = cx;
-        unimplemented!()
-    }
-    /// Whether the durable end is reached and [`Reader::next`] would say `None`.
-    pub fn is_end(&self) -> bool {
-        false
-    }
-    /// Bytes of body still to come, where known.
-    pub fn remaining(&self) -> Option<u64> {
-        None
+    /// Calls a running operation unknown because the process stops.
+    async fn stop(&self, live: Arc<Live>, give_up_at: Instant) {
+        if !matches!(live.state.lock().phase, Phase::Running) {
+            return;
+        }
+        let Ok(_writing) = timeout_at(give_up_at, live.writing.lock()).await else {
+            return;
+        };
+        if !matches!(live.state.lock().phase, Phase::Running) {
+            return;
+        }
+        live.state.lock().doomed = true;
+        let reason = UnknownReason::ShutDown;
+        let lose = move |held: &onlyonce_core::Record, now| {
+            onlyonce_core::transition::lose(Some(held), held.fence(), reason, now)
+        };
+        let lost = self.settle(&live, None, Duration::ZERO, lose).await;
+        if let Err(error) = lost {
+            tracing::warn!(%error, "an operation was in flight at the end; after a restart it is unknown");
+        }
+        self.end(&live, End::Unknown(reason));
     }
 }

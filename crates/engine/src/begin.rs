@@ -1,0 +1,500 @@
+//! The way of one attempt: what the store and the live operations say, the decision, the claim.
+
+use std::{sync::Arc, time::Duration};
+
+use onlyonce_core::{
+    Decision, Fence, Fingerprint, Got, Held, Key, OperationId, Policy, Record, Refusal,
+    ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason, decide, transition, view,
+};
+use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
+
+use crate::{
+    Engine, Execution, Reader, Refused, Shared, Trouble,
+    abandoned::{Claim, Outcome},
+    live::{End, Entered, Live, Phase},
+    write::{ClaimFailed, Claimed},
+};
+
+/// One attempt, as the engine sees it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Where the key is unique.
+    pub scope: Scope,
+    /// The key.
+    pub key: Key,
+    /// What makes a later request the same request.
+    pub fingerprint: Fingerprint,
+    /// The request, for people.
+    pub line: RequestLine,
+    /// Where it came from: an address and a port, or empty.
+    pub peer: Box<str>,
+    /// What the caller's SDK said of its own retries.
+    pub sdk_retry_count: Option<u32>,
+}
+
+/// What the route says.
+#[derive(Clone, Copy, Debug)]
+pub struct RoutePolicy {
+    /// Where the protocol leaves a choice.
+    pub decision: Policy,
+    /// How long a completed record answers retries, counted from completion.
+    pub window: Duration,
+    /// How long a joiner waits for the response to start.
+    pub join_timeout: Duration,
+}
+
+/// Which operation, and which attempt of it, an answer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The operation.
+    pub id: OperationId,
+    /// The attempt's number, from 1.
+    pub attempt: u32,
+    /// The end of the window, where the record is known to be completed.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What an attempt may do.
+pub enum Begin<S: Store> {
+    /// Execute: the claim is durable (I2). The reader is the caller's.
+    Execute(Execution<S>, Reader<S>),
+    /// Answer from the finished recording.
+    Replay(Reader<S>),
+    /// Follow the running execution.
+    Join(Reader<S>),
+    /// Send nothing.
+    Refuse(Refused),
+}
+
+/// What meeting a live operation led to.
+enum Met<S: Store> {
+    Begun(Begin<S>),
+    /// There was no claim after all: decide again.
+    Gone,
+}
+
+/// What an attempt that wants to write holds: the only right to claim at its address.
+enum Want<S: Store> {
+    Mine(Slot<S>),
+    Theirs(Arc<Live>),
+}
+
+impl<S: Store> Engine<S> {
+    /// Decides about an attempt, and claims where it may execute. On [`Trouble`], nothing was sent
+    /// and nothing will be.
+    ///
+    /// It may be dropped at any moment: a claim that was made by then is released.
+    pub async fn begin(&self, request: Request, policy: &RoutePolicy) -> Result<Begin<S>, Trouble> {
+        let shared = &self.shared;
+        let address = onlyonce_store::address(shared.store.secret(), &request.scope, &request.key);
+        let mut attempt = Attempt {
+            shared,
+            address,
+            policy,
+            request,
+            slot: None,
+        };
+        let begun = attempt.decide().await;
+        if let (Err(trouble), Some(slot)) = (&begun, attempt.slot.take()) {
+            // Those who waited for this claim share its fate, or they would try one by one.
+            slot.fail(trouble.clone());
+        }
+        begun
+    }
+}
+
+struct Attempt<'a, S: Store> {
+    shared: &'a Arc<Shared<S>>,
+    address: onlyonce_core::Address,
+    policy: &'a RoutePolicy,
+    request: Request,
+    /// Once it wants to write. While it is held, every other attempt for the key waits.
+    slot: Option<Slot<S>>,
+}
+
+impl<S: Store> Attempt<'_, S> {
+    async fn decide(&mut self) -> Result<Begin<S>, Trouble> {
+        loop {
+            if self.slot.is_none()
+                && let Some(live) = self.shared.registry.at(self.address)
+            {
+                match self.meet(live).await? {
+                    Met::Begun(begin) => return Ok(begin),
+                    Met::Gone => continue,
+                }
+            }
+            let stored = match self.shared.store.load(self.address).await {
+                Ok(stored) => stored,
+                Err(StoreError::Corrupt(_)) => return Ok(refuse(UnknownReason::Unreadable)),
+                Err(error) => return Err(error.into()),
+            };
+            if !self.is_of_this_key(stored.as_ref()) {
+                return Ok(refuse(UnknownReason::Unreadable));
+            }
+            let now = self.shared.store.now();
+            let held = view(stored.as_ref().map(|stored| &*stored.record), now);
+            let decision = decide(held, &self.request.fingerprint, &self.policy.decision);
+
+            let writes = match (&decision, held) {
+                (Decision::Execute { .. } | Decision::ExpireLease, _) => true,
+                // In flight under our own lease, and not live: nobody executes it.
+                (
+                    Decision::Join | Decision::Refuse(Refusal::InFlight),
+                    Held::Record { record, .. },
+                ) => self.shared.is_own(record),
+                _ => false,
+            };
+            if writes && self.slot.is_none() {
+                match self.want() {
+                    Want::Mine(slot) => self.slot = Some(slot),
+                    Want::Theirs(live) => match self.meet(live).await? {
+                        Met::Begun(begin) => return Ok(begin),
+                        Met::Gone => continue,
+                    },
+                }
+                // What was loaded before the slot was ours may be out of date. A claim is
+                // fenced against that; of our own lease, only a fresh look tells.
+                if !matches!(decision, Decision::Execute { .. }) {
+                    continue;
+                }
+            }
+            if let Decision::Execute { .. } = decision {
+                let held = match held {
+                    Held::Record { record, .. } => Some(record),
+                    Held::Absent | Held::Unreadable => None,
+                };
+                match self.claim(held, now).await? {
+                    Some(begin) => return Ok(begin),
+                    None => continue,
+                }
+            }
+            // Every other decision speaks of a record.
+            let Some(stored) = stored else {
+                return Ok(refuse(UnknownReason::Unreadable));
+            };
+            match decision {
+                Decision::Replay => return Ok(self.replay(stored).await),
+                Decision::ExpireLease => self.expire(&stored.record, now).await?,
+                _ if writes => {
+                    let record = &stored.record;
+                    self.shared.settle_abandoned(self.address, record).await?;
+                }
+                Decision::Refuse(refusal) => return Ok(self.refuse(refusal, stored).await),
+                Decision::Join | Decision::Execute { .. } => return Ok(self.follow(stored).await),
+            }
+        }
+    }
+
+    /// I7: a stored value repeats its scope and key.
+    fn is_of_this_key(&self, stored: Option<&Stored>) -> bool {
+        stored.is_none_or(|stored| {
+            stored.record.scope == self.request.scope && stored.record.key == self.request.key
+        })
+    }
+
+    fn want(&self) -> Want<S> {
+        match self
+            .shared
+            .registry
+            .enter(self.address, self.request.fingerprint)
+        {
+            Entered::Mine(live) => Want::Mine(Slot {
+                shared: self.shared.clone(),
+                live,
+                claiming: None,
+                done: false,
+            }),
+            Entered::Theirs(live) => Want::Theirs(live),
+        }
+    }
+
+    /// Meets an operation that is live in this process.
+    async fn meet(&self, live: Arc<Live>) -> Result<Met<S>, Trouble> {
+        if live.fingerprint != self.request.fingerprint {
+            if matches!(live.state.lock().phase, Phase::Ended(_)) {
+                return Ok(Met::Gone);
+            }
+            // Before anything else (I6), so it does not wait for the claim either.
+            return Ok(Met::Begun(Begin::Refuse(Refused {
+                refusal: Refusal::KeyReused,
+                ticket: None,
+            })));
+        }
+        let timeout = self.policy.join_timeout;
+        let phase = match tokio::time::timeout(timeout, live.claimed()).await {
+            Ok(phase) => phase,
+            Err(_) => {
+                return Ok(Met::Begun(Begin::Refuse(Refused {
+                    refusal: Refusal::InFlight,
+                    ticket: None,
+                })));
+            }
+        };
+        match phase {
+            Phase::Ended(End::NotClaimed(Some(trouble))) => return Err(trouble),
+            Phase::Ended(End::NotClaimed(None)) => return Ok(Met::Gone),
+            // Whoever waited for a claim shares its fate, even if that is sealed by now (I18).
+            Phase::Claiming | Phase::Running | Phase::Ended(_) => {}
+        }
+        let Some(record) = live.state.lock().record.clone() else {
+            return Ok(Met::Gone);
+        };
+        let rejects = self.policy.decision.concurrent == onlyonce_core::Concurrent::Reject;
+        if rejects && matches!(phase, Phase::Running) {
+            let attempt = self.note(record.id, Got::Refused, 1).await;
+            return Ok(Met::Begun(Begin::Refuse(Refused {
+                refusal: Refusal::InFlight,
+                ticket: Some(self.ticket(record.id, attempt)),
+            })));
+        }
+        let attempt = self.note(record.id, Got::Joined, 1).await;
+        Ok(Met::Begun(Begin::Join(Reader::live(
+            self.shared.clone(),
+            live,
+            self.ticket(record.id, attempt),
+            Some(timeout),
+        ))))
+    }
+
+    async fn replay(&self, stored: Stored) -> Begin<S> {
+        let id = stored.record.id;
+        let attempt = self.note(id, Got::Replayed, stored.attempts).await;
+        let ticket = self.ticket(id, attempt);
+        Begin::Replay(Reader::stored(
+            self.shared.clone(),
+            self.address,
+            stored,
+            ticket,
+        ))
+    }
+
+    /// Another gateway executes it.
+    async fn follow(&self, stored: Stored) -> Begin<S> {
+        let id = stored.record.id;
+        let attempt = self.note(id, Got::Joined, stored.attempts).await;
+        let ticket = self.ticket(id, attempt);
+        Begin::Join(Reader::elsewhere(
+            self.shared.clone(),
+            self.address,
+            ticket,
+            self.policy.join_timeout,
+        ))
+    }
+
+    async fn refuse(&self, refusal: Refusal, stored: Stored) -> Begin<S> {
+        let ticket = match refusal {
+            Refusal::KeyReused => None,
+            Refusal::InFlight | Refusal::Unknown(_) => {
+                let id = stored.record.id;
+                let attempt = self.note(id, Got::Refused, stored.attempts).await;
+                Some(self.ticket(id, attempt))
+            }
+        };
+        Begin::Refuse(Refused { refusal, ticket })
+    }
+
+    /// Notes the attempt; where that fails, its number is one more than the last one known.
+    async fn note(&self, id: OperationId, got: Got, known: u32) -> u32 {
+        let note = self.attempt_note(got);
+        self.shared
+            .store
+            .note_attempt(self.address, id, note)
+            .await
+            .unwrap_or(known.saturating_add(1))
+    }
+
+    fn attempt_note(&self, got: Got) -> AttemptNote {
+        AttemptNote {
+            peer: self.request.peer.clone(),
+            sdk_retry_count: self.request.sdk_retry_count,
+            got,
+        }
+    }
+
+    fn ticket(&self, id: OperationId, attempt: u32) -> Ticket {
+        Ticket {
+            id,
+            attempt,
+            expires_at: None,
+        }
+    }
+
+    /// The lease of a claim has passed: its owner is taken for dead (L3).
+    async fn expire(&self, record: &Record, now: Timestamp) -> Result<(), Trouble> {
+        if self.shared.is_own(record) {
+            self.shared.settle_abandoned(self.address, record).await?;
+            return Ok(());
+        }
+        self.shared.expire(self.address, record, now).await?;
+        Ok(())
+    }
+
+    /// Claims. `None` where somebody else was faster.
+    async fn claim(
+        &mut self,
+        held: Option<&Record>,
+        now: Timestamp,
+    ) -> Result<Option<Begin<S>>, Trouble> {
+        if self.shared.is_stopping() {
+            return Err(Trouble::ShuttingDown);
+        }
+        let permit = self.shared.admission.admit(&self.request.scope.tenant)?;
+        // A late answer to an earlier execution must not write into the new recording.
+        self.shared.late.close(self.address).await;
+
+        let expected = held.map(Record::fence);
+        let claim = transition::Claim {
+            id: self.shared.ids.next(now),
+            scope: self.request.scope.clone(),
+            key: self.request.key.clone(),
+            fingerprint: self.request.fingerprint,
+            request: self.request.line.clone(),
+            owner: self.shared.owner,
+        };
+        let Ok(record) = transition::claim(held, claim, now, self.shared.settings.lease) else {
+            return Ok(None);
+        };
+        let record = Arc::new(record);
+        let note = self.attempt_note(Got::Executed);
+        let Some(slot) = &mut self.slot else {
+            return Ok(None);
+        };
+        slot.claiming = Some(record.fence());
+        let written = self
+            .shared
+            .write_claim(self.address, expected, (*record).clone(), note)
+            .await;
+        let attempt = match written {
+            Ok(Claimed::Done(attempt)) => attempt,
+            Ok(Claimed::Lost) => {
+                slot.claiming = None;
+                return Ok(None);
+            }
+            Err(ClaimFailed { trouble, in_doubt }) => {
+                if !in_doubt {
+                    slot.claiming = None;
+                }
+                return Err(trouble);
+            }
+        };
+        let Some(slot) = self.slot.take() else {
+            return Ok(None);
+        };
+        let live = slot.run(record.clone());
+        let reader = Reader::live(
+            self.shared.clone(),
+            live.clone(),
+            self.ticket(record.id, attempt),
+            None,
+        );
+        let execution = Execution::new(
+            self.shared.clone(),
+            live,
+            record,
+            self.policy.window,
+            permit,
+        );
+        Ok(Some(Begin::Execute(execution, reader)))
+    }
+}
+
+fn refuse<S: Store>(reason: UnknownReason) -> Begin<S> {
+    Begin::Refuse(Refused {
+        refusal: Refusal::Unknown(reason),
+        ticket: None,
+    })
+}
+
+impl<S: Store> Shared<S> {
+    /// Writes that the owner of `record` is taken for dead. Says whether it wrote.
+    pub(crate) async fn expire(
+        &self,
+        address: onlyonce_core::Address,
+        record: &Record,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let fence = record.fence();
+        let reason = UnknownReason::LeasePassed;
+        let Ok(next) = transition::expire(Some(record), fence, reason, now) else {
+            return Ok(false);
+        };
+        let write = Write {
+            record: next,
+            last_chunk: None,
+            attempt: None,
+        };
+        let swap = self
+            .store
+            .compare_and_set(address, Some(fence), write)
+            .await?;
+        Ok(matches!(swap, Swap::Done { .. }))
+    }
+}
+
+/// The only right of this process to write a claim at an address. Whoever else comes waits for
+/// what it leads to. Dropped early, those who waited decide for themselves.
+pub(crate) struct Slot<S: Store> {
+    shared: Arc<Shared<S>>,
+    live: Arc<Live>,
+    /// The claim that may have been written, and that nobody executes yet.
+    claiming: Option<Fence>,
+    done: bool,
+}
+
+impl<S: Store> Slot<S> {
+    /// The right to write at `address` without a claim, for upkeep and operators. `None` where
+    /// something is live there.
+    pub(crate) fn take(
+        shared: &Arc<Shared<S>>,
+        address: onlyonce_core::Address,
+        fingerprint: Fingerprint,
+    ) -> Option<Self> {
+        match shared.registry.enter(address, fingerprint) {
+            Entered::Mine(live) => Some(Self {
+                shared: shared.clone(),
+                live,
+                claiming: None,
+                done: false,
+            }),
+            Entered::Theirs(_) => None,
+        }
+    }
+
+    /// The claim is durable.
+    fn run(mut self, record: Arc<Record>) -> Arc<Live> {
+        self.done = true;
+        self.shared.abandoned.forget(self.live.address);
+        self.live.publish(|state| {
+            state.record = Some(record);
+            state.phase = Phase::Running;
+        });
+        self.live.clone()
+    }
+
+    /// There is no claim, and everybody who waited shares the trouble.
+    fn fail(mut self, trouble: Trouble) {
+        self.done = true;
+        self.finish(Some(trouble));
+    }
+
+    fn finish(&self, trouble: Option<Trouble>) {
+        if let Some(fence) = self.claiming {
+            // Nothing was sent, whatever the store holds: upkeep, or the next attempt, releases it.
+            let claim = Claim {
+                fence,
+                outcome: Outcome::Release(ReleaseReason::NotSent),
+                since: self.shared.store.now(),
+            };
+            self.shared.abandoned.add(self.live.address, claim);
+        }
+        self.shared.end(&self.live, End::NotClaimed(trouble));
+    }
+}
+
+impl<S: Store> Drop for Slot<S> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.finish(None);
+        }
+    }
+}

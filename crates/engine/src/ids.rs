@@ -1,0 +1,58 @@
+//! Identities of new operations.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use onlyonce_core::{OperationId, OwnerId, Timestamp};
+
+/// Makes identities out of the store's clock, the owner's random number and a counter: no two of
+/// one life are equal, and two lives differ by their owners.
+#[derive(Debug)]
+pub(crate) struct Ids {
+    seed: u64,
+    next: AtomicU64,
+}
+
+impl Ids {
+    pub(crate) fn new(owner: OwnerId) -> Self {
+        Self {
+            seed: mix(owner.number()),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn next(&self, now: Timestamp) -> OperationId {
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        let low = mix(self.seed.wrapping_add(count));
+        let high = mix(low ^ self.seed);
+        let mut random = [0; 10];
+        random[..2].copy_from_slice(&high.to_be_bytes()[..2]);
+        random[2..].copy_from_slice(&low.to_be_bytes());
+        OperationId::new(now.as_millis(), &random)
+    }
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection that spreads every bit.
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_of_one_millisecond_and_of_two_lives_differ() {
+        let now = Timestamp::from_millis(1);
+        let lives = [Ids::new(OwnerId::new(1)), Ids::new(OwnerId::new(2))];
+        let ids: HashSet<OperationId> = lives
+            .iter()
+            .flat_map(|ids| (0..10_000).map(|_| ids.next(now)))
+            .collect();
+        assert_eq!(ids.len(), 20_000);
+    }
+}

@@ -1,0 +1,250 @@
+//! What people see and decide: list, look, resolve, purge.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, StateName, Timestamp, transition,
+};
+use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
+
+use crate::{Engine, Reader, ResolveError, Ticket, Trouble, begin::Slot};
+
+/// Records that a purge looks at in one go.
+const PURGE_PAGE: usize = 500;
+
+/// An operation, for people.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// The record.
+    pub stored: Stored,
+    /// The attempts kept, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// What an operator found out about an unknown operation.
+#[derive(Clone, Debug)]
+pub enum Resolution {
+    /// It did not run: the key is free again.
+    Released,
+    /// It ran, and this was its answer.
+    Completed {
+        /// Status and headers.
+        head: Head,
+        /// The whole body.
+        body: Bytes,
+        /// Trailers.
+        trailers: HeaderBlock,
+        /// How long it answers retries from now on.
+        window: Duration,
+    },
+}
+
+/// Which records to remove. None that is in flight is ever removed.
+#[derive(Clone, Debug, Default)]
+pub struct Purge {
+    /// Only this tenant's.
+    pub tenant: Option<Box<str>>,
+    /// Only in this state.
+    pub state: Option<StateName>,
+    /// Only operations first claimed before this moment.
+    pub before: Option<Timestamp>,
+}
+
+impl<S: Store> Engine<S> {
+    /// The operation `id` with its attempts.
+    pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, Trouble> {
+        let Some((address, stored)) = self.stored(id).await? else {
+            return Ok(None);
+        };
+        let attempts = self.shared.store.attempts(address, id).await?;
+        Ok(Some(Operation { stored, attempts }))
+    }
+
+    async fn stored(&self, id: OperationId) -> Result<Option<(Address, Stored)>, Trouble> {
+        let Some(address) = self.shared.store.find(id).await? else {
+            return Ok(None);
+        };
+        let stored = self.shared.store.load(address).await?;
+        Ok(stored
+            .filter(|stored| stored.record.id == id)
+            .map(|stored| (address, stored)))
+    }
+
+    /// One page of the operations that count, newest first.
+    pub async fn list(&self, query: Query) -> Result<Page, Trouble> {
+        Ok(self.shared.store.list(query).await?)
+    }
+
+    /// The recording of `id` where there is one, finished or still growing. No attempt is noted.
+    pub async fn recording(&self, id: OperationId) -> Result<Option<Reader<S>>, Trouble> {
+        let Some((address, stored)) = self.stored(id).await? else {
+            return Ok(None);
+        };
+        let ticket = Ticket {
+            id,
+            attempt: stored.attempts,
+            expires_at: None,
+        };
+        let shared = self.shared.clone();
+        if let Some(live) = shared.registry.at(address)
+            && live
+                .state
+                .lock()
+                .record
+                .as_ref()
+                .is_some_and(|record| record.id == id)
+        {
+            return Ok(Some(Reader::live(shared, live, ticket, None)));
+        }
+        // It may have ended between the two looks.
+        let stored = self.shared.store.load(address).await?;
+        Ok(stored
+            .filter(|stored| {
+                stored.record.id == id && stored.record.state.name() == StateName::Completed
+            })
+            .map(|stored| Reader::stored(shared, address, stored, ticket)))
+    }
+
+    /// Writes what an operator found out about an unknown operation. `reason` goes to the log.
+    pub async fn resolve(
+        &self,
+        id: OperationId,
+        resolution: Resolution,
+        reason: &str,
+    ) -> Result<Operation, ResolveError> {
+        let Some((address, stored)) = self.stored(id).await? else {
+            return Err(ResolveError::NotFound);
+        };
+        // While it is held, no attempt claims here and writes to the recording.
+        let Some(_slot) = Slot::take(&self.shared, address, stored.record.fingerprint) else {
+            return Err(ResolveError::NotUnknown(StateName::InFlight));
+        };
+        let held = self
+            .shared
+            .store
+            .load(address)
+            .await
+            .map_err(Trouble::from)?;
+        let held = held.map(|stored| stored.record);
+        let Some(record) = held.filter(|record| record.id == id) else {
+            return Err(ResolveError::Changed);
+        };
+        let name = record.state.name();
+        if name != StateName::Unknown {
+            return Err(ResolveError::NotUnknown(name));
+        }
+        // From here on a late answer comes too late.
+        self.shared.late.close(address).await;
+
+        let (resolution, last_chunk, span) = self.prepare(address, id, resolution).await?;
+        let fence = record.fence();
+        let now = self.shared.store.now();
+        let next = transition::resolve(Some(&record), fence, resolution, now, span).map_err(
+            |not_lawful| match not_lawful {
+                NotLawful::NoSuchArrow { from, .. } => ResolveError::NotUnknown(from),
+                NotLawful::Fenced { .. } => ResolveError::Changed,
+            },
+        )?;
+        let became = next.state.name();
+        let write = Write {
+            record: next,
+            last_chunk,
+            attempt: None,
+        };
+        let swap = self
+            .shared
+            .store
+            .compare_and_set(address, Some(fence), write)
+            .await
+            .map_err(Trouble::from)?;
+        if swap == Swap::Lost {
+            return Err(ResolveError::Changed);
+        }
+        tracing::info!(operation = %id, %became, reason, "an operator resolved an operation");
+        self.operation(id).await?.ok_or(ResolveError::Changed)
+    }
+
+    /// Puts the body that an operator brought into the recording, the last chunk aside.
+    async fn prepare(
+        &self,
+        address: Address,
+        id: OperationId,
+        resolution: Resolution,
+    ) -> Result<(onlyonce_core::Resolution, Option<Bytes>, Duration), ResolveError> {
+        let settings = &self.shared.settings;
+        let (head, mut body, trailers, window) = match resolution {
+            Resolution::Released => {
+                let resolution = onlyonce_core::Resolution::DidNotRun;
+                return Ok((resolution, None, settings.released_retention));
+            }
+            Resolution::Completed {
+                head,
+                body,
+                trailers,
+                window,
+            } => (head, body, trailers, window),
+        };
+        let limit = settings.max_response;
+        let body_len = body.len() as u64;
+        if body_len > limit {
+            return Err(ResolveError::OverLimit { limit });
+        }
+        let mut chunks = 0;
+        while body.len() > settings.chunk_size {
+            let chunk = body.split_to(settings.chunk_size);
+            let store = &self.shared.store;
+            let appended = store.append(address, id, chunks, chunk).await;
+            appended.map_err(Trouble::from)?;
+            chunks += 1;
+        }
+        let last_chunk = (!body.is_empty()).then_some(body);
+        let response = transition::Response {
+            head,
+            trailers,
+            body_len,
+            chunks: chunks + u32::from(last_chunk.is_some()),
+        };
+        let resolution = onlyonce_core::Resolution::Ran(response);
+        Ok((resolution, last_chunk, window))
+    }
+
+    /// Removes records. Returns how many. A purged key is new again: what was recorded under it
+    /// may run once more.
+    pub async fn purge(&self, purge: Purge) -> Result<u64, Trouble> {
+        let store = &self.shared.store;
+        let mut purged = 0;
+        let mut older_than = None;
+        loop {
+            let page = store
+                .list(Query {
+                    tenant: purge.tenant.clone(),
+                    state: purge.state,
+                    until: purge.before,
+                    older_than,
+                    limit: PURGE_PAGE,
+                    ..Query::default()
+                })
+                .await?;
+            for stored in page.records {
+                let record = &stored.record;
+                if record.state.name() == StateName::InFlight {
+                    continue;
+                }
+                let address = onlyonce_store::address(store.secret(), &record.scope, &record.key);
+                match store.remove(address, record.fence()).await {
+                    Ok(removed) => purged += u64::from(removed),
+                    // Damaged since it was listed: it stays, as unknown (I13).
+                    Err(StoreError::Corrupt(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            older_than = page.next;
+            if older_than.is_none() {
+                break;
+            }
+        }
+        tracing::info!(purged, ?purge, "an operator purged records");
+        Ok(purged)
+    }
+}

@@ -1,0 +1,240 @@
+//! What has to be done without anybody asking: leases, dead owners, what could not be written,
+//! expired space.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use onlyonce_core::{Address, Record, State, Timestamp, UnknownReason, transition};
+use onlyonce_store::{Store, Swept};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    Engine, Shared,
+    abandoned::Claim,
+    begin::Slot,
+    live::{End, Live, Phase},
+};
+
+/// Renewals that wait for the store at once: one durable commit serves them all.
+const RENEWALS_AT_ONCE: usize = 256;
+/// Overdue claims that are asked for at once.
+const OVERDUE_PAGE: usize = 256;
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+const ROUND_MIN: Duration = Duration::from_millis(50);
+const ROUND_MAX: Duration = Duration::from_secs(1);
+
+/// What a round of upkeep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Leases renewed.
+    pub renewed: usize,
+    /// Dead owners' claims that became unknown.
+    pub expired: usize,
+    /// Outcomes written that the store had not taken before.
+    pub settled: usize,
+    /// What the sweep gave back.
+    pub swept: Swept,
+}
+
+impl<S: Store> Engine<S> {
+    /// Runs upkeep until it is dropped: a round every tenth of a lease, but at least every second;
+    /// a sweep every five seconds.
+    pub async fn run_upkeep(&self) {
+        let pause = (self.shared.settings.lease / 10).clamp(ROUND_MIN, ROUND_MAX);
+        let mut swept_at = Instant::now();
+        loop {
+            sleep(pause).await;
+            let mut round = self.shared.round().await;
+            if swept_at.elapsed() >= SWEEP_EVERY {
+                round.swept = self.shared.sweep().await;
+                swept_at = Instant::now();
+            }
+            if round != Upkeep::default() {
+                tracing::debug!(?round, "upkeep");
+            }
+        }
+    }
+
+    /// One round of upkeep, with a sweep.
+    pub async fn upkeep(&self) -> Upkeep {
+        let mut round = self.shared.round().await;
+        round.swept = self.shared.sweep().await;
+        round
+    }
+}
+
+impl<S: Store> Shared<S> {
+    async fn round(self: &Arc<Self>) -> Upkeep {
+        // Renewals come first: what they renew is not overdue.
+        let renewed = self.renew_leases().await;
+        let settled = self.settle_all_abandoned().await;
+        let expired = self.expire_overdue().await;
+        Upkeep {
+            renewed,
+            expired,
+            settled,
+            swept: Swept::default(),
+        }
+    }
+
+    async fn sweep(&self) -> Swept {
+        match self.store.sweep().await {
+            Ok(swept) => swept,
+            Err(error) => {
+                tracing::warn!(%error, "the store could not be swept");
+                Swept::default()
+            }
+        }
+    }
+
+    async fn renew_leases(&self) -> usize {
+        let now = self.store.now();
+        let due: Vec<Arc<Live>> = self.registry.all();
+        stream::iter(due.into_iter().filter(|live| self.renewal_due(live, now)))
+            .map(|live| self.renew(live))
+            .buffer_unordered(RENEWALS_AT_ONCE)
+            .filter(|renewed| std::future::ready(*renewed))
+            .count()
+            .await
+    }
+
+    /// Once a third of the lease is gone, there is time for two more tries.
+    fn renewal_due(&self, live: &Live, now: Timestamp) -> bool {
+        let state = live.state.lock();
+        if !matches!(state.phase, Phase::Running) {
+            return false;
+        }
+        state.record.as_ref().is_some_and(|record| {
+            let State::InFlight { lease_until, .. } = record.state else {
+                return false;
+            };
+            lease_until.since(now) <= self.settings.lease * 2 / 3
+        })
+    }
+
+    async fn renew(&self, live: Arc<Live>) -> bool {
+        // Whoever writes the record now settles it, or renews it.
+        let Ok(_writing) = live.writing.try_lock() else {
+            return false;
+        };
+        let lease = self.settings.lease;
+        let renew =
+            move |held: &Record, now| transition::renew(Some(held), held.fence(), now, lease);
+        match self.settle(&live, None, Duration::ZERO, renew).await {
+            Ok(settled) => {
+                if let Ok(record) = renew(&settled.held, settled.now) {
+                    live.state.lock().record = Some(Arc::new(record));
+                }
+                true
+            }
+            Err(crate::Unsettled::Fenced) => {
+                if !matches!(live.state.lock().phase, Phase::Ended(_)) {
+                    tracing::warn!("fenced: the lease of a live operation was lost");
+                    self.end(&live, End::Unknown(UnknownReason::LeasePassed));
+                }
+                false
+            }
+            // It is tried again in the next round.
+            Err(error) => {
+                tracing::warn!(%error, "a lease could not be renewed");
+                false
+            }
+        }
+    }
+
+    async fn settle_all_abandoned(self: &Arc<Self>) -> usize {
+        let mut settled = 0;
+        for (address, claim) in self.abandoned.all() {
+            match self.settle_one_abandoned(address, claim).await {
+                Ok(written) => settled += usize::from(written),
+                // The store does not take writes: the rest would fare no better.
+                Err(_) => break,
+            }
+        }
+        settled
+    }
+
+    async fn settle_one_abandoned(
+        self: &Arc<Self>,
+        address: Address,
+        claim: Claim,
+    ) -> Result<bool, onlyonce_store::StoreError> {
+        let stored = match self.store.load(address).await {
+            Ok(stored) => stored,
+            Err(onlyonce_store::StoreError::Corrupt(_)) => {
+                self.abandoned.forget(address);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(stored) = stored else {
+            // A claim in doubt may still land, for as long as a write can be under way.
+            if self.store.now() >= claim.since.after(self.settings.lease) {
+                self.abandoned.forget(address);
+            }
+            return Ok(false);
+        };
+        // While it is held, no attempt claims here.
+        let Some(_slot) = Slot::take(self, address, stored.record.fingerprint) else {
+            return Ok(false);
+        };
+        // It may have been claimed anew before the slot was ours.
+        if self.abandoned.at(address).is_none() {
+            return Ok(false);
+        }
+        let ours = stored.record.id == claim.fence.id && self.is_own(&stored.record);
+        if ours {
+            return self.settle_abandoned(address, &stored.record).await;
+        }
+        if stored.record.fence() != claim.fence
+            && self.store.now() >= claim.since.after(self.settings.lease)
+        {
+            self.abandoned.forget(address);
+        }
+        Ok(false)
+    }
+
+    /// Claims whose owners were not heard of for a whole lease (L3).
+    async fn expire_overdue(self: &Arc<Self>) -> usize {
+        let mut expired = 0;
+        loop {
+            let overdue = match self.store.overdue(OVERDUE_PAGE).await {
+                Ok(overdue) => overdue,
+                Err(error) => {
+                    tracing::warn!(%error, "the store did not tell which claims are overdue");
+                    return expired;
+                }
+            };
+            let full = overdue.len() == OVERDUE_PAGE;
+            let mut progress = false;
+            for (address, record) in overdue {
+                if self.expire_one(address, &record).await {
+                    expired += 1;
+                    progress = true;
+                }
+            }
+            if !full || !progress {
+                return expired;
+            }
+        }
+    }
+
+    async fn expire_one(self: &Arc<Self>, address: Address, record: &Record) -> bool {
+        let written = if self.is_own(record) {
+            // Its own lease was not renewed in time, but whoever executes it here is not dead.
+            let Some(_slot) = Slot::take(self, address, record.fingerprint) else {
+                return false;
+            };
+            self.settle_abandoned(address, record).await
+        } else {
+            self.expire(address, record, self.store.now()).await
+        };
+        match written {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::warn!(operation = %record.id, %error, "an overdue claim could not be expired");
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Writes of records, with every doubt resolved by reading back (I14).
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Epoch, Fence, Fingerprint, NotLawful, OperationId, OwnerId, Record, ReleaseReason,
+    State, Timestamp, UnknownReason,
+};
+use onlyonce_store::{AttemptNote, Store, StoreError, Swap, Write};
+use tokio::time::{Instant, sleep};
+
+use crate::{Shared, Trouble, Unsettled, live::Live};
+
+/// How long a claim in doubt is read back before the attempt is told so.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// By what a writer knows its own write again. Every claim draws an id or follows an epoch, and
+/// only its owner writes after it, so no two writes have the same mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    id: OperationId,
+    epoch: Epoch,
+    fingerprint: Fingerprint,
+    claimed_at: Timestamp,
+    state: StateMark,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StateMark {
+    InFlight(OwnerId, Timestamp),
+    Completed(Timestamp, u16, u64, u32),
+    Unknown(Timestamp, UnknownReason),
+    Released(Timestamp, ReleaseReason),
+}
+
+impl Mark {
+    pub(crate) fn of(record: &Record) -> Self {
+        Self {
+            id: record.id,
+            epoch: record.epoch,
+            fingerprint: record.fingerprint,
+            claimed_at: record.claimed_at,
+            state: match &record.state {
+                State::InFlight {
+                    owner, lease_until, ..
+                } => StateMark::InFlight(*owner, *lease_until),
+                State::Completed(completed) => StateMark::Completed(
+                    completed.completed_at,
+                    completed.head.status,
+                    completed.body_len,
+                    completed.chunks,
+                ),
+                State::Unknown { since, reason } => StateMark::Unknown(*since, *reason),
+                State::Released { since, reason, .. } => StateMark::Released(*since, *reason),
+            },
+        }
+    }
+}
+
+/// How the write of a claim ended.
+pub(crate) enum Claimed {
+    /// It is durable, and this is the attempt's number.
+    Done(u32),
+    /// Another record counts there.
+    Lost,
+}
+
+/// Why a claim was not made.
+pub(crate) struct ClaimFailed {
+    pub(crate) trouble: Trouble,
+    /// Whether it may have been written all the same.
+    pub(crate) in_doubt: bool,
+}
+
+/// What a settling write replaced, and when.
+pub(crate) struct Settled {
+    pub(crate) held: Arc<Record>,
+    pub(crate) now: Timestamp,
+}
+
+impl<S: Store> Shared<S> {
+    /// Writes a claim. One whose acknowledgement is lost is read back and never made again (I14).
+    pub(crate) async fn write_claim(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        record: Record,
+        attempt: AttemptNote,
+    ) -> Result<Claimed, ClaimFailed> {
+        let mark = Mark::of(&record);
+        let write = Write {
+            record,
+            last_chunk: None,
+            attempt: Some(attempt),
+        };
+        match self.store.compare_and_set(address, expected, write).await {
+            Ok(Swap::Done { attempts }) => Ok(Claimed::Done(attempts)),
+            Ok(Swap::Lost) => Ok(Claimed::Lost),
+            Err(StoreError::InDoubt(what)) => {
+                self.read_claim_back(address, expected, mark, what).await
+            }
+            Err(error) => Err(ClaimFailed {
+                trouble: error.into(),
+                in_doubt: false,
+            }),
+        }
+    }
+
+    async fn read_claim_back(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        mark: Mark,
+        what: String,
+    ) -> Result<Claimed, ClaimFailed> {
+        let give_up_at = Instant::now() + CLAIM_PATIENCE;
+        let mut backoff = Backoff::new(give_up_at);
+        loop {
+            match self.store.load(address).await {
+                Ok(Some(stored)) if Mark::of(&stored.record) == mark => {
+                    return Ok(Claimed::Done(stored.attempts));
+                }
+                Ok(Some(stored)) if Some(stored.record.fence()) != expected => {
+                    return Ok(Claimed::Lost);
+                }
+                Ok(_) => break,
+                Err(_) if backoff.wait().await => {}
+                Err(_) => break,
+            }
+        }
+        Err(ClaimFailed {
+            trouble: Trouble::InDoubt(what),
+            in_doubt: true,
+        })
+    }
+
+    /// Writes what `next` makes of the record of `live`, trying again for `patience` while the
+    /// store does not take it. The caller holds `live.writing`.
+    pub(crate) async fn settle(
+        &self,
+        live: &Live,
+        last_chunk: Option<Bytes>,
+        patience: Duration,
+        next: impl Fn(&Record, Timestamp) -> Result<Record, NotLawful> + Send,
+    ) -> Result<Settled, Unsettled> {
+        let mut held = live.state.lock().record.clone().ok_or(Unsettled::Fenced)?;
+        // The moment stays the same over all tries, so that each writes the very same record.
+        let now = self.store.now();
+        let mut backoff = Backoff::new(Instant::now() + patience);
+        let mut doubted = false;
+        loop {
+            let record = next(&held, now).map_err(|_| Unsettled::Fenced)?;
+            let mark = Mark::of(&record);
+            let write = Write {
+                record,
+                last_chunk: last_chunk.clone(),
+                attempt: None,
+            };
+            let swap = self
+                .store
+                .compare_and_set(live.address, Some(held.fence()), write)
+                .await;
+            let error = match swap {
+                Ok(Swap::Done { .. }) => return Ok(Settled { held, now }),
+                Ok(Swap::Lost) => match self.read_own_back(live.address, &held, mark).await {
+                    ReadBack::Written if doubted => return Ok(Settled { held, now }),
+                    ReadBack::Renewed(renewed) => {
+                        live.state.lock().record = Some(renewed.clone());
+                        held = renewed;
+                        continue;
+                    }
+                    ReadBack::Failed(error) => error,
+                    ReadBack::Written | ReadBack::Unchanged | ReadBack::Others => {
+                        return Err(Unsettled::Fenced);
+                    }
+                },
+                Err(StoreError::InDoubt(what)) => {
+                    doubted = true;
+                    match self.read_own_back(live.address, &held, mark).await {
+                        ReadBack::Written => return Ok(Settled { held, now }),
+                        ReadBack::Others => return Err(Unsettled::Fenced),
+                        _ => StoreError::InDoubt(what),
+                    }
+                }
+                Err(error) => error,
+            };
+            if matches!(error, StoreError::Corrupt(_)) || !backoff.wait().await {
+                return Err(Unsettled::NotRecorded(error.to_string()));
+            }
+        }
+    }
+
+    async fn read_own_back(&self, address: Address, held: &Record, mark: Mark) -> ReadBack {
+        let stored = match self.store.load(address).await {
+            Ok(Some(stored)) => stored.record,
+            Ok(None) => return ReadBack::Others,
+            Err(error) => return ReadBack::Failed(error),
+        };
+        if Mark::of(&stored) == mark {
+            ReadBack::Written
+        } else if stored.fence() == held.fence() {
+            ReadBack::Unchanged
+        } else if is_renewal_of(&stored, held) {
+            ReadBack::Renewed(stored)
+        } else {
+            ReadBack::Others
+        }
+    }
+}
+
+enum ReadBack {
+    /// One's own write stands there.
+    Written,
+    /// What was to be replaced still stands there.
+    Unchanged,
+    /// A renewal of one's own lease stands there, whose acknowledgement was lost.
+    Renewed(Arc<Record>),
+    /// Somebody else wrote.
+    Others,
+    Failed(StoreError),
+}
+
+/// Whether `stored` is `held` with its lease renewed: only the owner of a claim renews it.
+fn is_renewal_of(stored: &Record, held: &Record) -> bool {
+    match (&stored.state, &held.state) {
+        (State::InFlight { owner, .. }, State::InFlight { owner: ours, .. }) => {
+            owner == ours
+                && stored.id == held.id
+                && stored.claimed_at == held.claimed_at
+                && stored.fingerprint == held.fingerprint
+                && stored.epoch > held.epoch
+        }
+        _ => false,
+    }
+}
+
+/// Waits between tries: doubled each time, never beyond a deadline.
+pub(crate) struct Backoff {
+    next: Duration,
+    give_up_at: Instant,
+}
+
+impl Backoff {
+    pub(crate) fn new(give_up_at: Instant) -> Self {
+        Self {
+            next: BACKOFF_MIN,
+            give_up_at,
+        }
+    }
+
+    /// Waits for the next try; `false`, at once, where there is to be none.
+    pub(crate) async fn wait(&mut self) -> bool {
+        let left = self.give_up_at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        sleep(self.next.min(left)).await;
+        self.next = (self.next * 2).min(BACKOFF_MAX);
+        true
+    }
+}
