@@ -1,0 +1,801 @@
+//! Four gateways over one store: a small shell around the protocol, as the engine is a large one.
+
+use onlyonce_core::{
+    Concurrent, Decision, Epoch, Fence, Head, HeaderBlock, Held, Key, OnUnknown, OperationId,
+    OwnerId, Policy, Record, Refusal, ReleaseReason, RequestLine, Resolution, Scope, State,
+    Timestamp, UnknownReason, decide,
+    transition::{self, Claim, NotLawful, Response},
+    view,
+};
+
+use crate::{
+    KEYS, LEASE, OWNERS, RETENTION, WINDOW, fingerprint,
+    reference::{By, Fate, Token},
+    world::{Ack, World},
+};
+
+/// One inbound request, and how far its gateway has come with it.
+struct Attempt {
+    gateway: usize,
+    key: usize,
+    fp: u8,
+    policy: Policy,
+    stage: Stage,
+    /// How often a write was tried again.
+    tries: u8,
+}
+
+enum Stage {
+    Deciding,
+    Claiming(Claimed),
+    ReadingBackClaim(Claimed),
+    /// The claim is durable, and nothing is sent.
+    Ready(Own),
+    Sent(Own, usize),
+    Settling(Own, Settlement),
+    ReadingBackSettlement(Own, Settlement, Record),
+    /// The client was told that the outcome is unknown; the upstream may answer yet.
+    Late(Own, usize),
+    Joined(Joined),
+    Done,
+}
+
+/// The claim that an attempt tries to make.
+#[derive(Clone)]
+struct Claimed {
+    record: Record,
+    expected: Option<Fence>,
+}
+
+/// What the owner of an execution knows of it.
+#[derive(Clone)]
+struct Own {
+    record: Record,
+    token: Token,
+}
+
+#[derive(Clone, Copy)]
+struct Joined {
+    id: OperationId,
+    owner: OwnerId,
+    claimed_at: Timestamp,
+}
+
+/// How an execution is to end.
+#[derive(Clone, Copy)]
+enum Settlement {
+    Completed(u32),
+    Released(ReleaseReason),
+    Lost(UnknownReason),
+    /// Unknown to the client, and the line of the ledger that may be answered yet.
+    LostForNow(usize),
+}
+
+struct Gateway {
+    owner: u64,
+    /// Its own clock, which jumps as it likes: it serves for ids and decides nothing.
+    wall_clock: u64,
+    /// One claim of a key at a time in one process: a record that is read back says which process
+    /// claimed, not which of its tasks.
+    claiming: [bool; KEYS],
+}
+
+/// Something done from outside any request.
+struct Chore {
+    key: usize,
+    seen: Fence,
+    what: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// The lease had passed when it was looked at.
+    Expire,
+    OperatorSaysNo,
+    OperatorKnows(u32),
+}
+
+pub struct Gateways {
+    pub world: World,
+    gateways: [Gateway; OWNERS],
+    attempts: Vec<Attempt>,
+    chores: Vec<Chore>,
+    /// The owners that have died, and are known to be dead.
+    dead: Vec<u64>,
+    resends: bool,
+    /// Bodies differ: answer number n has n bytes.
+    answers: u32,
+}
+
+impl Gateways {
+    pub fn new(mut world: World) -> Self {
+        let resends = world.random.chance(30);
+        Self {
+            gateways: std::array::from_fn(|number| Gateway {
+                owner: number as u64 + 1,
+                wall_clock: 1_767_225_600_000,
+                claiming: [false; KEYS],
+            }),
+            world,
+            attempts: Vec::new(),
+            chores: Vec::new(),
+            dead: Vec::new(),
+            resends,
+            answers: 0,
+        }
+    }
+
+    /// One thing happens somewhere.
+    pub fn step(&mut self) {
+        match self.world.random.below(100) {
+            0..14 => self.request_comes(),
+            14..72 => self.attempt_goes_on(),
+            72..80 => self.lease_is_renewed(),
+            80..86 => self.time_passes(),
+            86..89 => self.world.land_a_late_write(),
+            89..93 => self.somebody_looks_around(),
+            93..97 => self.chore_is_done(),
+            97..99 => self.gateway_dies(),
+            _ => self.wall_clock_jumps(),
+        }
+    }
+
+    /// Faults stop: within a bound everything has an outcome (L1, L2, L3, L6).
+    pub fn finish(&mut self) {
+        self.world.faults = false;
+        for _ in 0..40 {
+            for index in 0..self.attempts.len() {
+                self.go_on(index);
+            }
+            while !self.chores.is_empty() {
+                self.chore_is_done();
+            }
+            if self.attempts.iter().all(|one| one.stage.is_done()) {
+                break;
+            }
+            self.world.now = self.world.now.after(LEASE / 4);
+        }
+        let waits = self.attempts.iter().any(|one| !one.stage.is_done());
+        assert!(!waits, "L2: an attempt is not answered");
+
+        self.world.now = self.world.now.after(LEASE);
+        for key in 0..KEYS {
+            let now = self.world.now;
+            let fp = self.world.reference.fingerprint_of(key, now).unwrap_or(0);
+            self.attempts.push(Attempt {
+                gateway: 0,
+                key,
+                fp,
+                policy: Policy::default(),
+                stage: Stage::Deciding,
+                tries: 0,
+            });
+            let index = self.attempts.len() - 1;
+            for _ in 0..40 {
+                self.go_on(index);
+            }
+            let done = self.attempts[index].stage.is_done();
+            assert!(done, "L2: the last attempt is not answered");
+            let runs = self.world.reference.runs(key);
+            assert!(!runs, "L1: key {key} runs for ever");
+        }
+    }
+
+    fn request_comes(&mut self) {
+        if self.attempts.len() >= 16 {
+            return;
+        }
+        let random = &mut self.world.random;
+        let attempt = Attempt {
+            gateway: random.below(OWNERS),
+            key: usize::from(random.chance(25)),
+            fp: u8::from(random.chance(15)),
+            policy: Policy {
+                concurrent: match random.chance(20) {
+                    true => Concurrent::Reject,
+                    false => Concurrent::Join,
+                },
+                on_unknown: match self.resends && random.chance(60) {
+                    true => OnUnknown::Resend,
+                    false => OnUnknown::Report,
+                },
+            },
+            stage: Stage::Deciding,
+            tries: 0,
+        };
+        let (gateway, key, fp) = (attempt.gateway, attempt.key, attempt.fp);
+        let number = self.attempts.len();
+        self.world
+            .note(|| format!("attempt {number} at gateway {gateway}: key {key}, request {fp}"));
+        self.attempts.push(attempt);
+    }
+
+    fn attempt_goes_on(&mut self) {
+        if self.attempts.is_empty() {
+            return;
+        }
+        let start = self.world.random.below(self.attempts.len());
+        let index = (start..self.attempts.len())
+            .chain(0..start)
+            .find(|&index| !self.attempts[index].stage.is_done());
+        if let Some(index) = index {
+            self.go_on(index);
+        }
+    }
+
+    fn go_on(&mut self, index: usize) {
+        let stage = std::mem::replace(&mut self.attempts[index].stage, Stage::Done);
+        let next = match stage {
+            Stage::Deciding => self.decides(index),
+            Stage::Claiming(claim) => self.claims(index, claim),
+            Stage::ReadingBackClaim(claim) => self.reads_back_claim(index, claim),
+            Stage::Ready(own) => self.sends(index, own),
+            Stage::Sent(own, line) => self.hears(index, own, line),
+            Stage::Settling(own, settlement) => self.settles(index, own, settlement),
+            Stage::ReadingBackSettlement(own, settlement, next) => {
+                self.reads_back_settlement(index, own, settlement, next)
+            }
+            Stage::Late(own, line) => self.hears_late(index, own, line),
+            Stage::Joined(joined) => self.follows(index, joined),
+            Stage::Done => Stage::Done,
+        };
+        self.attempts[index].stage = next;
+    }
+
+    fn tell(&mut self, index: usize, what: &'static str) -> Stage {
+        self.world.coverage.count(what);
+        self.world.note(|| format!("attempt {index}: {what}"));
+        Stage::Done
+    }
+
+    fn decides(&mut self, index: usize) -> Stage {
+        let Attempt {
+            gateway,
+            key,
+            fp,
+            policy,
+            ..
+        } = self.attempts[index];
+        if self.world.load_fails() {
+            return self.tell(index, "store unavailable at the load");
+        }
+        if self.world.faults && self.world.random.chance(1) {
+            let decision = decide(Held::Unreadable, &fingerprint(fp), &policy);
+            let unknown = Refusal::Unknown(UnknownReason::Unreadable);
+            assert_eq!(decision, Decision::Refuse(unknown), "I13");
+            return self.tell(index, "refused: unreadable");
+        }
+        let now = self.world.now;
+        let held = view(self.world.slot(key), now);
+        let decision = decide(held, &fingerprint(fp), &policy);
+        let expected = self.world.reference.expected(key, now, fp, &policy);
+        assert_eq!(decision, expected, "attempt {index} was told otherwise");
+        match decision {
+            Decision::Execute { after } if self.gateways[gateway].claiming[key] => {
+                // It waits for the claim that its own process is making.
+                let _ = after;
+                Stage::Deciding
+            }
+            Decision::Execute { after } => self.begins_claim(index, after),
+            Decision::Replay => {
+                let record = self.world.counting(key).expect("it was decided about");
+                let State::Completed(completed) = &record.state else {
+                    panic!("I3: a replay of {}", record.state.name());
+                };
+                let (id, answer) = (record.id, completed.body_len as u32);
+                self.world.reference.saw_a_replay(key, now, answer);
+                self.world.reference.saw_the_end(id, answer);
+                self.tell(index, "replayed")
+            }
+            Decision::Join => {
+                let record = self.world.counting(key).expect("it was decided about");
+                let State::InFlight { owner, .. } = record.state else {
+                    panic!("I8: a join of {}", record.state.name());
+                };
+                let joined = Joined {
+                    id: record.id,
+                    owner,
+                    claimed_at: record.claimed_at,
+                };
+                self.world.coverage.count("joined");
+                Stage::Joined(joined)
+            }
+            Decision::ExpireLease => {
+                let record = self
+                    .world
+                    .counting(key)
+                    .expect("it was decided about")
+                    .clone();
+                let (fence, reason) = (record.fence(), UnknownReason::LeasePassed);
+                let next = transition::expire(Some(&record), fence, reason, now);
+                let next = next.expect("it is in flight");
+                let by = By::Expiry {
+                    owner_is_dead: false,
+                };
+                self.world.coverage.count("an attempt finds a lease passed");
+                self.world.write(key, Some(fence), &next, by, now);
+                Stage::Deciding
+            }
+            Decision::Refuse(Refusal::KeyReused) => self.tell(index, "refused: key reused"),
+            Decision::Refuse(Refusal::InFlight) => self.tell(index, "refused: in flight"),
+            Decision::Refuse(Refusal::Unknown(_)) => self.tell(index, "refused: unknown"),
+        }
+    }
+
+    fn begins_claim(&mut self, index: usize, after: Epoch) -> Stage {
+        let attempt = &self.attempts[index];
+        let (key, fp) = (attempt.key, attempt.fp);
+        let gateway = &mut self.gateways[attempt.gateway];
+        gateway.claiming[key] = true;
+        let random = self.world.random.next().to_be_bytes();
+        let mut bytes = [0; 10];
+        bytes[..8].copy_from_slice(&random);
+        let claim = Claim {
+            id: OperationId::new(gateway.wall_clock, &bytes),
+            scope: Scope {
+                tenant: "t".into(),
+                namespace: "n".into(),
+            },
+            key: Key::new(["a", "b"][key]).expect("a key"),
+            fingerprint: fingerprint(fp),
+            request: RequestLine::default(),
+            owner: OwnerId::new(gateway.owner),
+        };
+        let held = self.world.counting(key);
+        let expected = held.map(Record::fence);
+        assert_eq!(held.map_or(Epoch::ZERO, |record| record.epoch), after);
+        let record = transition::claim(held, claim, self.world.now, LEASE);
+        Stage::Claiming(Claimed {
+            record: record.expect("it was decided so"),
+            expected,
+        })
+    }
+
+    fn claims(&mut self, index: usize, claim: Claimed) -> Stage {
+        let attempt = &self.attempts[index];
+        let (gateway, key) = (attempt.gateway, attempt.key);
+        let by = By::Claim {
+            fp: attempt.fp,
+            resend: attempt.policy.on_unknown == OnUnknown::Resend,
+            owner: self.gateways[gateway].owner,
+        };
+        let read_at = claim.record.claimed_at;
+        let ack = self
+            .world
+            .write(key, claim.expected, &claim.record, by, read_at);
+        match ack {
+            Ack::InDoubt => return Stage::ReadingBackClaim(claim),
+            Ack::Done | Ack::Lost | Ack::Unavailable => {
+                self.gateways[gateway].claiming[key] = false;
+            }
+        }
+        match ack {
+            Ack::Done => self.owns(gateway, claim),
+            Ack::Lost => Stage::Deciding,
+            _ => self.tell(index, "store unavailable at the claim"),
+        }
+    }
+
+    fn owns(&self, gateway: usize, claim: Claimed) -> Stage {
+        let token = Token {
+            id: claim.record.id,
+            epoch: claim.record.epoch,
+            owner: self.gateways[gateway].owner,
+        };
+        Stage::Ready(Own {
+            record: claim.record,
+            token,
+        })
+    }
+
+    /// I14: a lost acknowledgement is resolved by reading back, and never by claiming again.
+    fn reads_back_claim(&mut self, index: usize, claim: Claimed) -> Stage {
+        if self.world.load_fails() {
+            return Stage::ReadingBackClaim(claim);
+        }
+        let attempt = &self.attempts[index];
+        let (gateway, key) = (attempt.gateway, attempt.key);
+        self.gateways[gateway].claiming[key] = false;
+        if self.world.slot(key) == Some(&claim.record) {
+            self.world.coverage.count("a claim in doubt is one's own");
+            return self.owns(gateway, claim);
+        }
+        self.tell(index, "a claim in doubt is not there")
+    }
+
+    fn sends(&mut self, index: usize, own: Own) -> Stage {
+        let State::InFlight { lease_until, .. } = own.record.state else {
+            panic!("I2: {} sends", own.record.state.name());
+        };
+        // Past its lease, others may have taken it for dead.
+        if self.world.now >= lease_until {
+            self.world
+                .coverage
+                .count("a lease passes before the first byte");
+            return Stage::Settling(own, Settlement::Released(ReleaseReason::NotSent));
+        }
+        if self.world.random.chance(15) {
+            return Stage::Settling(own, Settlement::Released(ReleaseReason::NotSent));
+        }
+        let attempt = &self.attempts[index];
+        let resend = attempt.policy.on_unknown == OnUnknown::Resend;
+        let (key, now) = (attempt.key, self.world.now);
+        let line = self.world.reference.sent(key, own.token, resend, now);
+        self.world.coverage.count("sent");
+        self.world
+            .note(|| format!("attempt {index}: SENT, line {line}"));
+        Stage::Sent(own, line)
+    }
+
+    fn hears(&mut self, index: usize, own: Own, line: usize) -> Stage {
+        let roll = match self.world.faults {
+            true => self.world.random.below(100),
+            false => self.world.random.below(80),
+        };
+        let (fate, settlement) = match roll {
+            0..45 => (Fate::Ran, Settlement::Completed(self.new_answer())),
+            45..60 => (
+                Fate::DidNotRun,
+                Settlement::Released(ReleaseReason::DidNotRun),
+            ),
+            60..70 => (Fate::Ran, Settlement::Lost(UnknownReason::Broke)),
+            70..80 => (Fate::Pending, Settlement::LostForNow(line)),
+            _ => return Stage::Sent(own, line),
+        };
+        self.world.reference.decided(line, fate);
+        self.world
+            .note(|| format!("attempt {index}: the upstream: {fate:?}"));
+        Stage::Settling(own, settlement)
+    }
+
+    fn hears_late(&mut self, index: usize, own: Own, line: usize) -> Stage {
+        let answer = match self.world.random.below(100) {
+            0..40 => self.new_answer(),
+            40..60 => return Stage::Done,
+            _ => return Stage::Late(own, line),
+        };
+        self.world.reference.decided(line, Fate::Ran);
+        self.world.coverage.count("a late answer comes");
+        self.world
+            .note(|| format!("attempt {index}: a late answer"));
+        Stage::Settling(own, Settlement::Completed(answer))
+    }
+
+    fn new_answer(&mut self) -> u32 {
+        self.answers += 1;
+        self.answers
+    }
+
+    fn settles(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
+        let key = self.attempts[index].key;
+        // A gateway goes by what it remembers, or looks again: the fence holds either way.
+        let looks = self.world.random.chance(30);
+        let held = match looks {
+            true => self.world.counting(key),
+            false => Some(&own.record),
+        };
+        let expected = held.map(Record::fence);
+        let (fence, now, token) = (own.record.fence(), self.world.now, own.token);
+        let (next, by) = match settlement {
+            Settlement::Completed(answer) => (
+                transition::complete(held, fence, response(answer), now, WINDOW),
+                By::Completion(token, answer),
+            ),
+            Settlement::Released(reason) => (
+                transition::release(held, fence, reason, now, RETENTION),
+                By::Release(token),
+            ),
+            Settlement::Lost(reason) => {
+                (transition::lose(held, fence, reason, now), By::Loss(token))
+            }
+            Settlement::LostForNow(_) => (
+                transition::lose(held, fence, UnknownReason::TimedOut, now),
+                By::Loss(token),
+            ),
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(NotLawful::Fenced { .. }) if looks => return self.lost(index, settlement),
+            Err(error) => panic!("attempt {index}: {error}"),
+        };
+        match self.world.write(key, expected, &next, by, now) {
+            Ack::Done => self.settled(index, own.token, settlement, next),
+            Ack::Lost => self.lost(index, settlement),
+            Ack::InDoubt => Stage::ReadingBackSettlement(own, settlement, next),
+            Ack::Unavailable => self.tries_again(index, own, settlement),
+        }
+    }
+
+    fn tries_again(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
+        self.attempts[index].tries += 1;
+        match self.attempts[index].tries {
+            // Hostile 84: the end is withheld, and the client told that nobody can say.
+            4.. => self.tell(index, "told unknown: the store does not take the outcome"),
+            _ => Stage::Settling(own, settlement),
+        }
+    }
+
+    fn reads_back_settlement(
+        &mut self,
+        index: usize,
+        own: Own,
+        settlement: Settlement,
+        next: Record,
+    ) -> Stage {
+        if self.world.load_fails() {
+            return Stage::ReadingBackSettlement(own, settlement, next);
+        }
+        let held = self.world.slot(self.attempts[index].key);
+        if held == Some(&next) {
+            self.world.coverage.count("an outcome in doubt was written");
+            return self.settled(index, own.token, settlement, next);
+        }
+        if held == Some(&own.record) {
+            return self.tries_again(index, own, settlement);
+        }
+        self.lost(index, settlement)
+    }
+
+    fn settled(
+        &mut self,
+        index: usize,
+        token: Token,
+        settlement: Settlement,
+        record: Record,
+    ) -> Stage {
+        match settlement {
+            Settlement::Completed(answer) => {
+                self.world.reference.saw_the_end(token.id, answer);
+                self.tell(index, "executed")
+            }
+            Settlement::Released(ReleaseReason::NotSent) => self.tell(index, "told not sent"),
+            Settlement::Released(_) => self.tell(index, "given the answer that it did not run"),
+            Settlement::Lost(_) => self.tell(index, "told unknown"),
+            Settlement::LostForNow(line) => {
+                self.tell(index, "told unknown for now");
+                Stage::Late(Own { record, token }, line)
+            }
+        }
+    }
+
+    /// Somebody else wrote since (I9): the outcome is whatever they have written.
+    fn lost(&mut self, index: usize, settlement: Settlement) -> Stage {
+        match settlement {
+            Settlement::Completed(_) => self.tell(index, "broken off: an answer comes too late"),
+            _ => self.tell(index, "told unknown: it was fenced off"),
+        }
+    }
+
+    /// Joiners of another gateway's execution watch the record. They never execute (I18).
+    fn follows(&mut self, index: usize, joined: Joined) -> Stage {
+        if self.world.load_fails() {
+            return Stage::Joined(joined);
+        }
+        let key = self.attempts[index].key;
+        let now = self.world.now;
+        let (answer, same) = match view(self.world.slot(key), now) {
+            Held::Record {
+                record,
+                lease_passed,
+            } if record.id == joined.id => match &record.state {
+                State::InFlight { owner, .. } => (
+                    None,
+                    !lease_passed
+                        && *owner == joined.owner
+                        && record.claimed_at == joined.claimed_at,
+                ),
+                State::Completed(completed) => (Some(completed.body_len as u32), true),
+                State::Unknown { .. } | State::Released { .. } => (None, false),
+            },
+            _ => (None, false),
+        };
+        match answer {
+            Some(answer) => {
+                self.world.reference.saw_the_end(joined.id, answer);
+                self.tell(index, "a joiner gets the whole answer")
+            }
+            None if same => Stage::Joined(joined),
+            None => self.tell(index, "a joiner shares another outcome"),
+        }
+    }
+
+    fn lease_is_renewed(&mut self) {
+        let mut owners = Vec::new();
+        for (index, attempt) in self.attempts.iter().enumerate() {
+            if matches!(attempt.stage, Stage::Ready(_) | Stage::Sent(..)) {
+                owners.push(index);
+            }
+        }
+        if owners.is_empty() {
+            return;
+        }
+        let index = owners[self.world.random.below(owners.len())];
+        let Attempt { key, ref stage, .. } = self.attempts[index];
+        let (Stage::Ready(own) | Stage::Sent(own, _)) = stage else {
+            return;
+        };
+        let own = own.clone();
+        let (fence, now) = (own.record.fence(), self.world.now);
+        let next = transition::renew(Some(&own.record), fence, now, LEASE).expect("it runs");
+        let by = By::Renewal(own.token);
+        let ack = self.world.write(key, Some(fence), &next, by, now);
+        let written = match ack {
+            Ack::Done => true,
+            Ack::InDoubt => self.world.slot(key) == Some(&next),
+            Ack::Lost | Ack::Unavailable => false,
+        };
+        self.world.coverage.count("a lease is renewed");
+        match &mut self.attempts[index].stage {
+            Stage::Ready(_) if ack == Ack::Lost => {
+                self.attempts[index].stage = self.tell(index, "told unavailable: claim taken away");
+            }
+            Stage::Ready(own) | Stage::Sent(own, _) if written => own.record = next,
+            _ => {}
+        }
+    }
+
+    fn time_passes(&mut self) {
+        let key = self.world.random.below(KEYS);
+        let edge = self.world.slot(key).and_then(|record| match record.state {
+            State::InFlight { lease_until, .. } => Some(lease_until),
+            _ => record.expires_at(),
+        });
+        let now = self.world.now;
+        let span = match self.world.random.below(10) {
+            0..3 => LEASE / 10,
+            3..5 => LEASE / 2,
+            5 => LEASE,
+            6 => RETENTION,
+            7 => WINDOW,
+            // To the very edge of something, or one millisecond before it.
+            _ => {
+                let span = edge.unwrap_or(now).since(now);
+                match self.world.random.chance(50) {
+                    true => span,
+                    false => span.saturating_sub(std::time::Duration::from_millis(1)),
+                }
+            }
+        };
+        self.world.now = now.after(span);
+        self.world.note(|| format!("{span:?} have passed"));
+    }
+
+    /// A sweeper or an operator reads a record, and will act on it later.
+    fn somebody_looks_around(&mut self) {
+        let key = self.world.random.below(KEYS);
+        let now = self.world.now;
+        let Held::Record {
+            record,
+            lease_passed,
+        } = view(self.world.slot(key), now)
+        else {
+            return;
+        };
+        let seen = record.fence();
+        let state = record.state.name();
+        let what = match self.world.random.below(4) {
+            0 | 1 if lease_passed => What::Expire,
+            2 => What::OperatorSaysNo,
+            3 => What::OperatorKnows(self.new_answer()),
+            _ => return,
+        };
+        self.world
+            .note(|| format!("somebody has seen {state}, {seen:?}"));
+        self.chores.push(Chore { key, seen, what });
+    }
+
+    fn chore_is_done(&mut self) {
+        if self.chores.is_empty() {
+            return;
+        }
+        let index = self.world.random.below(self.chores.len());
+        let Chore { key, seen, what } = self.chores.swap_remove(index);
+        let now = self.world.now;
+        let held = self.world.counting(key);
+        let expected = held.map(Record::fence);
+        let (next, by) = match what {
+            What::Expire => (
+                transition::expire(held, seen, UnknownReason::LeasePassed, now),
+                By::Expiry {
+                    owner_is_dead: false,
+                },
+            ),
+            What::OperatorSaysNo => (
+                transition::resolve(held, seen, Resolution::DidNotRun, now, RETENTION),
+                By::Operator { seen, answer: None },
+            ),
+            What::OperatorKnows(answer) => (
+                transition::resolve(held, seen, Resolution::Ran(response(answer)), now, WINDOW),
+                By::Operator {
+                    seen,
+                    answer: Some(answer),
+                },
+            ),
+        };
+        match next {
+            Ok(next) => {
+                self.world.coverage.count(match what {
+                    What::Expire => "a sweeper expires a lease",
+                    What::OperatorSaysNo => "an operator says that it did not run",
+                    What::OperatorKnows(_) => "an operator knows the answer",
+                });
+                self.world.write(key, expected, &next, by, now);
+            }
+            Err(NotLawful::Fenced { .. }) => {
+                self.world.coverage.count("a chore is fenced off");
+                assert_ne!(expected, Some(seen), "L6: nobody else wrote");
+            }
+            Err(NotLawful::NoSuchArrow { .. }) => {
+                self.world.coverage.count("a chore has no arrow");
+                assert_eq!(expected, Some(seen), "I9: it moved on");
+            }
+        }
+    }
+
+    fn gateway_dies(&mut self) {
+        let number = self.world.random.below(OWNERS);
+        let old = self.gateways[number].owner;
+        self.dead.push(old);
+        self.gateways[number].owner = 10 * (self.dead.len() as u64 + 1) + number as u64;
+        self.gateways[number].claiming = [false; KEYS];
+        for attempt in self.attempts.iter_mut().filter(|one| one.gateway == number) {
+            attempt.stage = Stage::Done;
+        }
+        self.world.coverage.count("a gateway dies");
+        self.world.note(|| format!("gateway {number} dies"));
+        // The embedded store's next life knows at once that the one before it is gone (L3).
+        if self.world.random.chance(50) {
+            self.marks_the_claims_of(old);
+        }
+    }
+
+    fn marks_the_claims_of(&mut self, dead: u64) {
+        for key in 0..KEYS {
+            let now = self.world.now;
+            let Some(record) = self.world.counting(key).cloned() else {
+                continue;
+            };
+            let fence = record.fence();
+            if matches!(record.state, State::InFlight { owner, .. } if owner.number() == dead) {
+                let reason = UnknownReason::OwnerDied;
+                let next = transition::expire(Some(&record), fence, reason, now);
+                let by = By::Expiry {
+                    owner_is_dead: true,
+                };
+                self.world.coverage.count("a dead owner's claim is marked");
+                self.world
+                    .write(key, Some(fence), &next.expect("it runs"), by, now);
+            }
+        }
+    }
+
+    /// I11: a gateway's own clock is nobody's business.
+    fn wall_clock_jumps(&mut self) {
+        let number = self.world.random.below(OWNERS);
+        let month = 30 * 86_400_000;
+        let clock = &mut self.gateways[number].wall_clock;
+        *clock = match self.world.random.chance(50) {
+            true => *clock + month,
+            false => *clock - month,
+        };
+        self.world.coverage.count("a wall clock jumps a month");
+    }
+}
+
+impl Stage {
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+}
+
+fn response(answer: u32) -> Response {
+    Response {
+        head: Head {
+            status: 200,
+            headers: HeaderBlock::default(),
+        },
+        trailers: HeaderBlock::default(),
+        body_len: u64::from(answer),
+        chunks: 1,
+    }
+}
