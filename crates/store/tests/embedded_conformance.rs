@@ -19,15 +19,24 @@ struct Embedded {
 
 impl Embedded {
     fn with(options: Options) -> Self {
-        Self { options, folders: Vec::new() }
+        Self {
+            options,
+            folders: Vec::new(),
+        }
     }
 
     fn options(&self, clock: ManualClock) -> Options {
-        Options { clock: Some(Arc::new(clock)), ..self.options.clone() }
+        Options {
+            clock: Some(Arc::new(clock)),
+            ..self.options.clone()
+        }
     }
 
     fn folder_of(&mut self, store: Arc<EmbeddedStore>) -> TempDir {
-        let at = self.folders.iter().position(|(held, _)| Arc::ptr_eq(held, &store));
+        let at = self
+            .folders
+            .iter()
+            .position(|(held, _)| Arc::ptr_eq(held, &store));
         self.folders.remove(at.expect("a store of this subject")).1
     }
 
@@ -102,7 +111,10 @@ mod encrypted {
     use super::*;
 
     onlyonce_store::conformance_tests!(Embedded::with(Options {
-        encryption: Some(EncryptionKeys { active: 1, keys: [(1, [7; 32])].into() }),
+        encryption: Some(EncryptionKeys {
+            active: 1,
+            keys: [(1, [7; 32])].into()
+        }),
         ..Options::default()
     }));
 }

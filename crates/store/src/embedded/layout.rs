@@ -198,10 +198,10 @@ pub fn find_batch_headers(
     segment: u32,
     bytes: &[u8],
 ) -> impl Iterator<Item = (usize, BatchHeader)> {
-    let magic = BATCH_MAGIC.to_be_bytes();
-    (0..bytes.len().saturating_sub(BATCH_HEADER - 1))
-        .filter(move |&at| bytes[at] == magic[0] && bytes[at..at + 4] == magic)
+    memchr::memmem::find_iter(bytes, &BATCH_MAGIC.to_be_bytes())
         .filter_map(move |at| read_batch_header(segment, &bytes[at..]).map(|header| (at, header)))
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 /// The claims of batch `seq` by its trailer, which ends where `bytes` end.
@@ -223,16 +223,12 @@ pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>
 /// The first trailer of batch `seq` within `bytes`: its claims, where it starts and ends.
 pub fn find_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<(Vec<Address>, usize, usize)> {
     let wanted = seq.to_be_bytes();
-    bytes
-        .windows(8)
-        .enumerate()
-        .filter(|(_, window)| *window == wanted)
-        .find_map(|(at, _)| {
-            let end = at + 12;
-            let claims = read_trailer(segment, seq, bytes.get(..end)?)?;
-            let start = end - BATCH_TRAILER - claims.len() * 16;
-            Some((claims, start, end))
-        })
+    memchr::memmem::find_iter(bytes, &wanted).find_map(|at| {
+        let end = at + 12;
+        let claims = read_trailer(segment, seq, bytes.get(..end)?)?;
+        let start = end - BATCH_TRAILER - claims.len() * 16;
+        Some((claims, start, end))
+    })
 }
 
 /// Appends an entry.

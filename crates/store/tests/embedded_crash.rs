@@ -1,0 +1,438 @@
+//! What the embedded store makes of the folder that a crash, a power cut or bit rot leaves.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record, RequestLine,
+    Scope, StateName,
+    transition::{self, Claim, Response},
+};
+use onlyonce_store::{
+    AttemptNote, EmbeddedStore, Store, StoreError, Swap, Write, address,
+    clock::ManualClock,
+    embedded::{EncryptionKeys, OpenError, Options},
+};
+use tempfile::TempDir;
+
+const LEASE: Duration = Duration::from_secs(30);
+const WINDOW: Duration = Duration::from_secs(3600);
+
+fn open(folder: &Path) -> Result<EmbeddedStore, OpenError> {
+    EmbeddedStore::open(folder, Options::default())
+}
+
+fn scope() -> Scope {
+    Scope {
+        tenant: "acme".into(),
+        namespace: "openai".into(),
+    }
+}
+
+fn key(number: u32) -> Key {
+    Key::new(&format!("key-{number}")).expect("a key")
+}
+
+fn at(store: &EmbeddedStore, number: u32) -> Address {
+    address(store.secret(), &scope(), &key(number))
+}
+
+async fn claim(store: &EmbeddedStore, number: u32) -> Record {
+    let mut random = [0; 10];
+    random[..4].copy_from_slice(&number.to_be_bytes());
+    let claim = Claim {
+        id: OperationId::new(store.now().as_millis(), &random),
+        scope: scope(),
+        key: key(number),
+        fingerprint: Fingerprint::from_bytes([7; 32]),
+        request: RequestLine::default(),
+        owner: OwnerId::new(1),
+    };
+    let record = transition::claim(None, claim, store.now(), LEASE).expect("absent");
+    let attempt = AttemptNote {
+        peer: "".into(),
+        sdk_retry_count: None,
+        got: Got::Executed,
+    };
+    let write = Write {
+        record: record.clone(),
+        last_chunk: None,
+        attempt: Some(attempt),
+    };
+    let swap = store
+        .compare_and_set(at(store, number), None, write)
+        .await
+        .expect("a store");
+    assert_eq!(swap, Swap::Done { attempts: 1 });
+    record
+}
+
+async fn complete(store: &EmbeddedStore, record: &Record, number: u32, body: &[u8]) {
+    let response = Response {
+        head: Head {
+            status: 200,
+            headers: HeaderBlock::default(),
+        },
+        trailers: HeaderBlock::default(),
+        body_len: body.len() as u64,
+        chunks: 1,
+    };
+    let fence = record.fence();
+    let next = transition::complete(Some(record), fence, response, store.now(), WINDOW)
+        .expect("in flight");
+    let chunk = Bytes::copy_from_slice(body);
+    let write = Write {
+        record: next,
+        last_chunk: Some(chunk),
+        attempt: None,
+    };
+    let swap = store
+        .compare_and_set(at(store, number), Some(fence), write)
+        .await;
+    assert_eq!(swap.expect("a store"), Swap::Done { attempts: 1 });
+}
+
+/// The folder as a kill at this moment would leave it.
+fn killed_copy(folder: &Path) -> TempDir {
+    // In memory where there is such a place: thousands of copies are made, and what is tested here
+    // is what stands in them, not that it reaches a disk.
+    let memory = Path::new("/dev/shm");
+    let copy = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    let copy = copy.expect("a folder");
+    for entry in fs::read_dir(folder).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, copy.path().join(path.file_name().expect("a name"))).expect("a copy");
+    }
+    copy
+}
+
+async fn state(store: &EmbeddedStore, number: u32) -> Option<StateName> {
+    match store.load(at(store, number)).await {
+        Ok(stored) => stored.map(|stored| stored.record.state.name()),
+        Err(StoreError::Corrupt(_)) => Some(StateName::Unknown),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn l3_a_kill_leaves_completed_records_completed_and_open_claims_unknown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    let first = claim(&store, 1).await;
+    complete(&store, &first, 1, b"hello").await;
+    claim(&store, 2).await;
+
+    let copy = killed_copy(folder.path());
+    let again = open(copy.path()).expect("it opens");
+    let stored = again
+        .load(at(&again, 1))
+        .await
+        .expect("readable")
+        .expect("held");
+    assert_eq!(stored.record.state.name(), StateName::Completed);
+    assert_eq!(stored.last_chunk.as_deref(), Some(&b"hello"[..]));
+    assert_eq!(state(&again, 2).await, Some(StateName::Unknown));
+
+    // The new state is durable, too: another kill changes nothing.
+    let third = open(killed_copy(copy.path()).path()).expect("it opens");
+    assert_eq!(state(&third, 2).await, Some(StateName::Unknown));
+}
+
+#[tokio::test]
+async fn i08_a_kill_in_the_middle_of_recovery_is_recovered_from() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    for number in 0..20 {
+        claim(&store, number).await;
+    }
+    let mut copy = killed_copy(folder.path());
+    // What recovery leaves on the way: half of its files.
+    for round in 0..5 {
+        drop(open(copy.path()).expect("it opens"));
+        let files: Vec<_> = fs::read_dir(copy.path())
+            .expect("the folder")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "idx"))
+            .collect();
+        for path in files.iter().skip(round % 2) {
+            fs::remove_file(path).expect("removed");
+        }
+        copy = killed_copy(copy.path());
+    }
+    let store = open(copy.path()).expect("it opens");
+    for number in 0..20 {
+        assert_eq!(state(&store, number).await, Some(StateName::Unknown));
+    }
+}
+
+#[tokio::test]
+async fn i03_a_torn_last_commit_costs_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    for number in 0..8 {
+        let record = claim(&store, number).await;
+        complete(&store, &record, number, &[number as u8; 300]).await;
+    }
+    let before = killed_copy(folder.path());
+    claim(&store, 100).await;
+    let after = killed_copy(folder.path());
+
+    let log = "seg-00000001.log";
+    let old = fs::read(before.path().join(log)).expect("the log");
+    let new = fs::read(after.path().join(log)).expect("the log");
+    let changed: Vec<usize> = (0..new.len()).filter(|&at| new[at] != old[at]).collect();
+    let (start, end) = (changed[0], changed[changed.len() - 1] + 1);
+    for torn_at in (start..end).step_by(7) {
+        // Its front reached the disk, or only its back did.
+        for front in [true, false] {
+            let mut bytes = old.clone();
+            let kept = if front { start..torn_at } else { torn_at..end };
+            bytes[kept.clone()].copy_from_slice(&new[kept]);
+            let torn = killed_copy(before.path());
+            fs::write(torn.path().join(log), bytes).expect("written");
+            let store = open(torn.path()).expect("a torn end is no damage");
+            for number in 0..8 {
+                assert_eq!(state(&store, number).await, Some(StateName::Completed));
+            }
+            let unacknowledged = state(&store, 100).await;
+            assert!(matches!(unacknowledged, None | Some(StateName::Unknown)));
+        }
+    }
+}
+
+/// A folder in use, with a running operation and two completed ones.
+async fn in_use() -> (TempDir, EmbeddedStore) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    for number in 0..3 {
+        let record = claim(&store, number).await;
+        if number > 0 {
+            complete(&store, &record, number, b"an answer").await;
+        }
+    }
+    (folder, store)
+}
+
+#[tokio::test]
+async fn i13_no_flipped_byte_makes_a_used_key_look_new_after_a_kill() {
+    let (folder, _store) = in_use().await;
+    flip_every_byte(&killed_copy(folder.path())).await;
+}
+
+#[tokio::test]
+async fn i13_no_flipped_byte_makes_a_used_key_look_new_after_a_clean_stop() {
+    let (folder, store) = in_use().await;
+    store.close().await.expect("it closes");
+    flip_every_byte(&killed_copy(folder.path())).await;
+}
+
+async fn flip_every_byte(folder: &TempDir) {
+    let (mut opened, mut refused) = (0, 0);
+    for entry in fs::read_dir(folder.path()).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        let bytes = fs::read(&path).expect("a file");
+        let used = bytes
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last + 64);
+        for at in 0..used.min(bytes.len()) {
+            let rotten = killed_copy(folder.path());
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x04;
+            let name = path.file_name().expect("a name");
+            fs::write(rotten.path().join(name), bytes).expect("written");
+            let Ok(store) = open(rotten.path()) else {
+                refused += 1;
+                continue;
+            };
+            opened += 1;
+            for number in 0..3 {
+                let held = state(&store, number).await;
+                assert!(
+                    held.is_some(),
+                    "key {number} is new after byte {at} of {name:?}"
+                );
+                assert_ne!(held, Some(StateName::Released));
+            }
+        }
+    }
+    // Most of it must be survived, or the test would only show refusals.
+    assert!(opened > 4 * refused, "{opened} opened, {refused} refused");
+}
+
+#[tokio::test]
+async fn hostile_087_a_second_process_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    assert!(matches!(open(folder.path()), Err(OpenError::Locked(_))));
+    drop(store);
+    assert!(open(folder.path()).is_ok());
+}
+
+#[tokio::test]
+async fn hostile_091_a_missing_or_wrong_encryption_key_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let with = |id: u32, byte: u8| Options {
+        encryption: Some(EncryptionKeys {
+            active: id,
+            keys: [(id, [byte; 32])].into(),
+        }),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), with(1, 1)).expect("new");
+    let record = claim(&store, 1).await;
+    complete(&store, &record, 1, b"a secret answer").await;
+    store.close().await.expect("it closes");
+    drop(store);
+    for entry in fs::read_dir(folder.path()).expect("the folder") {
+        let bytes = fs::read(entry.expect("an entry").path()).expect("a file");
+        for secret in [&b"a secret answer"[..], b"key-1", b"acme"] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+        }
+    }
+    assert!(matches!(open(folder.path()), Err(OpenError::Key(_))));
+    for wrong in [with(1, 2), with(2, 1)] {
+        assert!(matches!(
+            EmbeddedStore::open(folder.path(), wrong),
+            Err(OpenError::Key(_))
+        ));
+    }
+    let rotated = Options {
+        encryption: Some(EncryptionKeys {
+            active: 2,
+            keys: [(1, [1; 32]), (2, [2; 32])].into(),
+        }),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), rotated).expect("both keys");
+    assert_eq!(state(&store, 1).await, Some(StateName::Completed));
+}
+
+#[tokio::test]
+async fn l7_expired_space_comes_back_though_an_old_operation_lives_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = || Options {
+        segment_bytes: 1 << 20,
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), options()).expect("new");
+    let old = claim(&store, 0).await;
+    for number in 1..300 {
+        let record = claim(&store, number).await;
+        complete(&store, &record, number, &[7; 60_000]).await;
+    }
+    let held = store.status().bytes;
+    assert!(held > 16 << 20, "{held}");
+    clock.advance(WINDOW);
+    assert_eq!(store.sweep().await.expect("a sweep").records, 299);
+    for _ in 0..20 {
+        store.sweep().await.expect("a sweep");
+    }
+    let left = store.status().bytes;
+    assert!(left < 6 << 20, "{left} of {held} are left");
+    assert_eq!(state(&store, 0).await, Some(StateName::InFlight));
+    complete(&store, &old, 0, b"late").await;
+    store.close().await.expect("it closes");
+    drop(store);
+
+    let store = EmbeddedStore::open(folder.path(), options()).expect("it opens");
+    assert_eq!(state(&store, 0).await, Some(StateName::Completed));
+    let left = store.sweep().await.expect("a sweep");
+    assert!(
+        left.records < 100,
+        "the expired records are in the log still: {left:?}"
+    );
+    for number in 1..300 {
+        assert_eq!(state(&store, number).await, None);
+    }
+}
+
+#[tokio::test]
+async fn i15_a_full_store_takes_no_claim_and_works_again_when_there_is_space() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = Options {
+        segment_bytes: 1 << 20,
+        max_bytes: 4 << 20,
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), options).expect("new");
+    let mut number = 0;
+    let full = loop {
+        let record = claim(&store, number).await;
+        let response = Response {
+            head: Head {
+                status: 200,
+                headers: HeaderBlock::default(),
+            },
+            trailers: HeaderBlock::default(),
+            body_len: 100_000,
+            chunks: 1,
+        };
+        let fence = record.fence();
+        let next = transition::complete(Some(&record), fence, response, store.now(), WINDOW)
+            .expect("in flight");
+        let chunk = Some(Bytes::from(vec![7; 100_000]));
+        let write = Write {
+            record: next,
+            last_chunk: chunk,
+            attempt: None,
+        };
+        match store
+            .compare_and_set(at(&store, number), Some(fence), write)
+            .await
+        {
+            Ok(_) => number += 1,
+            Err(error) => break error,
+        }
+        assert!(number < 100, "the limit does not hold");
+    };
+    assert!(matches!(full, StoreError::Full(_)), "{full:?}");
+    assert!(store.status().poisoned.is_none());
+
+    clock.advance(WINDOW);
+    store.sweep().await.expect("a sweep");
+    let record = loop {
+        // The next segment is made in the background.
+        let record = claim_unless_full(&store, 1_000).await;
+        if let Some(record) = record {
+            break record;
+        }
+        tokio::task::yield_now().await;
+    };
+    complete(&store, &record, 1_000, b"there is space").await;
+}
+
+async fn claim_unless_full(store: &EmbeddedStore, number: u32) -> Option<Record> {
+    let claim = Claim {
+        id: OperationId::new(store.now().as_millis(), &[9; 10]),
+        scope: scope(),
+        key: key(number),
+        fingerprint: Fingerprint::from_bytes([7; 32]),
+        request: RequestLine::default(),
+        owner: OwnerId::new(1),
+    };
+    let record = transition::claim(None, claim, store.now(), LEASE).expect("absent");
+    let attempt = AttemptNote {
+        peer: "".into(),
+        sdk_retry_count: None,
+        got: Got::Executed,
+    };
+    let write = Write {
+        record: record.clone(),
+        last_chunk: None,
+        attempt: Some(attempt),
+    };
+    match store.compare_and_set(at(store, number), None, write).await {
+        Ok(_) => Some(record),
+        Err(StoreError::Full(_)) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
