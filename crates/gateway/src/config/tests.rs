@@ -798,3 +798,84 @@ fn a_file_that_is_not_there_is_refused() {
         "{error}"
     );
 }
+
+/// Every setting that a table takes, out of what it says about one that it does not.
+fn settings(table: &str) -> Vec<String> {
+    let error = mistake(table);
+    let list = error
+        .split_once("use one of: ")
+        .unwrap_or_else(|| panic!("{error}"))
+        .1;
+    list.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_documentation_names_every_setting_and_its_default() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let nobody = "qqqqqqqqqqqqqqqqqqqqqqqq = 1\n";
+    let tables = [
+        format!("[server]\n{nobody}"),
+        format!("[server.tls]\ncert = \"a\"\nkey = \"b\"\n{nobody}"),
+        format!("[store]\n{nobody}"),
+        format!("[limits]\n{nobody}"),
+        format!("[[tenant]]\nname = \"a\"\ncredentials = [\"b\"]\n{nobody}"),
+        format!("[[preset]]\nname = \"a\"\n{nobody}"),
+        format!("{UPSTREAM}{nobody}"),
+        format!("{UPSTREAM}[[route]]\nupstream = \"up\"\n{nobody}"),
+    ];
+    for table in tables {
+        let settings = settings(&table);
+        assert!(settings.len() > 1, "{table}");
+        for setting in settings
+            .iter()
+            .filter(|name| *name != "encryption" && *name != "tls")
+        {
+            assert!(
+                page.contains(&format!("| `{setting}` |")),
+                "{setting} of {table}"
+            );
+        }
+    }
+    // Where a default is written down as it stands in a file, the file with it is the file without.
+    let policy_table = page.split_once("And the policy.").unwrap().1;
+    let policy_table = policy_table.split_once("## ").unwrap().0;
+    let mut defaults = 0;
+    for line in policy_table.lines().filter(|line| line.starts_with("| `")) {
+        let mut cells = line.split(" | ");
+        let name = cells.next().unwrap().trim_matches(&['|', ' ', '`'][..]);
+        let default = cells.next().unwrap();
+        if let Some(default) = default
+            .strip_prefix('`')
+            .and_then(|rest| rest.strip_suffix('`'))
+        {
+            assert_eq!(
+                policy(&format!("{name} = {default}")),
+                Policy::default(),
+                "{line}"
+            );
+            defaults += 1;
+        }
+    }
+    assert!(defaults > 20, "{defaults}");
+}
+
+#[test]
+fn the_documentation_of_presets_releases_what_they_release() {
+    let page = include_str!("../../../../docs/presets.md");
+    for preset in ["generic", "openai", "anthropic", "gemini", "stripe"] {
+        let section = page.split_once(&format!("\n## {preset}\n")).unwrap().1;
+        let section = section.split("\n## ").next().unwrap();
+        let released: Vec<u16> = section
+            .lines()
+            .filter(|line| line.contains(" | released | "))
+            .flat_map(|line| line.split('|').nth(1).unwrap().split([' ', ',']))
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        let text = format!("{UPSTREAM}preset = \"{preset}\"\n");
+        let mut policy = read(&text).unwrap().routes[0].policy.release.clone();
+        policy.sort_unstable();
+        let mut documented = released;
+        documented.sort_unstable();
+        assert_eq!(documented, policy, "{preset}");
+    }
+}
