@@ -13,7 +13,6 @@ mod listen;
 pub mod metrics;
 mod open;
 mod presets;
-#[path = "proxy_stub.rs"]
 pub mod proxy;
 pub mod shared;
 mod start;

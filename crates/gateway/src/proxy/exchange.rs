@@ -1,0 +1,134 @@
+//! One exchange with an upstream: a request out, the head of its answer in.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::lane::{Answer, Failed, Lane, Sending};
+use super::outgoing::Outgoing;
+use super::pool::Pool;
+use super::timer::Timer;
+
+/// Why an exchange came to nothing.
+pub(super) enum Failure {
+    /// No byte of the request was written (I10).
+    NotSent(String),
+    /// It went out, in part at least, and the connection broke.
+    Broke(String),
+    /// What came back is not HTTP.
+    BadAnswer(String),
+    /// No head within the first-byte timeout. It may still come.
+    TimedOut(Box<Waiting>),
+}
+
+/// A request that was sent and not answered yet.
+pub(super) struct Waiting {
+    lane: Lane,
+    sending: Sending,
+    pool: Arc<Pool>,
+    timer: Timer,
+    written: u64,
+}
+
+/// An answer that has begun.
+pub(super) type Begun = (Response<()>, Answer);
+
+/// Sends `request` over an idle connection, or a new one, and waits for the head of its answer.
+///
+/// A connection that had ended before it took the request is replaced once, by a new one. Nothing
+/// is ever sent twice.
+pub(super) async fn exchange(
+    pool: &Arc<Pool>,
+    mut request: Request<Outgoing>,
+    connect_timeout: Duration,
+    first_byte_timeout: Duration,
+) -> Result<Begun, Failure> {
+    let mut fresh = false;
+    loop {
+        let mut lane = pool
+            .lane(connect_timeout, fresh)
+            .await
+            .map_err(Failure::NotSent)?;
+        let sending = lane.send(request, pool);
+        let mut waiting = Waiting {
+            lane,
+            sending,
+            pool: Arc::clone(pool),
+            timer: Timer::default(),
+            written: 0,
+        };
+        match waiting.wait(first_byte_timeout).await {
+            Some(Ok(response)) => return Ok(waiting.begun(response)),
+            Some(Err(Failed::NotTaken(back))) if waiting.lane.is_used() && !fresh => {
+                request = *back;
+                fresh = true;
+            }
+            Some(Err(failed)) => return Err(failed.into()),
+            None if waiting.has_written() => return Err(Failure::TimedOut(Box::new(waiting))),
+            None => {
+                return Err(Failure::NotSent(
+                    "it took no byte of the request".to_owned(),
+                ));
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Goes on waiting for an answer that is late already.
+    pub(super) async fn late(mut self: Box<Self>, limit: Duration) -> Result<Begun, Failure> {
+        match self.wait(limit).await {
+            Some(Ok(response)) => Ok(self.begun(response)),
+            Some(Err(failed)) => Err(failed.into()),
+            None => Err(Failure::TimedOut(self)),
+        }
+    }
+
+    /// The head of the answer; `None` when nothing has moved for `limit`.
+    async fn wait(&mut self, limit: Duration) -> Option<Result<Response<Incoming>, Failed>> {
+        self.timer.set(limit);
+        std::future::poll_fn(|cx| self.poll(cx, limit)).await
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: Duration,
+    ) -> Poll<Option<Result<Response<Incoming>, Failed>>> {
+        if let Poll::Ready(answer) = self.sending.poll(&mut self.lane, cx) {
+            return Poll::Ready(Some(answer));
+        }
+        // The upstream has its time from the moment that it has the whole request: each part of it
+        // that goes out puts the deadline off.
+        let written = self.sending.written(&self.lane);
+        if written != self.written {
+            self.written = written;
+            self.timer.set(limit);
+        }
+        self.timer.poll(cx).map(|()| None)
+    }
+
+    fn has_written(&self) -> bool {
+        self.sending.has_written(&self.lane)
+    }
+
+    fn begun(self, response: Response<Incoming>) -> Begun {
+        let (head, body) = response.into_parts();
+        let answer = Answer::new(body, self.lane, self.pool);
+        (Response::from_parts(head, ()), answer)
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::NotTaken(_) => Self::NotSent("the connection was closed".to_owned()),
+            Failed::NotSent(why) => Self::NotSent(why),
+            Failed::Broke(why) => Self::Broke(why),
+            Failed::BadAnswer(why) => Self::BadAnswer(why),
+        }
+    }
+}

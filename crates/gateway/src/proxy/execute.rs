@@ -1,0 +1,405 @@
+//! The one execution of an operation: the exchange with the upstream belongs to it, and the first
+//! caller is only its first reader.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use onlyonce_core::{Head, HeaderBlock, ReleaseReason, UnknownReason};
+use onlyonce_engine::{Execution, Kind, PushError, Reader, Start, Ticket, Unsettled};
+use onlyonce_store::Store;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::exchange::{Begun, Failure, Waiting, exchange};
+use super::outgoing::Outgoing;
+use super::path::Path;
+use super::recorded::{self, Leave};
+use super::recording::{Ended, Gathered, Incoming, Original};
+use super::reply::Reply;
+use super::service::Caller;
+use super::spool::Collected;
+use super::worker::{Open, Worker};
+use crate::config::{ClientGone, Forward};
+
+/// A request as the upstream is to get it.
+pub(super) struct Order {
+    pub(super) method: Method,
+    pub(super) target: PathAndQuery,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Collected,
+}
+
+/// What the first caller gets.
+pub(super) enum First {
+    /// The upstream's answer.
+    Answer {
+        response: Response<Reply>,
+        released: bool,
+        ticket: Ticket,
+    },
+    /// There is none.
+    Nothing { start: Start, ticket: Ticket },
+}
+
+/// Executes, and answers the first caller from the recording.
+pub(super) async fn first<S: Store>(
+    worker: &Arc<Worker<S>>,
+    caller: &Caller,
+    path: &Arc<Path>,
+    execution: Execution<S>,
+    order: Order,
+    mut reader: Reader<S>,
+) -> First {
+    let policy = &path.route.policy;
+    if policy.forward == Forward::AfterDurable {
+        reader.hold_until_durable();
+    }
+    let original = Arc::new(Mutex::new(None));
+    let (mut leave, left) = match policy.client_gone {
+        ClientGone::Finish => (None, None),
+        ClientGone::Cancel => {
+            let (leave, left) = Leave::new(&caller.watch);
+            (Some(leave), Some(left))
+        }
+    };
+    let driver = Driver {
+        worker: Arc::clone(worker),
+        path: Arc::clone(path),
+        original: Arc::clone(&original),
+    };
+    let open = worker.open.one_more();
+    let mut driving = Attached::new(driver.drive(execution, order, left, open));
+    let start = std::future::poll_fn(|cx| {
+        if let Some(leave) = &mut leave {
+            leave.look();
+        }
+        driving.poll(cx);
+        reader.poll_start(cx)
+    })
+    .await;
+    drop(driving);
+    let ticket = *reader.ticket();
+    let Start::Response { head, kind } = start else {
+        return First::Nothing { start, ticket };
+    };
+    let original = original.lock().take();
+    let response = match original {
+        Some(original) => Some(original.response(reader, leave)),
+        None => recorded::response(&head, reader),
+    };
+    match response {
+        Some(response) => First::Answer {
+            response,
+            released: kind == Kind::Released,
+            ticket,
+        },
+        None => First::Nothing {
+            start: Start::Unknown(UnknownReason::Unreadable),
+            ticket,
+        },
+    }
+}
+
+/// A future that the caller polls for as long as it is there, and that goes on without it.
+///
+/// It spares a task, and the wake-ups between two tasks, for every request that is answered at
+/// once.
+struct Attached(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl Attached {
+    fn new(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Some(Box::pin(future)))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Some(future) = &mut self.0
+            && future.as_mut().poll(cx).is_ready()
+        {
+            self.0 = None;
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let (Some(future), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current())
+        {
+            runtime.spawn(future);
+        }
+    }
+}
+
+/// How an exchange ended, before that is written.
+enum Outcome {
+    Whole(Head, Bytes, HeaderBlock),
+    Complete(HeaderBlock),
+    Release,
+    ReleaseBroken,
+    NotSent(String),
+    Lost(UnknownReason),
+    Late(Box<Waiting>),
+    /// The operation is not this execution's any more.
+    Fenced,
+}
+
+/// What an execution needs beside itself.
+struct Driver<S: Store> {
+    worker: Arc<Worker<S>>,
+    path: Arc<Path>,
+    /// For the first caller: what a recording does not hold.
+    original: Arc<Mutex<Option<Original>>>,
+}
+
+impl<S: Store> Driver<S> {
+    async fn drive(
+        self,
+        mut execution: Execution<S>,
+        order: Order,
+        left: Option<oneshot::Receiver<()>>,
+        open: Open,
+    ) {
+        let begun = Instant::now();
+        let outcome = match left {
+            None => self.run(&mut execution, order).await,
+            Some(left) => tokio::select! {
+                biased;
+                outcome = self.run(&mut execution, order) => outcome,
+                _ = left => Outcome::Lost(UnknownReason::Cancelled),
+            },
+        };
+        let metrics = &self.worker.shared.metrics;
+        metrics.executed(&self.path.route, begun.elapsed());
+        if let Err(error) = self.settle(execution, outcome, open).await {
+            tracing::warn!(%error, "an outcome was not recorded");
+        }
+    }
+
+    /// `open` is what a worker waits for before it goes.
+    async fn settle(
+        &self,
+        execution: Execution<S>,
+        outcome: Outcome,
+        open: Open,
+    ) -> Result<(), Unsettled> {
+        let metrics = &self.worker.shared.metrics;
+        match outcome {
+            Outcome::Whole(head, body, trailers) => {
+                execution.respond_whole(head, body, trailers).await
+            }
+            Outcome::Complete(trailers) => execution.complete(trailers).await,
+            Outcome::Release => execution.release(ReleaseReason::DidNotRun).await,
+            Outcome::ReleaseBroken => execution.release_broken().await,
+            Outcome::NotSent(why) => execution.not_sent(&why).await,
+            Outcome::Lost(reason) => {
+                metrics.unknown(reason);
+                execution.lose(reason).await
+            }
+            Outcome::Late(waiting) => {
+                metrics.unknown(UnknownReason::TimedOut);
+                let late = execution.lose_for_now(UnknownReason::TimedOut).await?;
+                drop(open);
+                self.wait_for_late(late, waiting).await
+            }
+            Outcome::Fenced => {
+                drop(execution);
+                Ok(())
+            }
+        }
+    }
+
+    async fn run(&self, execution: &mut Execution<S>, mut order: Order) -> Outcome {
+        let policy = &self.path.route.policy;
+        self.path.count_request();
+        let deadline = Instant::now() + policy.total_timeout;
+        let mut tries = 0;
+        loop {
+            let more = tries < policy.retries.max;
+            let request = order.request(&self.path, more);
+            let exchanged = exchange(
+                &self.path.pool,
+                request,
+                policy.connect_timeout,
+                policy.first_byte_timeout.min(policy.total_timeout),
+            )
+            .await;
+            match exchanged {
+                Ok((head, _))
+                    if more
+                        && policy.releases(head.status().as_u16())
+                        && self.path.take_retry() => {}
+                Ok(begun) => return self.record(execution, begun, deadline).await,
+                Err(Failure::NotSent(_)) if more && self.path.take_retry() => {}
+                Err(Failure::NotSent(why)) => return Outcome::NotSent(why),
+                Err(Failure::Broke(why)) => {
+                    tracing::debug!(operation = %execution.id(), why, "the exchange broke");
+                    return Outcome::Lost(UnknownReason::Broke);
+                }
+                Err(Failure::BadAnswer(why)) => {
+                    tracing::debug!(operation = %execution.id(), why, "the answer is not HTTP");
+                    return Outcome::Lost(UnknownReason::BadAnswer);
+                }
+                Err(Failure::TimedOut(waiting)) => return Outcome::Late(waiting),
+            }
+            self.worker.shared.metrics.retried(&self.path.route);
+            tokio::time::sleep(jitter(&policy.retries, tries)).await;
+            tries += 1;
+        }
+    }
+
+    async fn record(
+        &self,
+        execution: &mut Execution<S>,
+        begun: Begun,
+        deadline: Instant,
+    ) -> Outcome {
+        let policy = &self.path.route.policy;
+        let mut incoming = match Incoming::new(begun, policy, deadline) {
+            Ok(incoming) => incoming,
+            Err(reason) => return Outcome::Lost(reason),
+        };
+        let released = policy.releases(incoming.head.status);
+        let broken = |reason| match released {
+            // The status has said already that nothing ran.
+            true => Outcome::ReleaseBroken,
+            false => Outcome::Lost(reason),
+        };
+        let gathered = incoming.gather().await;
+        let mut broke_off = false;
+        let (body, ended) = match gathered {
+            Gathered::Part(bytes) => (bytes, None),
+            Gathered::Whole(bytes, trailers) => (bytes, Some(trailers)),
+            Gathered::Broken(reason) if !released => return Outcome::Lost(reason),
+            Gathered::Broken(_) => {
+                broke_off = true;
+                (Bytes::new(), None)
+            }
+        };
+        let whole = ended.as_ref().is_some_and(HeaderBlock::is_empty);
+        let original = incoming.original(whole.then(|| body.clone()));
+        *self.original.lock() = Some(original);
+        let head = std::mem::take(&mut incoming.head);
+        if let (Some(trailers), false) = (&ended, released) {
+            return Outcome::Whole(head, body, trailers.clone());
+        }
+        let kind = match released {
+            true => Kind::Released,
+            false => Kind::Executed,
+        };
+        let pushed = match execution.head(head, kind).await {
+            Ok(()) => execution.push(body).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = pushed {
+            return not_pushed(&error, broken);
+        }
+        if ended.is_some() {
+            return Outcome::Release;
+        }
+        if broke_off {
+            return Outcome::ReleaseBroken;
+        }
+        loop {
+            match incoming.next().await {
+                Ok(bytes) => {
+                    if let Err(error) = execution.push(bytes).await {
+                        return not_pushed(&error, broken);
+                    }
+                }
+                Err(Ended::Clean(_)) if released => return Outcome::Release,
+                Err(Ended::Clean(trailers)) => return Outcome::Complete(trailers),
+                Err(Ended::Broken(reason)) => return broken(reason),
+            }
+        }
+    }
+
+    /// Waits for the answer of an execution that its readers were told to be unknown (HOSTILE 64).
+    async fn wait_for_late(
+        &self,
+        mut late: onlyonce_engine::Late<S>,
+        waiting: Box<Waiting>,
+    ) -> Result<(), Unsettled> {
+        let policy = &self.path.route.policy;
+        let Ok(begun) = waiting.late(policy.late_answer).await else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + policy.total_timeout;
+        let Ok(mut incoming) = Incoming::new(begun, policy, deadline) else {
+            return Ok(());
+        };
+        // That it did not run is an operator's word to write now: others were told "unknown".
+        if policy.releases(incoming.head.status) {
+            return Ok(());
+        }
+        let head = std::mem::take(&mut incoming.head);
+        if late.head(head).await.is_err() {
+            return Ok(());
+        }
+        loop {
+            match incoming.next().await {
+                Ok(bytes) => {
+                    if late.push(bytes).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(Ended::Clean(trailers)) => return late.complete(trailers).await,
+                Err(Ended::Broken(_)) => return Ok(()),
+            }
+        }
+    }
+}
+
+fn not_pushed(error: &PushError, broken: impl Fn(UnknownReason) -> Outcome) -> Outcome {
+    match error {
+        PushError::OverLimit { .. } => broken(UnknownReason::OverLimit),
+        PushError::NotRecorded(_) => broken(UnknownReason::NotRecorded),
+        PushError::Fenced => Outcome::Fenced,
+    }
+}
+
+impl Order {
+    /// The request; `again` says that it may have to be made once more.
+    fn request(&mut self, path: &Path, again: bool) -> Request<Outgoing> {
+        let headers = match again {
+            true => self.headers.clone(),
+            false => std::mem::take(&mut self.headers),
+        };
+        path.request(
+            self.method.clone(),
+            self.target.clone(),
+            headers,
+            self.body.outgoing(),
+        )
+    }
+}
+
+impl Original {
+    fn response<S: Store>(self, reader: Reader<S>, leave: Option<Leave>) -> Response<Reply> {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or_default();
+        let body = match self.whole {
+            Some(bytes) => Reply::whole(bytes),
+            None => recorded::body(&self.headers, reader, leave),
+        };
+        *response.headers_mut() = self.headers;
+        response.map(|()| body)
+    }
+}
+
+/// A pause before try number `tries` + 1: anything from nothing to a span that doubles each time,
+/// so that those who failed together do not come back together.
+fn jitter(retries: &crate::config::Retries, tries: u32) -> Duration {
+    let ceiling = retries
+        .backoff
+        .saturating_mul(1_u32.checked_shl(tries.min(20)).unwrap_or(u32::MAX))
+        .min(retries.max_backoff);
+    let random = uuid::Uuid::now_v7().as_u128() & u128::from(u32::MAX);
+    // At most 32 bits: exact.
+    let share = f64::from(u32::try_from(random).unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+    ceiling.mul_f64(share)
+}

@@ -1,0 +1,112 @@
+//! The data path: callers' connections, the requests on them, and the upstreams behind.
+//!
+//! ```text
+//!  worker ── connection ── service ─┬─ passthrough ─────────────┐
+//!  (thread)  gate, watch            └─ keyed ── execute ────────┼─ exchange ── lane ── pool
+//!            scan                      spool    recording       │              transport
+//!                                      recorded (replay, join)  ┘
+//! ```
+//!
+//! A [`worker`] is a thread with a runtime of its own: a connection, its requests and the upstream
+//! connections that they use stay on it. Before hyper sees a byte of a caller's, the [`gate`] has
+//! checked the framing. [`service`] tells which way a request goes: [`passthrough`] streams, and
+//! [`keyed`] asks the engine. [`execute`] is the one execution of an operation, detached from its
+//! caller; every caller reads the recording.
+
+mod connection;
+mod exchange;
+mod execute;
+mod gate;
+mod keyed;
+mod lane;
+mod outgoing;
+mod passthrough;
+mod path;
+mod pool;
+mod recorded;
+mod recording;
+mod reply;
+mod scan;
+mod service;
+mod spool;
+mod timer;
+mod tls;
+mod transport;
+mod watch;
+mod worker;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread;
+
+use onlyonce_store::Store;
+use tokio::sync::watch as channel;
+use tokio_rustls::TlsAcceptor;
+
+use self::tls::UpstreamTls;
+use self::worker::Worker;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::shared::{Phases, Shared};
+
+/// The threads that serve requests, each with a current-thread runtime of its own.
+pub struct Workers {
+    running: channel::Receiver<usize>,
+}
+
+impl Workers {
+    /// Waits until all of them have ended. May be called again after it was dropped.
+    pub async fn wait(&mut self) {
+        // An error says that no worker is left to change the number.
+        let _ = self.running.wait_for(|running| *running == 0).await;
+    }
+}
+
+/// Reads the files that the configuration names (certificates, keys, roots), and refuses those
+/// that cannot be used.
+pub fn check_files(config: &Config) -> Result<(), Failure> {
+    UpstreamTls::read(config)?;
+    config.server.tls.as_ref().map(tls::server).transpose()?;
+    Ok(())
+}
+
+/// Starts one worker for each of `listeners`. They serve until `phases` says otherwise.
+pub fn run<S: Store>(
+    shared: Arc<Shared<S>>,
+    listeners: Vec<TcpListener>,
+    phases: Phases,
+) -> Result<Workers, Failure> {
+    let upstream_tls = UpstreamTls::read(&shared.config)?;
+    let tls = shared.config.server.tls.as_ref();
+    let tls = tls.map(tls::server).transpose()?.map(TlsAcceptor::from);
+    let (count, running) = channel::channel(listeners.len());
+    let count = Arc::new(count);
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let worker = Worker::new(&shared, &upstream_tls).map_err(|error| cannot_start(&error))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| cannot_start(&error))?;
+        let (tls, phases, count) = (tls.clone(), phases.clone(), Arc::clone(&count));
+        thread::Builder::new()
+            .name(format!("onlyonce-{number}"))
+            .spawn(move || {
+                let served = runtime.block_on(Arc::new(worker).serve(listener, tls, phases));
+                if let Err(error) = served {
+                    tracing::error!(%error, "a worker could not serve");
+                }
+                // What is left on it ends here: nobody is to wait for a blocked file.
+                runtime.shutdown_background();
+                count.send_modify(|running| *running -= 1);
+            })
+            .map_err(|error| cannot_start(&error))?;
+    }
+    Ok(Workers { running })
+}
+
+fn cannot_start(error: &std::io::Error) -> Failure {
+    Failure::other(
+        format!("a worker cannot start ({error})"),
+        "look at the limits of the process (ulimit -n, ulimit -u), or lower server.workers",
+    )
+}

@@ -1,0 +1,122 @@
+//! The body of a request on its way to the upstream.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::task::JoinHandle;
+
+/// How much of a spooled body is read at a time.
+const READ_AT_ONCE: usize = 256 * 1024;
+
+/// A request's body on its way to the upstream.
+pub(super) enum Outgoing {
+    /// No body, or one in memory.
+    Whole(Bytes),
+    /// One that was spooled to disk.
+    Spooled(SpooledBody),
+    /// One that is passed on as it comes.
+    Passed(Incoming, Interrupted),
+}
+
+/// Whether the caller failed to send its body whole: then it is not the upstream that broke.
+#[derive(Clone, Default)]
+pub(super) struct Interrupted(Arc<AtomicBool>);
+
+impl Interrupted {
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Spooled(body) => {
+                let data = ready!(body.poll_data(cx));
+                Poll::Ready(data.map(|bytes| bytes.map(Frame::data)).transpose())
+            }
+            Self::Passed(body, interrupted) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| {
+                    frame.map_err(|error| {
+                        interrupted.0.store(true, Relaxed);
+                        io::Error::other(error)
+                    })
+                }))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Spooled(body) => body.left == 0,
+            Self::Passed(body, _) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Spooled(body) => SizeHint::with_exact(body.left),
+            Self::Passed(body, _) => body.size_hint(),
+        }
+    }
+}
+
+/// A body that is read from a file. Each has its own place in it, so that a file can be sent again.
+pub(super) struct SpooledBody {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
+}
+
+impl SpooledBody {
+    /// The first `len` bytes of `file`.
+    pub(super) fn new(file: Arc<File>, len: u64) -> Self {
+        Self {
+            file,
+            at: 0,
+            left: len,
+            reading: None,
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        if self.left == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        let reading = self.reading.get_or_insert_with(|| {
+            let (file, at) = (Arc::clone(&self.file), self.at);
+            let len = usize::try_from(self.left).map_or(READ_AT_ONCE, |l| l.min(READ_AT_ONCE));
+            tokio::task::spawn_blocking(move || {
+                let mut bytes = vec![0; len];
+                file.read_exact_at(&mut bytes, at)?;
+                Ok(bytes.into())
+            })
+        });
+        let read = ready!(Pin::new(reading).poll(cx));
+        self.reading = None;
+        let bytes: Bytes = read.map_err(io::Error::other)??;
+        self.at += bytes.len() as u64;
+        self.left -= bytes.len() as u64;
+        Poll::Ready(Ok(Some(bytes)))
+    }
+}

@@ -1,0 +1,229 @@
+//! The connections of one worker to one upstream.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HOST;
+use http::uri::{Parts, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Uri};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpStream, lookup_host};
+use tokio_rustls::TlsConnector;
+
+use super::lane::{Lane, One};
+use super::outgoing::Outgoing;
+use super::transport::{Counted, Stream};
+use crate::config::Upstream;
+
+/// How long a connection may lie idle and still be used without another look at its socket.
+const FRESH: Duration = Duration::from_millis(500);
+/// The most bytes of a head that an upstream may answer with. (Header fields: 100, by hyper.)
+const MAX_HEAD_BYTES: usize = 256 * 1024;
+
+/// The connections of one worker to one upstream.
+pub(super) struct Pool {
+    upstream: Arc<Upstream>,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    host: HeaderValue,
+    idle: Mutex<Vec<Box<One>>>,
+    shared: tokio::sync::Mutex<Option<http2::SendRequest<Outgoing>>>,
+}
+
+impl Pool {
+    /// A pool without a connection; `tls` is there where the upstream is reached over TLS.
+    pub(super) fn new(
+        upstream: Arc<Upstream>,
+        tls: Option<Arc<rustls::ClientConfig>>,
+    ) -> io::Result<Self> {
+        let tls = match tls {
+            Some(config) => {
+                let name = ServerName::try_from(upstream.host.to_string())
+                    .map_err(|error| io::Error::other(error.to_string()))?;
+                Some((TlsConnector::from(config), name))
+            }
+            None => None,
+        };
+        let host = HeaderValue::from_str(upstream.authority.as_str()).map_err(io::Error::other)?;
+        Ok(Self {
+            upstream,
+            tls,
+            host,
+            idle: Mutex::new(Vec::new()),
+            shared: tokio::sync::Mutex::new(None),
+        })
+    }
+
+    /// Writes the target and the host as HTTP/1.1 has them: path and query, and `Host`.
+    pub(super) fn address_http1(&self, request: &mut Request<Outgoing>) {
+        if request.uri().scheme().is_some()
+            && let Some(target) = request.uri().path_and_query()
+        {
+            *request.uri_mut() = Uri::from(target.clone());
+        }
+        request.headers_mut().insert(HOST, self.host.clone());
+    }
+
+    /// Writes them as HTTP/2 has them: in the target alone (RFC 9113 section 8.3.1).
+    pub(super) fn address_http2(&self, request: &mut Request<Outgoing>) {
+        let mut parts = Parts::default();
+        parts.scheme = Some(match self.tls {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        });
+        parts.authority = Some(self.upstream.authority.clone());
+        parts.path_and_query = request.uri().path_and_query().cloned();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+        request.headers_mut().remove(HOST);
+    }
+
+    /// An idle connection, where there is one that still stands.
+    pub(super) async fn idle(&self) -> Option<Lane> {
+        loop {
+            let mut one = self.idle.lock().pop()?;
+            let age = one.idle_since().elapsed();
+            if age > self.upstream.idle_timeout {
+                continue;
+            }
+            if age > FRESH {
+                // What the upstream said in the meantime (that it closed, most of all) lies with
+                // the runtime until it has looked at its sockets once more.
+                tokio::task::yield_now().await;
+            }
+            if one.is_alive() {
+                return Some(Lane::One(one));
+            }
+        }
+    }
+
+    /// A share of the HTTP/2 connection, or an HTTP/1.1 connection: an idle one where there is one
+    /// and `fresh` does not forbid it, else a new one. The error says why none could be had.
+    pub(super) async fn lane(&self, limit: Duration, fresh: bool) -> Result<Lane, String> {
+        if !fresh && let Some(lane) = self.idle().await {
+            return Ok(lane);
+        }
+        let connecting = async {
+            match &self.tls {
+                _ if self.upstream.http2 => self.share(fresh).await,
+                None => self.connect().await,
+                Some(_) => self.share_or_connect(fresh).await,
+            }
+        };
+        match tokio::time::timeout(limit, connecting).await {
+            Ok(Ok(lane)) => Ok(lane),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it did not answer within {limit:?}")),
+        }
+    }
+
+    /// Keeps a connection for the next exchange.
+    pub(super) fn give_back(&self, one: Box<One>) {
+        let mut idle = self.idle.lock();
+        if idle.len() < self.upstream.max_idle_per_worker {
+            idle.push(one);
+        }
+    }
+
+    /// Lets go of connections that have ended or lain idle for too long.
+    pub(super) fn tidy(&self) {
+        let limit = self.upstream.idle_timeout;
+        self.idle
+            .lock()
+            .retain_mut(|one| one.idle_since().elapsed() <= limit && one.is_alive());
+    }
+
+    /// A share of the one HTTP/2 connection, which is opened where it is not there.
+    async fn share(&self, fresh: bool) -> io::Result<Lane> {
+        let mut shared = self.shared.lock().await;
+        if let Some(sender) = &*shared
+            && !sender.is_closed()
+            && !fresh
+        {
+            return Ok(Lane::Two(sender.clone()));
+        }
+        let lane = self.connect().await?;
+        if let Lane::Two(sender) = &lane {
+            *shared = Some(sender.clone());
+        }
+        Ok(lane)
+    }
+
+    /// The same where only the handshake tells which protocol it will be: connections are opened
+    /// side by side, since most of them may be HTTP/1.1.
+    async fn share_or_connect(&self, fresh: bool) -> io::Result<Lane> {
+        let open = self.shared.lock().await.clone();
+        if let Some(sender) = open
+            && !sender.is_closed()
+            && !fresh
+        {
+            return Ok(Lane::Two(sender));
+        }
+        let lane = self.connect().await?;
+        if let Lane::Two(sender) = &lane {
+            *self.shared.lock().await = Some(sender.clone());
+        }
+        Ok(lane)
+    }
+
+    async fn connect(&self) -> io::Result<Lane> {
+        let tcp = self.connect_tcp().await?;
+        tcp.set_nodelay(true)?;
+        let (stream, http2) = match &self.tls {
+            None => (Stream::Plain(tcp), self.upstream.http2),
+            Some((connector, name)) => {
+                let tls = connector.connect(name.clone(), tcp).await?;
+                let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+                (Stream::Opened(Box::new(tls)), http2)
+            }
+        };
+        let (counted, written) = Counted::new(stream);
+        let io = TokioIo::new(counted);
+        if http2 {
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .adaptive_window(true)
+                .keep_alive_interval(Some(Duration::from_secs(30)))
+                .max_header_list_size(64 * 1024)
+                .handshake(io)
+                .await
+                .map_err(io::Error::other)?;
+            tokio::spawn(connection);
+            return Ok(Lane::Two(sender));
+        }
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_HEAD_BYTES)
+            .handshake(io)
+            .await
+            .map_err(io::Error::other)?;
+        Ok(Lane::One(Box::new(One::new(sender, connection, written))))
+    }
+
+    /// Tries the addresses of the upstream's host, one after the other.
+    async fn connect_tcp(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::other("its name has no address");
+        for address in lookup_host((&*self.upstream.host, self.upstream.port)).await? {
+            match TcpStream::connect(address).await {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The path and query of a request as this upstream gets them: its own base path first, and
+    /// without `strip`.
+    pub(super) fn target(&self, target: &PathAndQuery, strip: &str) -> Option<PathAndQuery> {
+        let base = &*self.upstream.base_path;
+        if base.is_empty() && strip.is_empty() {
+            return Some(target.clone());
+        }
+        let rest = target.as_str().strip_prefix(strip)?;
+        let slash = if rest.starts_with('/') { "" } else { "/" };
+        format!("{base}{slash}{rest}").parse().ok()
+    }
+}

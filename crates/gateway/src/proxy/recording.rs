@@ -1,0 +1,224 @@
+//! An upstream's answer on its way into a recording.
+
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
+use onlyonce_core::{Head, HeaderBlock, UnknownReason};
+use onlyonce_http::headers;
+use tokio::time::Instant;
+
+use super::exchange::Begun;
+use super::lane::Answer;
+use super::recorded::SMALL;
+use super::timer::Timer;
+use crate::config::Policy;
+
+/// An answer that is to be recorded.
+pub(super) struct Incoming {
+    /// Its head as it is recorded.
+    pub(super) head: Head,
+    headers: HeaderMap,
+    answer: Answer,
+    trailers: HeaderBlock,
+    timer: Timer,
+    between_bytes: std::time::Duration,
+    deadline: Instant,
+}
+
+/// An answer as it came, for the caller that it was made for: with cookies that no recording has.
+pub(super) struct Original {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    /// The body, where it came at once. It may be shown only once it is recorded.
+    pub(super) whole: Option<Bytes>,
+}
+
+/// What of a body came at once.
+pub(super) enum Gathered {
+    /// All of it.
+    Whole(Bytes, HeaderBlock),
+    /// Some of it, or nothing yet.
+    Part(Bytes),
+    /// It broke off.
+    Broken(UnknownReason),
+}
+
+/// Why there are no more bytes.
+pub(super) enum Ended {
+    /// The body is whole. Here are its trailers.
+    Clean(HeaderBlock),
+    /// It broke off.
+    Broken(UnknownReason),
+}
+
+impl Incoming {
+    /// Takes the head in, or says why an answer with this head has no outcome.
+    pub(super) fn new(
+        (response, answer): Begun,
+        policy: &Policy,
+        deadline: Instant,
+    ) -> Result<Self, UnknownReason> {
+        if response.status().is_informational() {
+            // A switch of protocols that nobody asked for.
+            return Err(UnknownReason::BadAnswer);
+        }
+        if ends_by_close(&response) && !policy.allow_close_delimited {
+            return Err(UnknownReason::Truncated);
+        }
+        let (head, ()) = response.into_parts();
+        let mut headers = head.headers;
+        headers::from_upstream(&mut headers);
+        if !headers.contains_key(DATE)
+            && let Some(now) = http_date()
+        {
+            // Who passes on an answer without a date adds the one of its receipt (RFC 9110 section
+            // 6.6.1). Recorded, it is the same for everybody who gets this answer.
+            headers.insert(DATE, now);
+        }
+        let recorded = headers::recorded(&headers, policy.allow_set_cookie);
+        let block = HeaderBlock::pack(recorded).map_err(|_| UnknownReason::BadAnswer)?;
+        Ok(Self {
+            head: Head {
+                status: head.status.as_u16(),
+                headers: block,
+            },
+            headers,
+            answer,
+            trailers: HeaderBlock::default(),
+            timer: Timer::default(),
+            between_bytes: policy.between_bytes_timeout,
+            deadline,
+        })
+    }
+
+    /// The answer as it came.
+    pub(super) fn original(&mut self, whole: Option<Bytes>) -> Original {
+        Original {
+            status: self.head.status,
+            headers: std::mem::take(&mut self.headers),
+            whole,
+        }
+    }
+
+    /// Takes in what is there at once; all of it where it says that it is small.
+    pub(super) async fn gather(&mut self) -> Gathered {
+        let small = self
+            .answer
+            .size_hint()
+            .exact()
+            .is_some_and(|len| len <= SMALL);
+        let mut parts = Parts::default();
+        loop {
+            let piece = match small {
+                true => self.next().await,
+                false => match self.poll_next(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(piece) => piece,
+                    Poll::Pending => return Gathered::Part(parts.joined()),
+                },
+            };
+            match piece {
+                Ok(bytes) => parts.add(bytes),
+                Err(Ended::Clean(trailers)) => return Gathered::Whole(parts.joined(), trailers),
+                Err(Ended::Broken(reason)) => return Gathered::Broken(reason),
+            }
+            if parts.len() as u64 > SMALL {
+                return Gathered::Part(parts.joined());
+            }
+        }
+    }
+
+    /// The next bytes of the body, or its end.
+    pub(super) async fn next(&mut self) -> Result<Bytes, Ended> {
+        self.timer.clear();
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(piece) = self.poll_next(cx) {
+                return Poll::Ready(piece);
+            }
+            if !self.timer.is_set() {
+                let silent = Instant::now() + self.between_bytes;
+                self.timer.set_at(silent.min(self.deadline));
+            }
+            self.timer
+                .poll(cx)
+                .map(|()| Err(Ended::Broken(UnknownReason::TimedOut)))
+        })
+        .await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Ended>> {
+        loop {
+            let Poll::Ready(frame) = self.answer.poll_frame(cx) else {
+                return Poll::Pending;
+            };
+            let Some(frame) = frame else {
+                return Poll::Ready(Err(Ended::Clean(std::mem::take(&mut self.trailers))));
+            };
+            let Ok(frame) = frame else {
+                return Poll::Ready(Err(Ended::Broken(UnknownReason::Truncated)));
+            };
+            match frame.into_data() {
+                Ok(bytes) if bytes.is_empty() => {}
+                Ok(bytes) => return Poll::Ready(Ok(bytes)),
+                Err(frame) => {
+                    if let Ok(mut trailers) = frame.into_trailers() {
+                        headers::trailers_from_upstream(&mut trailers);
+                        let Ok(block) = HeaderBlock::pack(headers::recorded(&trailers, false))
+                        else {
+                            return Poll::Ready(Err(Ended::Broken(UnknownReason::BadAnswer)));
+                        };
+                        self.trailers = block;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that came in pieces. Most come in one.
+#[derive(Default)]
+struct Parts {
+    first: Bytes,
+    rest: BytesMut,
+}
+
+impl Parts {
+    fn add(&mut self, bytes: Bytes) {
+        if self.first.is_empty() {
+            self.first = bytes;
+        } else {
+            self.rest.extend_from_slice(&bytes);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.rest.len()
+    }
+
+    fn joined(self) -> Bytes {
+        if self.rest.is_empty() {
+            return self.first;
+        }
+        let mut all = BytesMut::with_capacity(self.len());
+        all.extend_from_slice(&self.first);
+        all.extend_from_slice(&self.rest);
+        all.freeze()
+    }
+}
+
+/// Whether only the end of the connection says where the body ends (RFC 9112 section 6.3): then
+/// nobody can tell the end from a break.
+fn ends_by_close(response: &Response<()>) -> bool {
+    let headers = response.headers();
+    response.version() <= Version::HTTP_11
+        && !headers.contains_key(CONTENT_LENGTH)
+        && !headers.contains_key(TRANSFER_ENCODING)
+        && response.status() != StatusCode::NO_CONTENT
+        && response.status() != StatusCode::NOT_MODIFIED
+}
+
+fn http_date() -> Option<HeaderValue> {
+    let now = httpdate::fmt_http_date(std::time::SystemTime::now());
+    HeaderValue::from_str(&now).ok()
+}

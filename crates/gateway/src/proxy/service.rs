@@ -1,0 +1,181 @@
+//! The life of a request, from its head to its answer.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, Version};
+use hyper::body::Incoming;
+use onlyonce_core::Key;
+use onlyonce_http::framing::{self, FramingError};
+use onlyonce_http::headers::InboundHop;
+use onlyonce_http::key_of;
+use onlyonce_http::marks::write_should_retry;
+use onlyonce_http::problem::{Problem, ProblemContext};
+use onlyonce_store::Store;
+
+use super::keyed;
+use super::passthrough;
+use super::path::{Path, host};
+use super::reply::{Busy, Reply};
+use super::watch::Watch;
+use super::worker::Worker;
+use crate::config::KeyMode;
+use crate::metrics::Answer;
+use crate::shared::Shared;
+
+/// After how long to come again where nothing better is known.
+pub(super) const COME_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who a request comes from.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) peer: SocketAddr,
+    pub(super) tls: bool,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Caller {
+    /// The hop that a request took to get here.
+    pub(super) fn hop<'a>(&self, host: Option<&'a str>) -> InboundHop<'a> {
+        InboundHop {
+            peer: self.peer.ip(),
+            host,
+            tls: self.tls,
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+pub(super) struct Service<S: Store> {
+    pub(super) worker: Arc<Worker<S>>,
+    pub(super) caller: Caller,
+}
+
+impl<S: Store> hyper::service::Service<Request<Incoming>> for Service<S> {
+    type Response = Response<Reply>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let busy = Busy::new(&self.caller.watch);
+        let worker = Arc::clone(&self.worker);
+        let caller = self.caller.clone();
+        Box::pin(async move {
+            let response = answer(&worker, &caller, request).await;
+            Ok(Reply::until_answered(response, busy))
+        })
+    }
+}
+
+/// Which way a request goes.
+enum Way {
+    /// Without a key.
+    Pass,
+    /// Under the key that the client sent, or one that is to be derived.
+    Keyed(Option<Key>),
+}
+
+async fn answer<S: Store>(
+    worker: &Arc<Worker<S>>,
+    caller: &Caller,
+    request: Request<Incoming>,
+) -> Response<Reply> {
+    let shared = &worker.shared;
+    let http1 = request.version() <= Version::HTTP_11;
+    let safe = request.method().is_safe();
+    let upgrade = request.headers().contains_key(UPGRADE);
+    let (head, body) = request.into_parts();
+    let path = framing::check(&head, false)
+        .map_err(Problem::from)
+        .and_then(|()| {
+            shared
+                .config
+                .route(host(&head), head.uri.path())
+                .map(|route| &worker.paths[route.index])
+                .ok_or(Problem::RouteNotFound)
+        });
+    let request = Request::from_parts(head, body);
+    let route = path.as_ref().ok().map(|path| &***path);
+    let answered = match path {
+        Err(problem) => Err(problem),
+        Ok(path) => match way(path, &request) {
+            Err(problem) => Err(problem),
+            Ok(Way::Pass) => {
+                let passed = passthrough::pass(caller, path, request).await;
+                if passed.is_ok() {
+                    shared.metrics.answered(&path.route, Answer::Passed);
+                }
+                passed
+            }
+            Ok(Way::Keyed(key)) => return keyed::answer(worker, caller, path, key, request).await,
+        },
+    };
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(problem) => {
+            let mut response = refuse(shared, route, &problem, http1);
+            if safe && matches!(problem, Problem::OutcomeUnknown(_)) {
+                // Without a key and by a safe method, to ask again does no harm.
+                write_should_retry(response.headers_mut(), true);
+            }
+            response
+        }
+    };
+    if upgrade && http1 && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        // The gate looks at nothing after a request for another protocol.
+        close(&mut response);
+    }
+    response
+}
+
+fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
+    if request.method().is_safe() || *request.method() == Method::TRACE {
+        return Ok(Way::Pass);
+    }
+    let policy = &path.route.policy;
+    let key = match (key_of(request.headers(), &policy.key_headers)?, policy.key) {
+        (None, KeyMode::Optional) => return Ok(Way::Pass),
+        (None, KeyMode::Required) => {
+            return Err(Problem::KeyMissing {
+                header: policy.key_headers[0].clone(),
+            });
+        }
+        (key, _) => key,
+    };
+    if request.headers().contains_key(UPGRADE) {
+        return Err(FramingError::UpgradeWithKey.into());
+    }
+    Ok(Way::Keyed(key))
+}
+
+/// The answer of the gateway's own.
+pub(super) fn refuse<S: Store>(
+    shared: &Shared<S>,
+    path: Option<&Path>,
+    problem: &Problem,
+    http1: bool,
+) -> Response<Reply> {
+    shared.metrics.problem(problem.name());
+    if let Some(path) = path {
+        shared.metrics.answered(&path.route, Answer::Refused);
+    }
+    let context = ProblemContext {
+        public_url: shared.config.server.public_url.as_deref(),
+        operation: None,
+    };
+    let mut response = problem.to_response(&context).map(Reply::whole);
+    if http1 && problem.closes_connection() {
+        close(&mut response);
+    }
+    response
+}
+
+fn close(response: &mut Response<Reply>) {
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+}

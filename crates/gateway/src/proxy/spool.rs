@@ -1,0 +1,199 @@
+//! Collecting the body of a keyed request: its fingerprint has to be known before the claim.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::Body;
+use hyper::body::Incoming;
+use onlyonce_http::FingerprintBuilder;
+
+use super::outgoing::{Outgoing, SpooledBody};
+use super::timer::Timer;
+
+/// A client that sends slower than this for longer than the body timeout is cut off.
+const MIN_BYTES_A_SECOND: u64 = 16 * 1024;
+
+/// What a body is held to.
+pub(super) struct BodyLimits<'a> {
+    /// `limits.request_body`, in bytes.
+    pub(super) max: u64,
+    /// `limits.spool_above`, in bytes.
+    pub(super) spool_above: u64,
+    /// Where the spool lies.
+    pub(super) folder: &'a Path,
+    /// `server.body_timeout`.
+    pub(super) timeout: Duration,
+}
+
+/// Why there is no body.
+pub(super) enum NoBody {
+    /// It is larger than its limit.
+    TooLarge,
+    /// It did not come in time.
+    TooSlow,
+    /// The client left or broke the framing.
+    Broken,
+    /// It could not be spooled.
+    NotSpooled(io::Error),
+}
+
+/// The whole body of a request.
+pub(super) enum Collected {
+    /// In memory.
+    Whole(Bytes),
+    /// In a file that has no name any more, and goes with its last handle.
+    Spooled(Arc<File>, u64),
+}
+
+impl Collected {
+    /// The body, to be sent. It can be sent again.
+    pub(super) fn outgoing(&self) -> Outgoing {
+        match self {
+            Self::Whole(bytes) => Outgoing::Whole(bytes.clone()),
+            Self::Spooled(file, len) => Outgoing::Spooled(SpooledBody::new(Arc::clone(file), *len)),
+        }
+    }
+
+    /// Whether there is no byte.
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Whole(bytes) if bytes.is_empty())
+    }
+}
+
+/// Takes in the whole body, and shows each piece of it to `fingerprint`.
+pub(super) async fn collect(
+    mut body: Incoming,
+    limits: &BodyLimits<'_>,
+    fingerprint: &mut FingerprintBuilder<'_>,
+) -> Result<Collected, NoBody> {
+    if body.is_end_stream() {
+        return Ok(Collected::Whole(Bytes::new()));
+    }
+    let announced = body.size_hint().lower();
+    if announced > limits.max {
+        return Err(NoBody::TooLarge);
+    }
+    let mut pieces = Pieces::Nothing;
+    let mut seen = 0;
+    let mut timer = Timer::default();
+    timer.set(limits.timeout);
+    while let Some(data) = next(&mut body, &mut timer).await? {
+        seen += data.len() as u64;
+        if seen > limits.max {
+            return Err(NoBody::TooLarge);
+        }
+        fingerprint.body_chunk(&data);
+        pieces = pieces
+            .add(data, announced, seen, limits)
+            .await
+            .map_err(NoBody::NotSpooled)?;
+        if body.is_end_stream() {
+            break;
+        }
+        let earned = Duration::from_secs(seen / MIN_BYTES_A_SECOND);
+        timer.postpone(limits.timeout + earned);
+    }
+    Ok(pieces.collected(seen))
+}
+
+/// The next piece of data. Trailers are left out: no key is ever in them, and none is needed.
+async fn next(body: &mut Incoming, timer: &mut Timer) -> Result<Option<Bytes>, NoBody> {
+    loop {
+        let frame = std::future::poll_fn(|cx| {
+            if let std::task::Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+                return std::task::Poll::Ready(Ok(frame));
+            }
+            timer.poll(cx).map(|()| Err(NoBody::TooSlow))
+        })
+        .await?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(_)) => return Err(NoBody::Broken),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+enum Pieces {
+    Nothing,
+    /// One piece, as it came: most bodies are no more.
+    One(Bytes),
+    Memory(BytesMut),
+    Disk(Arc<File>),
+}
+
+impl Pieces {
+    async fn add(
+        self,
+        data: Bytes,
+        announced: u64,
+        seen: u64,
+        limits: &BodyLimits<'_>,
+    ) -> io::Result<Self> {
+        match self {
+            Self::Disk(file) => write(file, data, seen).await,
+            held if seen > limits.spool_above || announced > limits.spool_above => {
+                let folder = limits.folder.to_owned();
+                let file = blocking(move || tempfile::tempfile_in(folder)).await?;
+                let mut all = held.memory(announced);
+                all.extend_from_slice(&data);
+                write(Arc::new(file), all.freeze(), seen).await
+            }
+            Self::Nothing => Ok(Self::One(data)),
+            held => {
+                let mut all = held.memory(announced);
+                all.extend_from_slice(&data);
+                Ok(Self::Memory(all))
+            }
+        }
+    }
+
+    fn memory(self, announced: u64) -> BytesMut {
+        match self {
+            Self::Memory(all) => all,
+            Self::One(first) => {
+                let announced = usize::try_from(announced).unwrap_or(0).min(1 << 20);
+                let mut all = BytesMut::with_capacity(announced.max(first.len() * 2));
+                all.extend_from_slice(&first);
+                all
+            }
+            Self::Nothing | Self::Disk(_) => BytesMut::new(),
+        }
+    }
+
+    fn collected(self, len: u64) -> Collected {
+        match self {
+            Self::Nothing => Collected::Whole(Bytes::new()),
+            Self::One(bytes) => Collected::Whole(bytes),
+            Self::Memory(all) => Collected::Whole(all.freeze()),
+            Self::Disk(file) => Collected::Spooled(file, len),
+        }
+    }
+}
+
+/// Writes `data` as the last of the first `end` bytes.
+async fn write(file: Arc<File>, data: Bytes, end: u64) -> io::Result<Pieces> {
+    blocking(move || {
+        file.write_all_at(&data, end - data.len() as u64)?;
+        Ok(Pieces::Disk(file))
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}

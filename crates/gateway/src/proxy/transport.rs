@@ -1,0 +1,170 @@
+//! Byte streams: TCP, plain or under TLS, and one that counts what it takes.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A connection, plain or under TLS.
+pub(super) enum Stream {
+    /// Plain TCP.
+    Plain(TcpStream),
+    /// A client's connection to us.
+    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    /// Our connection to an upstream.
+    Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+macro_rules! on_stream {
+    ($stream:expr, $io:ident => $call:expr) => {
+        match $stream.get_mut() {
+            Stream::Plain($io) => $call,
+            Stream::Accepted($io) => $call,
+            Stream::Opened($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        on_stream!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Accepted(io) => io.is_write_vectored(),
+            Self::Opened(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+/// How many bytes an upstream may have got so far.
+#[derive(Clone, Default)]
+pub(super) struct Written(Arc<AtomicU64>);
+
+impl Written {
+    /// Bytes so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+/// A connection to an upstream that counts what was written to it (I10): while the count stands
+/// still, no byte of a request has left.
+pub(super) struct Counted {
+    io: Stream,
+    written: Written,
+}
+
+impl Counted {
+    pub(super) fn new(io: Stream) -> (Self, Written) {
+        let written = Written::default();
+        let counted = Self {
+            io,
+            written: written.clone(),
+        };
+        (counted, written)
+    }
+
+    /// TLS takes bytes in before it fails to send them on, and nobody can tell how many of them
+    /// went out. They count from the moment that they are offered.
+    fn offered(&self, bytes: usize) {
+        if !matches!(self.io, Stream::Plain(_)) {
+            self.written.add(bytes);
+        }
+    }
+
+    /// What the kernel refuses has not been sent: plain TCP counts what was taken.
+    fn taken(&self, taken: &Poll<io::Result<usize>>) {
+        if let (Stream::Plain(_), Poll::Ready(Ok(bytes))) = (&self.io, taken) {
+            self.written.add(*bytes);
+        }
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.offered(buf.len());
+        let taken = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.taken(&taken);
+        taken
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.offered(bufs.iter().map(|buf| buf.len()).sum());
+        let taken = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.taken(&taken);
+        taken
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
