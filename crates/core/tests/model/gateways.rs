@@ -33,7 +33,7 @@ enum Stage {
     Ready(Own),
     Sent(Own, usize),
     Settling(Own, Settlement),
-    ReadingBackSettlement(Own, Settlement, Record),
+    ReadingBackSettlement(Own, Settlement, Box<Record>),
     /// The client was told that the outcome is unknown; the upstream may answer yet.
     Late(Own, usize),
     Joined(Joined),
@@ -233,7 +233,7 @@ impl Gateways {
             Stage::Sent(own, line) => self.hears(index, own, line),
             Stage::Settling(own, settlement) => self.settles(index, own, settlement),
             Stage::ReadingBackSettlement(own, settlement, next) => {
-                self.reads_back_settlement(index, own, settlement, next)
+                self.reads_back_settlement(index, own, settlement, *next)
             }
             Stage::Late(own, line) => self.hears_late(index, own, line),
             Stage::Joined(joined) => self.follows(index, joined),
@@ -501,7 +501,7 @@ impl Gateways {
         match self.world.write(key, expected, &next, by, now) {
             Ack::Done => self.settled(index, own.token, settlement, next),
             Ack::Lost => self.lost(index, settlement),
-            Ack::InDoubt => Stage::ReadingBackSettlement(own, settlement, next),
+            Ack::InDoubt => Stage::ReadingBackSettlement(own, settlement, Box::new(next)),
             Ack::Unavailable => self.tries_again(index, own, settlement),
         }
     }
@@ -523,7 +523,7 @@ impl Gateways {
         next: Record,
     ) -> Stage {
         if self.world.load_fails() {
-            return Stage::ReadingBackSettlement(own, settlement, next);
+            return Stage::ReadingBackSettlement(own, settlement, Box::new(next));
         }
         let held = self.world.slot(self.attempts[index].key);
         if held == Some(&next) {
