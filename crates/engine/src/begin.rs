@@ -66,13 +66,6 @@ pub enum Begin<S: Store> {
     Refuse(Refused),
 }
 
-/// What meeting a live operation led to.
-enum Met<S: Store> {
-    Begun(Begin<S>),
-    /// There was no claim after all: decide again.
-    Gone,
-}
-
 /// What an attempt that wants to write holds: the only right to claim at its address.
 enum Want<S: Store> {
     Mine(Slot<S>),
@@ -119,8 +112,8 @@ impl<S: Store> Attempt<'_, S> {
                 && let Some(live) = self.shared.registry.at(self.address)
             {
                 match self.meet(live).await? {
-                    Met::Begun(begin) => return Ok(begin),
-                    Met::Gone => continue,
+                    Some(begin) => return Ok(begin),
+                    None => continue,
                 }
             }
             let stored = match self.shared.store.load(self.address).await {
@@ -148,8 +141,8 @@ impl<S: Store> Attempt<'_, S> {
                 match self.want() {
                     Want::Mine(slot) => self.slot = Some(slot),
                     Want::Theirs(live) => match self.meet(live).await? {
-                        Met::Begun(begin) => return Ok(begin),
-                        Met::Gone => continue,
+                        Some(begin) => return Ok(begin),
+                        None => continue,
                     },
                 }
                 // What was loaded before the slot was ours may be out of date. A claim is
@@ -208,14 +201,15 @@ impl<S: Store> Attempt<'_, S> {
         }
     }
 
-    /// Meets an operation that is live in this process.
-    async fn meet(&self, live: Arc<Live>) -> Result<Met<S>, Trouble> {
+    /// Meets an operation that is live in this process. `None` where there was no claim after all:
+    /// decide again.
+    async fn meet(&self, live: Arc<Live>) -> Result<Option<Begin<S>>, Trouble> {
         if live.fingerprint != self.request.fingerprint {
             if matches!(live.state.lock().phase, Phase::Ended(_)) {
-                return Ok(Met::Gone);
+                return Ok(None);
             }
             // Before anything else (I6), so it does not wait for the claim either.
-            return Ok(Met::Begun(Begin::Refuse(Refused {
+            return Ok(Some(Begin::Refuse(Refused {
                 refusal: Refusal::KeyReused,
                 ticket: None,
             })));
@@ -224,7 +218,7 @@ impl<S: Store> Attempt<'_, S> {
         let phase = match tokio::time::timeout(timeout, live.claimed()).await {
             Ok(phase) => phase,
             Err(_) => {
-                return Ok(Met::Begun(Begin::Refuse(Refused {
+                return Ok(Some(Begin::Refuse(Refused {
                     refusal: Refusal::InFlight,
                     ticket: None,
                 })));
@@ -232,23 +226,23 @@ impl<S: Store> Attempt<'_, S> {
         };
         match phase {
             Phase::Ended(End::NotClaimed(Some(trouble))) => return Err(trouble),
-            Phase::Ended(End::NotClaimed(None)) => return Ok(Met::Gone),
+            Phase::Ended(End::NotClaimed(None)) => return Ok(None),
             // Whoever waited for a claim shares its fate, even if that is sealed by now (I18).
             Phase::Claiming | Phase::Running | Phase::Ended(_) => {}
         }
         let Some(record) = live.state.lock().record.clone() else {
-            return Ok(Met::Gone);
+            return Ok(None);
         };
         let rejects = self.policy.decision.concurrent == onlyonce_core::Concurrent::Reject;
         if rejects && matches!(phase, Phase::Running) {
             let attempt = self.note(record.id, Got::Refused, 1).await;
-            return Ok(Met::Begun(Begin::Refuse(Refused {
+            return Ok(Some(Begin::Refuse(Refused {
                 refusal: Refusal::InFlight,
                 ticket: Some(self.ticket(record.id, attempt)),
             })));
         }
         let attempt = self.note(record.id, Got::Joined, 1).await;
-        Ok(Met::Begun(Begin::Join(Reader::live(
+        Ok(Some(Begin::Join(Reader::live(
             self.shared.clone(),
             live,
             self.ticket(record.id, attempt),

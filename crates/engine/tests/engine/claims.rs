@@ -1,0 +1,411 @@
+//! Claims: who may execute, and what happens when the store does not play along.
+
+use std::time::Duration;
+
+use onlyonce_core::{Fence, Key, OwnerId, Refusal, StateName, UnknownReason, transition};
+use onlyonce_engine::{Begin, Kind, Settings, Trouble};
+use onlyonce_store::{
+    Store, StoreError, Write,
+    memory::{Call, Fault},
+};
+
+use crate::world::{
+    Answer, WINDOW, World, head, name, other_request, policy, read, request, resend, settings,
+};
+
+const CLAIM: Call = Call::WriteOf(StateName::InFlight);
+
+#[tokio::test]
+async fn i01_a_finished_key_never_executes_again() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    for attempt in 2..5 {
+        let reader = world.replay("k").await;
+        assert_eq!(reader.ticket().attempt, attempt);
+        let answer = read(reader).await;
+        assert_eq!(answer, Answer::whole(head(200), Kind::Executed, "charged"));
+    }
+}
+
+#[tokio::test]
+async fn i01_an_unknown_outcome_is_reported_and_executes_again_only_where_the_route_says_so() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let (id, key) = (execution.id(), execution.key().clone());
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::Broke));
+    assert_eq!(refused.ticket.map(|ticket| ticket.id), Some(id));
+
+    let (again, _) = world.execute_by("k", &resend()).await;
+    assert_eq!((again.id(), again.key()), (id, &key));
+    again.lose(UnknownReason::Broke).await.expect("durable");
+}
+
+#[tokio::test]
+async fn i02_nobody_may_execute_before_the_claim_is_durable() {
+    let world = World::new();
+    let gate = world.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.execute("k").await })
+    };
+    gate.until_waiting(1).await;
+    assert!(!begin.is_finished());
+    assert_eq!(world.state("k").await, None);
+    drop(gate);
+    let (execution, reader) = begin.await.expect("executes");
+    assert_eq!(reader.ticket().attempt, 1);
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+    drop(execution);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_029_a_thousand_at_once_are_one_execution_and_a_thousand_equal_answers() {
+    let world = World::new();
+    let attempts: Vec<_> = (0..1_000)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move {
+                match world.begin(request("k")).await {
+                    Ok(Begin::Execute(mut execution, reader)) => {
+                        execution
+                            .head(head(200), Kind::Executed)
+                            .await
+                            .expect("head");
+                        for piece in [&b"gen"[..], b"era", b"ted"] {
+                            tokio::task::yield_now().await;
+                            execution.push(piece.into()).await.expect("pushed");
+                        }
+                        execution
+                            .complete(crate::world::no_trailers())
+                            .await
+                            .expect("durable");
+                        (1, read(reader).await)
+                    }
+                    Ok(Begin::Join(reader) | Begin::Replay(reader)) => (0, read(reader).await),
+                    other => panic!("{}", name(&other)),
+                }
+            })
+        })
+        .collect();
+    let mut hits = 0;
+    for attempt in attempts {
+        let (hit, answer) = attempt.await.expect("answered");
+        hits += hit;
+        assert_eq!(
+            answer,
+            Answer::whole(head(200), Kind::Executed, "generated")
+        );
+    }
+    assert_eq!(hits, 1);
+    assert_eq!(world.engine.live(), 0);
+}
+
+#[tokio::test]
+async fn i06_another_request_under_a_finished_key_is_refused_and_learns_nothing() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    let before = world.record("k").await;
+    let refused = world.refused(other_request("k")).await;
+    assert_eq!(refused.refusal, Refusal::KeyReused);
+    assert_eq!(refused.ticket, None);
+    assert_eq!(world.record("k").await, before);
+}
+
+#[tokio::test]
+async fn hostile_030_a_mismatch_while_in_flight_is_refused_at_once() {
+    let world = World::new();
+    let gate = world.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.execute("k").await })
+    };
+    gate.until_waiting(1).await;
+    // Not even the claim is waited for.
+    let refused = world.refused(other_request("k")).await;
+    assert_eq!(refused.refusal, Refusal::KeyReused);
+    drop(gate);
+    let (execution, _) = begin.await.expect("executes");
+    let refused = world.refused(other_request("k")).await;
+    assert_eq!(
+        (refused.refusal, refused.ticket),
+        (Refusal::KeyReused, None)
+    );
+    drop(execution);
+}
+
+#[tokio::test]
+async fn hostile_083_a_store_that_is_down_at_the_claim_sends_nothing() {
+    let world = World::new();
+    world.store.faults().fail(CLAIM, Fault::Unavailable, 1);
+    assert!(matches!(
+        world.trouble(request("k")).await,
+        Trouble::Unavailable(_)
+    ));
+    world.store.faults().fail(Call::Load, Fault::Unavailable, 1);
+    assert!(matches!(
+        world.trouble(request("k")).await,
+        Trouble::Unavailable(_)
+    ));
+    assert_eq!(world.engine.live(), 0);
+    drop(world.execute("k").await);
+}
+
+#[tokio::test]
+async fn hostile_089_a_full_store_refuses_the_claim_and_works_again_later() {
+    let world = World::new();
+    world.store.faults().fail(CLAIM, Fault::Full, 1);
+    assert!(matches!(
+        world.trouble(request("k")).await,
+        Trouble::Full(_)
+    ));
+    drop(world.execute("k").await);
+}
+
+#[tokio::test]
+async fn i14_a_claim_whose_acknowledgement_is_lost_is_read_back_and_executes() {
+    let world = World::new();
+    world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    let (execution, reader) = world.execute("k").await;
+    assert_eq!(reader.ticket().attempt, 1);
+    let epoch = world.record("k").await.map(|record| record.epoch.number());
+    assert_eq!(epoch, Some(1), "claimed once");
+    execution
+        .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
+        .await
+        .expect("durable");
+    world.replay("k").await;
+}
+
+#[tokio::test]
+async fn i14_a_claim_in_doubt_that_was_not_written_sends_nothing() {
+    let world = World::new();
+    world
+        .store
+        .faults()
+        .fail(CLAIM, Fault::InDoubtNotWritten, 1);
+    assert!(matches!(
+        world.trouble(request("k")).await,
+        Trouble::InDoubt(_)
+    ));
+    assert_eq!(world.state("k").await, None);
+    drop(world.execute("k").await);
+}
+
+#[tokio::test]
+async fn i14_a_claim_in_doubt_that_cannot_be_read_back_is_released_by_the_next_attempt() {
+    let world = World::new();
+    // The first look finds nothing; the looks back fail until the patience is over.
+    let gate = world.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.trouble(request("k")).await })
+    };
+    gate.until_waiting(1).await;
+    world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    world
+        .store
+        .faults()
+        .fail(Call::Load, Fault::Unavailable, u32::MAX);
+    drop(gate);
+    assert!(matches!(begin.await, Ok(Trouble::InDoubt(_))));
+    world.store.faults().heal();
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+
+    // Nothing was sent under it, and this process knows that.
+    let (execution, reader) = world.execute("k").await;
+    assert_eq!(execution.fence().epoch.number(), 3);
+    assert_eq!(reader.ticket().attempt, 2);
+    drop(execution);
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_claim_that_fails_share_its_trouble_and_do_not_try_one_by_one() {
+    let world = World::new();
+    let gate = world.store.faults().hold(CLAIM);
+    let attempts: Vec<_> = (0..20)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move { world.begin(request("k")).await.map(|_| ()) })
+        })
+        .collect();
+    gate.until_waiting(1).await;
+    tokio::task::yield_now().await;
+    assert_eq!(gate.waiting(), 1);
+    // One failure: a second try would succeed, and be seen.
+    world.store.faults().fail(CLAIM, Fault::Unavailable, 1);
+    drop(gate);
+    for attempt in attempts {
+        assert!(matches!(attempt.await, Ok(Err(Trouble::Unavailable(_)))));
+    }
+    assert_eq!(world.state("k").await, None);
+}
+
+#[tokio::test]
+async fn hostile_057_an_attempt_that_goes_away_during_its_claim_leaves_the_key_free() {
+    let world = World::new();
+    let gate = world.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.execute("k").await })
+    };
+    gate.until_waiting(1).await;
+    let waits = {
+        let world = world.clone();
+        tokio::spawn(async move { world.execute("k").await })
+    };
+    tokio::task::yield_now().await;
+    begin.abort();
+    assert!(begin.await.is_err_and(|error| error.is_cancelled()));
+    drop(gate);
+    // Who waited decides for itself.
+    let (execution, _) = waits.await.expect("executes");
+    drop(execution);
+}
+
+#[tokio::test]
+async fn an_attempt_that_goes_away_after_its_claim_was_written_is_released() {
+    let world = World::new();
+    world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    // The first look finds nothing; the look back never ends.
+    let gate = world.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.execute("k").await })
+    };
+    gate.until_waiting(1).await;
+    let look_back = world.store.faults().hold(Call::Load);
+    drop(gate);
+    look_back.until_waiting(1).await;
+    begin.abort();
+    assert!(begin.await.is_err());
+    drop(look_back);
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+
+    assert_eq!(world.engine.upkeep().await.settled, 1);
+    assert_eq!(world.state("k").await, Some(StateName::Released));
+    drop(world.execute("k").await);
+}
+
+#[tokio::test]
+async fn i15_live_operations_are_limited_in_all_and_per_tenant() {
+    let world = World::with(Settings {
+        live_operations: 3,
+        tenant_live: 2,
+        ..settings()
+    });
+    let first = world.execute("a").await;
+    let _second = world.execute("b").await;
+    assert_eq!(
+        world.trouble(request("c")).await,
+        Trouble::OverLimit("tenant_live")
+    );
+
+    // L5: another tenant is not concerned.
+    let mut elsewhere = request("c");
+    elsewhere.scope.tenant = "other".into();
+    let third = world.begin(elsewhere.clone()).await;
+    assert!(matches!(third, Ok(Begin::Execute(..))), "{}", name(&third));
+    elsewhere.key = Key::new("d").expect("a key");
+    assert_eq!(
+        world.trouble(elsewhere).await,
+        Trouble::OverLimit("live_operations")
+    );
+
+    first.0.not_sent("refused").await.expect("durable");
+    drop(third);
+    let again = world.begin(request("c")).await;
+    assert!(matches!(again, Ok(Begin::Execute(..))), "{}", name(&again));
+}
+
+#[tokio::test]
+async fn i13_an_unreadable_record_is_unknown_and_never_absent() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    world.store.faults().corrupt(world.address("k"));
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::Unreadable));
+    // That key alone.
+    world.completed("other", "charged").await;
+}
+
+#[tokio::test]
+async fn i07_a_record_of_another_scope_is_not_believed() {
+    let world = World::new();
+    let theirs = request("theirs");
+    let claim = transition::Claim {
+        id: onlyonce_core::OperationId::from_bytes([9; 16]),
+        scope: theirs.scope,
+        key: theirs.key,
+        fingerprint: theirs.fingerprint,
+        request: theirs.line,
+        owner: OwnerId::new(99),
+    };
+    let record = transition::claim(None, claim, world.store.now(), WINDOW).expect("new");
+    let write = Write {
+        record,
+        last_chunk: None,
+        attempt: None,
+    };
+    world
+        .store
+        .compare_and_set(world.address("ours"), None::<Fence>, write)
+        .await
+        .map_err(|error: StoreError| error.to_string())
+        .expect("written");
+    let refused = world.refused(request("ours")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::Unreadable));
+}
+
+#[tokio::test]
+async fn hostile_081_the_window_answers_until_one_millisecond_before_its_end() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    world.clock.advance(WINDOW - Duration::from_millis(1));
+    world.replay("k").await;
+    world.clock.advance(Duration::from_millis(1));
+    drop(world.execute("k").await);
+}
+
+#[tokio::test]
+async fn i11_a_running_operation_never_expires_into_new() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    world.clock.advance(WINDOW * 100);
+    world.join("k").await;
+    execution
+        .respond_whole(head(200), "late".into(), crate::world::no_trailers())
+        .await
+        .expect("durable");
+    // The window is counted from completion.
+    world.clock.advance(WINDOW - Duration::from_millis(1));
+    world.replay("k").await;
+}
+
+#[tokio::test]
+async fn the_attempts_of_an_operation_are_numbered_and_noted() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    world.replay("k").await;
+    world.refused(other_request("k")).await;
+    let replay = world.engine.begin(request("k"), &policy()).await;
+    let Ok(Begin::Replay(reader)) = replay else {
+        panic!("{}", name(&replay));
+    };
+    // Another request's attempt is none of this operation.
+    assert_eq!(reader.ticket().attempt, 3);
+    let operation = world
+        .engine
+        .operation(reader.ticket().id)
+        .await
+        .expect("readable");
+    let got: Vec<_> = operation
+        .expect("there")
+        .attempts
+        .iter()
+        .map(|attempt| (attempt.number, attempt.got.as_str()))
+        .collect();
+    assert_eq!(got, [(1, "executed"), (2, "replayed"), (3, "replayed")]);
+}

@@ -1,0 +1,172 @@
+//! What an operator sees and decides.
+
+use std::time::Duration;
+
+use onlyonce_core::{OperationId, State, StateName, UnknownReason};
+use onlyonce_engine::{Kind, Purge, Resolution, ResolveError, Start};
+use onlyonce_store::Query;
+
+use crate::world::{
+    Answer, CHUNK, WINDOW, World, available, body, head, no_trailers, read, request,
+};
+
+async fn unknown(world: &World, key: &str) -> OperationId {
+    let (execution, _) = world.execute(key).await;
+    let id = execution.id();
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    id
+}
+
+#[tokio::test]
+async fn an_operator_who_knows_that_it_did_not_run_frees_the_key() {
+    let world = World::new();
+    let id = unknown(&world, "k").await;
+    let operation = world
+        .engine
+        .resolve(id, Resolution::Released, "looked it up")
+        .await;
+    let record = operation.expect("resolved").stored.record;
+    assert_eq!(record.state.name(), StateName::Released);
+    drop(world.execute("k").await);
+}
+
+#[tokio::test]
+async fn an_operator_who_knows_the_answer_gives_it_to_every_retry() {
+    let world = World::new();
+    for len in [0, 1, CHUNK, 5 * CHUNK + 1] {
+        let key = format!("k{len}");
+        let id = unknown(&world, &key).await;
+        let resolution = Resolution::Completed {
+            head: head(200),
+            body: body(len),
+            trailers: no_trailers(),
+            window: WINDOW,
+        };
+        let resolved = world.engine.resolve(id, resolution, "looked it up").await;
+        resolved.expect("resolved");
+        let answer = read(world.replay(&key).await).await;
+        assert_eq!(answer, Answer::whole(head(200), Kind::Executed, body(len)));
+    }
+}
+
+#[tokio::test]
+async fn i08_only_an_unknown_operation_can_be_resolved() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let id = execution.id();
+    let resolved = world
+        .engine
+        .resolve(id, Resolution::Released, "impatient")
+        .await;
+    assert_eq!(
+        resolved.err(),
+        Some(ResolveError::NotUnknown(StateName::InFlight))
+    );
+    execution
+        .respond_whole(head(200), "ok".into(), no_trailers())
+        .await
+        .expect("durable");
+    let resolved = world
+        .engine
+        .resolve(id, Resolution::Released, "impatient")
+        .await;
+    assert_eq!(
+        resolved.err(),
+        Some(ResolveError::NotUnknown(StateName::Completed))
+    );
+    let nothing = OperationId::from_bytes([1; 16]);
+    let resolved = world
+        .engine
+        .resolve(nothing, Resolution::Released, "guess")
+        .await;
+    assert_eq!(resolved.err(), Some(ResolveError::NotFound));
+}
+
+#[tokio::test]
+async fn a_purge_removes_what_it_names_and_nothing_in_flight() {
+    let world = World::new();
+    world.completed("done", "charged").await;
+    unknown(&world, "lost").await;
+    let (running, _) = world.execute("running").await;
+    let purge = Purge {
+        state: Some(StateName::Completed),
+        ..Purge::default()
+    };
+    assert_eq!(world.engine.purge(purge).await, Ok(1));
+    assert_eq!(world.state("done").await, None);
+    assert_eq!(world.state("lost").await, Some(StateName::Unknown));
+    assert_eq!(world.engine.purge(Purge::default()).await, Ok(1));
+    assert_eq!(world.state("running").await, Some(StateName::InFlight));
+    let page = world
+        .engine
+        .list(Query {
+            limit: 10,
+            ..Query::default()
+        })
+        .await;
+    assert_eq!(page.expect("listed").records.len(), 1);
+    drop(running);
+}
+
+#[tokio::test]
+async fn a_purge_looks_at_every_page() {
+    let world = World::new();
+    for number in 0..1_200 {
+        world.completed(&format!("k{number}"), "x").await;
+        world.clock.advance(Duration::from_millis(1));
+    }
+    assert_eq!(world.engine.purge(Purge::default()).await, Ok(1_200));
+}
+
+#[tokio::test]
+async fn an_operator_can_watch_a_recording_grow_without_being_an_attempt() {
+    let world = World::new();
+    let (mut execution, _) = world.execute("k").await;
+    let id = execution.id();
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.push("so far".into()).await.expect("pushed");
+    let mut watch = world
+        .engine
+        .recording(id)
+        .await
+        .expect("readable")
+        .expect("there");
+    assert!(matches!(watch.start().await, Start::Response { .. }));
+    assert_eq!(available(&mut watch), b"so far");
+    execution.complete(no_trailers()).await.expect("durable");
+    assert!(watch.next().await.is_none());
+
+    let again = world
+        .engine
+        .recording(id)
+        .await
+        .expect("readable")
+        .expect("there");
+    assert_eq!(read(again).await.body, b"so far");
+    let operation = world
+        .engine
+        .operation(id)
+        .await
+        .expect("readable")
+        .expect("there");
+    assert_eq!(operation.attempts.len(), 1);
+    assert!(matches!(operation.stored.record.state, State::Completed(_)));
+}
+
+#[tokio::test]
+async fn an_unknown_operation_has_no_recording() {
+    let world = World::new();
+    let id = unknown(&world, "k").await;
+    assert!(
+        world
+            .engine
+            .recording(id)
+            .await
+            .expect("readable")
+            .is_none()
+    );
+    world.refused(request("k")).await;
+}

@@ -1,0 +1,80 @@
+//! The end of a process (HOSTILE 93).
+
+use std::time::Duration;
+
+use onlyonce_core::{Refusal, StateName, UnknownReason};
+use onlyonce_engine::{Broken, Kind, Start, Trouble, Unsettled};
+use onlyonce_store::memory::Call;
+
+use crate::world::{World, head, no_trailers, read, request};
+
+#[tokio::test]
+async fn hostile_093_what_is_in_flight_may_finish_within_the_deadline() {
+    let world = World::new();
+    world.completed("done", "charged").await;
+    let (execution, reader) = world.execute("k").await;
+    let shutdown = {
+        let engine = world.engine.clone();
+        tokio::spawn(async move { engine.shutdown(Duration::from_secs(60)).await })
+    };
+    tokio::task::yield_now().await;
+    assert_eq!(world.trouble(request("new")).await, Trouble::ShuttingDown);
+    // Replays and joins go on.
+    world.replay("done").await;
+    let joined = tokio::spawn(read(world.join("k").await));
+    assert!(!shutdown.is_finished());
+    execution
+        .respond_whole(head(200), "in time".into(), no_trailers())
+        .await
+        .expect("durable");
+    shutdown.await.expect("ended");
+    assert_eq!(read(reader).await.body, b"in time");
+    assert_eq!(joined.await.expect("answered").body, b"in time");
+}
+
+#[tokio::test]
+async fn hostile_093_what_is_in_flight_at_the_deadline_is_unknown() {
+    let world = World::new();
+    let (mut execution, mut reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    reader.start().await;
+    world.engine.shutdown(Duration::from_millis(20)).await;
+    assert_eq!(world.engine.live(), 0);
+    assert_eq!(
+        reader.next().await,
+        Some(Err(Broken(UnknownReason::ShutDown)))
+    );
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+    // Its owner has lost the right to say otherwise.
+    assert!(execution.push("late".into()).await.is_err());
+    assert_eq!(
+        execution.complete(no_trailers()).await,
+        Err(Unsettled::Fenced)
+    );
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::ShutDown));
+}
+
+#[tokio::test]
+async fn a_completion_under_way_at_the_deadline_is_let_through() {
+    let world = World::new();
+    let (execution, reader) = world.execute("k").await;
+    let gate = world
+        .store
+        .faults()
+        .hold(Call::WriteOf(StateName::Completed));
+    let respond = tokio::spawn(execution.respond_whole(head(200), "ok".into(), no_trailers()));
+    gate.until_waiting(1).await;
+    let shutdown = {
+        let engine = world.engine.clone();
+        tokio::spawn(async move { engine.shutdown(Duration::ZERO).await })
+    };
+    tokio::task::yield_now().await;
+    drop(gate);
+    respond.await.expect("no panic").expect("durable");
+    shutdown.await.expect("ended");
+    assert!(matches!(read(reader).await.start, Start::Response { .. }));
+}

@@ -1,0 +1,158 @@
+//! Upkeep: leases, what could not be written, expired space.
+
+use std::time::Duration;
+
+use onlyonce_core::{Refusal, State, StateName, UnknownReason};
+use onlyonce_engine::{Begin, Kind};
+use onlyonce_store::memory::{Call, Fault};
+
+use crate::world::{
+    LEASE, WINDOW, World, eventually, head, name, no_trailers, read, request, settings,
+};
+
+const CLAIM: Call = Call::WriteOf(StateName::InFlight);
+
+async fn lease_left(world: &World) -> Duration {
+    let record = world.record("k").await.expect("there");
+    let State::InFlight { lease_until, .. } = record.state else {
+        panic!("{:?}", record.state);
+    };
+    lease_until.since(onlyonce_store::Store::now(&*world.store))
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_once_a_third_of_it_is_gone() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    world.clock.advance(LEASE / 3 - Duration::from_millis(1));
+    assert_eq!(world.engine.upkeep().await.renewed, 0);
+    world.clock.advance(Duration::from_millis(1));
+    assert_eq!(world.engine.upkeep().await.renewed, 1);
+    assert_eq!(lease_left(&world).await, LEASE);
+    assert_eq!(execution.fence().epoch.number(), 2);
+    execution
+        .respond_whole(head(200), "ok".into(), no_trailers())
+        .await
+        .expect("the renewed fence is the owner's");
+}
+
+#[tokio::test]
+async fn an_operation_that_runs_for_many_leases_completes() {
+    let world = World::new();
+    let (mut execution, reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    for _ in 0..20 {
+        world.clock.advance(LEASE / 2);
+        let round = world.engine.upkeep().await;
+        assert_eq!((round.renewed, round.expired), (1, 0));
+    }
+    execution.push("at last".into()).await.expect("pushed");
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(read(reader).await.body, b"at last");
+}
+
+#[tokio::test]
+async fn i14_a_renewal_whose_acknowledgement_is_lost_does_not_fence_its_owner() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    world.clock.advance(LEASE / 2);
+    // Written, and neither acknowledged nor readable for the moment.
+    world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    world.store.faults().fail(Call::Load, Fault::Unavailable, 1);
+    assert_eq!(world.engine.upkeep().await.renewed, 0);
+    execution
+        .respond_whole(head(200), "ok".into(), no_trailers())
+        .await
+        .expect("its own renewal is no stranger's write");
+    world.replay("k").await;
+}
+
+#[tokio::test]
+async fn a_lease_that_passed_while_the_store_was_down_is_renewed_by_the_living_owner() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    world.store.faults().fail(CLAIM, Fault::Unavailable, 1);
+    world.clock.advance(LEASE * 2);
+    let round = world.engine.upkeep().await;
+    assert_eq!(
+        (round.renewed, round.expired),
+        (0, 0),
+        "it is not taken for dead"
+    );
+    world.join("k").await;
+    assert_eq!(world.engine.upkeep().await.renewed, 1);
+    assert_eq!(lease_left(&world).await, LEASE);
+    drop(execution);
+}
+
+#[tokio::test]
+async fn what_the_store_did_not_take_is_written_later() {
+    let world = World::new();
+    let (lost, _) = world.execute("lost").await;
+    let (unsent, _) = world.execute("unsent").await;
+    world
+        .store
+        .faults()
+        .fail(Call::Write, Fault::Unavailable, u32::MAX);
+    assert!(lost.lose(UnknownReason::Truncated).await.is_err());
+    assert!(unsent.not_sent("connection refused").await.is_err());
+    assert_eq!(world.engine.upkeep().await.settled, 0);
+    world.store.faults().heal();
+    assert_eq!(world.engine.upkeep().await.settled, 2);
+    assert_eq!(world.state("unsent").await, Some(StateName::Released));
+    let refused = world.refused(request("lost")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::Truncated));
+    assert_eq!(world.engine.upkeep().await.settled, 0);
+}
+
+#[tokio::test]
+async fn i01_what_is_left_of_a_claim_in_doubt_never_releases_a_later_execution() {
+    let world = World::new();
+    world
+        .store
+        .faults()
+        .fail(CLAIM, Fault::InDoubtNotWritten, 1);
+    world.trouble(request("k")).await;
+    let (execution, _) = world.execute("k").await;
+    world.clock.advance(LEASE / 2);
+    assert_eq!(world.engine.upkeep().await.settled, 0);
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+    drop(execution);
+}
+
+#[tokio::test]
+async fn l7_expired_space_comes_back() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    assert_eq!(world.engine.upkeep().await.swept.records, 0);
+    world.clock.advance(WINDOW);
+    let swept = world.engine.upkeep().await.swept;
+    assert_eq!((swept.records, swept.bytes), (1, 7));
+    assert_eq!(world.state("k").await, None);
+}
+
+#[tokio::test]
+async fn upkeep_runs_by_itself() {
+    let world = World::with(onlyonce_engine::Settings {
+        lease: Duration::from_millis(600),
+        ..settings()
+    });
+    let upkeep = {
+        let engine = world.engine.clone();
+        tokio::spawn(async move { engine.run_upkeep().await })
+    };
+    let begun = world.begin(request("k")).await;
+    let Ok(Begin::Execute(execution, _)) = begun else {
+        panic!("{}", name(&begun));
+    };
+    world.clock.advance(Duration::from_millis(300));
+    eventually("the lease is renewed", async || {
+        execution.fence().epoch.number() == 2
+    })
+    .await;
+    upkeep.abort();
+    drop(execution);
+}

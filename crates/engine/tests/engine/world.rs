@@ -1,0 +1,291 @@
+//! What the tests share.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Concurrent, Fingerprint, Head, HeaderBlock, Key, OnUnknown, OwnerId, Policy, Record,
+    RequestLine, Scope, StateName,
+};
+use onlyonce_engine::{
+    Begin, Broken, Engine, Execution, Frame, Kind, Reader, Refused, Request, RoutePolicy, Settings,
+    Start, Trouble,
+};
+use onlyonce_store::{MemoryStore, Store, clock::ManualClock};
+
+pub type Owner = Execution<MemoryStore>;
+pub type Cursor = Reader<MemoryStore>;
+
+pub const CHUNK: usize = 16;
+pub const WINDOW: Duration = Duration::from_secs(86_400);
+pub const LEASE: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+pub struct World {
+    pub store: Arc<MemoryStore>,
+    pub clock: ManualClock,
+    pub engine: Engine<MemoryStore>,
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        lease: LEASE,
+        released_retention: Duration::from_secs(3_600),
+        operation_memory: 4 * CHUNK,
+        chunk_size: CHUNK,
+        max_response: 1 << 20,
+        live_operations: 2_000,
+        tenant_live: 2_000,
+        settle_timeout: Duration::from_millis(300),
+    }
+}
+
+pub fn policy() -> RoutePolicy {
+    RoutePolicy {
+        decision: Policy::default(),
+        window: WINDOW,
+        join_timeout: Duration::from_secs(20),
+    }
+}
+
+pub fn resend() -> RoutePolicy {
+    let mut policy = policy();
+    policy.decision.on_unknown = OnUnknown::Resend;
+    policy
+}
+
+pub fn reject() -> RoutePolicy {
+    let mut policy = policy();
+    policy.decision.concurrent = Concurrent::Reject;
+    policy
+}
+
+pub fn request(key: &str) -> Request {
+    Request {
+        scope: Scope {
+            tenant: "acme".into(),
+            namespace: "charges".into(),
+        },
+        key: Key::new(key).expect("a key"),
+        fingerprint: Fingerprint::from_bytes([7; 32]),
+        line: RequestLine {
+            route: "charges".into(),
+            method: "POST".into(),
+            path: "/v1/charges".into(),
+        },
+        peer: "127.0.0.1:4242".into(),
+        sdk_retry_count: None,
+    }
+}
+
+/// Another request under the same key.
+pub fn other_request(key: &str) -> Request {
+    Request {
+        fingerprint: Fingerprint::from_bytes([8; 32]),
+        ..request(key)
+    }
+}
+
+pub fn head(status: u16) -> Head {
+    head_with(status, &[("x-first", "1"), ("x-second", "2")])
+}
+
+pub fn head_with(status: u16, fields: &[(&str, &str)]) -> Head {
+    let fields = fields
+        .iter()
+        .map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    Head {
+        status,
+        headers: HeaderBlock::pack(fields).expect("short fields"),
+    }
+}
+
+pub fn no_trailers() -> HeaderBlock {
+    HeaderBlock::default()
+}
+
+/// `len` bytes of which no two chunks are alike.
+pub fn body(len: usize) -> Bytes {
+    (0..len).map(|n| (n * 7 + n / 251) as u8).collect()
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(settings())
+    }
+
+    pub fn with(settings: Settings) -> Self {
+        let clock = ManualClock::default();
+        let store = Arc::new(MemoryStore::with_clock(clock.clone()));
+        let engine = Engine::new(store.clone(), OwnerId::new(1), settings);
+        Self {
+            store,
+            clock,
+            engine,
+        }
+    }
+
+    /// Another gateway on the same store.
+    pub fn neighbour(&self, owner: u64) -> Self {
+        Self {
+            engine: Engine::new(self.store.clone(), OwnerId::new(owner), settings()),
+            ..self.clone()
+        }
+    }
+
+    pub async fn begin(&self, request: Request) -> Result<Begin<MemoryStore>, Trouble> {
+        self.engine.begin(request, &policy()).await
+    }
+
+    pub async fn execute(&self, key: &str) -> (Owner, Cursor) {
+        self.execute_by(key, &policy()).await
+    }
+
+    pub async fn execute_by(&self, key: &str, policy: &RoutePolicy) -> (Owner, Cursor) {
+        match self.engine.begin(request(key), policy).await {
+            Ok(Begin::Execute(execution, reader)) => (execution, reader),
+            other => panic!("expected to execute, got {}", name(&other)),
+        }
+    }
+
+    pub async fn join(&self, key: &str) -> Cursor {
+        match self.begin(request(key)).await {
+            Ok(Begin::Join(reader)) => reader,
+            other => panic!("expected to join, got {}", name(&other)),
+        }
+    }
+
+    pub async fn replay(&self, key: &str) -> Cursor {
+        match self.begin(request(key)).await {
+            Ok(Begin::Replay(reader)) => reader,
+            other => panic!("expected a replay, got {}", name(&other)),
+        }
+    }
+
+    pub async fn refused(&self, request: Request) -> Refused {
+        match self.begin(request).await {
+            Ok(Begin::Refuse(refused)) => refused,
+            other => panic!("expected to be refused, got {}", name(&other)),
+        }
+    }
+
+    pub async fn trouble(&self, request: Request) -> Trouble {
+        match self.begin(request).await {
+            Err(trouble) => trouble,
+            other => panic!("expected trouble, got {}", name(&other)),
+        }
+    }
+
+    /// A key whose operation is completed with `body`.
+    pub async fn completed(&self, key: &str, body: &'static str) {
+        let (execution, _) = self.execute(key).await;
+        execution
+            .respond_whole(head(200), body.into(), no_trailers())
+            .await
+            .expect("durable");
+    }
+
+    pub fn address(&self, key: &str) -> Address {
+        let request = request(key);
+        onlyonce_store::address(self.store.secret(), &request.scope, &request.key)
+    }
+
+    pub async fn record(&self, key: &str) -> Option<Arc<Record>> {
+        let stored = self.store.load(self.address(key)).await.expect("readable");
+        stored.map(|stored| stored.record)
+    }
+
+    pub async fn state(&self, key: &str) -> Option<StateName> {
+        self.record(key).await.map(|record| record.state.name())
+    }
+}
+
+pub fn name(begun: &Result<Begin<MemoryStore>, Trouble>) -> String {
+    match begun {
+        Ok(Begin::Execute(..)) => "Execute".into(),
+        Ok(Begin::Replay(_)) => "Replay".into(),
+        Ok(Begin::Join(_)) => "Join".into(),
+        Ok(Begin::Refuse(refused)) => format!("{refused:?}"),
+        Err(trouble) => format!("{trouble:?}"),
+    }
+}
+
+/// What one reader got in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub start: Start,
+    pub body: Vec<u8>,
+    pub trailers: Option<HeaderBlock>,
+    pub end: Result<(), Broken>,
+}
+
+impl Answer {
+    pub fn whole(head: Head, kind: Kind, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            start: Start::Response { head, kind },
+            body: body.into(),
+            trailers: None,
+            end: Ok(()),
+        }
+    }
+}
+
+pub async fn read(mut reader: Cursor) -> Answer {
+    let start = reader.start().await;
+    let mut answer = read_body(&mut reader).await;
+    answer.start = start;
+    answer
+}
+
+/// Reads what follows the start, to its end.
+pub async fn read_body(reader: &mut Cursor) -> Answer {
+    let mut answer = Answer {
+        start: Start::Timeout,
+        body: Vec::new(),
+        trailers: None,
+        end: Ok(()),
+    };
+    while let Some(frame) = reader.next().await {
+        match frame {
+            Ok(Frame::Data(bytes)) => answer.body.extend_from_slice(&bytes),
+            Ok(Frame::Trailers(trailers)) => answer.trailers = Some(trailers),
+            Err(broken) => {
+                answer.end = Err(broken);
+                break;
+            }
+        }
+    }
+    answer
+}
+
+/// What a reader would give now, without waiting.
+pub fn poll_next(reader: &mut Cursor) -> Poll<Option<Result<Frame, Broken>>> {
+    reader.poll_next(&mut Context::from_waker(Waker::noop()))
+}
+
+pub fn poll_start(reader: &mut Cursor) -> Poll<Start> {
+    reader.poll_start(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Everything that a reader gives without waiting.
+pub fn available(reader: &mut Cursor) -> Vec<u8> {
+    let mut seen = Vec::new();
+    while let Poll::Ready(Some(Ok(Frame::Data(bytes)))) = poll_next(reader) {
+        seen.extend_from_slice(&bytes);
+    }
+    seen
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let give_up_at = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < give_up_at, "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
