@@ -64,6 +64,10 @@ pub(super) async fn need_own_host<S: Store>(
     .into_response()
 }
 
+/// Domains of which no public name server can say that they are here (RFC 6761, and `internal` by
+/// ICANN's resolution); the same holds for a name without a dot.
+const PRIVATE_DOMAINS: [&str; 3] = ["internal", "localhost", "test"];
+
 fn is_own_host(server: &Server, host: &str) -> bool {
     let alone = match host.rsplit_once(':') {
         Some((alone, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => alone,
@@ -74,8 +78,13 @@ fn is_own_host(server: &Server, host: &str) -> bool {
         let uri: axum::http::Uri = url.parse().ok()?;
         Some(uri.host()?.to_owned())
     });
+    let lower = alone.to_ascii_lowercase();
+    let is_private = match lower.rsplit_once('.') {
+        None => !lower.is_empty(),
+        Some((_, last)) => PRIVATE_DOMAINS.contains(&last),
+    };
     address.parse::<std::net::IpAddr>().is_ok()
-        || alone.eq_ignore_ascii_case("localhost")
+        || is_private
         || public.is_some_and(|public| alone.eq_ignore_ascii_case(&public))
 }
 

@@ -98,10 +98,10 @@ fn router<S: Store>(shared: Arc<Shared<S>>, phases: Phases) -> Router {
     let closed = closed
         .into_iter()
         .fold(Router::new(), route)
-        .layer(from_fn_with_state(control.clone(), access::need_token));
+        .layer(from_fn_with_state(control.clone(), access::need_token))
+        .layer(from_fn_with_state(control.clone(), access::need_own_host));
     open.into_iter()
         .fold(closed, route)
-        .layer(from_fn_with_state(control.clone(), access::need_own_host))
         .layer(DefaultBodyLimit::max(
             usize::try_from(largest).unwrap_or(usize::MAX),
         ))

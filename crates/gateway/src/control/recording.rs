@@ -5,13 +5,14 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{self, Path, Query};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use onlyonce_engine::{Broken, Reader, Start};
+use onlyonce_core::State;
+use onlyonce_engine::{Broken, Operation, Reader, Start};
 use onlyonce_store::Store;
 use serde::Deserialize;
 
@@ -29,14 +30,16 @@ pub(super) struct RecordingQuery {
 
 /// `GET /v1/operations/{id}/recording`.
 pub(super) async fn stream<S: Store>(
-    State(control): State<Control<S>>,
+    extract::State(control): extract::State<Control<S>>,
     Path(id): Path<String>,
     query: Result<Query<RecordingQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(RecordingQuery { from }) = query.map_err(|error| {
         Refusal::bad_request(error.body_text(), "use from=BYTE, counted from 0")
     })?;
-    let reader = control.shared.engine.recording(operation_id(&id)?).await?;
+    let engine = &control.shared.engine;
+    let operation = operation_id(&id)?;
+    let reader = engine.recording(operation).await?;
     let Some(mut reader) = reader else {
         return Err(Refusal::new(
             StatusCode::NOT_FOUND,
@@ -45,6 +48,8 @@ pub(super) async fn stream<S: Store>(
         ));
     };
     if from > 0 {
+        let finished = engine.operation(operation).await?;
+        within(finished.as_ref(), from)?;
         reader.seek(from);
     }
     let gone = |what: String| {
@@ -73,6 +78,22 @@ pub(super) async fn stream<S: Store>(
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Refuses a byte after the end of a finished recording. One that still grows may get there.
+fn within(operation: Option<&Operation>, from: u64) -> Result<(), Refusal> {
+    let record = operation.map(|operation| &operation.stored.record.state);
+    match record {
+        Some(State::Completed(completed)) if from > completed.body_len => Err(Refusal::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            format!(
+                "the recording has {} bytes, and from is {from}",
+                completed.body_len
+            ),
+            "ask from a byte that is there",
+        )),
+        _ => Ok(()),
+    }
 }
 
 struct RecordingBody<S: Store> {

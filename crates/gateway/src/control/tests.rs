@@ -388,6 +388,15 @@ async fn a_recording_is_given_from_any_byte_and_followed_while_it_grows() {
         .await
         .expect(200);
     assert_eq!(rest.text, "to k");
+    let end = fixture
+        .get(&format!("/v1/operations/{id}/recording?from=11"))
+        .await
+        .expect(200);
+    assert_eq!(end.text, "");
+    let beyond = fixture
+        .get(&format!("/v1/operations/{id}/recording?from=12"))
+        .await;
+    beyond.expect_refusal(416);
 
     let (mut execution, _reader) = fixture.claim("acme", "live").await;
     let path = format!("/v1/operations/{}/recording", execution.id());
@@ -580,12 +589,15 @@ async fn without_a_token_a_foreign_host_name_is_refused() {
         "[::1]:8788",
         "10.0.0.1",
         "once.example",
+        "gateway",
+        "gateway.internal:1",
     ] {
         assert_eq!(with_host(&fixture, host).await, 200, "{host}");
     }
     for host in [
         "evil.example",
         "evil.example:8788",
+        "internal.example",
         "localhost.evil.example",
         "",
     ] {
