@@ -31,6 +31,10 @@ impl Control {
             Some(token) => request.header("Authorization", &format!("Bearer {token}")),
             None => request,
         };
+        // It answers only to its own address, so that no web page can reach it by a name.
+        let request = request
+            .without("Host")
+            .header("Host", &self.addr.to_string());
         Client::connect(self.addr).ask(&request.header("Connection", "close"))
     }
 
