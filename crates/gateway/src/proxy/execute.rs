@@ -269,7 +269,7 @@ impl<S: Store> Driver<S> {
             true => Outcome::ReleaseBroken,
             false => Outcome::Lost(reason),
         };
-        let gathered = incoming.gather().await;
+        let gathered = incoming.gather();
         let mut broke_off = false;
         let (body, ended) = match gathered {
             Gathered::Part(bytes) => (bytes, None),

@@ -102,31 +102,21 @@ impl Incoming {
         }
     }
 
-    /// Takes in what is there at once; all of it where it says that it is small.
-    pub(super) async fn gather(&mut self) -> Gathered {
-        let small = self
-            .answer
-            .size_hint()
-            .exact()
-            .is_some_and(|len| len <= SMALL);
+    /// Takes in what is there at once: most answers are whole by the time that their head is here.
+    pub(super) fn gather(&mut self) -> Gathered {
+        let mut cx = Context::from_waker(Waker::noop());
         let mut parts = Parts::default();
-        loop {
-            let piece = match small {
-                true => self.next().await,
-                false => match self.poll_next(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Ready(piece) => piece,
-                    Poll::Pending => return Gathered::Part(parts.joined()),
-                },
-            };
-            match piece {
-                Ok(bytes) => parts.add(bytes),
-                Err(Ended::Clean(trailers)) => return Gathered::Whole(parts.joined(), trailers),
-                Err(Ended::Broken(reason)) => return Gathered::Broken(reason),
-            }
-            if parts.len() as u64 > SMALL {
-                return Gathered::Part(parts.joined());
+        while parts.len() as u64 <= SMALL {
+            match self.poll_next(&mut cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(bytes)) => parts.add(bytes),
+                Poll::Ready(Err(Ended::Clean(trailers))) => {
+                    return Gathered::Whole(parts.joined(), trailers);
+                }
+                Poll::Ready(Err(Ended::Broken(reason))) => return Gathered::Broken(reason),
             }
         }
+        Gathered::Part(parts.joined())
     }
 
     /// The next bytes of the body, or its end.
