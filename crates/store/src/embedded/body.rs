@@ -12,7 +12,8 @@ use onlyonce_core::{Address, Attempt, OperationId, Record, State};
 
 use super::{
     catalog::{RecordItem, What},
-    layout::{EntryHead, FLAG_SEALED, Kind},
+    layout::{EntryHead, FLAG_PACKED, FLAG_SEALED, Kind},
+    log::MOST_ENTRY,
     seal::Sealer,
 };
 use crate::{
@@ -158,51 +159,131 @@ pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64
     })
 }
 
-/// Seals `body` where there is a sealer; gives the flags of the entry with it.
+/// Smaller bodies are not worth packing.
+const LEAST_PACKED: usize = 512;
+
+/// Makes a plain body what stands in its entry: packed where that saves something, sealed where
+/// there is a sealer. Gives the head of the entry with it.
 pub fn close(
     sealer: Option<&Sealer>,
     kind: Kind,
     address: Address,
-    body: BytesMut,
+    plain: BytesMut,
 ) -> Result<(EntryHead, BytesMut), StoreError> {
-    match sealer {
-        None => Ok((
-            EntryHead {
-                kind,
-                flags: 0,
-                address,
-            },
-            body,
-        )),
-        Some(sealer) => {
-            let head = EntryHead {
-                kind,
-                flags: FLAG_SEALED,
-                address,
-            };
-            let sealed = sealer.seal(&associated(&head), &body).map_err(|error| {
-                StoreError::Unavailable(format!("a record could not be encrypted: {error}"))
-            })?;
-            Ok((head, sealed))
+    let mut head = EntryHead {
+        kind,
+        flags: 0,
+        address,
+    };
+    let body = match pack(&plain) {
+        Some(packed) => {
+            head.flags |= FLAG_PACKED;
+            packed
         }
-    }
+        None => plain,
+    };
+    let Some(sealer) = sealer else {
+        return Ok((head, body));
+    };
+    head.flags |= FLAG_SEALED;
+    let sealed = sealer.seal(&associated(&head), &body).map_err(|error| {
+        StoreError::Unavailable(format!("a record could not be encrypted: {error}"))
+    })?;
+    Ok((head, sealed))
 }
 
 /// Opens the body of an entry.
 pub fn open(sealer: Option<&Sealer>, head: &EntryHead, body: Bytes) -> Result<Bytes, StoreError> {
-    match (head.flags & FLAG_SEALED != 0, sealer) {
-        (false, _) => Ok(body),
-        (true, Some(sealer)) => sealer.open(&associated(head), &body).map_err(corrupt),
-        (true, None) => Err(corrupt("it is encrypted and no key is configured")),
+    let body = match (head.flags & FLAG_SEALED != 0, sealer) {
+        (false, _) => body,
+        (true, Some(sealer)) => sealer.open(&associated(head), &body).map_err(corrupt)?,
+        (true, None) => return Err(corrupt("it is encrypted and no key is configured")),
+    };
+    if head.flags & FLAG_PACKED != 0 {
+        unpack(&body)
+    } else {
+        Ok(body)
     }
 }
 
-fn associated(head: &EntryHead) -> [u8; 17] {
-    let mut out = [head.kind.number(); 17];
-    out[1..].copy_from_slice(head.address.as_bytes());
+fn pack(plain: &[u8]) -> Option<BytesMut> {
+    if plain.len() < LEAST_PACKED {
+        return None;
+    }
+    let mut out = BytesMut::zeroed(4 + lz4_flex::block::get_maximum_output_size(plain.len()));
+    out[..4].copy_from_slice(&(plain.len() as u32).to_be_bytes());
+    let len = lz4_flex::block::compress_into(plain, &mut out[4..]).ok()?;
+    out.truncate(4 + len);
+    (out.len() < plain.len() - plain.len() / 8).then_some(out)
+}
+
+fn unpack(body: &[u8]) -> Result<Bytes, StoreError> {
+    let (len, block) = body
+        .split_first_chunk::<4>()
+        .ok_or_else(|| corrupt("it is too short"))?;
+    let len = u32::from_be_bytes(*len) as usize;
+    if len > 2 * MOST_ENTRY {
+        return Err(corrupt(format!("it unpacks to {len} bytes")));
+    }
+    let mut plain = BytesMut::zeroed(len);
+    let unpacked = lz4_flex::block::decompress_into(block, &mut plain).map_err(corrupt)?;
+    if unpacked == len {
+        Ok(plain.freeze())
+    } else {
+        Err(corrupt("it unpacks to less"))
+    }
+}
+
+fn associated(head: &EntryHead) -> [u8; 18] {
+    let mut out = [0; 18];
+    out[0] = head.kind.number();
+    out[1] = head.flags;
+    out[2..].copy_from_slice(head.address.as_bytes());
     out
 }
 
 pub fn corrupt(why: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt(why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(plain: &[u8]) -> (u8, usize) {
+        let address = Address::from_bytes([1; 16]);
+        let (head, body) = close(None, Kind::Chunk, address, plain.into()).expect("closed");
+        let len = body.len();
+        assert_eq!(
+            open(None, &head, body.freeze()).as_deref().ok(),
+            Some(plain)
+        );
+        (head.flags, len)
+    }
+
+    #[test]
+    fn what_repeats_is_packed_and_what_does_not_is_left() {
+        let (flags, len) = round_trip("{\"answer\": \"yes\"}".repeat(100).as_bytes());
+        assert!(flags == FLAG_PACKED && len < 200, "{len}");
+        let mut state = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(2_000)
+        .collect();
+        assert_eq!(round_trip(&noise), (0, 2_000));
+        assert_eq!(round_trip(b"short"), (0, 5));
+    }
+
+    #[test]
+    fn hostile_060_a_packed_body_never_unpacks_without_a_bound() {
+        let mut bomb = vec![0xff; 4];
+        bomb.extend_from_slice(&[0; 64]);
+        assert!(matches!(unpack(&bomb), Err(StoreError::Corrupt(_))));
+        assert!(matches!(
+            unpack(&[0, 0, 0, 9, 0]),
+            Err(StoreError::Corrupt(_))
+        ));
+    }
 }
