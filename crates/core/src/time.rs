@@ -32,3 +32,29 @@ impl Timestamp {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
+
+    #[test]
+    fn spans_are_counted_in_milliseconds() {
+        let later = NOW.after(Duration::from_millis(1_500));
+        assert_eq!(later.as_millis(), 1_767_225_601_500);
+        assert_eq!(later.since(NOW), Duration::from_millis(1_500));
+    }
+
+    #[test]
+    fn a_moment_before_another_is_not_after_it_by_anything() {
+        assert_eq!(NOW.since(NOW.after(Duration::from_secs(1))), Duration::ZERO);
+    }
+
+    #[test]
+    fn time_ends_and_does_not_wrap() {
+        let end = Timestamp::from_millis(u64::MAX);
+        assert_eq!(NOW.after(Duration::MAX), end);
+        assert_eq!(end.after(Duration::from_millis(1)), end);
+    }
+}

@@ -237,6 +237,10 @@ pub(crate) fn take_varint(bytes: &mut Bytes, what: &'static str) -> Result<u64, 
             break;
         }
         value |= bits << shift;
+        if byte == 0 && shift > 0 {
+            // The encoder would have ended one byte earlier.
+            break;
+        }
         if byte & 0x80 == 0 {
             return Ok(value);
         }
