@@ -19,6 +19,8 @@ pub enum Seen {
     Released,
     /// No outcome: try again.
     Again,
+    /// Something that a guarantee forbids.
+    Wrong,
 }
 
 /// Something that a guarantee forbids.
@@ -38,6 +40,14 @@ impl fmt::Display for Violation {
     }
 }
 
+/// What was known when an attempt was sent. Answers are noted some time after they came, so only
+/// what was noted before an attempt binds its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    generation: u64,
+    after_completion: bool,
+}
+
 /// All keys of a campaign.
 #[derive(Clone, Default)]
 pub struct History {
@@ -50,12 +60,14 @@ pub struct History {
     pub broken: u64,
     /// Stored bytes were damaged: what was completed may be unknown now (I13), but nothing else.
     pub rotten: bool,
+    /// The disk fails while clients send: an outcome may be lost though gateway and upstream live.
+    pub failing_disk: bool,
 }
 
 #[derive(Clone, Default)]
 struct KeyHistory {
     /// The gateway's generation when the key was first sent.
-    first_generation: u64,
+    first_generation: Option<u64>,
     complete: Option<Complete>,
     unknown: bool,
 }
@@ -82,14 +94,14 @@ const MARKS: &[&str] = &[
 
 impl History {
     /// Notes that a key is about to be sent to the gateway of this generation.
-    pub fn begin(&mut self, key: &str, generation: u64) {
+    pub fn begin(&mut self, key: &str, generation: u64) -> Attempt {
         self.attempts += 1;
-        self.keys
-            .entry(key.to_string())
-            .or_insert_with(|| KeyHistory {
-                first_generation: generation,
-                ..Default::default()
-            });
+        let history = self.keys.entry(key.to_string()).or_default();
+        history.first_generation = history.first_generation.or(Some(generation));
+        Attempt {
+            generation,
+            after_completion: history.complete.is_some(),
+        }
     }
 
     /// Notes an answer that never came to its end.
@@ -103,8 +115,8 @@ impl History {
     }
 
     /// Notes an answer, and checks it against what was seen before.
-    pub fn observe(&mut self, key: &str, generation: u64, answer: &Answer) -> Seen {
-        let seen = match self.judge(key, generation, answer) {
+    pub fn observe(&mut self, key: &str, attempt: Attempt, answer: &Answer) -> Seen {
+        let seen = match self.judge(key, attempt, answer) {
             Ok(seen) => seen,
             Err((guarantee, what)) => {
                 self.violations.push(Violation {
@@ -112,7 +124,7 @@ impl History {
                     key: key.to_string(),
                     what,
                 });
-                Seen::Again
+                Seen::Wrong
             }
         };
         if let (Seen::Unknown, Some(history)) = (seen, self.keys.get_mut(key)) {
@@ -124,15 +136,15 @@ impl History {
     fn judge(
         &mut self,
         key: &str,
-        generation: u64,
+        attempt: Attempt,
         answer: &Answer,
     ) -> Result<Seen, (&'static str, String)> {
         let script = Script::of_key(key);
-        let history = self.keys.entry(key.to_string()).or_default();
-        let had_complete = history.complete.is_some();
+        let had_complete = attempt.after_completion;
         match mark(answer) {
             Mark::Upstream => {
                 let complete = complete(key, &script, answer).map_err(|what| ("I5", what))?;
+                let history = self.keys.entry(key.to_string()).or_default();
                 match &history.complete {
                     None => history.complete = Some(complete),
                     Some(first) if *first == complete => {}
@@ -147,7 +159,7 @@ impl History {
                 "I3",
                 "was completed for a client, and is unknown now".to_string(),
             )),
-            Mark::Unknown if script.is_whole() && history.first_generation == generation => Err((
+            Mark::Unknown if script.is_whole() && self.needs_no_unknown(key, attempt) => Err((
                 "L1",
                 "is unknown, and neither gateway nor upstream failed".to_string(),
             )),
@@ -170,6 +182,15 @@ impl History {
                 ))
             }
         }
+    }
+
+    /// Whether nothing has happened since the key was first sent that could lose its outcome.
+    fn needs_no_unknown(&self, key: &str, attempt: Attempt) -> bool {
+        let first = self
+            .keys
+            .get(key)
+            .and_then(|history| history.first_generation);
+        first == Some(attempt.generation) && !self.rotten && !self.failing_disk
     }
 
     /// Compares the whole campaign with what the upstream received.

@@ -208,9 +208,8 @@ impl Campaign {
             .next_key
             .fetch_add(random.below(1_000), Ordering::SeqCst);
 
-        let starting = Starting::spawn(&setup)?;
-        let started = starting.ready();
-        match started {
+        lock(&shared.history).failing_disk = true;
+        match Starting::spawn(&setup)?.ready() {
             Ok(gateway) => {
                 self.generation += 1;
                 shared.target.set(Some((gateway.address, self.generation)));
@@ -248,6 +247,7 @@ impl Campaign {
         let setup = self.setup(place.join("data"));
         let shared = self.shared(world);
         lock(&shared.history).rotten = rotten;
+        lock(&shared.history).failing_disk = false;
         let violations = self.tally.violations.len();
         for _ in 0..2 {
             let gateway = match Gateway::start(&setup) {
@@ -320,7 +320,6 @@ impl Campaign {
     }
 
     fn violated(&mut self, what: &str) {
-        println!("   VIOLATED {what}");
         self.tally.violations.push(what.to_string());
     }
 
