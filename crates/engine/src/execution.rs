@@ -16,6 +16,7 @@ use crate::{
     admission::Permit,
     late::{Gate, LateGuard},
     live::{End, Live, LiveState, Phase},
+    recording::content_length,
     write::Backoff,
 };
 
@@ -76,12 +77,11 @@ impl<S: Store> Execution<S> {
     /// Says how long the body will be, where that is known and no `content-length` in the head
     /// says it: the piece that completes it is withheld until the record is durable (I3).
     pub fn declare_len(&mut self, bytes: u64) {
-        self.writer
-            .live
-            .publish(|state| state.recording.declare(bytes));
+        self.writer.live.state.lock().recording.declare(bytes);
     }
 
-    /// Appends to the recording and publishes. Waits while the store takes a full chunk.
+    /// Appends to the recording, after the head, and publishes. Waits while the store takes a full
+    /// chunk.
     pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {
         self.writer.push(bytes, None).await
     }
@@ -97,8 +97,11 @@ impl<S: Store> Execution<S> {
         let settings = &self.writer.shared.settings;
         let too_long = body.len() as u64 > settings.max_response;
         let fits = body.len() <= settings.chunk_size;
+        let declared = content_length(&head.headers).filter(|_| !len_means_nothing(&head));
         let settled = if too_long {
             self.writer.lose(UnknownReason::OverLimit).await
+        } else if declared.is_some_and(|len| len != body.len() as u64) {
+            self.writer.not_whole().await
         } else if fits {
             self.writer
                 .respond_whole(head, body, trailers, self.window)
@@ -375,10 +378,9 @@ impl<S: Store> Writer<S> {
             }
         };
         let Some((head, body_len, chunk, chunks)) = taken else {
-            // Without a head, with a released one, or short of its declared length there is no
-            // whole response (I5).
-            self.lose(UnknownReason::Truncated).await?;
-            return Err(Unsettled::NotWhole);
+            // Without a head, with a released one, or with another length than it declared, there is
+            // no whole response (I5).
+            return self.not_whole().await;
         };
         let response = transition::Response {
             head,
@@ -433,8 +435,7 @@ impl<S: Store> Writer<S> {
     ) -> Result<(), Unsettled> {
         if self.live.state.lock().recording.kind() == Some(Kind::Executed) {
             // An answer that counts as executed was shown already (I10).
-            self.lose(UnknownReason::Truncated).await?;
-            return Err(Unsettled::NotWhole);
+            return self.not_whole().await;
         }
         let writing = self.live.writing.lock().await;
         self.check_not_ended()?;
@@ -463,6 +464,11 @@ impl<S: Store> Writer<S> {
             }
             Err(error) => Err(self.broken_by(error, Outcome::Release(reason))),
         }
+    }
+
+    async fn not_whole(&self) -> Result<(), Unsettled> {
+        self.lose(UnknownReason::Truncated).await?;
+        Err(Unsettled::NotWhole)
     }
 
     pub(crate) async fn lose(&self, reason: UnknownReason) -> Result<(), Unsettled> {

@@ -213,6 +213,7 @@ impl<S: Store> Engine<S> {
                 sleep(Duration::from_millis(5)).await;
             }
         }
+        shared.settle_all_abandoned().await;
     }
 }
 

@@ -206,7 +206,8 @@ fn cut(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-fn content_length(headers: &HeaderBlock) -> Option<u64> {
+/// What the head says of the length of the body, in bytes.
+pub(crate) fn content_length(headers: &HeaderBlock) -> Option<u64> {
     headers
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case(b"content-length"))

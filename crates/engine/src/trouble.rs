@@ -77,7 +77,7 @@ pub enum Unsettled {
     /// becomes unknown (or released, where that was the outcome) as soon as the store works again.
     #[error("the outcome could not be recorded: {0}")]
     NotRecorded(String),
-    /// It was not a whole response (no head, or short of its declared length), or a release after a
+    /// It was not a whole response (no head, or another length than it declared), or a release after a
     /// head that counts as executed. The operation is unknown now (I5, I10).
     #[error("the response was not whole")]
     NotWhole,

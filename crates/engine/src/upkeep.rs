@@ -142,7 +142,8 @@ impl<S: Store> Shared<S> {
         }
     }
 
-    async fn settle_all_abandoned(self: &Arc<Self>) -> usize {
+    /// Writes what the store did not take before.
+    pub(crate) async fn settle_all_abandoned(self: &Arc<Self>) -> usize {
         let mut settled = 0;
         for (address, claim) in self.abandoned.all() {
             match self.settle_one_abandoned(address, claim).await {

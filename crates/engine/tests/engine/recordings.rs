@@ -4,7 +4,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use onlyonce_core::{HeaderBlock, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Frame, Kind, PushError, Settings, Start};
+use onlyonce_engine::{Broken, Frame, Kind, PushError, Settings, Start, Unsettled};
 use onlyonce_store::memory::{Call, Fault};
 
 use crate::world::{
@@ -224,6 +224,20 @@ async fn i05_a_response_short_of_its_declared_length_is_never_completed() {
     assert!(execution.complete(no_trailers()).await.is_err());
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
     assert!(read(reader).await.start == Start::Unknown(UnknownReason::Truncated));
+}
+
+#[tokio::test]
+async fn i05_a_whole_response_is_as_long_as_its_head_says_or_is_none() {
+    let world = World::new();
+    for body in ["hell", "hello!"] {
+        let (execution, _) = world.execute(body).await;
+        let head = head_with(200, &[("content-length", "5")]);
+        let responded = execution
+            .respond_whole(head, body.into(), no_trailers())
+            .await;
+        assert_eq!(responded, Err(Unsettled::NotWhole));
+        assert_eq!(world.state(body).await, Some(StateName::Unknown));
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Kind, Start, Trouble, Unsettled};
-use onlyonce_store::memory::Call;
+use onlyonce_store::memory::{Call, Fault};
 
 use crate::world::{World, head, no_trailers, read, request};
 
@@ -77,4 +77,16 @@ async fn a_completion_under_way_at_the_deadline_is_let_through() {
     respond.await.expect("no panic").expect("durable");
     shutdown.await.expect("ended");
     assert!(matches!(read(reader).await.start, Start::Response { .. }));
+}
+
+#[tokio::test]
+async fn what_the_store_did_not_take_before_is_written_before_the_end() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let faults = world.store.faults();
+    faults.fail(Call::Write, Fault::Unavailable, u32::MAX);
+    assert!(execution.not_sent("connection refused").await.is_err());
+    faults.heal();
+    world.engine.shutdown(Duration::ZERO).await;
+    assert_eq!(world.state("k").await, Some(StateName::Released));
 }
