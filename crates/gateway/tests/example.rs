@@ -24,7 +24,10 @@ fn check(file: &str) -> onlyonce_testkit::Run {
 fn the_example_is_valid() {
     let run = check(EXAMPLE);
     assert_eq!(run.code, Some(0), "{run:?}");
-    assert!(run.stdout.contains("is valid: 3 upstreams, 3 routes"), "{run:?}");
+    assert!(
+        run.stdout.contains("is valid: 3 upstreams, 3 routes"),
+        "{run:?}"
+    );
 }
 
 /// What stands in it behind `# ` as a setting is valid too: it is the default of that setting.
@@ -35,7 +38,11 @@ fn what_is_commented_out_in_the_example_is_valid() {
         .lines()
         .map(|line| match line.strip_prefix("# ") {
             // A setting is a name and `=`; a sentence has more words before one.
-            Some(setting) if setting.split_once(" = ").is_some_and(|(name, _)| !name.contains(' ')) => {
+            Some(setting)
+                if setting
+                    .split_once(" = ")
+                    .is_some_and(|(name, _)| !name.contains(' ')) =>
+            {
                 format!("{setting}\n")
             }
             _ => format!("{line}\n"),
