@@ -107,7 +107,6 @@ pub(super) async fn resolve<S: Store>(
             (resolution, reason)
         }
     };
-    tracing::info!(%id, ?reason, "an operator resolves an operation");
     let operation = engine.resolve(id, resolution, &reason).await?;
     Ok(Json(OperationDetail::from(&operation)))
 }
@@ -202,7 +201,6 @@ pub(super) async fn purge<S: Store>(
         state,
         before: moment("before", body.before.as_deref(), engine.store().now())?,
     };
-    tracing::info!(?purge, "an operator purges records");
     let purged = engine.purge(purge).await?;
     Ok(Json(Purged { purged }))
 }
