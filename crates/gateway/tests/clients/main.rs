@@ -1,0 +1,14 @@
+//! Real clients, unmodified, from their registries, through the real binary: official SDKs and
+//! curl before it, our sandbox and fake providers that nobody here wrote behind it.
+//!
+//! `cargo xtask test` installs the clients; then
+//! `cargo test -p onlyonce --features real-clients --test clients` runs these alone.
+
+mod anthropic_python;
+mod curl;
+mod fake_providers;
+mod gemini_python;
+mod kit;
+mod openai_node;
+mod openai_python;
+mod stripe_python;
