@@ -104,9 +104,16 @@ impl History {
         }
     }
 
-    /// Notes an answer that never came to its end.
-    pub fn note_broken(&mut self) {
+    /// Notes an answer that never came to its end. Where stored bytes were damaged, that is an
+    /// outcome: a recording that cannot be read to its end breaks off at every try.
+    pub fn observe_broken(&mut self, key: &str) -> Seen {
         self.broken += 1;
+        let history = self.keys.entry(key.to_string()).or_default();
+        if self.rotten && history.complete.is_some() {
+            Seen::Unknown
+        } else {
+            Seen::Again
+        }
     }
 
     /// Every key that was ever sent.

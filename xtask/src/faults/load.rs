@@ -12,7 +12,7 @@ use super::random::Random;
 use super::upstream::lock;
 
 /// How long a key may take to reach an outcome once nothing fails any more.
-const OUTCOME_LIMIT: Duration = Duration::from_secs(60);
+const OUTCOME_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a patient client waits for the next byte.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -113,16 +113,17 @@ fn attempt(
     generation: u64,
     key: &str,
     patience: Duration,
-) -> Seen {
+) -> (Seen, String) {
     let sent = lock(&shared.history).begin(key, generation);
     let answer = client.attempt(address, key, patience);
     let mut history = lock(&shared.history);
     match answer {
-        Ok(answer) => history.observe(key, sent, &answer),
-        Err(_) => {
-            history.note_broken();
-            Seen::Again
+        Ok(answer) => {
+            let start = answer.body.len().min(200);
+            let text = String::from_utf8_lossy(&answer.body[..start]).into_owned();
+            (history.observe(key, sent, &answer), text)
         }
+        Err(error) => (history.observe_broken(key), format!("{error:#}")),
     }
 }
 
@@ -144,11 +145,14 @@ pub fn settle(shared: &Shared, clients: usize) {
 
 fn settle_one(shared: &Shared, client: &mut Client, key: &str) {
     let deadline = Instant::now() + OUTCOME_LIMIT;
+    let mut last = String::new();
     while Instant::now() < deadline {
         let Some((address, generation)) = shared.target.get() else {
             break;
         };
-        match attempt(shared, client, address, generation, key, PATIENCE) {
+        let (seen, text) = attempt(shared, client, address, generation, key, PATIENCE);
+        last = text;
+        match seen {
             Seen::Complete | Seen::Unknown | Seen::Wrong => return,
             Seen::Released | Seen::Again => thread::sleep(Duration::from_millis(2)),
         }
@@ -156,6 +160,6 @@ fn settle_one(shared: &Shared, client: &mut Client, key: &str) {
     lock(&shared.history).violations.push(Violation {
         guarantee: "L1",
         key: key.to_string(),
-        what: "did not reach an outcome".to_string(),
+        what: format!("did not reach an outcome in time; the last answer: {last}"),
     });
 }

@@ -110,9 +110,6 @@ fn conclude(tally: &Tally, rounds: u64, start: Instant) -> Result<Ended> {
         tally.longest_start.as_millis(),
         tally.violations.len()
     );
-    for violation in tally.violations.iter().take(SHOWN) {
-        println!("   VIOLATED {violation}");
-    }
     if !tally.violations.is_empty() {
         bail!("{} violations", tally.violations.len());
     }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::Plan;
 use super::disk::{Disk, Rules};
 use super::image::Image;
 use super::mount::Mounted;
+use super::{Plan, SHOWN};
 use crate::command::target_dir;
 use crate::faults::gateway::{Gateway, Setup, Starting};
 use crate::faults::history::History;
@@ -320,6 +320,9 @@ impl Campaign {
     }
 
     fn violated(&mut self, what: &str) {
+        if self.tally.violations.len() < SHOWN {
+            println!("   VIOLATED {what}");
+        }
         self.tally.violations.push(what.to_string());
     }
 
