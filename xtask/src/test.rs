@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::args::Args;
 use crate::command::{cargo, each_line, headline};
-use crate::{audit, clients};
+use crate::faults::gateway;
+use crate::{audit, clients, powercut, torture};
 
 /// How long the test run may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -22,7 +23,7 @@ pub fn run(mut args: Args) -> Result<()> {
     let mut total = Count::default();
     total.add(cargo_test()?);
     if !only_cargo {
-        campaigns(&mut total);
+        campaigns(&mut total)?;
     }
 
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -33,7 +34,25 @@ pub fn run(mut args: Args) -> Result<()> {
 }
 
 /// The fault campaigns, short: their long forms are commands of their own.
-fn campaigns(_total: &mut Count) {}
+fn campaigns(total: &mut Count) -> Result<()> {
+    let binary = gateway::binary(None, false)?;
+    let plan = torture::Plan {
+        minutes: 1.0,
+        seed: 1,
+        binary: binary.clone(),
+    };
+    total.note(torture::campaign(&plan));
+    let plan = powercut::Plan {
+        images: 24,
+        seed: 1,
+        binary,
+    };
+    match powercut::campaign(&plan) {
+        Ok(powercut::Ended::Skipped) => {}
+        ended => total.note(ended.map(|_| ())),
+    }
+    Ok(())
+}
 
 /// `cargo test` over the whole workspace, with the real clients where the gateway has such tests.
 fn cargo_test() -> Result<Count> {
@@ -92,6 +111,17 @@ impl Count {
             passed: number_before("passed")?,
             failed: number_before("failed;")?,
         })
+    }
+
+    /// Counts a campaign as one test.
+    fn note(&mut self, ended: Result<()>) {
+        match ended {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                println!("   FAILED: {error:#}");
+                self.failed += 1;
+            }
+        }
     }
 
     fn add(&mut self, other: Self) {
