@@ -2,14 +2,17 @@
 
 use onlyonce_core::{
     Concurrent, Decision, Epoch, Fence, Head, HeaderBlock, Held, Key, OnUnknown, OperationId,
-    OwnerId, Policy, Record, Refusal, ReleaseReason, RequestLine, Resolution, Scope, State,
-    Timestamp, UnknownReason, decide,
-    transition::{self, Claim, NotLawful, Response},
+    OwnerId, Policy, Record, Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp,
+    UnknownReason, decide,
+    transition::{self, Claim, Response},
     view,
 };
 
+mod outside;
+mod settling;
+
 use crate::{
-    KEYS, LEASE, OWNERS, RETENTION, WINDOW, fingerprint,
+    KEYS, LEASE, OWNERS, fingerprint,
     reference::{By, Fate, Token},
     world::{Ack, World},
 };
@@ -466,106 +469,6 @@ impl Gateways {
         self.answers
     }
 
-    fn settles(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
-        let key = self.attempts[index].key;
-        // A gateway goes by what it remembers, or looks again: the fence holds either way.
-        let looks = self.world.random.chance(30);
-        let held = match looks {
-            true => self.world.counting(key),
-            false => Some(&own.record),
-        };
-        let expected = held.map(Record::fence);
-        let (fence, now, token) = (own.record.fence(), self.world.now, own.token);
-        let (next, by) = match settlement {
-            Settlement::Completed(answer) => (
-                transition::complete(held, fence, response(answer), now, WINDOW),
-                By::Completion(token, answer),
-            ),
-            Settlement::Released(reason) => (
-                transition::release(held, fence, reason, now, RETENTION),
-                By::Release(token),
-            ),
-            Settlement::Lost(reason) => {
-                (transition::lose(held, fence, reason, now), By::Loss(token))
-            }
-            Settlement::LostForNow(_) => (
-                transition::lose(held, fence, UnknownReason::TimedOut, now),
-                By::Loss(token),
-            ),
-        };
-        let next = match next {
-            Ok(next) => next,
-            Err(NotLawful::Fenced { .. }) if looks => return self.lost(index, settlement),
-            Err(error) => panic!("attempt {index}: {error}"),
-        };
-        match self.world.write(key, expected, &next, by, now) {
-            Ack::Done => self.settled(index, own.token, settlement, next),
-            Ack::Lost => self.lost(index, settlement),
-            Ack::InDoubt => Stage::ReadingBackSettlement(own, settlement, Box::new(next)),
-            Ack::Unavailable => self.tries_again(index, own, settlement),
-        }
-    }
-
-    fn tries_again(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
-        self.attempts[index].tries += 1;
-        match self.attempts[index].tries {
-            // Hostile 84: the end is withheld, and the client told that nobody can say.
-            4.. => self.tell(index, "told unknown: the store does not take the outcome"),
-            _ => Stage::Settling(own, settlement),
-        }
-    }
-
-    fn reads_back_settlement(
-        &mut self,
-        index: usize,
-        own: Own,
-        settlement: Settlement,
-        next: Record,
-    ) -> Stage {
-        if self.world.load_fails() {
-            return Stage::ReadingBackSettlement(own, settlement, Box::new(next));
-        }
-        let held = self.world.slot(self.attempts[index].key);
-        if held == Some(&next) {
-            self.world.coverage.count("an outcome in doubt was written");
-            return self.settled(index, own.token, settlement, next);
-        }
-        if held == Some(&own.record) {
-            return self.tries_again(index, own, settlement);
-        }
-        self.lost(index, settlement)
-    }
-
-    fn settled(
-        &mut self,
-        index: usize,
-        token: Token,
-        settlement: Settlement,
-        record: Record,
-    ) -> Stage {
-        match settlement {
-            Settlement::Completed(answer) => {
-                self.world.reference.saw_the_end(token.id, answer);
-                self.tell(index, "executed")
-            }
-            Settlement::Released(ReleaseReason::NotSent) => self.tell(index, "told not sent"),
-            Settlement::Released(_) => self.tell(index, "given the answer that it did not run"),
-            Settlement::Lost(_) => self.tell(index, "told unknown"),
-            Settlement::LostForNow(line) => {
-                self.tell(index, "told unknown for now");
-                Stage::Late(Own { record, token }, line)
-            }
-        }
-    }
-
-    /// Somebody else wrote since (I9): the outcome is whatever they have written.
-    fn lost(&mut self, index: usize, settlement: Settlement) -> Stage {
-        match settlement {
-            Settlement::Completed(_) => self.tell(index, "broken off: an answer comes too late"),
-            _ => self.tell(index, "told unknown: it was fenced off"),
-        }
-    }
-
     /// Joiners of another gateway's execution watch the record. They never execute (I18).
     fn follows(&mut self, index: usize, joined: Joined) -> Stage {
         if self.world.load_fails() {
@@ -597,188 +500,6 @@ impl Gateways {
             None if same => Stage::Joined(joined),
             None => self.tell(index, "a joiner shares another outcome"),
         }
-    }
-
-    fn lease_is_renewed(&mut self) {
-        let mut owners = Vec::new();
-        for (index, attempt) in self.attempts.iter().enumerate() {
-            if matches!(attempt.stage, Stage::Ready(_) | Stage::Sent(..)) {
-                owners.push(index);
-            }
-        }
-        if owners.is_empty() {
-            return;
-        }
-        let index = owners[self.world.random.below(owners.len())];
-        let Attempt { key, ref stage, .. } = self.attempts[index];
-        let (Stage::Ready(own) | Stage::Sent(own, _)) = stage else {
-            return;
-        };
-        let own = own.clone();
-        let (fence, now) = (own.record.fence(), self.world.now);
-        let next = transition::renew(Some(&own.record), fence, now, LEASE).expect("it runs");
-        let by = By::Renewal(own.token);
-        let ack = self.world.write(key, Some(fence), &next, by, now);
-        let written = match ack {
-            Ack::Done => true,
-            Ack::InDoubt => self.world.slot(key) == Some(&next),
-            Ack::Lost | Ack::Unavailable => false,
-        };
-        self.world.coverage.count("a lease is renewed");
-        match &mut self.attempts[index].stage {
-            Stage::Ready(_) if ack == Ack::Lost => {
-                self.attempts[index].stage = self.tell(index, "told unavailable: claim taken away");
-            }
-            Stage::Ready(own) | Stage::Sent(own, _) if written => own.record = next,
-            _ => {}
-        }
-    }
-
-    fn time_passes(&mut self) {
-        let key = self.world.random.below(KEYS);
-        let edge = self.world.slot(key).and_then(|record| match record.state {
-            State::InFlight { lease_until, .. } => Some(lease_until),
-            _ => record.expires_at(),
-        });
-        let now = self.world.now;
-        let span = match self.world.random.below(10) {
-            0..3 => LEASE / 10,
-            3..5 => LEASE / 2,
-            5 => LEASE,
-            6 => RETENTION,
-            7 => WINDOW,
-            // To the very edge of something, or one millisecond before it.
-            _ => {
-                let span = edge.unwrap_or(now).since(now);
-                match self.world.random.chance(50) {
-                    true => span,
-                    false => span.saturating_sub(std::time::Duration::from_millis(1)),
-                }
-            }
-        };
-        self.world.now = now.after(span);
-        self.world.note(|| format!("{span:?} have passed"));
-    }
-
-    /// A sweeper or an operator reads a record, and will act on it later.
-    fn somebody_looks_around(&mut self) {
-        let key = self.world.random.below(KEYS);
-        let now = self.world.now;
-        let Held::Record {
-            record,
-            lease_passed,
-        } = view(self.world.slot(key), now)
-        else {
-            return;
-        };
-        let seen = record.fence();
-        let state = record.state.name();
-        let what = match self.world.random.below(4) {
-            0 | 1 if lease_passed => What::Expire,
-            2 => What::OperatorSaysNo,
-            3 => What::OperatorKnows(self.new_answer()),
-            _ => return,
-        };
-        self.world
-            .note(|| format!("somebody has seen {state}, {seen:?}"));
-        self.chores.push(Chore { key, seen, what });
-    }
-
-    fn chore_is_done(&mut self) {
-        if self.chores.is_empty() {
-            return;
-        }
-        let index = self.world.random.below(self.chores.len());
-        let Chore { key, seen, what } = self.chores.swap_remove(index);
-        let now = self.world.now;
-        let held = self.world.counting(key);
-        let expected = held.map(Record::fence);
-        let (next, by) = match what {
-            What::Expire => (
-                transition::expire(held, seen, UnknownReason::LeasePassed, now),
-                By::Expiry {
-                    owner_is_dead: false,
-                },
-            ),
-            What::OperatorSaysNo => (
-                transition::resolve(held, seen, Resolution::DidNotRun, now, RETENTION),
-                By::Operator { seen, answer: None },
-            ),
-            What::OperatorKnows(answer) => (
-                transition::resolve(held, seen, Resolution::Ran(response(answer)), now, WINDOW),
-                By::Operator {
-                    seen,
-                    answer: Some(answer),
-                },
-            ),
-        };
-        match next {
-            Ok(next) => {
-                self.world.coverage.count(match what {
-                    What::Expire => "a sweeper expires a lease",
-                    What::OperatorSaysNo => "an operator says that it did not run",
-                    What::OperatorKnows(_) => "an operator knows the answer",
-                });
-                self.world.write(key, expected, &next, by, now);
-            }
-            Err(NotLawful::Fenced { .. }) => {
-                self.world.coverage.count("a chore is fenced off");
-                assert_ne!(expected, Some(seen), "L6: nobody else wrote");
-            }
-            Err(NotLawful::NoSuchArrow { .. }) => {
-                self.world.coverage.count("a chore has no arrow");
-                assert_eq!(expected, Some(seen), "I9: it moved on");
-            }
-        }
-    }
-
-    fn gateway_dies(&mut self) {
-        let number = self.world.random.below(OWNERS);
-        let old = self.gateways[number].owner;
-        self.dead.push(old);
-        self.gateways[number].owner = 10 * (self.dead.len() as u64 + 1) + number as u64;
-        self.gateways[number].claiming = [false; KEYS];
-        for attempt in self.attempts.iter_mut().filter(|one| one.gateway == number) {
-            attempt.stage = Stage::Done;
-        }
-        self.world.coverage.count("a gateway dies");
-        self.world.note(|| format!("gateway {number} dies"));
-        // The embedded store's next life knows at once that the one before it is gone (L3).
-        if self.world.random.chance(50) {
-            self.marks_the_claims_of(old);
-        }
-    }
-
-    fn marks_the_claims_of(&mut self, dead: u64) {
-        for key in 0..KEYS {
-            let now = self.world.now;
-            let Some(record) = self.world.counting(key).cloned() else {
-                continue;
-            };
-            let fence = record.fence();
-            if matches!(record.state, State::InFlight { owner, .. } if owner.number() == dead) {
-                let reason = UnknownReason::OwnerDied;
-                let next = transition::expire(Some(&record), fence, reason, now);
-                let by = By::Expiry {
-                    owner_is_dead: true,
-                };
-                self.world.coverage.count("a dead owner's claim is marked");
-                self.world
-                    .write(key, Some(fence), &next.expect("it runs"), by, now);
-            }
-        }
-    }
-
-    /// I11: a gateway's own clock is nobody's business.
-    fn wall_clock_jumps(&mut self) {
-        let number = self.world.random.below(OWNERS);
-        let month = 30 * 86_400_000;
-        let clock = &mut self.gateways[number].wall_clock;
-        *clock = match self.world.random.chance(50) {
-            true => *clock + month,
-            false => *clock - month,
-        };
-        self.world.coverage.count("a wall clock jumps a month");
     }
 }
 

@@ -1,0 +1,190 @@
+//! What happens apart from any request: renewals, sweepers, operators, deaths, time.
+
+use onlyonce_core::{Held, NotLawful, Record, Resolution, State, UnknownReason, transition, view};
+
+use super::{Attempt, Chore, Gateways, Stage, What, response};
+use crate::{KEYS, LEASE, OWNERS, RETENTION, WINDOW, reference::By, world::Ack};
+
+impl Gateways {
+    pub(super) fn lease_is_renewed(&mut self) {
+        let mut owners = Vec::new();
+        for (index, attempt) in self.attempts.iter().enumerate() {
+            if matches!(attempt.stage, Stage::Ready(_) | Stage::Sent(..)) {
+                owners.push(index);
+            }
+        }
+        if owners.is_empty() {
+            return;
+        }
+        let index = owners[self.world.random.below(owners.len())];
+        let Attempt { key, ref stage, .. } = self.attempts[index];
+        let (Stage::Ready(own) | Stage::Sent(own, _)) = stage else {
+            return;
+        };
+        let own = own.clone();
+        let (fence, now) = (own.record.fence(), self.world.now);
+        let next = transition::renew(Some(&own.record), fence, now, LEASE).expect("it runs");
+        let by = By::Renewal(own.token);
+        let ack = self.world.write(key, Some(fence), &next, by, now);
+        let written = match ack {
+            Ack::Done => true,
+            Ack::InDoubt => self.world.slot(key) == Some(&next),
+            Ack::Lost | Ack::Unavailable => false,
+        };
+        self.world.coverage.count("a lease is renewed");
+        match &mut self.attempts[index].stage {
+            Stage::Ready(_) if ack == Ack::Lost => {
+                self.attempts[index].stage = self.tell(index, "told unavailable: claim taken away");
+            }
+            Stage::Ready(own) | Stage::Sent(own, _) if written => own.record = next,
+            _ => {}
+        }
+    }
+
+    pub(super) fn time_passes(&mut self) {
+        let key = self.world.random.below(KEYS);
+        let edge = self.world.slot(key).and_then(|record| match record.state {
+            State::InFlight { lease_until, .. } => Some(lease_until),
+            _ => record.expires_at(),
+        });
+        let now = self.world.now;
+        let span = match self.world.random.below(10) {
+            0..3 => LEASE / 10,
+            3..5 => LEASE / 2,
+            5 => LEASE,
+            6 => RETENTION,
+            7 => WINDOW,
+            // To the very edge of something, or one millisecond before it.
+            _ => {
+                let span = edge.unwrap_or(now).since(now);
+                match self.world.random.chance(50) {
+                    true => span,
+                    false => span.saturating_sub(std::time::Duration::from_millis(1)),
+                }
+            }
+        };
+        self.world.now = now.after(span);
+        self.world.note(|| format!("{span:?} have passed"));
+    }
+
+    /// A sweeper or an operator reads a record, and will act on it later.
+    pub(super) fn somebody_looks_around(&mut self) {
+        let key = self.world.random.below(KEYS);
+        let now = self.world.now;
+        let Held::Record {
+            record,
+            lease_passed,
+        } = view(self.world.slot(key), now)
+        else {
+            return;
+        };
+        let seen = record.fence();
+        let state = record.state.name();
+        let what = match self.world.random.below(4) {
+            0 | 1 if lease_passed => What::Expire,
+            2 => What::OperatorSaysNo,
+            3 => What::OperatorKnows(self.new_answer()),
+            _ => return,
+        };
+        self.world
+            .note(|| format!("somebody has seen {state}, {seen:?}"));
+        self.chores.push(Chore { key, seen, what });
+    }
+
+    pub(super) fn chore_is_done(&mut self) {
+        if self.chores.is_empty() {
+            return;
+        }
+        let index = self.world.random.below(self.chores.len());
+        let Chore { key, seen, what } = self.chores.swap_remove(index);
+        let now = self.world.now;
+        let held = self.world.counting(key);
+        let expected = held.map(Record::fence);
+        let (next, by) = match what {
+            What::Expire => (
+                transition::expire(held, seen, UnknownReason::LeasePassed, now),
+                By::Expiry {
+                    owner_is_dead: false,
+                },
+            ),
+            What::OperatorSaysNo => (
+                transition::resolve(held, seen, Resolution::DidNotRun, now, RETENTION),
+                By::Operator { seen, answer: None },
+            ),
+            What::OperatorKnows(answer) => (
+                transition::resolve(held, seen, Resolution::Ran(response(answer)), now, WINDOW),
+                By::Operator {
+                    seen,
+                    answer: Some(answer),
+                },
+            ),
+        };
+        match next {
+            Ok(next) => {
+                self.world.coverage.count(match what {
+                    What::Expire => "a sweeper expires a lease",
+                    What::OperatorSaysNo => "an operator says that it did not run",
+                    What::OperatorKnows(_) => "an operator knows the answer",
+                });
+                self.world.write(key, expected, &next, by, now);
+            }
+            Err(NotLawful::Fenced { .. }) => {
+                self.world.coverage.count("a chore is fenced off");
+                assert_ne!(expected, Some(seen), "L6: nobody else wrote");
+            }
+            Err(NotLawful::NoSuchArrow { .. }) => {
+                self.world.coverage.count("a chore has no arrow");
+                assert_eq!(expected, Some(seen), "I9: it moved on");
+            }
+        }
+    }
+
+    pub(super) fn gateway_dies(&mut self) {
+        let number = self.world.random.below(OWNERS);
+        let old = self.gateways[number].owner;
+        self.dead.push(old);
+        self.gateways[number].owner = 10 * (self.dead.len() as u64 + 1) + number as u64;
+        self.gateways[number].claiming = [false; KEYS];
+        for attempt in self.attempts.iter_mut().filter(|one| one.gateway == number) {
+            attempt.stage = Stage::Done;
+        }
+        self.world.coverage.count("a gateway dies");
+        self.world.note(|| format!("gateway {number} dies"));
+        // The embedded store's next life knows at once that the one before it is gone (L3).
+        if self.world.random.chance(50) {
+            self.marks_the_claims_of(old);
+        }
+    }
+
+    pub(super) fn marks_the_claims_of(&mut self, dead: u64) {
+        for key in 0..KEYS {
+            let now = self.world.now;
+            let Some(record) = self.world.counting(key).cloned() else {
+                continue;
+            };
+            let fence = record.fence();
+            if matches!(record.state, State::InFlight { owner, .. } if owner.number() == dead) {
+                let reason = UnknownReason::OwnerDied;
+                let next = transition::expire(Some(&record), fence, reason, now);
+                let by = By::Expiry {
+                    owner_is_dead: true,
+                };
+                self.world.coverage.count("a dead owner's claim is marked");
+                self.world
+                    .write(key, Some(fence), &next.expect("it runs"), by, now);
+            }
+        }
+    }
+
+    /// I11: a gateway's own clock is nobody's business.
+    pub(super) fn wall_clock_jumps(&mut self) {
+        let number = self.world.random.below(OWNERS);
+        let month = 30 * 86_400_000;
+        let clock = &mut self.gateways[number].wall_clock;
+        *clock = match self.world.random.chance(50) {
+            true => *clock + month,
+            false => *clock - month,
+        };
+        self.world.coverage.count("a wall clock jumps a month");
+    }
+}

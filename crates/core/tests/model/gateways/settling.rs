@@ -1,0 +1,112 @@
+//! How an execution ends: the outcome is written, and then told.
+
+use onlyonce_core::{NotLawful, Record, ReleaseReason, UnknownReason, transition};
+
+use super::{Gateways, Own, Settlement, Stage, response};
+use crate::{
+    RETENTION, WINDOW,
+    reference::{By, Token},
+    world::Ack,
+};
+
+impl Gateways {
+    pub(super) fn settles(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
+        let key = self.attempts[index].key;
+        // A gateway goes by what it remembers, or looks again: the fence holds either way.
+        let looks = self.world.random.chance(30);
+        let held = match looks {
+            true => self.world.counting(key),
+            false => Some(&own.record),
+        };
+        let expected = held.map(Record::fence);
+        let (fence, now, token) = (own.record.fence(), self.world.now, own.token);
+        let (next, by) = match settlement {
+            Settlement::Completed(answer) => (
+                transition::complete(held, fence, response(answer), now, WINDOW),
+                By::Completion(token, answer),
+            ),
+            Settlement::Released(reason) => (
+                transition::release(held, fence, reason, now, RETENTION),
+                By::Release(token),
+            ),
+            Settlement::Lost(reason) => {
+                (transition::lose(held, fence, reason, now), By::Loss(token))
+            }
+            Settlement::LostForNow(_) => (
+                transition::lose(held, fence, UnknownReason::TimedOut, now),
+                By::Loss(token),
+            ),
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(NotLawful::Fenced { .. }) if looks => return self.lost(index, settlement),
+            Err(error) => panic!("attempt {index}: {error}"),
+        };
+        match self.world.write(key, expected, &next, by, now) {
+            Ack::Done => self.settled(index, own.token, settlement, next),
+            Ack::Lost => self.lost(index, settlement),
+            Ack::InDoubt => Stage::ReadingBackSettlement(own, settlement, Box::new(next)),
+            Ack::Unavailable => self.tries_again(index, own, settlement),
+        }
+    }
+
+    pub(super) fn tries_again(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
+        self.attempts[index].tries += 1;
+        match self.attempts[index].tries {
+            // Hostile 84: the end is withheld, and the client told that nobody can say.
+            4.. => self.tell(index, "told unknown: the store does not take the outcome"),
+            _ => Stage::Settling(own, settlement),
+        }
+    }
+
+    pub(super) fn reads_back_settlement(
+        &mut self,
+        index: usize,
+        own: Own,
+        settlement: Settlement,
+        next: Record,
+    ) -> Stage {
+        if self.world.load_fails() {
+            return Stage::ReadingBackSettlement(own, settlement, Box::new(next));
+        }
+        let held = self.world.slot(self.attempts[index].key);
+        if held == Some(&next) {
+            self.world.coverage.count("an outcome in doubt was written");
+            return self.settled(index, own.token, settlement, next);
+        }
+        if held == Some(&own.record) {
+            return self.tries_again(index, own, settlement);
+        }
+        self.lost(index, settlement)
+    }
+
+    pub(super) fn settled(
+        &mut self,
+        index: usize,
+        token: Token,
+        settlement: Settlement,
+        record: Record,
+    ) -> Stage {
+        match settlement {
+            Settlement::Completed(answer) => {
+                self.world.reference.saw_the_end(token.id, answer);
+                self.tell(index, "executed")
+            }
+            Settlement::Released(ReleaseReason::NotSent) => self.tell(index, "told not sent"),
+            Settlement::Released(_) => self.tell(index, "given the answer that it did not run"),
+            Settlement::Lost(_) => self.tell(index, "told unknown"),
+            Settlement::LostForNow(line) => {
+                self.tell(index, "told unknown for now");
+                Stage::Late(Own { record, token }, line)
+            }
+        }
+    }
+
+    /// Somebody else wrote since (I9): the outcome is whatever they have written.
+    pub(super) fn lost(&mut self, index: usize, settlement: Settlement) -> Stage {
+        match settlement {
+            Settlement::Completed(_) => self.tell(index, "broken off: an answer comes too late"),
+            _ => self.tell(index, "told unknown: it was fenced off"),
+        }
+    }
+}
