@@ -31,6 +31,7 @@ impl From<StoreError> for Trouble {
         match error {
             StoreError::Unavailable(what) => Self::Unavailable(what),
             StoreError::Full(what) => Self::Full(what),
+            StoreError::OverLimit(name) => Self::OverLimit(name),
             StoreError::InDoubt(what) => Self::InDoubt(what),
             StoreError::Corrupt(what) => Self::Unavailable(what),
         }

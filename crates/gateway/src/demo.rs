@@ -51,7 +51,7 @@ async fn show() -> Result<(), Failure> {
     let mut config = Config::for_upstream(&format!("http://{provider}"), "openai", &overrides)?;
     config.server.workers = 1;
     let doors = Doors::open(&config)?;
-    let store = open::embedded(&folder.path().join("data"), &config.store)?;
+    let store = open::embedded(&folder.path().join("data"), &config.store, &config.limits)?;
     let gateway = Running::start(config, store, doors)?;
 
     say(&format!(

@@ -10,9 +10,10 @@ use crate::config::{Encryption, Store};
 use crate::failure::Failure;
 
 /// A store that is gone with the process.
-pub(crate) fn memory(store: &Store) -> MemoryStore {
+pub(crate) fn memory(store: &Store, limits: &crate::config::Limits) -> MemoryStore {
     MemoryStore::new().with_limits(Limits {
         records: usize::try_from(store.max_records).unwrap_or(usize::MAX),
+        tenant_records: usize::try_from(limits.tenant_records).unwrap_or(usize::MAX),
         bytes: match store.max_bytes {
             0 => u64::MAX,
             bytes => bytes,
@@ -21,12 +22,17 @@ pub(crate) fn memory(store: &Store) -> MemoryStore {
 }
 
 /// The store in `folder`, which is made where it is not there.
-pub(crate) fn embedded(folder: &Path, store: &Store) -> Result<EmbeddedStore, Failure> {
+pub(crate) fn embedded(
+    folder: &Path,
+    store: &Store,
+    limits: &crate::config::Limits,
+) -> Result<EmbeddedStore, Failure> {
     let options = Options {
         segment_bytes: u32::try_from(store.segment_bytes).unwrap_or(u32::MAX),
         cache_bytes: store.cache_bytes,
         max_bytes: store.max_bytes,
         max_records: store.max_records,
+        max_tenant_records: limits.tenant_records,
         encryption: store.encryption.as_ref().map(keys),
         ..Options::default()
     };

@@ -31,11 +31,11 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     let doors = Doors::open(&config)?;
     match &config.store.url {
         StoreUrl::Memory => {
-            let store = open::memory(&config.store);
+            let store = open::memory(&config.store, &config.limits);
             runtime.block_on(until_signal(config, store, doors))
         }
         StoreUrl::Embedded(folder) => {
-            let store = open::embedded(folder, &config.store)?;
+            let store = open::embedded(folder, &config.store, &config.limits)?;
             runtime.block_on(until_signal(config, store, doors))
         }
     }

@@ -243,6 +243,10 @@ pub enum StoreError {
     /// A configured limit, or the disk, is full. Nothing was written.
     #[error("the store is full: {0}")]
     Full(String),
+    /// A limit on what one tenant may hold is reached; carries its name as it stands in the
+    /// configuration. Nothing was written.
+    #[error("the limit {0} is reached")]
+    OverLimit(&'static str),
 }
 
 /// The address of a key: a keyed hash of tenant, namespace and key, each length-prefixed.

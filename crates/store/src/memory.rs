@@ -38,6 +38,8 @@ pub struct MemoryStore {
 pub struct Limits {
     /// Records, expired ones that were not swept yet included.
     pub records: usize,
+    /// Records of one tenant.
+    pub tenant_records: usize,
     /// Bytes of recordings.
     pub bytes: u64,
 }
@@ -47,6 +49,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             records: usize::MAX,
+            tenant_records: usize::MAX,
             bytes: u64::MAX,
         }
     }
@@ -350,8 +353,18 @@ impl Table {
         self.check_room(added, limits)?;
 
         if counts.is_none() {
-            if !self.entries.contains_key(&address) && self.entries.len() >= limits.records {
-                return Err(full("records", limits.records as u64));
+            if !self.entries.contains_key(&address) {
+                if self.entries.len() >= limits.records {
+                    return Err(full("records", limits.records as u64));
+                }
+                let tenant = &write.record.scope.tenant;
+                let held = self
+                    .entries
+                    .values()
+                    .filter(|held| held.record.scope.tenant == *tenant);
+                if limits.tenant_records < usize::MAX && held.count() >= limits.tenant_records {
+                    return Err(StoreError::OverLimit("tenant_records"));
+                }
             }
             self.drop_entry(address);
             self.addresses.insert(write.record.id, address);

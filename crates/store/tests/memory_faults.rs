@@ -156,6 +156,7 @@ async fn limits_refuse_claims_and_chunks_and_space_comes_back() {
     let store = MemoryStore::new().with_limits(Limits {
         records: 2,
         bytes: 10,
+        ..Limits::default()
     });
     put(&store, 1).await.expect("room for two");
     put(&store, 2).await.expect("room for two");

@@ -198,6 +198,7 @@ impl Index {
         self.shards.iter().map(Mutex::lock)
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.shards().map(|shard| shard.table.len()).sum()
     }

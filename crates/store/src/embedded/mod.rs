@@ -20,6 +20,7 @@
 
 mod body;
 mod catalog;
+mod census;
 mod gate;
 mod index;
 mod layout;
@@ -33,7 +34,7 @@ mod sweep;
 
 use std::{path::Path, sync::Arc};
 
-use self::{index::Index, log::Log, store::Hot};
+use self::{census::Census, index::Index, log::Log, store::Hot};
 pub use self::{
     open::OpenError,
     seal::{EncryptionKeys, SealError},
@@ -51,6 +52,8 @@ pub struct Options {
     pub max_bytes: u64,
     /// The most records; each takes about 100 bytes of memory. Default 4,000,000.
     pub max_records: u64,
+    /// The most records of one tenant. Default 2,000,000.
+    pub max_tenant_records: u64,
     /// Keys for encryption at rest. Default none.
     pub encryption: Option<EncryptionKeys>,
     /// The clock; by default the wall clock as it stood at the start, moved on by the monotonic
@@ -65,6 +68,7 @@ impl Default for Options {
             cache_bytes: 64 << 20,
             max_bytes: 64 << 30,
             max_records: 4_000_000,
+            max_tenant_records: 2_000_000,
             encryption: None,
             clock: None,
         }
@@ -85,7 +89,7 @@ struct Inner {
     sealer: Option<seal::Sealer>,
     clock: Arc<dyn Clock>,
     max_records: u64,
-    records: std::sync::atomic::AtomicU64,
+    census: Census,
     /// Held as long as the store is.
     _lock: std::fs::File,
 }
@@ -116,7 +120,7 @@ impl EmbeddedStore {
             path: dir.to_owned(),
             error,
         })?;
-        let records = (opened.index.len() as u64).into();
+        let census = Census::of(&opened.index, options.max_tenant_records);
         let inner = Inner {
             log,
             index: opened.index,
@@ -125,7 +129,7 @@ impl EmbeddedStore {
             sealer: opened.sealer,
             clock,
             max_records: options.max_records,
-            records,
+            census,
             _lock: opened.lock,
         };
         let store = Self {

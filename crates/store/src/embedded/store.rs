@@ -219,7 +219,7 @@ impl Store for EmbeddedStore {
         let figures = log.figures();
         Status {
             poisoned: log.gate.broken().map(|why| why.to_string()),
-            records: self.inner.records.load(Ordering::Relaxed),
+            records: self.inner.census.records(),
             bytes: log.segments().iter().map(|segment| segment.len()).sum(),
             commits: figures.commits.load(Ordering::Relaxed),
             committed_writes: figures.writes.load(Ordering::Relaxed),
@@ -384,12 +384,19 @@ impl Inner {
             return Ok(Ok(None));
         }
         transition::assert_arrow(held.and_then(Slot::standing), &write.record);
-        if shard.slot(address).is_none() && self.records.load(Ordering::Relaxed) >= self.max_records
-        {
-            return Err(StoreError::Full(format!(
-                "store.max_records is {} and so many are held",
-                self.max_records
-            )));
+        if shard.slot(address).is_none() {
+            if self.census.records() >= self.max_records {
+                return Err(StoreError::Full(format!(
+                    "store.max_records is {} and so many are held",
+                    self.max_records
+                )));
+            }
+            if self
+                .census
+                .is_at_limit(tag(&self.secret, &write.record.scope.tenant))
+            {
+                return Err(StoreError::OverLimit("tenant_records"));
+            }
         }
 
         let attempts = held.map_or(0, |slot| slot.attempts) + u32::from(write.attempt.is_some());
@@ -436,7 +443,7 @@ impl Inner {
                 .skip(1)
                 .for_each(|place| self.release(place)),
             None => {
-                self.records.fetch_add(1, Ordering::Relaxed);
+                self.census.add(item.tenant_tag);
             }
         }
         if item.state == StateName::InFlight {
@@ -750,7 +757,7 @@ impl Inner {
     /// Counts all that belongs to a slot as dead.
     pub fn forget(&self, slot: &Slot) {
         slot.places().for_each(|place| self.release(place));
-        self.records.fetch_sub(1, Ordering::Relaxed);
+        self.census.remove(slot.tenant_tag);
     }
 }
 
