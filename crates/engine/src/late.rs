@@ -13,7 +13,7 @@ use onlyonce_core::{Address, Head, HeaderBlock, OperationId};
 use onlyonce_store::Store;
 use parking_lot::Mutex;
 
-use crate::{Kind, PushError, Unsettled, admission::Permit, execution::Writer};
+use crate::{Kind, PushError, Unsettled, admission::Permit, writer::Writer};
 
 /// The owner's handle of an execution whose readers were told that the outcome is unknown, and
 /// whose answer may still come. Dropping it gives up: the operation stays unknown.

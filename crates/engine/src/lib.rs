@@ -66,7 +66,8 @@ use crate::{
     admission::Admission,
     ids::Ids,
     late::Gates,
-    live::{End, Live, Phase, Registry},
+    live::{End, Live, LiveState, Phase, Registry},
+    writer::Writer,
 };
 
 mod abandoned;
@@ -84,6 +85,7 @@ mod trouble;
 mod upkeep;
 mod wakers;
 mod write;
+mod writer;
 
 pub use begin::{Begin, Request, RoutePolicy, Ticket};
 pub use execution::Execution;
@@ -245,25 +247,25 @@ impl<S: Store> Shared<S> {
     }
 
     /// Calls a running operation unknown because the process stops.
-    async fn stop(&self, live: Arc<Live>, give_up_at: Instant) {
-        if !matches!(live.state.lock().phase, Phase::Running) {
-            return;
-        }
-        let Ok(_writing) = timeout_at(give_up_at, live.writing.lock()).await else {
-            return;
+    async fn stop(self: &Arc<Self>, live: Arc<Live>, give_up_at: Instant) {
+        let claimed = match &*live.state.lock() {
+            LiveState {
+                phase: Phase::Running,
+                record: Some(record),
+                ..
+            } => record.clone(),
+            _ => return,
         };
-        if !matches!(live.state.lock().phase, Phase::Running) {
-            return;
-        }
-        live.state.lock().doomed = true;
-        let reason = UnknownReason::ShutDown;
-        let lose = move |held: &onlyonce_core::Record, now| {
-            onlyonce_core::transition::lose(Some(held), held.fence(), reason, now)
+        let writer = Writer {
+            shared: self.clone(),
+            live,
+            claimed,
         };
-        let lost = self.settle(&live, None, Duration::ZERO, lose).await;
-        if let Err(error) = lost {
-            tracing::warn!(%error, "an operation was in flight at the end; after a restart it is unknown");
+        // Whoever settles it at this moment goes first. What the store does not take is tried once
+        // more at the end of the shutdown.
+        match timeout_at(give_up_at, writer.lose(UnknownReason::ShutDown)).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "an operation was in flight at the end"),
         }
-        self.end(&live, End::Unknown(reason));
     }
 }

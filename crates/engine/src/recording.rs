@@ -76,7 +76,7 @@ impl Recording {
     }
 
     pub(crate) fn set_head(&mut self, head: Head, kind: Kind) {
-        if let Some(len) = content_length(&head.headers) {
+        if let Some(len) = declared_len(&head) {
             self.declare(len);
         }
         self.head = Some((head, kind));
@@ -206,9 +206,13 @@ fn cut(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// What the head says of the length of the body, in bytes.
-pub(crate) fn content_length(headers: &HeaderBlock) -> Option<u64> {
-    headers
+/// What the head says of the length of the body, in bytes. Of a 204 or 304 it says nothing: they
+/// have none (RFC 9110, 8.6).
+pub(crate) fn declared_len(head: &Head) -> Option<u64> {
+    if matches!(head.status, 204 | 304) {
+        return None;
+    }
+    head.headers
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case(b"content-length"))
         .and_then(|(_, value)| std::str::from_utf8(value).ok()?.trim().parse().ok())

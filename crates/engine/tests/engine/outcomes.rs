@@ -95,6 +95,17 @@ async fn i14_a_completion_that_could_not_be_read_back_is_known_again_at_the_next
 }
 
 #[tokio::test]
+async fn i14_an_unknown_outcome_whose_acknowledgement_is_lost_is_read_back_at_once() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let unknown = Call::WriteOf(StateName::Unknown);
+    let faults = world.store.faults();
+    faults.fail(unknown, Fault::InDoubtWritten, 1);
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+}
+
+#[tokio::test]
 async fn hostile_061_what_was_never_sent_is_released_and_says_why() {
     let world = World::new();
     let (execution, mut reader) = world.execute("k").await;

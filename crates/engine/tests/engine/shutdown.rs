@@ -90,3 +90,18 @@ async fn what_the_store_did_not_take_before_is_written_before_the_end() {
     world.engine.shutdown(Duration::ZERO).await;
     assert_eq!(world.state("k").await, Some(StateName::Released));
 }
+
+#[tokio::test]
+async fn hostile_093_an_unknown_outcome_that_the_store_did_not_take_is_tried_once_more() {
+    let world = World::new();
+    let (execution, mut reader) = world.execute("k").await;
+    let unknown = Call::WriteOf(StateName::Unknown);
+    world.store.faults().fail(unknown, Fault::Unavailable, 1);
+    world.engine.shutdown(Duration::ZERO).await;
+    assert_eq!(
+        reader.start().await,
+        Start::Unknown(UnknownReason::ShutDown)
+    );
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+    drop(execution);
+}

@@ -71,6 +71,16 @@ async fn i14_a_renewal_whose_acknowledgement_is_lost_does_not_fence_its_owner() 
 }
 
 #[tokio::test]
+async fn i14_a_renewal_in_doubt_is_read_back_and_counts() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    world.clock.advance(LEASE / 2);
+    world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    assert_eq!(world.engine.upkeep().await.renewed, 1);
+    assert_eq!(execution.fence().epoch.number(), 2);
+}
+
+#[tokio::test]
 async fn a_lease_that_passed_while_the_store_was_down_is_renewed_by_the_living_owner() {
     let world = World::new();
     let (execution, _) = world.execute("k").await;
