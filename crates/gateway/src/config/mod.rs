@@ -8,6 +8,7 @@ mod policy;
 mod route;
 pub(crate) mod section;
 mod server;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -26,6 +27,7 @@ pub use server::{
     Encryption, Forwarded, Limits, MIN_TOKEN_CHARACTERS, Overrides, Server, Store, StoreUrl,
     Tenant, Tls, parse_address,
 };
+pub use stream::{Line, StreamKind};
 pub use value::{Secret, parse_duration, parse_size, show_duration};
 
 use crate::presets::Presets;

@@ -1,5 +1,6 @@
 //! What a route wants where the contract leaves a choice.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -10,6 +11,7 @@ use onlyonce_http::{BodyRule, FingerprintRules};
 
 use super::error::ConfigError;
 use super::section::{Entry, OrZero, Section};
+use super::stream::StreamKind;
 
 /// The choices of one route: its own settings over its upstream's preset over the defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +50,9 @@ pub struct Policy {
     pub allow_set_cookie: bool,
     /// Whether a response without a length that ends with the connection counts as whole.
     pub allow_close_delimited: bool,
+    /// How the upstream's event streams begin and end, so that one that was cut short is noticed
+    /// although its body ended cleanly.
+    pub streams: Arc<[StreamKind]>,
     /// How long after `first_byte_timeout` the execution goes on waiting for a late answer.
     pub late_answer: Duration,
     /// How long a connection to the upstream may take, TLS included.
@@ -175,6 +180,7 @@ impl Default for Policy {
             upstream_honours_keys: false,
             allow_set_cookie: false,
             allow_close_delimited: false,
+            streams: Arc::default(),
             late_answer: minutes(10),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: minutes(10),
@@ -358,6 +364,13 @@ impl Policy {
         }
         if let Some(entry) = section.take("allow_close_delimited") {
             self.allow_close_delimited = entry.boolean()?;
+        }
+        if let Some(entry) = section.take("streams") {
+            self.streams = entry
+                .list("[{ begins = \"event: start\", ends = [\"event: end\"] }]")?
+                .iter()
+                .map(|item| StreamKind::read(item.table("streams")?))
+                .collect::<Result<_, _>>()?;
         }
         Ok(())
     }

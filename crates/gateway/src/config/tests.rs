@@ -570,7 +570,7 @@ fn every_policy_setting_is_read() {
          client_gone = \"cancel\"\nforward = \"after-durable\"\nwindow = \"7d\"\n\
          release = [529, 429, 429]\nfingerprint_headers = [\"X-A\"]\nfingerprint_body = \"json\"\n\
          ignore_pointers = [\"/a~1b/0\"]\nforward_key = \"X-Key\"\nupstream_honours_keys = true\n\
-         allow_set_cookie = true\nallow_close_delimited = true\nlate_answer = \"0s\"\n\
+         allow_set_cookie = true\nallow_close_delimited = true\nstreams = []\nlate_answer = \"0s\"\n\
          connect_timeout = \"1s\"\nfirst_byte_timeout = \"2s\"\nbetween_bytes_timeout = \"3s\"\n\
          total_timeout = \"4s\"\ncredential_query = \"key\"\n\
          retries = { max = 3, backoff = \"1ms\", max_backoff = \"2ms\", budget = 0.5 }",
@@ -593,6 +593,7 @@ fn every_policy_setting_is_read() {
         upstream_honours_keys: true,
         allow_set_cookie: true,
         allow_close_delimited: true,
+        streams: [].into(),
         late_answer: Duration::ZERO,
         connect_timeout: Duration::from_secs(1),
         first_byte_timeout: Duration::from_secs(2),

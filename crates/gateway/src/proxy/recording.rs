@@ -1,5 +1,7 @@
 //! An upstream's answer on its way into a recording.
 
+mod stream_end;
+
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
@@ -14,6 +16,7 @@ use super::lane::Answer;
 use super::recorded::SMALL;
 use super::timer::Timer;
 use crate::config::Policy;
+use stream_end::StreamEnd;
 
 /// An answer that is to be recorded.
 pub(super) struct Incoming {
@@ -21,6 +24,8 @@ pub(super) struct Incoming {
     pub(super) head: Head,
     headers: HeaderMap,
     answer: Answer,
+    /// For a stream whose own end is known.
+    stream_end: Option<StreamEnd>,
     trailers: HeaderBlock,
     timer: Timer,
     between_bytes: std::time::Duration,
@@ -84,6 +89,7 @@ impl Incoming {
                 status: head.status.as_u16(),
                 headers: block,
             },
+            stream_end: StreamEnd::of(policy, head.status, &headers),
             headers,
             answer,
             trailers: HeaderBlock::default(),
@@ -143,6 +149,9 @@ impl Incoming {
                 return Poll::Pending;
             };
             let Some(frame) = frame else {
+                if self.stream_end.as_mut().is_some_and(|end| !end.is_whole()) {
+                    return Poll::Ready(Err(Ended::Broken(UnknownReason::Truncated)));
+                }
                 return Poll::Ready(Err(Ended::Clean(std::mem::take(&mut self.trailers))));
             };
             let Ok(frame) = frame else {
@@ -150,7 +159,12 @@ impl Incoming {
             };
             match frame.into_data() {
                 Ok(bytes) if bytes.is_empty() => {}
-                Ok(bytes) => return Poll::Ready(Ok(bytes)),
+                Ok(bytes) => {
+                    if let Some(end) = &mut self.stream_end {
+                        end.see(&bytes);
+                    }
+                    return Poll::Ready(Ok(bytes));
+                }
                 Err(frame) => {
                     if let Ok(mut trailers) = frame.into_trailers() {
                         headers::trailers_from_upstream(&mut trailers);

@@ -91,19 +91,75 @@ fn llmock_hits(llmock: &Provider) -> u64 {
     requests["count"].as_u64().expect("a count")
 }
 
-#[test]
-fn a_stream_that_llmock_disconnects_is_never_complete() {
+fn llmock_breaks_off(kind: &str, call: &str) {
     let llmock = Provider::llmock();
     let gateway = gateway(&llmock, "openai");
-    llmock_shall(
-        &llmock,
-        json!({ "type": "stream_fault", "kind": "disconnect", "after_chunks": 3 }),
-    );
-    let job = job(&base(&gateway), "Tell me more.", "k-broken");
+    let fault = json!({ "type": "stream_fault", "kind": kind, "after_chunks": 3 });
+    llmock_shall(&llmock, fault);
+    let mut job = job(&base(&gateway), "Tell me more.", "k-broken");
+    job["call"] = json!(call);
     let first = run_once(CLIENT, &job);
     assert!(matches!(first, Said::Error(..)), "{first:?}");
     stays_unknown(&gateway, &job, "k-broken");
     assert_eq!(llmock_hits(&llmock), 1);
+}
+
+#[test]
+fn a_stream_that_llmock_disconnects_is_never_complete() {
+    llmock_breaks_off("disconnect", "chat");
+}
+
+/// Its framing says that it is whole: only `[DONE]` is missing.
+#[test]
+fn a_stream_that_llmock_truncates_cleanly_is_never_complete() {
+    llmock_breaks_off("truncate", "chat");
+}
+
+#[test]
+fn a_responses_stream_that_llmock_truncates_cleanly_is_never_complete() {
+    llmock_breaks_off("truncate", "responses");
+}
+
+/// A message that is whole, and one that ends without `message_stop`.
+#[test]
+fn a_message_that_llmock_truncates_cleanly_is_never_complete() {
+    let llmock = Provider::llmock();
+    let gateway = gateway(&llmock, "anthropic");
+    let url = format!("{}/anthropic", base(&gateway));
+    let whole = json!({ "base": url, "stream": true, "key": "k-whole", "times": 2 });
+    let said = run("anthropic_client.py", &whole);
+    assert_eq!(said[1].marked("replayed"), said[0].marked("executed"));
+
+    let fault = json!({ "type": "stream_fault", "kind": "truncate", "after_chunks": 4 });
+    llmock_shall(&llmock, fault);
+    let cut = json!({ "base": url, "stream": true, "key": "k-broken" });
+    let first = run_once("anthropic_client.py", &cut);
+    assert!(matches!(first, Said::Error(..)), "{first:?}");
+    gateway.control().wait_for_state("k-broken", "unknown");
+    run_once("anthropic_client.py", &cut).failed_with(502);
+    assert_eq!(llmock_hits(&llmock), 2);
+}
+
+/// The same with Gemini's streams, which end with a finish reason.
+#[test]
+fn a_gemini_stream_that_llmock_truncates_cleanly_is_never_complete() {
+    let llmock = Provider::llmock();
+    let gateway = gateway(&llmock, "gemini");
+    let url = format!("{}/gemini", base(&gateway));
+    let whole = json!({
+        "base": url, "version": "v1beta", "stream": true, "key": "k-whole", "times": 2,
+    });
+    let said = run("gemini_client.py", &whole);
+    assert_eq!(said[1].marked("replayed"), said[0].marked("executed"));
+
+    let fault = json!({ "type": "stream_fault", "kind": "truncate", "after_chunks": 2 });
+    llmock_shall(&llmock, fault);
+    let cut = json!({ "base": url, "version": "v1beta", "stream": true, "key": "k-broken" });
+    let first = run_once("gemini_client.py", &cut);
+    assert!(matches!(first, Said::Error(..)), "{first:?}");
+    gateway.control().wait_for_state("k-broken", "unknown");
+    run_once("gemini_client.py", &cut).failed_with(502);
+    assert_eq!(llmock_hits(&llmock), 2);
 }
 
 #[test]

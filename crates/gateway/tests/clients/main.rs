@@ -11,4 +11,5 @@ mod gemini_python;
 mod kit;
 mod openai_node;
 mod openai_python;
+mod readme;
 mod stripe_python;

@@ -9,6 +9,7 @@ from google.genai import types
 job = json.loads(sys.argv[1])
 options = types.HttpOptions(
     base_url=job["base"],
+    api_version=job.get("version"),
     timeout=int(job.get("timeout", 60) * 1000),
     headers={**job.get("headers", {}), "Idempotency-Key": job["key"]},
 )
