@@ -2,6 +2,7 @@
 
 mod args;
 mod audit;
+mod bench;
 mod clients;
 mod command;
 mod faults;
@@ -21,6 +22,8 @@ cargo xtask COMMAND
                            kill -9 at random points under load, checked against the upstream's ledger
   powercut [--images N] [--seed S] [--release | --binary FILE]
                            power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
+  bench http [--only PART] [--quick] [--pairs N] [--binary FILE]
+                           against nginx and a published peer; writes bench/RESULTS.md
 ";
 
 fn main() {
@@ -36,6 +39,7 @@ fn run() -> Result<()> {
         Some("test") => test::run(args),
         Some("torture") => torture::run(args),
         Some("powercut") => powercut::run(args),
+        Some("bench") => bench::run(args),
         Some("audit") => audit::run(args),
         Some(other) => bail!("there is no command `{other}`\n\n{USAGE}"),
         None => {

@@ -162,7 +162,7 @@ impl History {
                 }
                 Ok(Seen::Complete)
             }
-            Mark::Unknown if had_complete => Err((
+            Mark::Unknown if had_complete && !self.rotten => Err((
                 "I3",
                 "was completed for a client, and is unknown now".to_string(),
             )),

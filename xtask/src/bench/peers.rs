@@ -1,0 +1,321 @@
+//! The programs that are measured, and the upstreams behind them.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{apt_install, quietly, root, target_dir};
+
+/// How long a program may take until it listens.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// A program that is ended when it is dropped.
+pub struct Running {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// From its start until it listened.
+    pub start_up: Duration,
+}
+
+impl Running {
+    fn start(command: &mut Command, address: SocketAddr) -> Result<Self> {
+        let since = Instant::now();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+        loop {
+            if answers(address) {
+                return Ok(Self {
+                    child,
+                    address,
+                    start_up: since.elapsed(),
+                });
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("{command:?} ended ({status})");
+            }
+            if since.elapsed() > START_LIMIT {
+                let _ = child.kill();
+                bail!("{command:?} does not listen on {address}");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The process and its children: nginx works in children.
+    pub fn processes(&self) -> Vec<u32> {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let children = children.unwrap_or_default();
+        let children = children
+            .split_whitespace()
+            .filter_map(|child| child.parse().ok());
+        std::iter::once(id).chain(children).collect()
+    }
+
+    /// Processor time used so far.
+    pub fn cpu(&self) -> Duration {
+        let ticks: u64 = self.processes().iter().map(|id| ticks(*id)).sum();
+        // The kernel reports in hundredths of a second (USER_HZ) on every Linux.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kilobytes.unwrap_or(0) * 1024
+    }
+
+    /// Asks it to end, and waits for that.
+    pub fn stop(mut self) -> Result<()> {
+        terminate(&mut self.child);
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        terminate(&mut self.child);
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(40) {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn terminate(child: &mut Child) {
+    if matches!(child.try_wait(), Ok(None)) {
+        let _ = Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status();
+    }
+}
+
+fn ticks(id: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    // The name in brackets may hold anything; what follows it does not.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum()
+}
+
+fn answers(address: SocketAddr) -> bool {
+    let exchange = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        // Redis and HTTP servers both answer this with an error or a page.
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+        Ok(stream.read(&mut [0; 64])? > 0)
+    };
+    exchange().unwrap_or(false)
+}
+
+/// A port that is free now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Where everything lives while it is measured.
+pub struct Stage {
+    folder: PathBuf,
+    binary: PathBuf,
+    /// The upstream that answers at once.
+    pub upstream: Running,
+    /// The upstream that sends events.
+    pub events: SocketAddr,
+}
+
+impl Stage {
+    /// Starts the upstream; `events` is where the upstream of streams listens.
+    pub fn set(binary: PathBuf, events: SocketAddr) -> Result<Self> {
+        apt_install(&[("nginx", "nginx-light"), ("wrk", "wrk")])?;
+        let folder = target_dir().join("bench");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        let port = free_port()?;
+        let upstream = nginx(&folder, "upstream", port, |text| {
+            text.replace("UPSTREAM", &port.to_string())
+                .replace("ANSWER", &answer())
+        })?;
+        Ok(Self {
+            folder,
+            binary,
+            upstream,
+            events,
+        })
+    }
+
+    /// Peer 1.
+    pub fn nginx(&self) -> Result<Running> {
+        let port = free_port()?;
+        nginx(&self.folder, "proxy", port, |text| {
+            text.replace("UPSTREAM", &self.upstream.address.port().to_string())
+                .replace("EVENTS", &self.events.port().to_string())
+                .replace("PROXY", &port.to_string())
+        })
+    }
+
+    /// The gateway on an embedded store in a folder, which is emptied if `fresh`.
+    pub fn onlyonce(&self, name: &str, fresh: bool, route: &str) -> Result<Running> {
+        let data = self.data(name);
+        if fresh {
+            let _ = fs::remove_dir_all(&data);
+        }
+        let (port, control) = (free_port()?, free_port()?);
+        let config = self.folder.join(format!("{name}.toml"));
+        let text = format!(
+            r#"[server]
+listen = "127.0.0.1:{port}"
+control = "127.0.0.1:{control}"
+
+[store]
+url = "embedded:{data}"
+
+[[upstream]]
+name = "answers"
+url = "http://{answers}"
+
+[[upstream]]
+name = "events"
+url = "http://{events}"
+
+[[route]]
+path_prefix = "/"
+upstream = "answers"
+{route}
+
+[[route]]
+path_prefix = "/events"
+upstream = "events"
+"#,
+            data = data.display(),
+            answers = self.upstream.address,
+            events = self.events,
+        );
+        fs::write(&config, text)?;
+        let mut command = Command::new(&self.binary);
+        command.args(["serve", "--config"]).arg(&config);
+        command.stderr(fs::File::create(self.folder.join(format!("{name}.log")))?);
+        Running::start(&mut command, loopback(port))
+    }
+
+    /// The data folder of [`Stage::onlyonce`].
+    pub fn data(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.data"))
+    }
+
+    /// Peer 2, with its memory or with Redis, and the Redis.
+    pub fn idempotent_proxy(&self, redis: bool) -> Result<(Running, Option<Running>)> {
+        let binary = install_idempotent_proxy()?;
+        // It refuses to start without such a file.
+        let folder = self.folder.join("idempotent-proxy");
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(".env"), "")?;
+        let port = free_port()?;
+        let mut command = Command::new(binary);
+        command
+            .current_dir(&folder)
+            .env("SERVER_ADDR", loopback(port).to_string())
+            .env("URL_BENCH", format!("http://{}/", self.upstream.address))
+            // How long it keeps an answer, in milliseconds.
+            .env("REQUEST_TIMEOUT", "3600000")
+            .env("LOG_LEVEL", "error")
+            .stderr(Stdio::null());
+        let redis = if redis { Some(self.redis()?) } else { None };
+        if let Some(redis) = &redis {
+            command.env("REDIS_URL", format!("redis://{}", redis.address));
+        }
+        Ok((Running::start(&mut command, loopback(port))?, redis))
+    }
+
+    fn redis(&self) -> Result<Running> {
+        apt_install(&[("redis-server", "redis-server")])?;
+        let port = free_port()?;
+        let mut command = Command::new("redis-server");
+        command
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+            ])
+            .arg(&self.folder);
+        Running::start(&mut command, loopback(port))
+    }
+}
+
+/// 1 KB of JSON.
+fn answer() -> String {
+    let start = r#"{"id":"bench","object":"answer","text":""#;
+    format!("{start}{}\"}}", "x".repeat(1024 - start.len() - 2))
+}
+
+/// How many cores this machine has.
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn nginx(folder: &Path, name: &str, port: u16, fill: impl Fn(String) -> String) -> Result<Running> {
+    let text = fs::read_to_string(root().join("bench").join(format!("{name}.conf")))?;
+    let text = text.replace("WORKERS", &cores().to_string());
+    let text = text.replace("FOLDER", &folder.display().to_string());
+    let config = folder.join(format!("{name}.conf"));
+    fs::write(&config, fill(text))?;
+    let program = if Path::new("/usr/sbin/nginx").exists() {
+        "/usr/sbin/nginx"
+    } else {
+        "nginx"
+    };
+    let mut command = Command::new(program);
+    command.arg("-c").arg(&config).stderr(Stdio::null());
+    Running::start(&mut command, loopback(port))
+}
+
+fn install_idempotent_proxy() -> Result<PathBuf> {
+    let place = target_dir().join("bench-peers");
+    let binary = place.join("bin/idempotent-proxy-server");
+    if !binary.exists() {
+        let mut install = Command::new("cargo");
+        install
+            .args([
+                "install",
+                "--locked",
+                "--version",
+                "1.2.2",
+                "idempotent-proxy-server",
+                "--root",
+            ])
+            .arg(&place)
+            .env("CARGO_TARGET_DIR", place.join("target"));
+        quietly("building idempotent-proxy-server 1.2.2", &mut install)?;
+    }
+    Ok(binary)
+}
