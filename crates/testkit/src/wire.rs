@@ -134,11 +134,4 @@ impl Wire {
             .set_linger(Some(Duration::ZERO))
             .expect("linger");
     }
-
-    /// Makes the kernel hold few bytes in both directions, so that flow control is felt soon.
-    pub fn small_buffers(&self) {
-        let socket = SockRef::from(&self.stream);
-        socket.set_recv_buffer_size(4096).expect("a receive buffer");
-        socket.set_send_buffer_size(4096).expect("a send buffer");
-    }
 }

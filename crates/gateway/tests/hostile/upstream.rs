@@ -1,0 +1,420 @@
+//! Cases 61 to 74: an upstream that refuses, breaks, stalls or floods.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use onlyonce_testkit::{Gateway, Refusing, Request, Response, Setup, Signal, Upstream};
+
+use crate::{BIN, expect_executed, expect_replay, gateway, post, setup};
+
+/// The upstream cannot be reached: 502, and the key is free again.
+#[track_caller]
+fn expect_unreachable(gateway: &Gateway) {
+    for _ in 0..2 {
+        let answer = gateway.post("/x", "k", "b");
+        answer
+            .expect_problem(502, "upstream-unreachable")
+            .expect_retry(true);
+        assert_eq!(answer.header("idempotent-replayed"), None);
+        let states = gateway.control().operations("k");
+        assert!(
+            states.iter().all(|op| op["state"] == "released"),
+            "{states:?}"
+        );
+    }
+}
+
+#[test]
+fn hostile_061_a_refused_connection_releases() {
+    let refusing = Refusing::new();
+    let gateway = Gateway::before(BIN, &refusing.url());
+    expect_unreachable(&gateway);
+    // Once it listens, the same key runs.
+    let listener = refusing.listen();
+    let served = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut wire = onlyonce_testkit::Wire::new(stream);
+        wire.take_head().unwrap();
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback")
+            .unwrap();
+    });
+    let answer = gateway.post("/x", "k", "b");
+    expect_executed(&answer, 200);
+    assert_eq!(answer.text(), "back");
+    served.join().unwrap();
+}
+
+#[test]
+fn hostile_061_a_name_that_does_not_resolve_releases() {
+    expect_unreachable(&Gateway::before(BIN, "http://no-such-host.invalid:9"));
+}
+
+#[test]
+fn hostile_061_a_failed_tls_handshake_releases() {
+    let upstream = Upstream::raw(|mut wire, _| {
+        let _ = wire.fill();
+        let _ = wire.send(b"HTTP/1.1 400 this is no TLS\r\n\r\n");
+    });
+    let gateway = Gateway::before(BIN, &format!("https://{}", upstream.addr()));
+    expect_unreachable(&gateway);
+    assert_eq!(upstream.hits(), 0);
+}
+
+/// The outcome is unknown, and every retry is told so: nothing more is sent.
+#[track_caller]
+fn expect_unknown_from_now_on(gateway: &Gateway, request: &Request, key: &str) {
+    for _ in 0..2 {
+        let retry = gateway.send(request);
+        assert!(
+            matches!(retry.status(), 502 | 504),
+            "{:?} {}",
+            retry.head,
+            retry.text()
+        );
+        retry
+            .expect_problem(retry.status(), "outcome-unknown")
+            .expect_retry(false);
+    }
+    let operation = gateway.control().operation(key);
+    assert_eq!(operation["state"], "unknown", "{operation}");
+    assert!(
+        operation["reason"].as_str().is_some_and(|r| !r.is_empty()),
+        "{operation}"
+    );
+}
+
+#[test]
+fn hostile_062_a_reset_anywhere_in_the_request_is_unknown() {
+    let upstream = Upstream::raw(|mut wire, number| {
+        // The n-th connection is reset after n bytes of its request.
+        if wire.take(number).is_ok() {
+            wire.reset();
+        }
+    });
+    let gateway = gateway(&upstream);
+    // Longer than the last place to break.
+    let body = "the body ".repeat(20);
+    let request = |n: usize| post("/x", &format!("k{n:03}"), &body);
+    for n in 1..=120 {
+        let answer = gateway.send(&request(n));
+        answer
+            .expect_problem(502, "outcome-unknown")
+            .expect_retry(false);
+        assert_eq!(upstream.connections(), n, "a reset is not retried");
+    }
+    for n in [1, 60, 120] {
+        expect_unknown_from_now_on(&gateway, &request(n), &format!("k{n:03}"));
+    }
+    assert_eq!(upstream.connections(), 120);
+}
+
+#[test]
+fn hostile_062_a_reset_of_a_pooled_connection_after_the_request_is_unknown() {
+    let upstream = Upstream::scripted(|x| {
+        if x.number == 1 {
+            x.answer(200, &[], b"one");
+        } else {
+            x.reset();
+        }
+    });
+    let gateway = gateway(&upstream);
+    expect_executed(&gateway.post("/x", "k1", "b"), 200);
+    gateway
+        .post("/x", "k2", "b")
+        .expect_problem(502, "outcome-unknown")
+        .expect_retry(false);
+    expect_unknown_from_now_on(&gateway, &post("/x", "k2", "b"), "k2");
+    assert_eq!(
+        upstream.hits(),
+        2,
+        "a request that was sent is never sent again"
+    );
+}
+
+/// Answers with the first n bytes of a response, for the n-th request, and ends as told.
+#[track_caller]
+fn cut_everywhere(response: &'static str, reset: bool) {
+    let upstream = Upstream::scripted(move |x| {
+        x.read_body();
+        let cut = x.number - 1;
+        x.send(&response.as_bytes()[..cut]);
+        if reset { x.reset() } else { x.close() }
+    });
+    let gateway = gateway(&upstream);
+    for n in 0..response.len() {
+        let key = format!("k{n}");
+        let request = post("/x", &key, "b");
+        let mut client = gateway.begin(&request);
+        client.read_head();
+        let answer = client.finish();
+        if answer.status() == 502 {
+            answer
+                .expect_problem(502, "outcome-unknown")
+                .expect_retry(false);
+        } else {
+            assert!(
+                !answer.whole(),
+                "a cut after {n} bytes reads as whole: {answer:?}"
+            );
+        }
+        if n % 10 == 0 || n + 3 > response.len() {
+            expect_unknown_from_now_on(&gateway, &request, &key);
+        }
+    }
+    assert_eq!(upstream.hits(), response.len());
+}
+
+#[test]
+fn hostile_063_a_reset_anywhere_in_the_response_is_unknown() {
+    cut_everywhere(
+        "HTTP/1.1 200 OK\r\nContent-Length: 12\r\nX-A: b\r\n\r\nhello, world",
+        true,
+    );
+}
+
+#[test]
+fn hostile_063_a_reset_anywhere_in_a_chunked_response_is_unknown() {
+    cut_everywhere(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n",
+        true,
+    );
+}
+
+#[test]
+fn hostile_063_readers_who_joined_are_broken_too() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.start_chunked(200, &[]);
+        x.chunk("begun");
+        wait.wait();
+        x.reset();
+    });
+    let gateway = gateway(&upstream);
+    let request = post("/x", "k", "b");
+    let mut readers: Vec<_> = (0..5).map(|_| gateway.begin(&request)).collect();
+    for reader in &mut readers {
+        assert_eq!(reader.read_head().status(), 200);
+        reader.read_until("begun");
+    }
+    go.fire();
+    for reader in &mut readers {
+        let answer = reader.finish();
+        assert!(!answer.whole(), "{answer:?}");
+    }
+    expect_unknown_from_now_on(&gateway, &request, "k");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_064_no_answer_in_time_is_unknown() {
+    let upstream = Upstream::scripted(|x| {
+        x.read_body();
+        x.wait_for_close();
+    });
+    let gateway = setup(&upstream)
+        .route("first_byte_timeout = \"200ms\"\nlate_answer = \"200ms\"")
+        .start();
+    let request = post("/x", "k", "b");
+    gateway
+        .send(&request)
+        .expect_problem(504, "outcome-unknown")
+        .expect_retry(false);
+    gateway.control().wait_for_state("k", "unknown");
+    expect_unknown_from_now_on(&gateway, &request, "k");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_064_a_late_answer_completes_the_record() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.read_body();
+        wait.wait();
+        x.answer(200, &[], b"late");
+    });
+    let gateway = setup(&upstream)
+        .route("first_byte_timeout = \"200ms\"\nlate_answer = \"60s\"")
+        .start();
+    let request = post("/x", "k", "b");
+    gateway
+        .send(&request)
+        .expect_problem(504, "outcome-unknown")
+        .expect_retry(false);
+    assert_eq!(upstream.hits(), 1);
+    go.fire();
+    gateway.control().wait_for_state("k", "completed");
+    let late = gateway.send(&request);
+    late.expect_status(200).expect_mark("replayed");
+    assert_eq!(late.text(), "late");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_069_chunks_cut_short_are_unknown() {
+    cut_everywhere(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        false,
+    );
+}
+
+#[test]
+fn hostile_070_a_body_shorter_than_its_length_is_unknown() {
+    cut_everywhere(
+        "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\nhello, world",
+        false,
+    );
+}
+
+#[test]
+fn hostile_071_what_comes_after_the_length_is_discarded_with_the_connection() {
+    let upstream = Upstream::scripted(|x| {
+        x.read_body();
+        x.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello\
+              HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
+        );
+    });
+    let gateway = gateway(&upstream);
+    for key in ["k1", "k2", "k3"] {
+        let answer = gateway.post("/x", key, "b");
+        expect_executed(&answer, 200);
+        assert_eq!(answer.text(), "hello");
+        expect_replay(&gateway.post("/x", key, "b"), &answer);
+    }
+    assert_eq!((upstream.hits(), upstream.connections()), (3, 3));
+}
+
+/// An answer without a length that ends by the end of the connection.
+fn ends_by_close() -> Upstream {
+    Upstream::scripted(|x| {
+        x.read_body();
+        x.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nto the end");
+        x.close();
+    })
+}
+
+#[test]
+fn hostile_072_an_end_by_close_is_unknown() {
+    let upstream = ends_by_close();
+    let gateway = gateway(&upstream);
+    let request = post("/x", "k", "b");
+    let answer = gateway.send(&request);
+    assert!(answer.status() == 502 || !answer.whole(), "{answer:?}");
+    expect_unknown_from_now_on(&gateway, &request, "k");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_072_an_end_by_close_is_recorded_where_the_route_allows_it() {
+    let upstream = ends_by_close();
+    let gateway = setup(&upstream)
+        .route("allow_close_delimited = true")
+        .start();
+    let answer = gateway.post("/x", "k", "b");
+    expect_executed(&answer, 200);
+    assert_eq!(answer.text(), "to the end");
+    expect_replay(&gateway.post("/x", "k", "b"), &answer);
+    assert_eq!(upstream.hits(), 1);
+}
+
+/// A chunked answer that goes on until the gateway hangs up.
+fn endless(pause: Duration, piece: usize) -> Upstream {
+    let never = Arc::new(Signal::new());
+    Upstream::scripted(move |x| {
+        x.start_chunked(200, &[]);
+        while x.chunk("x".repeat(piece)) && !never.wait_at_most(pause) {}
+        x.wait_for_close();
+    })
+}
+
+#[track_caller]
+fn expect_cut_off(upstream: &Upstream, gateway: &Gateway) {
+    let request = post("/x", "k", "b");
+    let answer: Response = gateway.send(&request);
+    assert!(!answer.whole(), "an endless answer ended: {:?}", answer.end);
+    gateway.control().wait_for_state("k", "unknown");
+    expect_unknown_from_now_on(gateway, &request, "k");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_073_an_answer_without_end_meets_the_size_cap() {
+    let upstream = endless(Duration::ZERO, 4096);
+    let gateway = setup(&upstream).limits("response_body = \"1MiB\"").start();
+    expect_cut_off(&upstream, &gateway);
+}
+
+#[test]
+fn hostile_073_an_answer_longer_than_the_cap_by_its_own_length_is_cut_off() {
+    let upstream = Upstream::scripted(|x| x.answer(200, &[], &vec![b'x'; 100_000]));
+    let gateway = setup(&upstream).limits("response_body = \"64KiB\"").start();
+    let request = post("/x", "k", "b");
+    let answer = gateway.send(&request);
+    assert!(
+        answer.status() == 502 || !answer.whole(),
+        "{:?}",
+        answer.head
+    );
+    expect_unknown_from_now_on(&gateway, &request, "k");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_073_an_answer_without_end_meets_the_time_cap() {
+    let upstream = endless(Duration::from_millis(20), 1);
+    let gateway = setup(&upstream).route("total_timeout = \"500ms\"").start();
+    expect_cut_off(&upstream, &gateway);
+}
+
+#[test]
+fn hostile_073_an_answer_that_stalls_is_cut_off() {
+    let upstream = endless(Duration::from_secs(60), 1);
+    let gateway = setup(&upstream)
+        .route("between_bytes_timeout = \"300ms\"")
+        .start();
+    expect_cut_off(&upstream, &gateway);
+}
+
+#[test]
+fn hostile_074_huge_or_malformed_headers_are_unknown() {
+    let huge = format!(
+        "HTTP/1.1 200 OK\r\nX-Huge: {}\r\nContent-Length: 0\r\n\r\n",
+        "x".repeat(2_000_000)
+    );
+    let many = format!(
+        "HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n",
+        "X-Many: y\r\n".repeat(20_000)
+    );
+    let answers = [
+        huge.as_str(),
+        many.as_str(),
+        "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        "HTTP/1.1 abc OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nabc",
+        "SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        "\0\0\0\0\r\n\r\n",
+    ]
+    .map(str::to_owned);
+    let count = answers.len();
+    let upstream = Upstream::scripted(move |x| {
+        x.read_body();
+        let answer = answers[x.number - 1].clone();
+        x.send(answer.as_bytes());
+        x.close();
+    });
+    let gateway = Setup::new(BIN, &upstream.url()).start();
+    for n in 0..count {
+        let key = format!("k{n}");
+        let request = post("/x", &key, "b");
+        gateway
+            .send(&request)
+            .expect_problem(502, "outcome-unknown")
+            .expect_retry(false);
+        expect_unknown_from_now_on(&gateway, &request, &key);
+    }
+    assert_eq!(upstream.hits(), count);
+}
