@@ -92,6 +92,17 @@ async fn complete(store: &EmbeddedStore, record: &Record, number: u32, body: &[u
     assert_eq!(swap.expect("a store"), Swap::Done { attempts: 1 });
 }
 
+/// Bytes that cannot be packed.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(len)
+    .collect()
+}
+
 /// The folder as a kill at this moment would leave it.
 fn killed_copy(folder: &Path) -> TempDir {
     // In memory where there is such a place: thousands of copies are made, and what is tested here
@@ -325,7 +336,7 @@ async fn l7_expired_space_comes_back_though_an_old_operation_lives_on() {
     let old = claim(&store, 0).await;
     for number in 1..300 {
         let record = claim(&store, number).await;
-        complete(&store, &record, number, &[7; 60_000]).await;
+        complete(&store, &record, number, &noise(60_000)).await;
     }
     let held = store.status().bytes;
     assert!(held > 16 << 20, "{held}");
@@ -379,7 +390,7 @@ async fn i15_a_full_store_takes_no_claim_and_works_again_when_there_is_space() {
         let fence = record.fence();
         let next = transition::complete(Some(&record), fence, response, store.now(), WINDOW)
             .expect("in flight");
-        let chunk = Some(Bytes::from(vec![7; 100_000]));
+        let chunk = Some(Bytes::from(noise(100_000)));
         let write = Write {
             record: next,
             last_chunk: chunk,
@@ -434,5 +445,22 @@ async fn claim_unless_full(store: &EmbeddedStore, number: u32) -> Option<Record>
         Ok(_) => Some(record),
         Err(StoreError::Full(_)) => None,
         Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn i16_nobody_but_the_owner_reads_the_folder() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = parent.path().join("data");
+    let store = open(&folder).expect("new");
+    claim(&store, 1).await;
+    store.close().await.expect("it closes");
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(&folder), 0o700);
+    for entry in fs::read_dir(&folder).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
     }
 }

@@ -91,7 +91,8 @@ impl Config {
     }
 
     /// The configuration that `--upstream` and `--preset` mean: everything to one upstream, which
-    /// is named after its host.
+    /// is named after its host, and its port where that is not the usual one: keys of two upstreams
+    /// on one machine must not meet (HOSTILE 31).
     pub fn for_upstream(
         url: &str,
         preset: &str,
@@ -100,7 +101,13 @@ impl Config {
         let host = url
             .parse::<http::Uri>()
             .ok()
-            .and_then(|uri| uri.host().map(|host| host.replace(['[', ']'], "")))
+            .and_then(|uri| {
+                let host = uri.host()?.replace(['[', ']'], "");
+                Some(match uri.port_u16() {
+                    None | Some(80 | 443) => host,
+                    Some(port) => format!("{host}:{port}"),
+                })
+            })
             .unwrap_or_else(|| "upstream".to_owned());
         let text = format!(
             "[[upstream]]\nname = {}\nurl = {}\npreset = {}\n",

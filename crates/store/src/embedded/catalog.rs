@@ -11,7 +11,7 @@
 //! A catalog can always be made again from its segment; a damaged one is.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write},
     path::Path,
 };
@@ -21,7 +21,7 @@ use onlyonce_core::{Address, OperationId, StateName};
 
 use super::{
     index::Place,
-    segment::{catalog_path, sync_dir},
+    segment::{catalog_path, create_file, sync_dir},
 };
 use crate::codec::{put_varint, take_varint};
 
@@ -84,7 +84,7 @@ impl Catalog {
     pub fn write(&self, dir: &Path, segment: u32) -> io::Result<()> {
         let path = catalog_path(dir, segment);
         let temporary = path.with_extension("idx.new");
-        let mut file = File::create(&temporary)?;
+        let mut file = create_file(&temporary)?;
         file.write_all(&self.encode(segment))?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;

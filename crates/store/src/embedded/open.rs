@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,7 +26,7 @@ use super::{
     layout::{self, SEGMENT_HEADER, SegmentHeader},
     recover::Reading,
     seal::{SealError, Sealer},
-    segment::{Segment, numbers, sync_dir},
+    segment::{Segment, create_file, numbers, sync_dir},
 };
 
 const META_MAGIC: &[u8; 8] = b"1ONCEDIR";
@@ -294,7 +295,11 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir)?;
+    // Answers are for the owner's eyes, and the secret lets its reader guess keys.
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
     let parent = dir.canonicalize()?.parent().map(Path::to_owned);
     parent.map_or(Ok(()), |parent| sync_dir(&parent))
 }
@@ -309,6 +314,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path)
         .map_err(at)?;
     match file.try_lock() {
@@ -359,7 +365,7 @@ fn secret(dir: &Path, sealer: Option<&Sealer>, is_new: bool) -> Result<[u8; 32],
     let plain = match (is_sealed, sealer) {
         (false, _) => Bytes::copy_from_slice(rest),
         (true, Some(sealer)) => sealer.open(META_LABEL, rest)?,
-        (true, None) => return Err(OpenError::Key(SealError::Short)),
+        (true, None) => return Err(OpenError::Key(SealError::NoKey)),
     };
     let secret = <[u8; 32]>::try_from(&plain[..]).map_err(|_| OpenError::Meta(path))?;
     // Sealed anew each time, so that it follows the active key.
@@ -383,24 +389,13 @@ fn write_meta(dir: &Path, secret: &[u8; 32], sealer: Option<&Sealer>) -> Result<
     let path = dir.join("meta");
     let temporary = dir.join("meta.new");
     (|| {
-        let mut file = owner_only(&temporary)?;
+        let mut file = create_file(&temporary)?;
         file.write_all(&out)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         sync_dir(dir)
     })()
     .map_err(|error| OpenError::Io { path, error })
-}
-
-/// The secret lets its reader guess keys by their hashes: it is for the owner's eyes.
-fn owner_only(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
 }
 
 fn read_header(segment: &Segment) -> io::Result<SegmentHeader> {

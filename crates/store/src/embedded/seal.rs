@@ -39,6 +39,9 @@ pub enum SealError {
     /// Not what the key sealed, or not for this address.
     #[error("it does not open with encryption key {0}")]
     Wrong(u32),
+    /// No key is configured at all.
+    #[error("no encryption key is configured")]
+    NoKey,
     /// Too short to be sealed.
     #[error("it is too short to be sealed")]
     Short,

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
@@ -40,12 +40,7 @@ impl Segment {
     pub fn create(dir: &Path, number: u32, capacity: u32) -> io::Result<Self> {
         const PIECE: usize = 256 << 10;
         let path = log_path(dir, number);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)?;
+        let file = create_file(&path)?;
         let filled = (|| {
             let zeros = vec![0; PIECE];
             let mut at = 0;
@@ -135,6 +130,17 @@ impl Segment {
     pub fn sub_live(&self, bytes: u32) {
         self.live.fetch_sub(bytes.into(), Ordering::Relaxed);
     }
+}
+
+/// Makes or empties a file that only its owner may read.
+pub fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
