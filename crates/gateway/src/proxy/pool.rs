@@ -29,6 +29,8 @@ pub(super) struct Pool {
     upstream: Arc<Upstream>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     host: HeaderValue,
+    // Boxed as a lane holds it: it goes in and out without being moved or allocated again.
+    #[allow(clippy::vec_box)]
     idle: Mutex<Vec<Box<One>>>,
     shared: tokio::sync::Mutex<Option<http2::SendRequest<Outgoing>>>,
 }
