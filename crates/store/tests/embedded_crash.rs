@@ -96,7 +96,9 @@ async fn complete(store: &EmbeddedStore, record: &Record, number: u32, body: &[u
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 1u64;
     std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (state >> 56) as u8
     })
     .take(len)
@@ -457,7 +459,13 @@ async fn i16_nobody_but_the_owner_reads_the_folder() {
     let store = open(&folder).expect("new");
     claim(&store, 1).await;
     store.close().await.expect("it closes");
-    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    let mode = |path: &Path| {
+        fs::metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777
+    };
     assert_eq!(mode(&folder), 0o700);
     for entry in fs::read_dir(&folder).expect("the folder") {
         let path = entry.expect("an entry").path();

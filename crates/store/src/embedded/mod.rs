@@ -1,10 +1,10 @@
 //! The embedded store: one machine, one process, one folder.
 //!
 //! Everything is appended to one log, and one sync makes durable all that waits for it, claims and
-//! completions alike ([`log`]). An index in memory says where each record lies ([`index`]); bodies
+//! completions alike (`log`). An index in memory says where each record lies (`index`); bodies
 //! stay on disk, and recordings that are asked for again are kept in a bounded cache. The log is cut
 //! into segments, and the oldest is dropped as a whole when nothing in it counts any more
-//! ([`sweep`]). What a crash or a power cut leaves is read back by [`recover`].
+//! (`sweep`). What a crash or a power cut leaves is read back by `recover`.
 //!
 //! ```
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
