@@ -38,7 +38,9 @@ use super::{
 /// Attempts and chunks wait so long at most for a commit that somebody needs.
 const LAZY: Duration = Duration::from_millis(100);
 /// Whoever appends more than this ahead of the disk waits.
-const MOST_PENDING: usize = 16 << 20;
+const MOST_PENDING: usize = 4 << 20;
+/// A batch of so many bytes is committed though nobody waits for it yet.
+const LARGE_BATCH: usize = 1 << 20;
 /// The smallest segment. Each is twice as large as the one before, up to the configured size, so
 /// that a store with little in it takes little space.
 pub const SMALLEST_SEGMENT: u32 = 1 << 20;
@@ -335,8 +337,9 @@ impl Shared {
         });
         let is_first = batch.since.is_none();
         batch.since.get_or_insert_with(Instant::now);
-        pending.urgent |= entry.urgent;
-        if pending.idle && (entry.urgent || is_first) {
+        let is_urgent = entry.urgent || batch.bytes.len() >= LARGE_BATCH;
+        pending.urgent |= is_urgent;
+        if pending.idle && (is_urgent || is_first) {
             self.work.notify_one();
         }
         drop(pending);
