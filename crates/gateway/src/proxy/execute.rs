@@ -16,10 +16,11 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::audience::Follower;
 use super::exchange::{Begun, Failure, Waiting, exchange};
 use super::outgoing::Outgoing;
 use super::path::Path;
-use super::recorded::{self, Leave};
+use super::recorded;
 use super::recording::{Ended, Gathered, Incoming, Original};
 use super::reply::Reply;
 use super::service::Caller;
@@ -61,11 +62,11 @@ pub(super) async fn first<S: Store>(
         reader.hold_until_durable();
     }
     let original = Arc::new(Mutex::new(None));
-    let (mut leave, left) = match policy.client_gone {
+    let (mut follower, left) = match policy.client_gone {
         ClientGone::Finish => (None, None),
         ClientGone::Cancel => {
-            let (leave, left) = Leave::new(&caller.watch);
-            (Some(leave), Some(left))
+            let (first, left) = worker.audiences.open(execution.id(), &caller.watch);
+            (Some(first), Some(left))
         }
     };
     let driver = Driver {
@@ -76,8 +77,8 @@ pub(super) async fn first<S: Store>(
     let open = worker.open.one_more();
     let mut driving = Attached::new(driver.drive(execution, order, left, open));
     let start = std::future::poll_fn(|cx| {
-        if let Some(leave) = &mut leave {
-            leave.look();
+        if let Some(follower) = &mut follower {
+            follower.look();
         }
         driving.poll(cx);
         reader.poll_start(cx)
@@ -90,8 +91,8 @@ pub(super) async fn first<S: Store>(
     };
     let original = original.lock().take();
     let response = match original {
-        Some(original) => Some(original.response(reader, leave)),
-        None => recorded::response(&head, reader),
+        Some(original) => Some(original.response(reader, follower)),
+        None => recorded::response(&head, reader, follower),
     };
     match response {
         Some(response) => First::Answer {
@@ -379,12 +380,12 @@ impl Order {
 }
 
 impl Original {
-    fn response<S: Store>(self, reader: Reader<S>, leave: Option<Leave>) -> Response<Reply> {
+    fn response<S: Store>(self, reader: Reader<S>, follower: Option<Follower>) -> Response<Reply> {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or_default();
         let body = match self.whole {
             Some(bytes) => Reply::whole(bytes),
-            None => recorded::body(&self.headers, reader, leave),
+            None => recorded::body(&self.headers, reader, follower),
         };
         *response.headers_mut() = self.headers;
         response.map(|()| body)

@@ -19,6 +19,7 @@ use super::reply::Reply;
 use super::service::{COME_AGAIN, Caller, refuse};
 use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
+use crate::config::ClientGone;
 use crate::metrics::Answer;
 
 /// What an answer is marked with, as far as that is known before it.
@@ -82,11 +83,22 @@ pub(super) async fn answer<S: Store>(
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
     };
-    let start = reader.start().await;
+    let id = reader.ticket().id;
+    let mut follower = match path.route.policy.client_gone {
+        ClientGone::Finish => None,
+        ClientGone::Cancel => worker.audiences.join(id, &caller.watch),
+    };
+    let start = std::future::poll_fn(|cx| {
+        if let Some(follower) = &mut follower {
+            follower.look();
+        }
+        reader.poll_start(cx)
+    })
+    .await;
     let ticket = Some(*reader.ticket());
     match start {
         Start::Response { head, kind } => {
-            let Some(mut response) = recorded::response(&head, reader) else {
+            let Some(mut response) = recorded::response(&head, reader, follower) else {
                 let problem = Problem::OutcomeUnknown(UnknownReason::Unreadable);
                 return refusal(worker, path, &marking(ticket), &problem, http1);
             };

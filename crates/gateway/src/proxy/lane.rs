@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
 
+use super::inner_waker::InnerWaker;
 use super::outgoing::Outgoing;
 use super::pool::Pool;
 use super::transport::{Counted, Written};
@@ -35,6 +36,8 @@ type Answering = Pin<
 pub(super) struct One {
     sender: http1::SendRequest<Outgoing>,
     driver: Driver,
+    /// For the connection, and for what of the answer is polled with it.
+    waker: Arc<InnerWaker>,
     written: Written,
     /// Whether it has carried an exchange before.
     used: bool,
@@ -68,6 +71,7 @@ impl One {
         Self {
             sender,
             driver: Driver::Running(Box::pin(connection.with_upgrades())),
+            waker: Arc::new(InnerWaker::new()),
             written,
             used: false,
             idle_since: Instant::now(),
@@ -125,9 +129,21 @@ impl Lane {
         }
     }
 
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Self::One(one) = self {
-            one.drive(cx);
+    /// Polls `what` together with the connection that it comes from.
+    fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut what: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        match self {
+            Self::Two(_) => what(cx),
+            Self::One(one) => {
+                let waker = Arc::clone(&one.waker);
+                waker.poll(cx, |cx| {
+                    one.drive(cx);
+                    what(cx)
+                })
+            }
         }
     }
 
@@ -156,11 +172,9 @@ impl Sending {
         lane: &mut Lane,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<Incoming>, Failed>> {
-        lane.drive(cx);
-        self.answering
-            .as_mut()
-            .poll(cx)
-            .map_err(|failure| self.why(lane, failure))
+        let answering = &mut self.answering;
+        let answered = lane.poll_with(cx, |cx| answering.as_mut().poll(cx));
+        answered.map_err(|failure| self.why(lane, failure))
     }
 
     /// Bytes that this connection was given so far; 0 where that is not counted.
@@ -241,10 +255,11 @@ impl Answer {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(lane) = &mut self.lane {
-            lane.drive(cx);
-        }
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let body = &mut self.body;
+        let frame = match &mut self.lane {
+            Some(lane) => lane.poll_with(cx, |cx| Pin::new(&mut *body).poll_frame(cx)),
+            None => Pin::new(body).poll_frame(cx),
+        };
         match &frame {
             Poll::Ready(None) => self.give_back(),
             Poll::Ready(Some(Ok(_))) if self.body.is_end_stream() => self.give_back(),

@@ -7,16 +7,18 @@
 //!                                      recorded (replay, join)  ┘
 //! ```
 //!
-//! A [`worker`] is a thread with a runtime of its own: a connection, its requests and the upstream
-//! connections that they use stay on it. Before hyper sees a byte of a caller's, the [`gate`] has
-//! checked the framing. [`service`] tells which way a request goes: [`passthrough`] streams, and
-//! [`keyed`] asks the engine. [`execute`] is the one execution of an operation, detached from its
+//! A `worker` is a thread with a runtime of its own: a connection, its requests and the upstream
+//! connections that they use stay on it. Before hyper sees a byte of a caller's, the `gate` has
+//! checked the framing. `service` tells which way a request goes: `passthrough` streams, and
+//! `keyed` asks the engine. `execute` is the one execution of an operation, detached from its
 //! caller; every caller reads the recording.
 
+mod audience;
 mod connection;
 mod exchange;
 mod execute;
 mod gate;
+mod inner_waker;
 mod keyed;
 mod lane;
 mod outgoing;
@@ -43,6 +45,7 @@ use onlyonce_store::Store;
 use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
+use self::audience::Audiences;
 use self::tls::UpstreamTls;
 use self::worker::Worker;
 use crate::config::Config;
@@ -81,8 +84,10 @@ pub fn run<S: Store>(
     let tls = tls.map(tls::server).transpose()?.map(TlsAcceptor::from);
     let (count, running) = channel::channel(listeners.len());
     let count = Arc::new(count);
+    let audiences = Audiences::default();
     for (number, listener) in listeners.into_iter().enumerate() {
-        let worker = Worker::new(&shared, &upstream_tls).map_err(|error| cannot_start(&error))?;
+        let worker = Worker::new(&shared, &upstream_tls, &audiences)
+            .map_err(|error| cannot_start(&error))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -1,7 +1,6 @@
 //! An answer from a recording, finished or still growing.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -11,35 +10,38 @@ use http_body::{Body, Frame, SizeHint};
 use onlyonce_core::{Head, HeaderBlock};
 use onlyonce_engine::{Frame as Piece, Reader};
 use onlyonce_store::Store;
-use tokio::sync::oneshot;
 
+use super::audience::Follower;
 use super::reply::{Cut, Reply};
-use super::watch::Watch;
 
 /// A finished body up to so many bytes is put together before the answer begins, so that head and
 /// body leave in one write.
 pub(super) const SMALL: u64 = 64 * 1024;
 
 /// The answer that `head` begins and `reader` goes on with; `None` where the head is no head.
-pub(super) fn response<S: Store>(head: &Head, reader: Reader<S>) -> Option<Response<Reply>> {
+pub(super) fn response<S: Store>(
+    head: &Head,
+    reader: Reader<S>,
+    follower: Option<Follower>,
+) -> Option<Response<Reply>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
     *response.headers_mut() = header_map(&head.headers)?;
-    let body = body(response.headers(), reader, None);
+    let body = body(response.headers(), reader, follower);
     Some(response.map(|()| body))
 }
 
-/// The body that `reader` gives. Its drop is noticed where `leave` is there.
+/// The body that `reader` gives. `follower` stays for as long as it does.
 pub(super) fn body<S: Store>(
     headers: &HeaderMap,
     reader: Reader<S>,
-    leave: Option<Leave>,
+    follower: Option<Follower>,
 ) -> Reply {
     let mut body = Recorded {
         reader,
         early: None,
         has_trailers: headers.contains_key(TRAILER),
-        leave,
+        follower,
     };
     match body.whole_if_small() {
         Some(bytes) => Reply::whole(bytes),
@@ -59,37 +61,12 @@ pub(super) fn header_map(block: &HeaderBlock) -> Option<HeaderMap> {
     Some(map)
 }
 
-/// Tells the execution that its first caller has left, once that is dropped: for routes that
-/// cancel then.
-pub(super) struct Leave {
-    stay: Option<oneshot::Sender<()>>,
-    watch: Arc<Watch>,
-}
-
-impl Leave {
-    pub(super) fn new(watch: &Arc<Watch>) -> (Self, oneshot::Receiver<()>) {
-        let (stay, left) = oneshot::channel();
-        let leave = Self {
-            stay: Some(stay),
-            watch: Arc::clone(watch),
-        };
-        (leave, left)
-    }
-
-    /// A caller that will send no more has left, as far as can be seen.
-    pub(super) fn look(&mut self) {
-        if self.watch.is_half_closed() {
-            self.stay = None;
-        }
-    }
-}
-
 struct Recorded<S: Store> {
     reader: Reader<S>,
     /// Bytes that were read before the body was asked for.
     early: Option<Bytes>,
     has_trailers: bool,
-    leave: Option<Leave>,
+    follower: Option<Follower>,
 }
 
 impl<S: Store> Recorded<S> {
@@ -132,8 +109,8 @@ impl<S: Store> Body for Recorded<S> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        if let Some(leave) = &mut this.leave {
-            leave.look();
+        if let Some(follower) = &mut this.follower {
+            follower.look();
         }
         if let Some(early) = this.early.take() {
             return Poll::Ready(Some(Ok(Frame::data(early))));

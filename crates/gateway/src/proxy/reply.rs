@@ -21,6 +21,8 @@ pub(super) type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = Cut> + Send>>;
 /// The body of an answer.
 pub(super) struct Reply {
     content: Content,
+    /// Why the body breaks off, once all before that is on its way.
+    cut: Option<Cut>,
     /// Held until the answer is out, or given up.
     _busy: Option<Busy>,
 }
@@ -35,6 +37,7 @@ impl Reply {
     pub(super) fn whole(bytes: Bytes) -> Self {
         Self {
             content: Content::Whole(bytes),
+            cut: None,
             _busy: None,
         }
     }
@@ -48,6 +51,7 @@ impl Reply {
     pub(super) fn streamed(body: impl Body<Data = Bytes, Error = Cut> + Send + 'static) -> Self {
         Self {
             content: Content::Streamed(Box::pin(body)),
+            cut: None,
             _busy: None,
         }
     }
@@ -69,10 +73,25 @@ impl Body for Reply {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match &mut self.get_mut().content {
+        let this = self.get_mut();
+        match &mut this.content {
             Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Content::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Streamed(body) => body.as_mut().poll_frame(cx),
+            Content::Streamed(body) => {
+                if let Some(cut) = this.cut.take() {
+                    return Poll::Ready(Some(Err(cut)));
+                }
+                match body.as_mut().poll_frame(cx) {
+                    Poll::Ready(Some(Err(cut))) => {
+                        // hyper throws away what it has not written yet, maybe the head too. A
+                        // caller should see that an answer broke off, and not that none came.
+                        this.cut = Some(cut);
+                        cx.waker().wake_by_ref();
+                        Poll::Pending
+                    }
+                    other => other,
+                }
+            }
         }
     }
 

@@ -105,13 +105,15 @@ async fn answer<S: Store>(
         Ok(path) => match way(path, &request) {
             Err(problem) => Err(problem),
             Ok(Way::Pass) => {
-                let passed = passthrough::pass(caller, path, request).await;
+                let passed = Box::pin(passthrough::pass(caller, path, request)).await;
                 if passed.is_ok() {
                     shared.metrics.answered(&path.route, Answer::Passed);
                 }
                 passed
             }
-            Ok(Way::Keyed(key)) => return keyed::answer(worker, caller, path, key, request).await,
+            Ok(Way::Keyed(key)) => {
+                return Box::pin(keyed::answer(worker, caller, path, key, request)).await;
+            }
         },
     };
     let mut response = match answered {

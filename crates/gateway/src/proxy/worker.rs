@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
+use super::audience::Audiences;
 use super::connection;
 use super::path::Path;
 use super::pool::Pool;
@@ -32,12 +33,18 @@ pub(super) struct Worker<S: Store> {
     pub(super) paths: Vec<Arc<Path>>,
     /// Where request bodies wait that are too large for memory.
     pub(super) spool_folder: PathBuf,
+    /// Of all workers together.
+    pub(super) audiences: Audiences,
     /// What is going on.
     pub(super) open: Opens,
 }
 
 impl<S: Store> Worker<S> {
-    pub(super) fn new(shared: &Arc<Shared<S>>, tls: &UpstreamTls) -> io::Result<Self> {
+    pub(super) fn new(
+        shared: &Arc<Shared<S>>,
+        tls: &UpstreamTls,
+        audiences: &Audiences,
+    ) -> io::Result<Self> {
         let mut pools: Vec<(&str, Arc<Pool>)> = Vec::new();
         for upstream in &shared.config.upstreams {
             let pool = Pool::new(Arc::clone(upstream), tls.of(upstream))?;
@@ -63,6 +70,7 @@ impl<S: Store> Worker<S> {
         Ok(Self {
             paths: paths.collect::<io::Result<_>>()?,
             spool_folder,
+            audiences: audiences.clone(),
             open: Opens::default(),
             shared: Arc::clone(shared),
         })
