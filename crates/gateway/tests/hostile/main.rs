@@ -3,6 +3,9 @@
 //! A test's number is the number of the case; its name says what has to happen. Every test
 //! checks what the client got (status, problem, marks) and what the upstream counted: "hits".
 
+// In a test, an unwrap is an assertion.
+#![allow(clippy::unwrap_used)]
+
 mod again;
 mod bodies;
 mod faults;

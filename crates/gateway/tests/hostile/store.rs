@@ -516,3 +516,24 @@ fn hostile_092_retries_never_meet_the_quota() {
     }
     assert_eq!(upstream.hits(), 1);
 }
+
+#[test]
+fn hostile_092_a_flood_of_new_keys_meets_the_tenants_quota() {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream).limits("tenant_records = 20").start();
+    let of = |tenant: &str, key: &str| post("/x", key, "b").header("x-api-key", tenant);
+    for n in 0..20 {
+        expect_executed(&gateway.send(&of("one", &format!("k{n}"))), 200);
+    }
+    for n in 20..25 {
+        let refused = gateway.send(&of("one", &format!("k{n}")));
+        refused.expect_problem(429, "quota-exceeded");
+    }
+    assert_eq!(upstream.hits(), 20);
+    // What it has still answers, and nobody else is stalled.
+    gateway
+        .send(&of("one", "k7"))
+        .expect_status(200)
+        .expect_mark("replayed");
+    expect_executed(&gateway.send(&of("two", "k7")), 200);
+}

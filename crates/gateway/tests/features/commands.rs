@@ -1,0 +1,293 @@
+//! The command line, as scripts use it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use onlyonce_testkit::{Client, Gateway, Request, Run, Upstream, run_to_exit};
+use serde_json::Value;
+
+use crate::{BIN, expect_executed, gateway, post};
+
+/// `onlyonce keys ...` against a gateway.
+fn keys(gateway: &Gateway, words: &[&str]) -> Run {
+    let control = format!("http://{}", gateway.control_addr());
+    let mut all = vec!["keys", "--control", &control];
+    all.extend(words);
+    run_to_exit(BIN, &all, &[])
+}
+
+#[track_caller]
+fn succeeds(run: &Run) -> String {
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.stdout.clone()
+}
+
+fn json(run: &Run) -> Value {
+    serde_json::from_str(&succeeds(run)).unwrap_or_else(|e| panic!("{e}: {run:?}"))
+}
+
+/// A completed, a released and an unknown operation: keys `done`, `free` and `lost`.
+fn three() -> (Upstream, Gateway) {
+    let upstream = Upstream::scripted(|x| match x.path() {
+        "/done" => x.answer(200, &[("Content-Type", "text/plain")], b"the answer"),
+        "/free" => x.answer(429, &[], b"no"),
+        _ if x.number == 3 => x.reset(),
+        _ => x.answer(200, &[], b"again"),
+    });
+    let gateway = gateway(&upstream);
+    gateway.post("/done", "done", "b");
+    gateway.post("/free", "free", "b");
+    gateway
+        .post("/lost", "lost", "b")
+        .expect_problem(502, "outcome-unknown");
+    (upstream, gateway)
+}
+
+#[test]
+fn keys_list_shows_operations_for_people_and_for_programs() {
+    let (_upstream, gateway) = three();
+    let text = succeeds(&keys(&gateway, &["list"]));
+    for word in ["done", "free", "lost", "completed", "released", "unknown"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    let text = succeeds(&keys(&gateway, &["list", "--state", "unknown"]));
+    assert!(text.contains("lost") && !text.contains("done"), "{text}");
+    let list = json(&keys(&gateway, &["--json", "list", "--key", "done"]));
+    let operations = list["operations"]
+        .as_array()
+        .or_else(|| list.as_array())
+        .unwrap();
+    assert_eq!(operations.len(), 1);
+    assert_eq!(operations[0]["state"], "completed");
+    let list = json(&keys(
+        &gateway,
+        &["--json", "list", "--since", "1h", "--limit", "2"],
+    ));
+    let operations = list["operations"]
+        .as_array()
+        .or_else(|| list.as_array())
+        .unwrap();
+    assert_eq!(operations.len(), 2);
+}
+
+#[test]
+fn keys_show_and_body_take_a_key_or_an_operation() {
+    let (_upstream, gateway) = three();
+    let id = gateway.control().operation("done")["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for name in ["done", &id] {
+        let text = succeeds(&keys(&gateway, &["show", name]));
+        assert!(text.contains(&id) && text.contains("completed"), "{text}");
+    }
+    assert_eq!(succeeds(&keys(&gateway, &["body", &id])), "the answer");
+    let missing = keys(&gateway, &["show", "no-such-key"]);
+    assert_eq!(missing.code, Some(1), "{missing:?}");
+    assert!(missing.stderr.starts_with("onlyonce: "), "{missing:?}");
+}
+
+#[test]
+fn keys_release_frees_a_key() {
+    let (upstream, gateway) = three();
+    let id = gateway.control().operation("lost")["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    succeeds(&keys(
+        &gateway,
+        &["release", &id, "--reason", "not in their log"],
+    ));
+    expect_executed(&gateway.post("/lost", "lost", "b"));
+    assert_eq!(upstream.hits(), 4);
+    let refused = keys(&gateway, &["release", &id]);
+    assert_ne!(refused.code, Some(0), "it is completed: {refused:?}");
+}
+
+#[test]
+fn keys_complete_settles_an_operation_with_an_answer() {
+    let (upstream, gateway) = three();
+    let id = gateway.control().operation("lost")["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let file = gateway.folder().join("answer.json");
+    std::fs::write(&file, "{\"found\":true}").unwrap();
+    let file = file.display().to_string();
+    succeeds(&keys(
+        &gateway,
+        &[
+            "complete",
+            &id,
+            "--status",
+            "201",
+            "--body",
+            &file,
+            "--header",
+            "x-found: yes",
+            "--reason",
+            "r",
+        ],
+    ));
+    let replay = gateway.post("/lost", "lost", "b");
+    replay.expect_status(201).expect_mark("replayed");
+    assert_eq!(
+        (replay.text().as_str(), replay.header("x-found")),
+        ("{\"found\":true}", Some("yes"))
+    );
+    assert_eq!(upstream.hits(), 3);
+}
+
+#[test]
+fn keys_purge_asks_for_a_yes() {
+    let (_upstream, gateway) = three();
+    let unsure = keys(&gateway, &["purge", "--state", "completed"]);
+    assert_eq!(unsure.code, Some(2), "{unsure:?}");
+    assert_eq!(gateway.control().operation("done")["state"], "completed");
+    succeeds(&keys(&gateway, &["purge", "--state", "completed", "--yes"]));
+    assert!(gateway.control().operations("done").is_empty());
+}
+
+#[test]
+fn keys_say_so_when_there_is_no_gateway() {
+    let refusing = onlyonce_testkit::Refusing::new();
+    let run = run_to_exit(BIN, &["keys", "--control", &refusing.url(), "list"], &[]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(
+        run.stderr.starts_with("onlyonce: ") && run.stderr.contains(';'),
+        "{run:?}"
+    );
+    assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
+}
+
+#[test]
+fn keys_present_a_token() {
+    let upstream = Upstream::counting();
+    let token = "a-token-of-more-than-thirty-two-characters";
+    let gateway = crate::setup(&upstream)
+        .server("control_token = \"env:TOKEN\"")
+        .env("TOKEN", token)
+        .start();
+    gateway.post("/x", "k", "b");
+    assert_eq!(keys(&gateway, &["list"]).code, Some(1));
+    let text = succeeds(&keys(&gateway, &["--token", token, "list"]));
+    assert!(text.contains('k'));
+    let control = format!("http://{}", gateway.control_addr());
+    let run = run_to_exit(
+        BIN,
+        &["keys", "--control", &control, "list"],
+        &[("ONLYONCE_CONTROL_TOKEN", token)],
+    );
+    succeeds(&run);
+}
+
+/// Starts a subcommand that stays; its first lines on standard output that say where it listens.
+struct Staying(std::process::Child, Vec<std::net::SocketAddr>);
+
+impl Staying {
+    fn start(words: &[&str], listeners: usize) -> Self {
+        let mut child = Command::new(BIN)
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let addresses = lines
+            .map_while(Result::ok)
+            .filter_map(|line| {
+                line.split_once(" listening on http://")?
+                    .1
+                    .trim()
+                    .parse()
+                    .ok()
+            })
+            .take(listeners)
+            .collect();
+        Self(child, addresses)
+    }
+}
+
+impl Drop for Staying {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn serve_needs_no_file() {
+    let upstream = Upstream::counting();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data").display().to_string();
+    let words = [
+        "serve",
+        "--upstream",
+        &upstream.url(),
+        "--listen",
+        "127.0.0.1:0",
+        "--control",
+        "127.0.0.1:0",
+        "--data",
+        &data,
+    ];
+    let serving = Staying::start(&words, 2);
+    assert_eq!(serving.1.len(), 2, "two lines say where it listens");
+    expect_executed(&Client::connect(serving.1[0]).ask(&post("/x", "k", "b")));
+    let health = Client::connect(serving.1[1]).ask(&Request::get("/healthz"));
+    assert_eq!(health.status(), 200);
+    assert!(std::path::Path::new(&data).join("meta").exists());
+}
+
+#[test]
+fn the_sandbox_counts_and_prices_executions() {
+    let sandbox = Staying::start(&["sandbox", "--listen", "127.0.0.1:0"], 1);
+    let gateway = Gateway::before(BIN, &format!("http://{}", sandbox.1[0]));
+    let request = post(
+        "/v1/chat/completions",
+        "k",
+        r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#,
+    )
+    .header("Content-Type", "application/json");
+    let first = gateway.send(&request);
+    expect_executed(&first);
+    crate::expect_replay(&gateway.send(&request), &first);
+    let ledger = Client::connect(sandbox.1[0])
+        .ask(&Request::get("/_sandbox/ledger"))
+        .json();
+    assert_eq!(ledger["executions"], 1, "{ledger}");
+    assert_eq!(ledger["entries"][0]["key"], "k");
+}
+
+#[test]
+fn check_reads_a_file_and_starts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("good.toml");
+    let data = folder.path().join("data");
+    std::fs::write(
+        &file,
+        format!(
+            "[store]\nurl = \"embedded:{}\"\n[[upstream]]\nname = \"a\"\nurl = \"https://a.test\"\n",
+            data.display()
+        ),
+    )
+    .unwrap();
+    let run = run_to_exit(BIN, &["check", &file.display().to_string()], &[]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(!data.exists(), "it made a data folder");
+}
+
+#[test]
+fn help_and_version_are_there() {
+    for words in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["keys", "--help"],
+        &["--version"],
+    ] {
+        let run = run_to_exit(BIN, words, &[]);
+        assert_eq!(run.code, Some(0), "{words:?}: {run:?}");
+        assert!(run.stdout.contains("onlyonce"), "{run:?}");
+    }
+}
