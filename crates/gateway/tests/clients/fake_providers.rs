@@ -74,7 +74,7 @@ fn a_whole_stream_of_aimock_runs_once() {
     job["times"] = json!(2);
     let said = run(CLIENT, &job);
     assert_eq!(said[0].marked("executed"), LONG);
-    assert_eq!(said[1].marked("replayed"), LONG);
+    assert_eq!(said[1].recorded(), LONG);
     assert_eq!(aimock_hits(&aimock), 1);
 }
 
@@ -128,7 +128,7 @@ fn a_message_that_llmock_truncates_cleanly_is_never_complete() {
     let url = format!("{}/anthropic", base(&gateway));
     let whole = json!({ "base": url, "stream": true, "key": "k-whole", "times": 2 });
     let said = run("anthropic_client.py", &whole);
-    assert_eq!(said[1].marked("replayed"), said[0].marked("executed"));
+    assert_eq!(said[1].recorded(), said[0].marked("executed"));
 
     let fault = json!({ "type": "stream_fault", "kind": "truncate", "after_chunks": 4 });
     llmock_shall(&llmock, fault);
@@ -150,7 +150,7 @@ fn a_gemini_stream_that_llmock_truncates_cleanly_is_never_complete() {
         "base": url, "version": "v1beta", "stream": true, "key": "k-whole", "times": 2,
     });
     let said = run("gemini_client.py", &whole);
-    assert_eq!(said[1].marked("replayed"), said[0].marked("executed"));
+    assert_eq!(said[1].recorded(), said[0].marked("executed"));
 
     let fault = json!({ "type": "stream_fault", "kind": "truncate", "after_chunks": 2 });
     llmock_shall(&llmock, fault);
@@ -195,7 +195,7 @@ fn an_outage_in_llmock_frees_the_key_for_the_sdks_own_retry() {
     let job = job(&base(&gateway), "Tell me more.", "k-outage");
     let first = run_once(CLIENT, &job);
     first.marked("executed");
-    assert_eq!(run_once(CLIENT, &job).marked("replayed"), first.text());
+    assert_eq!(run_once(CLIENT, &job).recorded(), first.text());
     assert_eq!(llmock_hits(&llmock), 3);
 }
 

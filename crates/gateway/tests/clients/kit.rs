@@ -1,6 +1,6 @@
 //! What these tests stand on: the clients' processes, and the providers behind the gateway.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -53,7 +53,7 @@ impl Process {
     /// Starts it. Standard error is read too, and mixed in where `both` says so.
     fn start(command: &mut Command, both: bool) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(if both {
                 Stdio::piped()
@@ -294,6 +294,16 @@ impl Said {
         }
     }
 
+    /// Panics unless it is a text from the recording; gives the text. An SDK may leave a stream at
+    /// its last event, a moment before the record is complete: the next call joins then.
+    #[track_caller]
+    pub(crate) fn recorded(&self) -> &str {
+        match self {
+            Self::Text(text, Some(mark)) if mark == "replayed" || mark == "joined" => text,
+            _ => panic!("not from the recording: {self:?}"),
+        }
+    }
+
     /// Panics unless it is an error with this status.
     #[track_caller]
     pub(crate) fn failed_with(&self, status: u64) {
@@ -321,6 +331,23 @@ impl Call {
             .arg(job.to_string())
             .env("NO_PROXY", "127.0.0.1");
         Self(Process::start(&mut command, false))
+    }
+
+    /// Starts one of the scripts up to the moment before its first call, which [`Call::go`] makes.
+    #[track_caller]
+    pub(crate) fn prepare(script: &str, job: &Value) -> Self {
+        let mut job = job.clone();
+        job["wait"] = json!(true);
+        let call = Self::start(script, &job);
+        assert_eq!(call.next(), Some(json!({ "ready": true })));
+        call
+    }
+
+    /// Lets a prepared client make its calls.
+    pub(crate) fn go(mut self) -> Self {
+        let mut stdin = self.0.child.stdin.take().expect("a pipe");
+        stdin.write_all(b"go\n").expect("the client listens");
+        self
     }
 
     /// The next line; none at the end of the client.

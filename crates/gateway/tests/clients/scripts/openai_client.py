@@ -80,6 +80,9 @@ def main():
     if "at_once" in job:
         return asyncio.run(calls_at_once(job["at_once"]))
     client = openai.OpenAI(**options)
+    if job.get("wait"):
+        say(ready=True)
+        sys.stdin.readline()
     for _ in range(job.get("times", 1)):
         try:
             call_for_bytes(client) if job.get("bytes") else call(client)
