@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::args::Args;
 use crate::command::{apt_install, headline, quietly, root};
 
 /// Where the clients were installed.
@@ -14,6 +15,15 @@ pub struct Clients {
     pub python: PathBuf,
     /// The folder that holds the Node packages.
     pub node_modules: PathBuf,
+}
+
+/// Installs the clients and says where they are.
+pub fn run(args: Args) -> Result<()> {
+    args.finish()?;
+    let clients = install()?;
+    println!("ONLYONCE_PYTHON={}", clients.python.display());
+    println!("ONLYONCE_NODE_MODULES={}", clients.node_modules.display());
+    Ok(())
 }
 
 /// Installs the clients that `tests/` pins, unless these very versions are there already.

@@ -17,6 +17,7 @@ cargo xtask COMMAND
 
   test [--only-cargo]      install what the tests need, build, run every test, then a minute of
                            torture and a short power cut; prints `N passed, N failed`
+  clients                  only install the real clients; prints the variables that name them
   audit                    licences, sources and versions of every dependency, offline
   torture [--minutes N] [--seed S] [--release | --binary FILE]
                            kill -9 at random points under load, checked against the upstream's ledger
@@ -40,6 +41,7 @@ fn run() -> Result<()> {
         Some("torture") => torture::run(args),
         Some("powercut") => powercut::run(args),
         Some("bench") => bench::run(args),
+        Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),
         Some(other) => bail!("there is no command `{other}`\n\n{USAGE}"),
         None => {

@@ -295,7 +295,7 @@ fn million(stage: &Stage, size: &Size) -> Result<()> {
          | replay of a cold key, p50 | {:.2} ms | |\n\
          | replay of a cold key, p99 | {:.2} ms | 5 ms |\n\
          | disk, times the payload | {:.2} | 1.5 |\n\
-         | space after the window ({} records, window 30 s) | {:.0} MB of {:.0} MB left {:.0} s after the last completion | comes back |\n",
+         | space after the window ({} records, window 30 s) | {:.0} MB of {:.0} MB left {:.0} s after the last completion | two segments of 67 MB |\n",
         found.records,
         mb(found.resident),
         mb(found.resident_restarted),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command::{apt_install, quietly, root, target_dir};
+use crate::faults::random::Random;
 
 /// How long a program may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -25,7 +26,8 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(command: &mut Command, address: SocketAddr) -> Result<Self> {
+    /// Starts a program and waits until it answers a question with anything at all.
+    fn start(command: &mut Command, address: SocketAddr, question: &str) -> Result<Self> {
         let since = Instant::now();
         let mut child = command
             .stdin(Stdio::null())
@@ -33,7 +35,7 @@ impl Running {
             .spawn()
             .with_context(|| format!("cannot run {:?}", command.get_program()))?;
         loop {
-            if answers(address) {
+            if answers(address, question) {
                 return Ok(Self {
                     child,
                     address,
@@ -120,16 +122,18 @@ fn ticks(id: u32) -> u64 {
         .sum()
 }
 
-fn answers(address: SocketAddr) -> bool {
+fn answers(address: SocketAddr, question: &str) -> bool {
     let exchange = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        // Redis and HTTP servers both answer this with an error or a page.
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+        stream.write_all(question.as_bytes())?;
         Ok(stream.read(&mut [0; 64])? > 0)
     };
     exchange().unwrap_or(false)
 }
+
+/// What every HTTP server answers somehow.
+const PAGE: &str = "GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
 
 /// A port that is free now.
 pub fn free_port() -> Result<u16> {
@@ -221,7 +225,7 @@ upstream = "events"
         let mut command = Command::new(&self.binary);
         command.args(["serve", "--config"]).arg(&config);
         command.stderr(fs::File::create(self.folder.join(format!("{name}.log")))?);
-        Running::start(&mut command, loopback(port))
+        Running::start(&mut command, loopback(port), PAGE)
     }
 
     /// The data folder of [`Stage::onlyonce`].
@@ -250,7 +254,7 @@ upstream = "events"
         if let Some(redis) = &redis {
             command.env("REDIS_URL", format!("redis://{}", redis.address));
         }
-        Ok((Running::start(&mut command, loopback(port))?, redis))
+        Ok((Running::start(&mut command, loopback(port), PAGE)?, redis))
     }
 
     fn redis(&self) -> Result<Running> {
@@ -268,14 +272,19 @@ upstream = "events"
                 "--dir",
             ])
             .arg(&self.folder);
-        Running::start(&mut command, loopback(port))
+        Running::start(&mut command, loopback(port), "PING\r\n")
     }
 }
 
-/// 1 KB of JSON.
+/// 1 KB of JSON, of which a store that packs its records can save little.
 fn answer() -> String {
     let start = r#"{"id":"bench","object":"answer","text":""#;
-    format!("{start}{}\"}}", "x".repeat(1024 - start.len() - 2))
+    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut random = Random::new(1);
+    let text: String = (start.len() + 2..1024)
+        .map(|_| char::from(letters[random.below(64) as usize]))
+        .collect();
+    format!("{start}{text}\"}}")
 }
 
 /// How many cores this machine has.
@@ -296,7 +305,7 @@ fn nginx(folder: &Path, name: &str, port: u16, fill: impl Fn(String) -> String) 
     };
     let mut command = Command::new(program);
     command.arg("-c").arg(&config).stderr(Stdio::null());
-    Running::start(&mut command, loopback(port))
+    Running::start(&mut command, loopback(port), PAGE)
 }
 
 fn install_idempotent_proxy() -> Result<PathBuf> {
