@@ -38,6 +38,10 @@ fn at(store: &EmbeddedStore, number: u32) -> Address {
 }
 
 async fn claim(store: &EmbeddedStore, number: u32) -> Record {
+    try_claim(store, number).await.expect("a store")
+}
+
+async fn try_claim(store: &EmbeddedStore, number: u32) -> Result<Record, StoreError> {
     let mut random = [0; 10];
     random[..4].copy_from_slice(&number.to_be_bytes());
     let claim = Claim {
@@ -61,10 +65,9 @@ async fn claim(store: &EmbeddedStore, number: u32) -> Record {
     };
     let swap = store
         .compare_and_set(at(store, number), None, write)
-        .await
-        .expect("a store");
+        .await?;
     assert_eq!(swap, Swap::Done { attempts: 1 });
-    record
+    Ok(record)
 }
 
 async fn complete(store: &EmbeddedStore, record: &Record, number: u32, body: &[u8]) {
@@ -414,40 +417,13 @@ async fn i15_a_full_store_takes_no_claim_and_works_again_when_there_is_space() {
     store.sweep().await.expect("a sweep");
     let record = loop {
         // The next segment is made in the background.
-        let record = claim_unless_full(&store, 1_000).await;
-        if let Some(record) = record {
-            break record;
+        match try_claim(&store, 1_000).await {
+            Ok(record) => break record,
+            Err(StoreError::Full(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
         }
-        tokio::task::yield_now().await;
     };
     complete(&store, &record, 1_000, b"there is space").await;
-}
-
-async fn claim_unless_full(store: &EmbeddedStore, number: u32) -> Option<Record> {
-    let claim = Claim {
-        id: OperationId::new(store.now().as_millis(), &[9; 10]),
-        scope: scope(),
-        key: key(number),
-        fingerprint: Fingerprint::from_bytes([7; 32]),
-        request: RequestLine::default(),
-        owner: OwnerId::new(1),
-    };
-    let record = transition::claim(None, claim, store.now(), LEASE).expect("absent");
-    let attempt = AttemptNote {
-        peer: "".into(),
-        sdk_retry_count: None,
-        got: Got::Executed,
-    };
-    let write = Write {
-        record: record.clone(),
-        last_chunk: None,
-        attempt: Some(attempt),
-    };
-    match store.compare_and_set(at(store, number), None, write).await {
-        Ok(_) => Some(record),
-        Err(StoreError::Full(_)) => None,
-        Err(error) => panic!("{error}"),
-    }
 }
 
 #[tokio::test]
