@@ -103,8 +103,8 @@ impl Inner {
             .map(|segment| segment.live.load(Ordering::Relaxed))
             .sum();
         let dead = held.saturating_sub(live);
-        // A log of few segments is as small as it gets.
-        if dead <= live || dead < 4 * u64::from(oldest.capacity) {
+        // Less than a segment is not worth the moving.
+        if dead <= live || dead < u64::from(oldest.capacity) {
             return None;
         }
         let mut end = None;
