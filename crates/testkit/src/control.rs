@@ -78,11 +78,14 @@ impl Control {
         all.remove(0)
     }
 
-    /// Waits until the only operation of this key is in this state.
+    /// Waits until the only operation of this key is in this state. A completed one is waited for
+    /// until nothing executes any more: the record is there a moment before those who follow the
+    /// execution are told, and an attempt in between joins it.
     #[track_caller]
     pub fn wait_for_state(&self, key: &str, state: &str) {
         eventually(&format!("the operation of {key} is {state}"), || {
             self.operations(key).iter().any(|op| op["state"] == state)
+                && (state != "completed" || self.metric("onlyonce_live_operations", "") < 1.0)
         });
     }
 
