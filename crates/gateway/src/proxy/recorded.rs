@@ -8,7 +8,7 @@ use http::header::TRAILER;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use onlyonce_core::{Head, HeaderBlock};
-use onlyonce_engine::{Frame as Piece, Reader};
+use onlyonce_engine::{Broken, Frame as Piece, Reader};
 use onlyonce_store::Store;
 
 use super::audience::Follower;
@@ -40,6 +40,7 @@ pub(super) fn body<S: Store>(
     let mut body = Recorded {
         reader,
         early: None,
+        next: None,
         has_trailers: headers.contains_key(TRAILER),
         follower,
     };
@@ -65,6 +66,8 @@ struct Recorded<S: Store> {
     reader: Reader<S>,
     /// Bytes that were read before the body was asked for.
     early: Option<Bytes>,
+    /// What ended that reading, still to be told: trailers, or a break.
+    next: Option<Result<Piece, Broken>>,
     has_trailers: bool,
     follower: Option<Follower>,
 }
@@ -90,7 +93,11 @@ impl<S: Store> Recorded<S> {
                     }
                     all.extend_from_slice(&bytes);
                 }
-                _ => {
+                other => {
+                    self.next = match other {
+                        Poll::Ready(next) => next,
+                        Poll::Pending => None,
+                    };
                     let read = if all.is_empty() { one } else { all.freeze() };
                     self.early = Some(read).filter(|read| !read.is_empty());
                     return None;
@@ -115,7 +122,11 @@ impl<S: Store> Body for Recorded<S> {
         if let Some(early) = this.early.take() {
             return Poll::Ready(Some(Ok(Frame::data(early))));
         }
-        Poll::Ready(match ready!(this.reader.poll_next(cx)) {
+        let next = match this.next.take() {
+            Some(next) => Some(next),
+            None => ready!(this.reader.poll_next(cx)),
+        };
+        Poll::Ready(match next {
             None => None,
             Some(Err(broken)) => Some(Err(broken.into())),
             Some(Ok(Piece::Data(bytes))) => Some(Ok(Frame::data(bytes))),
@@ -127,7 +138,7 @@ impl<S: Store> Body for Recorded<S> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.early.is_none() && self.reader.is_end()
+        self.early.is_none() && self.next.is_none() && self.reader.is_end()
     }
 
     fn size_hint(&self) -> SizeHint {
