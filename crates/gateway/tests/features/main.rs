@@ -9,7 +9,9 @@ mod control;
 mod keys;
 mod mistakes;
 mod passing;
+mod peers;
 mod policies;
+mod protocols;
 mod routes;
 
 use onlyonce_testkit::{Gateway, Request, Response, Setup, Signal, Upstream};
