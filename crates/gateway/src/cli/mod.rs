@@ -270,7 +270,7 @@ mod tests {
         let config = serve.config().unwrap();
         assert_eq!(config.server.listen.to_string(), "127.0.0.1:8787");
         assert_eq!(config.server.control.to_string(), "127.0.0.1:8788");
-        assert_eq!(&*config.routes[0].upstream.name, "up");
+        assert_eq!(&*config.routes[0].upstream.name, "up:1");
         assert_eq!(&*config.routes[0].upstream.base_path, "/v1");
         assert_eq!(&*config.routes[0].upstream.preset, "generic");
     }
