@@ -4,26 +4,13 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, SET_COOKIE, TE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use onlyonce_core::Key;
 
 use crate::marks::is_ours;
 
-/// Headers of one connection (RFC 9110 section 7.6.1). `Trailer` is not among them: it announces
-/// trailers, which pass.
-static HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -87,21 +74,20 @@ pub fn to_upstream(
 ) {
     let key_value = key_to_forward(headers, key, rules);
     let takes_trailers = lists(headers, &TE, "trailers");
-    strip_hop_by_hop(headers);
-    strip_ours(headers);
-    for name in [&HOST, &CONTENT_LENGTH, &EXPECT]
-        .into_iter()
-        .chain(&rules.key_headers)
-    {
-        headers.remove(name);
-    }
+    strip_listed(headers);
+    strip(headers, |name| {
+        is_hop_by_hop(name)
+            || is_ours(name)
+            || [HOST, CONTENT_LENGTH, EXPECT].contains(name)
+            || rules.key_headers.contains(name)
+            || is_claim(name, rules.forwarded)
+    });
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     if let Some((name, value)) = key_value {
         headers.insert(name, value);
     }
-    drop_claims(headers, rules.forwarded);
     match rules.forwarded {
         Forwarded::None => {}
         Forwarded::XForwarded => add_x_forwarded(headers, inbound),
@@ -111,8 +97,8 @@ pub fn to_upstream(
 
 /// Turns the headers of an upstream's answer into those that go to the caller.
 pub fn from_upstream(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    strip_ours(headers);
+    strip_listed(headers);
+    strip(headers, |name| is_hop_by_hop(name) || is_ours(name));
 }
 
 /// Of headers that went through [`from_upstream`], those that are recorded, in order, with repeats,
@@ -135,28 +121,44 @@ pub fn trailers_from_upstream(trailers: &mut HeaderMap) {
     trailers.remove(SET_COOKIE);
 }
 
-/// Takes out the headers of one connection, and those that `Connection` lists.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let listed: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
-            .collect();
-        for name in listed {
-            headers.remove(name);
-        }
+/// Takes out the headers that `Connection` lists: they are of one connection.
+fn strip_listed(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
     }
-    for name in &HOP_BY_HOP {
+    let listed: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .collect();
+    for name in listed {
         headers.remove(name);
     }
 }
 
-fn strip_ours(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| is_ours(name)).cloned() {
+/// Takes out the headers that do not pass. It goes through the names that are there: they are
+/// few, while to ask for each name that could be there costs a hash apiece, on every message.
+fn strip(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| goes(name)).cloned() {
         headers.remove(name);
     }
+}
+
+/// Whether a header is of one connection (RFC 9110 section 7.6.1). `Trailer` is not: it announces
+/// trailers, which pass.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 fn key_to_forward(
@@ -185,16 +187,14 @@ fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> bool {
         .any(|option| option.trim_ascii().eq_ignore_ascii_case(member.as_bytes()))
 }
 
-/// Removes what a caller claims of its own address in headers that the gateway does not continue:
-/// an upstream would take it for the gateway's word.
-fn drop_claims(headers: &mut HeaderMap, continued: Forwarded) {
-    if continued != Forwarded::XForwarded {
-        for name in [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO] {
-            headers.remove(name);
-        }
-    }
-    if continued != Forwarded::Forwarded {
-        headers.remove(FORWARDED);
+/// Whether a header is what a caller claims of its own address, in a form that the gateway does not
+/// continue: an upstream would take it for the gateway's word.
+fn is_claim(name: &HeaderName, continued: Forwarded) -> bool {
+    let x_forwarded = [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO];
+    match continued {
+        Forwarded::XForwarded => *name == FORWARDED,
+        Forwarded::Forwarded => x_forwarded.contains(&name),
+        Forwarded::None => *name == FORWARDED || x_forwarded.contains(&name),
     }
 }
 

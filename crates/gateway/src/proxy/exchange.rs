@@ -54,10 +54,10 @@ pub(super) async fn exchange(
             .map_err(Failure::NotSent)?;
         let sending = lane.send(request, pool);
         let mut waiting = Waiting {
+            timer: lane.take_timer(),
             lane,
             sending,
             pool: Arc::clone(pool),
-            timer: Timer::default(),
             written: 0,
         };
         match waiting.wait(first_byte_timeout).await {
@@ -115,7 +115,8 @@ impl Waiting {
         self.sending.has_written(&self.lane)
     }
 
-    fn begun(self, response: Response<Incoming>) -> Begun {
+    fn begun(mut self, response: Response<Incoming>) -> Begun {
+        self.lane.keep_timer(self.timer);
         let (head, body) = response.into_parts();
         let answer = Answer::new(body, self.lane, self.pool);
         (Response::from_parts(head, ()), answer)

@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use super::inner_waker::InnerWaker;
 use super::outgoing::Outgoing;
 use super::pool::Pool;
+use super::timer::Timer;
 use super::transport::{Counted, Written};
 
 /// A connection that one exchange has for itself, or a share of one.
@@ -42,6 +43,8 @@ pub(super) struct One {
     /// Whether it has carried an exchange before.
     used: bool,
     idle_since: Instant,
+    /// Goes from one exchange to the next: to move a timer that runs costs nothing.
+    timer: Timer,
 }
 
 /// What drives the connection.
@@ -75,6 +78,7 @@ impl One {
             written,
             used: false,
             idle_since: Instant::now(),
+            timer: Timer::default(),
         }
     }
 
@@ -126,6 +130,21 @@ impl Lane {
                     answering: Box::pin(sender.try_send_request(request)),
                 }
             }
+        }
+    }
+
+    /// The timer of the exchange that begins.
+    pub(super) fn take_timer(&mut self) -> Timer {
+        match self {
+            Self::One(one) => std::mem::take(&mut one.timer),
+            Self::Two(_) => Timer::default(),
+        }
+    }
+
+    /// Keeps the timer for the next exchange.
+    pub(super) fn keep_timer(&mut self, timer: Timer) {
+        if let Self::One(one) = self {
+            one.timer = timer;
         }
     }
 
