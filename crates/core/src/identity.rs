@@ -123,6 +123,24 @@ pub struct Fence {
     pub epoch: Epoch,
 }
 
+/// The name of a recording: the operation, and the claim whose execution it is of.
+///
+/// Every claim starts a recording of its own, so nobody who executed an operation before writes into
+/// the recording of who executes it now (I9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordingId {
+    /// The operation.
+    pub operation: OperationId,
+    /// The epoch at which the claim was made.
+    pub claim: Epoch,
+}
+
+impl fmt::Display for RecordingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of claim {}", self.operation, self.claim.number())
+    }
+}
+
 /// The keyed hash of what makes two requests the same request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);

@@ -24,7 +24,7 @@ pub mod time;
 pub mod transition;
 
 pub use decision::{Concurrent, Decision, Held, OnUnknown, Policy, Refusal, decide, view};
-pub use identity::{Address, Epoch, Fence, Fingerprint, OperationId, OwnerId, Scope};
+pub use identity::{Address, Epoch, Fence, Fingerprint, OperationId, OwnerId, RecordingId, Scope};
 pub use key::{Key, KeyError};
 pub use record::{
     Attempt, Completed, Got, Head, HeaderBlock, Record, ReleaseReason, RequestLine, State,

@@ -5,7 +5,8 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, Scope, Timestamp, transition::Standing,
+    Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, RecordingId, Scope, Timestamp,
+    transition::Standing,
 };
 
 /// The stored state of an operation.
@@ -24,6 +25,8 @@ pub struct Record {
     pub fingerprint: Fingerprint,
     /// The fence: one higher with every write.
     pub epoch: Epoch,
+    /// The epoch at which the current claim was made. It names the recording.
+    pub claim: Epoch,
     /// When the current claim was made.
     pub claimed_at: Timestamp,
     /// What the request was, for people.
@@ -41,10 +44,19 @@ impl Record {
         }
     }
 
+    /// The name of the recording.
+    pub fn recording(&self) -> RecordingId {
+        RecordingId {
+            operation: self.id,
+            claim: self.claim,
+        }
+    }
+
     /// Where the record stands.
     pub fn standing(&self) -> Standing {
         Standing {
             fence: self.fence(),
+            claim: self.claim,
             state: self.state.name(),
         }
     }

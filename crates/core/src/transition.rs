@@ -81,6 +81,7 @@ pub fn claim(
         key: claim.key,
         fingerprint: claim.fingerprint,
         epoch: after.next(),
+        claim: after.next(),
         claimed_at: now,
         request: claim.request,
         state: State::InFlight {
@@ -287,7 +288,8 @@ fn follow(record: &Record, state: State) -> Record {
 ///
 /// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
 /// fingerprint), I7 (and its scope and key), I8 (only the drawn arrows; completed is immutable), I9
-/// (the epoch rises by exactly one), I10 (a resend is known as one, and is not released), I11 (the
+/// (the epoch rises by exactly one; a claim names its own recording, and every other write keeps the
+/// name), I10 (a resend is known as one, and is not released), I11 (the
 /// window starts at completion and does not end before it).
 pub fn assert_lawful(before: Option<&Record>, after: &Record) {
     assert_arrow(before.map(Record::standing), after);
@@ -333,6 +335,8 @@ fn earlier_execution_in_doubt(record: &Record) -> Option<UnknownReason> {
 pub struct Standing {
     /// The fence that a writer must present.
     pub fence: Fence,
+    /// The epoch at which the current claim was made.
+    pub claim: Epoch,
     /// The state.
     pub state: StateName,
 }
@@ -366,6 +370,17 @@ pub fn assert_arrow(before: Option<Standing>, after: &Record) {
         after.epoch == epoch.next(),
         "I9: epoch {:?} after {epoch:?}",
         after.epoch
+    );
+
+    // Only a renewal leaves what is in flight in flight; every other way there is a claim.
+    let claim = before
+        .filter(|standing| to != InFlight || standing.state == InFlight)
+        .map_or(after.epoch, |standing| standing.claim);
+    assert!(
+        after.claim == claim,
+        "I9: the claim of {} is {:?} and not {claim:?}",
+        after.id,
+        after.claim
     );
 
     let id = before.map_or(after.id, |standing| standing.fence.id);

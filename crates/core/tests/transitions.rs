@@ -66,6 +66,7 @@ fn i08_there_are_the_drawn_arrows_and_no_others() {
                     assert_eq!(next.id, held.id);
                     assert_eq!(next.fingerprint, held.fingerprint);
                     assert_eq!(next.claimed_at, held.claimed_at);
+                    assert_eq!(next.recording(), held.recording(), "I9: {name}");
                 }
                 Err(error) if !drawn => {
                     assert_eq!(error, NotLawful::NoSuchArrow { from, to }, "{name}");
@@ -134,6 +135,7 @@ fn a_first_claim_is_all_that_it_was_made_of() {
     assert_eq!(record.key, claim.key);
     assert_eq!(record.fingerprint, claim.fingerprint);
     assert_eq!(record.epoch, Epoch::new(1));
+    assert_eq!(record.claim, Epoch::new(1));
     assert_eq!(record.claimed_at, NOW);
     let state = State::InFlight {
         owner: OwnerId::new(3),
@@ -151,6 +153,7 @@ fn a_claim_of_a_released_key_goes_on_in_the_same_operation_with_its_own_request(
     assert_eq!(next.epoch, held.epoch.next());
     assert_eq!(next.fingerprint, fingerprint(8));
     assert_eq!(next.claimed_at, LATER);
+    assert_eq!(next.claim, next.epoch);
 }
 
 #[test]
@@ -265,6 +268,9 @@ fn i10_what_an_operator_released_is_no_resend() {
 fn next_of(before: &Record, mut after: Record) -> Record {
     after.id = before.id;
     after.epoch = before.epoch.next();
+    let is_claim =
+        after.state.name() == StateName::InFlight && before.state.name() != StateName::InFlight;
+    after.claim = if is_claim { after.epoch } else { before.claim };
     after
 }
 
@@ -292,6 +298,7 @@ fn i08_the_assertion_takes_the_drawn_arrows_and_no_others() {
     for to in StateName::ALL {
         let after = Record {
             epoch: Epoch::new(1),
+            claim: Epoch::new(1),
             ..record(to)
         };
         let checked = std::panic::catch_unwind(|| assert_lawful(None, &after));
@@ -372,6 +379,24 @@ fn i09_the_assertion_refuses_an_epoch_that_skips() {
     let before = running();
     let mut after = next_of(&before, completed());
     after.epoch = before.epoch.next().next();
+    assert_lawful(Some(&before), &after);
+}
+
+#[test]
+#[should_panic(expected = "I9")]
+fn i09_the_assertion_refuses_a_claim_under_the_name_of_the_one_before() {
+    let before = released();
+    let mut after = next_of(&before, running());
+    after.claim = before.claim;
+    assert_lawful(Some(&before), &after);
+}
+
+#[test]
+#[should_panic(expected = "I9")]
+fn i09_the_assertion_refuses_an_answer_under_the_name_of_another_claim() {
+    let before = running();
+    let mut after = next_of(&before, completed());
+    after.claim = after.epoch;
     assert_lawful(Some(&before), &after);
 }
 

@@ -333,9 +333,6 @@ impl<S: Store> Attempt<'_, S> {
             return Err(Trouble::ShuttingDown);
         }
         let permit = self.shared.admission.admit(&self.request.scope.tenant)?;
-        // A late answer to an earlier execution must not write into the new recording.
-        self.shared.late.close(self.address).await;
-
         let expected = held.map(Record::fence);
         let claim = transition::Claim {
             id: self.shared.ids.next(now),

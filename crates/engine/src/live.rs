@@ -37,8 +37,8 @@ pub(crate) struct LiveState {
     /// As this process wrote it last. `None` while the claim is being made.
     pub(crate) record: Option<Arc<Record>>,
     pub(crate) recording: Recording,
-    /// Set before the chunks in the store may be overwritten by another execution: readers must
-    /// not trust what they read back from then on (I4).
+    /// Set before another claim may start a recording of its own: the chunks in the store are gone
+    /// with that, and readers that fell behind are told how this execution ended instead.
     pub(crate) doomed: bool,
     pub(crate) wakers: Wakers,
 }

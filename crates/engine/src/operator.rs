@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, StateName, Timestamp, transition,
+    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, RecordingId, StateName, Timestamp,
+    transition,
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
@@ -137,7 +138,9 @@ impl<S: Store> Engine<S> {
         // From here on a late answer comes too late.
         self.shared.late.close(address).await;
 
-        let (resolution, last_chunk, span) = self.prepare(address, id, resolution).await?;
+        let (resolution, last_chunk, span) = self
+            .prepare(address, record.recording(), resolution)
+            .await?;
         let fence = record.fence();
         let now = self.shared.store.now();
         let next = transition::resolve(Some(&record), fence, resolution, now, span).map_err(
@@ -169,7 +172,7 @@ impl<S: Store> Engine<S> {
     async fn prepare(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         resolution: Resolution,
     ) -> Result<(onlyonce_core::Resolution, Option<Bytes>, Duration), ResolveError> {
         let settings = &self.shared.settings;
@@ -194,8 +197,11 @@ impl<S: Store> Engine<S> {
         while body.len() > settings.chunk_size {
             let chunk = body.split_to(settings.chunk_size);
             let store = &self.shared.store;
-            let appended = store.append(address, id, chunks, chunk).await;
-            appended.map_err(Trouble::from)?;
+            match store.append(address, recording, chunks, chunk).await {
+                Ok(()) => {}
+                Err(StoreError::Fenced) => return Err(ResolveError::Changed),
+                Err(error) => return Err(Trouble::from(error).into()),
+            }
             chunks += 1;
         }
         let last_chunk = (!body.is_empty()).then_some(body);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use onlyonce_core::{Address, Completed, Head, HeaderBlock, State, UnknownReason};
+use onlyonce_core::{Address, Completed, Head, HeaderBlock, RecordingId, State, UnknownReason};
 use onlyonce_store::{Store, StoreError, Stored};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -258,7 +258,7 @@ impl<S: Store> Reader<S> {
                     let mut state = live.state.lock();
                     let chunk_size = self.shared.settings.chunk_size as u64;
                     let step = match fetched {
-                        // Another execution may have written over what was read (I4).
+                        // What was read may be gone with the claim by now.
                         Some(_) if state.doomed => step_of(&state, self.position, self.hold),
                         Some(fetched) => piece_of(fetched, self.position, chunk_size),
                         None => step_of(&state, self.position, self.hold),
@@ -307,11 +307,23 @@ impl<S: Store> Reader<S> {
 
     fn fetch_chunk(&mut self, number: u64) {
         let store = self.shared.store.clone();
-        let (address, id) = (self.address, self.ticket.id);
+        let (address, recording) = (self.address, self.recording());
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        self.fetch = Some(Box::pin(
-            async move { store.read(address, id, number).await },
-        ));
+        self.fetch = Some(Box::pin(async move {
+            let recording = recording.ok_or_else(|| StoreError::Corrupt("no recording".into()))?;
+            store.read(address, recording, number).await
+        }));
+    }
+
+    fn recording(&self) -> Option<RecordingId> {
+        match &self.source {
+            Source::Live { live, .. } => {
+                let state = live.state.lock();
+                state.record.as_ref().map(|record| record.recording())
+            }
+            Source::Stored(stored) => Some(stored.record.recording()),
+            Source::Nothing(_) | Source::Elsewhere(_) => None,
+        }
     }
 
     /// Whether the durable end is reached: [`Reader::next`] would say `None`.

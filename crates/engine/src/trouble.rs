@@ -34,6 +34,8 @@ impl From<StoreError> for Trouble {
             StoreError::OverLimit(name) => Self::OverLimit(name),
             StoreError::InDoubt(what) => Self::InDoubt(what),
             StoreError::Corrupt(what) => Self::Unavailable(what),
+            // Somebody else has written in the meantime: whoever asks again finds what.
+            StoreError::Fenced => Self::Unavailable(error.to_string()),
         }
     }
 }

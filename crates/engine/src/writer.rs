@@ -125,11 +125,17 @@ impl<S: Store> Writer<S> {
             let appended = self
                 .shared
                 .store
-                .append(self.live.address, self.claimed.id, number, chunk.clone())
+                .append(
+                    self.live.address,
+                    self.claimed.recording(),
+                    number,
+                    chunk.clone(),
+                )
                 .await;
             // To append the same chunk again changes nothing, so a lost acknowledgement does no harm.
             match appended {
                 Ok(()) => return Ok(()),
+                Err(StoreError::Fenced) => return Err(PushError::Fenced),
                 Err(error @ StoreError::Corrupt(_)) => {
                     return Err(PushError::NotRecorded(error.to_string()));
                 }

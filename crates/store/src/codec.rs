@@ -30,6 +30,7 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
     out.put_slice(record.id.as_bytes());
     out.put_slice(record.fingerprint.as_bytes());
     put_varint(out, record.epoch.number());
+    put_varint(out, record.claim.number());
     put_varint(out, record.claimed_at.as_millis());
     for text in [&record.scope.tenant, &record.scope.namespace] {
         put_block(out, text.as_bytes());
@@ -89,6 +90,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
     let id = OperationId::from_bytes(take_array(&mut bytes, "id")?);
     let fingerprint = Fingerprint::from_bytes(take_array(&mut bytes, "fingerprint")?);
     let epoch = Epoch::new(take_varint(&mut bytes, "epoch")?);
+    let claim = Epoch::new(take_varint(&mut bytes, "claim")?);
     let claimed_at = take_time(&mut bytes, "claim time")?;
     let scope = Scope {
         tenant: take_text(&mut bytes, "tenant")?,
@@ -111,6 +113,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
         key,
         fingerprint,
         epoch,
+        claim,
         claimed_at,
         request,
         state,

@@ -123,6 +123,8 @@ macro_rules! conformance_tests {
             a_recording_is_not_read_under_another_id
             a_completed_recording_is_not_added_to
             a_new_execution_starts_a_new_recording
+            i09_chunks_of_a_former_claim_are_refused
+            a_recording_without_a_record_takes_no_chunk
             an_operators_answer_replaces_what_was_recorded
             concurrent_recordings_do_not_mix
             an_operation_is_found_by_its_id
@@ -144,6 +146,7 @@ macro_rules! conformance_tests {
             a_completed_operation_survives_a_restart
             a_running_operation_is_never_absent_after_a_restart
             unknown_and_released_survive_a_restart
+            chunks_of_a_former_claim_stay_gone_over_a_restart
             hostile_082_the_window_goes_on_over_a_restart
             a_removed_record_stays_removed_over_a_restart
             lists_and_ids_survive_a_restart

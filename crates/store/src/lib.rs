@@ -8,7 +8,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, Got, Key, OperationId, Record, Scope, StateName, Timestamp,
+    Address, Attempt, Fence, Got, Key, OperationId, Record, RecordingId, Scope, StateName,
+    Timestamp,
 };
 
 pub mod clock;
@@ -53,23 +54,25 @@ pub trait Store: Send + Sync + 'static {
         write: Write,
     ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// Adds chunk number `chunk`, of at most [`MAX_CHUNK`] bytes, to the recording of the running
-    /// operation `id`. It need not be
+    /// Adds chunk number `chunk`, of at most [`MAX_CHUNK`] bytes, to `recording`. It need not be
     /// durable before the write that completes the record.
+    ///
+    /// [`StoreError::Fenced`], and nothing is written, unless the record at `address` is in flight or
+    /// unknown under that very claim: who was overtaken writes into nobody's recording (I9).
     fn append(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
         bytes: Bytes,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Chunk number `chunk` of the recording of `id`; [`StoreError::Corrupt`] where it should be
-    /// there and is not, or cannot be read.
+    /// Chunk number `chunk` of `recording`; [`StoreError::Corrupt`] where it is not there, or cannot
+    /// be read. A chunk of another claim is not there.
     fn read(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
     ) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
 
@@ -240,6 +243,9 @@ pub enum StoreError {
     /// of a newer format (I13).
     #[error("the stored data cannot be read: {0}")]
     Corrupt(String),
+    /// The claim that this recording belongs to does not stand any more (I9). Nothing was written.
+    #[error("the claim that this recording belongs to does not stand any more")]
+    Fenced,
     /// A configured limit, or the disk, is full. Nothing was written.
     #[error("the store is full: {0}")]
     Full(String),

@@ -10,7 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, Record, State, Timestamp, transition::assert_lawful,
+    Address, Attempt, Fence, OperationId, Record, RecordingId, State, Timestamp,
+    transition::assert_lawful,
 };
 use parking_lot::Mutex;
 
@@ -144,7 +145,7 @@ impl Store for MemoryStore {
     async fn append(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
         bytes: Bytes,
     ) -> Result<(), StoreError> {
@@ -155,14 +156,14 @@ impl Store for MemoryStore {
         self.faults.check_readable(address)?;
         self.table
             .lock()
-            .append(address, id, chunk, bytes, &self.limits)?;
+            .append(address, recording, chunk, bytes, &self.limits)?;
         fault.and_then(Fault::after_the_write).map_or(Ok(()), Err)
     }
 
     async fn read(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
     ) -> Result<Bytes, StoreError> {
         self.faults.meet(Call::Read).await?;
@@ -170,9 +171,10 @@ impl Store for MemoryStore {
         self.faults.check_chunk(address, chunk)?;
         self.table
             .lock()
-            .entry(address, id)
+            .entry(address, recording.operation)
+            .filter(|entry| entry.record.claim == recording.claim)
             .and_then(|entry| entry.chunks.get(&chunk).cloned())
-            .ok_or_else(|| StoreError::Corrupt(format!("{id} has no chunk {chunk}")))
+            .ok_or_else(|| StoreError::Corrupt(format!("{recording} has no chunk {chunk}")))
     }
 
     async fn note_attempt(
@@ -403,24 +405,30 @@ impl Table {
     fn append(
         &mut self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
         bytes: Bytes,
         limits: &Limits,
     ) -> Result<(), StoreError> {
         self.check_open()?;
+        let takes_chunks = self
+            .entry(address, recording.operation)
+            .is_some_and(|entry| {
+                // A late answer is recorded while the outcome is unknown.
+                let is_open = matches!(
+                    entry.record.state,
+                    State::InFlight { .. } | State::Unknown { .. }
+                );
+                is_open && entry.record.claim == recording.claim
+            });
+        if !takes_chunks {
+            return Err(StoreError::Fenced);
+        }
         self.check_room(bytes.len(), limits)?;
         let added = bytes.len() as u64;
         let entry = self
-            .entry_mut(address, id)
-            .filter(|entry| {
-                // A late answer is recorded while the outcome is unknown.
-                matches!(
-                    entry.record.state,
-                    State::InFlight { .. } | State::Unknown { .. }
-                )
-            })
-            .ok_or_else(|| StoreError::Unavailable(format!("{id} is not running")))?;
+            .entry_mut(address, recording.operation)
+            .ok_or(StoreError::Fenced)?;
         let replaced = entry.chunks.insert(chunk, bytes);
         self.bytes += added;
         self.bytes -= replaced.map_or(0, |chunk| chunk.len() as u64);

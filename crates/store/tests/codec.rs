@@ -112,6 +112,7 @@ impl Random {
             key: Key::new(&key).expect("visible ASCII"),
             fingerprint: Fingerprint::from_bytes(self.array()),
             epoch: Epoch::new(self.number()),
+            claim: Epoch::new(self.number()),
             claimed_at: self.time(),
             request: RequestLine {
                 route: self.text(20),

@@ -108,7 +108,12 @@ async fn healing_forgets_the_faults_to_come() {
     put(&store, 1).await.expect("writes are up");
     store.faults().heal();
     let held = store.load(address(1)).await.expect("up").expect("held");
-    let append = store.append(address(1), held.record.id, 0, Bytes::from_static(b"x"));
+    let append = store.append(
+        address(1),
+        held.record.recording(),
+        0,
+        Bytes::from_static(b"x"),
+    );
     append.await.expect("up");
 }
 
@@ -141,10 +146,15 @@ async fn damage_is_an_error_and_not_absence() {
     let store = MemoryStore::new();
     put(&store, 1).await.expect("up");
     let held = store.load(address(1)).await.expect("up").expect("held");
-    let append = store.append(address(1), held.record.id, 0, Bytes::from_static(b"x"));
+    let append = store.append(
+        address(1),
+        held.record.recording(),
+        0,
+        Bytes::from_static(b"x"),
+    );
     append.await.expect("up");
     store.faults().corrupt_chunk(address(1), 0);
-    let read = store.read(address(1), held.record.id, 0).await;
+    let read = store.read(address(1), held.record.recording(), 0).await;
     assert!(matches!(read, Err(StoreError::Corrupt(_))), "{read:?}");
     store.faults().corrupt(address(1));
     let load = store.load(address(1)).await;
@@ -164,7 +174,14 @@ async fn limits_refuse_claims_and_chunks_and_space_comes_back() {
     assert!(matches!(swap, Err(StoreError::Full(_))), "{swap:?}");
 
     let held = store.load(address(1)).await.expect("up").expect("held");
-    let append = |chunk| store.append(address(1), held.record.id, chunk, vec![0; 6].into());
+    let append = |chunk| {
+        store.append(
+            address(1),
+            held.record.recording(),
+            chunk,
+            vec![0; 6].into(),
+        )
+    };
     append(0).await.expect("room for ten");
     let more = append(1).await;
     assert!(matches!(more, Err(StoreError::Full(_))), "{more:?}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Kind, Start, Unsettled};
+use onlyonce_engine::{Broken, Kind, PushError, Start, Unsettled};
 
 use crate::world::{Answer, CHUNK, LEASE, World, body, head, no_trailers, read, request, resend};
 
@@ -53,6 +53,54 @@ async fn i09_an_owner_that_wakes_during_a_resend_changes_nothing() {
         .await
         .expect("durable");
     assert_eq!(read(paused.replay("k").await).await.body, b"first");
+}
+
+#[tokio::test]
+async fn i09_an_owner_that_was_overtaken_writes_into_nobodys_recording() {
+    let paused = World::new();
+    let (mut execution, _) = paused.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.push(body(CHUNK)).await.expect("pushed");
+    paused.clock.advance(LEASE);
+
+    let neighbour = paused.neighbour(2);
+    let (mut again, _) = neighbour.execute_by("k", &resend()).await;
+    again.head(head(201), Kind::Executed).await.expect("head");
+    let whole = vec![b'!'; 3 * CHUNK + 1];
+    again.push(whole.clone().into()).await.expect("pushed");
+    let overtaken = execution.push(body(3 * CHUNK)).await;
+    assert_eq!(overtaken, Err(PushError::Fenced));
+    let settled = execution.complete(no_trailers()).await;
+    assert_eq!(settled, Err(Unsettled::Fenced));
+    again.complete(no_trailers()).await.expect("durable");
+    let answer = read(paused.replay("k").await).await;
+    assert_eq!(answer, Answer::whole(head(201), Kind::Executed, whole));
+}
+
+#[tokio::test]
+async fn i04_a_reader_of_an_owner_that_was_overtaken_never_reads_the_next_recording() {
+    let paused = World::new();
+    let (mut execution, reader) = paused.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    // More than memory holds: who falls behind reads the first chunks from the store.
+    let first = body(8 * CHUNK);
+    execution.push(first.clone()).await.expect("pushed");
+    paused.clock.advance(LEASE);
+    let neighbour = paused.neighbour(2);
+    let (mut again, _) = neighbour.execute_by("k", &resend()).await;
+    again.head(head(200), Kind::Executed).await.expect("head");
+    let other = vec![b'!'; 8 * CHUNK];
+    again.push(other.into()).await.expect("pushed");
+
+    let seen = read(reader).await;
+    assert!(first.starts_with(&seen.body), "{seen:?}");
+    assert!(seen.end.is_err(), "{seen:?}");
 }
 
 #[tokio::test]

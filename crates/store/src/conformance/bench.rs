@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Fence, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record,
-    ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason,
+    RecordingId, ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason,
     transition::{self, Claim, Response},
 };
 
@@ -48,6 +48,10 @@ impl Kept {
 
     pub fn fence(&self) -> Fence {
         self.record.fence()
+    }
+
+    pub fn recording(&self) -> RecordingId {
+        self.record.recording()
     }
 }
 
@@ -208,13 +212,13 @@ impl<S: Subject> Bench<S> {
 
     pub async fn append(&self, kept: &Kept, chunk: u32, bytes: Bytes) {
         self.store
-            .append(kept.address, kept.id(), chunk, bytes)
+            .append(kept.address, kept.recording(), chunk, bytes)
             .await
             .expect("a running operation takes chunks");
     }
 
     pub async fn read(&self, kept: &Kept, chunk: u32) -> Result<Bytes, StoreError> {
-        self.store.read(kept.address, kept.id(), chunk).await
+        self.store.read(kept.address, kept.recording(), chunk).await
     }
 
     pub async fn note(&self, kept: &Kept, got: Got) -> u32 {

@@ -262,7 +262,13 @@ pub async fn scopes_share_nothing<S: Subject>(subject: S) {
     bench.assert_holds(&ours).await;
     bench.assert_holds(&theirs).await;
     assert!(bench.read(&theirs, 0).await.is_err());
-    assert!(bench.store.read(address, ours.id(), 0).await.is_err());
+    assert!(
+        bench
+            .store
+            .read(address, ours.recording(), 0)
+            .await
+            .is_err()
+    );
 }
 
 /// All that a record may hold survives the store's own format.

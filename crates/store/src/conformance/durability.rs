@@ -101,6 +101,37 @@ pub async fn unknown_and_released_survive_a_restart<S: Subject>(subject: S) {
     assert_eq!(stored.attempts, 2);
 }
 
+/// The chunks of a former claim do not come back with a restart (I4).
+pub async fn chunks_of_a_former_claim_stay_gone_over_a_restart<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let first = bench.claimed("k").await;
+    for number in 0..3 {
+        bench
+            .append(&first, number, noise(u64::from(number), 100))
+            .await;
+    }
+    let lost = bench.lost(&first, UnknownReason::Broke).await;
+    let again = bench.claim_again("k", Some(&lost.record));
+    bench
+        .put(first.address, Some(lost.fence()), claim_write(&again))
+        .await;
+    let again = Kept {
+        address: first.address,
+        record: again,
+    };
+    bench.append(&again, 1, noise(7, 100)).await;
+    let Some(mut bench) = bench.reopened().await else {
+        return;
+    };
+    for _restart in 0..2 {
+        assert!(bench.read(&lost, 0).await.is_err());
+        assert!(bench.read(&again, 0).await.is_err());
+        assert_eq!(bench.read(&again, 1).await.expect("kept"), noise(7, 100));
+        assert!(bench.read(&again, 2).await.is_err());
+        bench = bench.reopened().await.expect("it was reopened before");
+    }
+}
+
 /// A restart neither shortens the window nor stretches it.
 pub async fn hostile_082_the_window_goes_on_over_a_restart<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;

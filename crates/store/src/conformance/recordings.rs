@@ -11,7 +11,7 @@ use super::{
     Subject,
     bench::{Bench, Kept, WINDOW, claim_write, noise, response_of},
 };
-use crate::{MAX_CHUNK, Store};
+use crate::{MAX_CHUNK, Store, StoreError};
 
 async fn assert_reads<S: Subject>(bench: &Bench<S>, kept: &Kept, chunks: &[Bytes]) {
     for (number, chunk) in chunks.iter().enumerate() {
@@ -97,12 +97,15 @@ pub async fn a_recording_is_not_read_under_another_id<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;
     let kept = bench.finished("k").await;
     let other = bench.finished("other").await;
-    for (address, id) in [(kept.address, other.id()), (other.address, kept.id())] {
-        assert!(bench.store.read(address, id, 0).await.is_err());
+    for (address, theirs) in [
+        (kept.address, other.recording()),
+        (other.address, kept.recording()),
+    ] {
+        assert!(bench.store.read(address, theirs, 0).await.is_err());
         assert!(
             bench
                 .store
-                .append(address, id, 0, "theirs".into())
+                .append(address, theirs, 0, "theirs".into())
                 .await
                 .is_err()
         );
@@ -119,8 +122,9 @@ pub async fn a_completed_recording_is_not_added_to<S: Subject>(subject: S) {
     for chunk in 0..3 {
         let append = bench
             .store
-            .append(kept.address, kept.id(), chunk, "late".into());
-        assert!(append.await.is_err(), "chunk {chunk} was taken");
+            .append(kept.address, kept.recording(), chunk, "late".into());
+        let appended = append.await;
+        assert!(matches!(appended, Err(StoreError::Fenced)), "{appended:?}");
     }
     assert_reads(&bench, &kept, &chunks).await;
     assert!(bench.read(&kept, 2).await.is_err());
@@ -154,6 +158,63 @@ pub async fn a_new_execution_starts_a_new_recording<S: Subject>(subject: S) {
         let kept = bench.completed(&again, &chunks).await;
         assert_reads(&bench, &kept, &chunks).await;
     }
+}
+
+/// Who executed it before, and was taken for dead, writes nothing into the recording of who executes
+/// it now, and reads nothing of it (I4, I9).
+pub async fn i09_chunks_of_a_former_claim_are_refused<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let first = bench.claimed("released").await;
+    bench.append(&first, 0, noise(1, 100)).await;
+    bench.append(&first, 1, noise(2, 100)).await;
+    let released = bench.released(&first, ReleaseReason::DidNotRun).await;
+
+    let second = bench.claimed("unknown").await;
+    bench.append(&second, 0, noise(1, 100)).await;
+    let second = bench.renewed(&second).await;
+    bench.append(&second, 1, noise(2, 100)).await;
+    let unknown = bench.lost(&second, UnknownReason::LeasePassed).await;
+
+    for (key, former) in [("released", released), ("unknown", unknown)] {
+        let record = bench.claim_again(key, Some(&former.record));
+        let write = claim_write(&record);
+        bench.put(former.address, Some(former.fence()), write).await;
+        let again = Kept {
+            address: former.address,
+            record,
+        };
+        bench.append(&again, 0, noise(3, 100)).await;
+        for chunk in 0..3 {
+            assert!(bench.read(&former, chunk).await.is_err(), "{key}");
+            let late = bench
+                .store
+                .append(former.address, former.recording(), chunk, noise(9, 100))
+                .await;
+            assert!(matches!(late, Err(StoreError::Fenced)), "{key}: {late:?}");
+        }
+        assert!(bench.read(&again, 1).await.is_err(), "{key}");
+        let chunks = [noise(3, 100), noise(4, 100), noise(5, 100)];
+        bench.append(&again, 1, chunks[1].clone()).await;
+        let next = super::bench::complete_record(&again.record, &chunks, bench.now());
+        let kept = bench.follow(&again, next, Some(chunks[2].clone())).await;
+        assert_reads(&bench, &kept, &chunks).await;
+        assert!(bench.read(&former, 0).await.is_err(), "{key}");
+    }
+}
+
+/// A claim whose record is not there takes no chunk at all.
+pub async fn a_recording_without_a_record_takes_no_chunk<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let never = Kept {
+        address: bench.address("k"),
+        record: bench.first_claim("k"),
+    };
+    let append = bench
+        .store
+        .append(never.address, never.recording(), 0, "x".into());
+    let appended = append.await;
+    assert!(matches!(appended, Err(StoreError::Fenced)), "{appended:?}");
+    assert!(bench.read(&never, 0).await.is_err());
 }
 
 /// An operator who knows the answer writes it over what was recorded of it.
@@ -195,7 +256,7 @@ pub async fn concurrent_recordings_do_not_mix<S: Subject>(subject: S) {
                 .map(|chunk| noise(1_000 * number + chunk, 2_000))
                 .collect();
             for (chunk, bytes) in (0..).zip(&chunks[..19]) {
-                let append = store.append(kept.address, kept.id(), chunk, bytes.clone());
+                let append = store.append(kept.address, kept.recording(), chunk, bytes.clone());
                 append.await.expect("running");
             }
             (kept, chunks)

@@ -193,7 +193,7 @@ pub async fn a_closed_store_takes_no_write<S: Subject>(subject: S) {
     );
     let append = bench
         .store
-        .append(kept.address, kept.id(), 0, "late".into());
+        .append(kept.address, kept.recording(), 0, "late".into());
     assert!(append.await.is_err());
     assert!(
         bench

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! record    [attempts varint][1 + attempt | 0][record length varint][record][last chunk]
-//! chunk     [id 16][number varint][bytes]
+//! chunk     [id 16][claim varint][number varint][bytes]
 //! attempt   [id 16][attempt]
 //! removal   [id 16]
 //! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use onlyonce_core::{Address, Attempt, OperationId, Record, State};
+use onlyonce_core::{Address, Attempt, Epoch, OperationId, Record, RecordingId, State};
 
 use super::{
     catalog::{RecordItem, What},
@@ -78,6 +78,7 @@ impl RecordBody {
         RecordItem {
             id: record.id,
             epoch: record.epoch.number() as u32,
+            claim: record.claim.number() as u32,
             attempts: self.attempts,
             until,
             tenant_tag: tag(secret, &record.scope.tenant),
@@ -93,9 +94,10 @@ pub fn tag(secret: &[u8; 32], text: &str) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-pub fn encode_chunk(id: OperationId, number: u32, bytes: &[u8]) -> BytesMut {
-    let mut out = BytesMut::with_capacity(24 + bytes.len());
-    out.put_slice(id.as_bytes());
+pub fn encode_chunk(recording: RecordingId, number: u32, bytes: &[u8]) -> BytesMut {
+    let mut out = BytesMut::with_capacity(32 + bytes.len());
+    out.put_slice(recording.operation.as_bytes());
+    put_varint(&mut out, recording.claim.number());
     put_varint(&mut out, number.into());
     out.put_slice(bytes);
     out
@@ -109,10 +111,13 @@ pub fn encode_attempt(id: OperationId, attempt: &Attempt) -> BytesMut {
 }
 
 /// Takes a chunk's body apart: whose it is, its number, its bytes.
-pub fn decode_chunk(mut body: Bytes) -> Result<(OperationId, u32, Bytes), StoreError> {
-    let id = take_id(&mut body)?;
+pub fn decode_chunk(mut body: Bytes) -> Result<(RecordingId, u32, Bytes), StoreError> {
+    let recording = RecordingId {
+        operation: take_id(&mut body)?,
+        claim: Epoch::new(take_varint(&mut body, "claim").map_err(corrupt)?),
+    };
     let number = take_varint(&mut body, "chunk").map_err(corrupt)? as u32;
-    Ok((id, number, body))
+    Ok((recording, number, body))
 }
 
 /// Takes an attempt's body apart.
@@ -142,8 +147,13 @@ pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64
             (What::Record(body.item(secret)), latest.as_millis())
         }
         Kind::Chunk => {
-            let (id, number, _) = decode_chunk(body)?;
-            (What::Chunk { id, number }, 0)
+            let (recording, number, _) = decode_chunk(body)?;
+            let what = What::Chunk {
+                id: recording.operation,
+                claim: recording.claim.number() as u32,
+                number,
+            };
+            (what, 0)
         }
         Kind::Attempt => {
             let (id, attempt) = decode_attempt(body)?;

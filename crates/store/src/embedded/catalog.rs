@@ -3,8 +3,9 @@
 //! ```text
 //! [magic 8][format u32][segment u32][last seq u64][latest time u64][items u32] [item]... [crc u32]
 //! item: [tag u8][address 16][offset varint][len varint] and by tag:
-//!   record      [id 16][epoch][attempts][until][tenant tag u32][key tag u32][state u8]
-//!   chunk, attempt   [id 16][number]
+//!   record      [id 16][epoch][claim][attempts][until][tenant tag u32][key tag u32][state u8]
+//!   chunk       [id 16][claim][number]
+//!   attempt     [id 16][number]
 //!   removal, unreadable, lost: nothing more
 //! ```
 //!
@@ -43,6 +44,7 @@ pub enum What {
     Record(RecordItem),
     Chunk {
         id: OperationId,
+        claim: u32,
         number: u32,
     },
     Attempt {
@@ -61,6 +63,7 @@ pub enum What {
 pub struct RecordItem {
     pub id: OperationId,
     pub epoch: u32,
+    pub claim: u32,
     pub attempts: u32,
     pub until: u64,
     pub tenant_tag: u32,
@@ -168,6 +171,7 @@ fn put_item(out: &mut BytesMut, item: &Item) {
         What::Record(record) => {
             out.put_slice(record.id.as_bytes());
             put_varint(out, record.epoch.into());
+            put_varint(out, record.claim.into());
             put_varint(out, record.attempts.into());
             put_varint(out, record.until);
             out.put_u32(record.tenant_tag);
@@ -175,7 +179,12 @@ fn put_item(out: &mut BytesMut, item: &Item) {
             let state = StateName::ALL.iter().position(|&name| name == record.state);
             out.put_u8(state.unwrap_or(usize::MAX) as u8);
         }
-        What::Chunk { id, number } | What::Attempt { id, number } => {
+        What::Chunk { id, claim, number } => {
+            out.put_slice(id.as_bytes());
+            put_varint(out, (*claim).into());
+            put_varint(out, (*number).into());
+        }
+        What::Attempt { id, number } => {
             out.put_slice(id.as_bytes());
             put_varint(out, (*number).into());
         }
@@ -196,6 +205,7 @@ fn take_item(segment: u32, bytes: &mut Bytes) -> Option<Item> {
         1 => What::Record(RecordItem {
             id: OperationId::from_bytes(take_sixteen(bytes)?),
             epoch: take_u32(bytes)?,
+            claim: take_u32(bytes)?,
             attempts: take_u32(bytes)?,
             until: take_varint(bytes, "until").ok()?,
             tenant_tag: bytes.try_get_u32().ok()?,
@@ -204,6 +214,7 @@ fn take_item(segment: u32, bytes: &mut Bytes) -> Option<Item> {
         }),
         2 => What::Chunk {
             id: OperationId::from_bytes(take_sixteen(bytes)?),
+            claim: take_u32(bytes)?,
             number: take_u32(bytes)?,
         },
         3 => What::Attempt {
@@ -248,6 +259,7 @@ mod tests {
             what: What::Record(RecordItem {
                 id,
                 epoch,
+                claim: 1,
                 attempts: 1,
                 until: 1_790_000_000_000,
                 tenant_tag: 5,
@@ -266,7 +278,11 @@ mod tests {
         };
         let items = vec![
             record(32, 1),
-            other(What::Chunk { id, number: 3 }),
+            other(What::Chunk {
+                id,
+                claim: 1,
+                number: 3,
+            }),
             other(What::Attempt { id, number: 7 }),
             other(What::Removal),
             other(What::Unreadable),

@@ -5,7 +5,9 @@
 //! read back from the log.
 
 use hashbrown::HashTable;
-use onlyonce_core::{Address, Attempt, Epoch, Fence, OperationId, Standing, StateName, Timestamp};
+use onlyonce_core::{
+    Address, Attempt, Epoch, Fence, OperationId, RecordingId, Standing, StateName, Timestamp,
+};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::catalog::RecordItem;
@@ -41,6 +43,7 @@ pub fn position(segment: u32, offset: u32) -> u64 {
 pub struct Slot {
     pub id: OperationId,
     pub epoch: u32,
+    pub claim: u32,
     pub attempts: u32,
     pub place: Place,
     /// End of the window, of the retention or of the lease, in milliseconds; 0 for none.
@@ -63,6 +66,8 @@ pub enum SlotState {
 /// The entries of an operation beside its record.
 #[derive(Clone, Debug, Default)]
 pub struct Beside {
+    /// The claim that the chunks are of.
+    pub claim: u32,
     /// The chunks of the recording, by number. A hole has length 0.
     pub chunks: Vec<Place>,
     /// The attempts other than the one that executes, latest last.
@@ -72,6 +77,12 @@ pub struct Beside {
 }
 
 impl Beside {
+    /// Goes on to the recording of `claim`; gives back the places of the one before it.
+    pub fn start_recording(&mut self, claim: u32) -> Vec<Place> {
+        self.claim = claim;
+        std::mem::take(&mut self.chunks)
+    }
+
     /// Notes where chunk `number` lies; gives back the place that it replaces.
     pub fn set_chunk(&mut self, number: u32, place: Place) -> Option<Place> {
         let number = number as usize;
@@ -101,6 +112,7 @@ impl Slot {
         Self {
             id: record.id,
             epoch: record.epoch,
+            claim: record.claim,
             attempts: record.attempts,
             place,
             until: record.until,
@@ -116,6 +128,7 @@ impl Slot {
         Self {
             id: OperationId::from_bytes([0; 16]),
             epoch: 0,
+            claim: 0,
             attempts: 0,
             place,
             until: 0,
@@ -143,10 +156,19 @@ impl Slot {
         }
     }
 
+    /// The name of the recording.
+    pub fn recording(&self) -> RecordingId {
+        RecordingId {
+            operation: self.id,
+            claim: Epoch::new(self.claim.into()),
+        }
+    }
+
     pub fn standing(&self) -> Option<Standing> {
         match self.state {
             SlotState::Readable(state) => Some(Standing {
                 fence: self.fence(),
+                claim: Epoch::new(self.claim.into()),
                 state,
             }),
             SlotState::Unreadable => None,

@@ -258,10 +258,23 @@ fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
                 Some(held) if held.id == slot.id => held.beside,
                 _ => orphans.remove(&(address, slot.id)).map(Box::new),
             };
+            if let Some(beside) = &mut slot.beside
+                && beside.claim < slot.claim
+            {
+                beside.start_recording(slot.claim);
+            }
             shard.insert(address, slot);
         }
-        What::Chunk { id, number } => {
-            beside(&mut shard, orphans, address, id).set_chunk(number, place);
+        What::Chunk { id, claim, number } => {
+            let beside = beside(&mut shard, orphans, address, id);
+            // A catalog keeps only the last record of an address, so a chunk may stand before the
+            // claim that it is of.
+            if beside.claim < claim {
+                beside.start_recording(claim);
+            }
+            if beside.claim == claim {
+                beside.set_chunk(number, place);
+            }
         }
         What::Attempt { id, number } => {
             beside(&mut shard, orphans, address, id).add_attempt(place);

@@ -7,7 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, Record, StateName, Timestamp, UnknownReason, transition,
+    Address, Attempt, Fence, OperationId, Record, RecordingId, StateName, Timestamp, UnknownReason,
+    transition,
 };
 use quick_cache::{Weighter, sync::Cache};
 
@@ -73,7 +74,7 @@ impl Store for EmbeddedStore {
     async fn append(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
         bytes: Bytes,
     ) -> Result<(), StoreError> {
@@ -82,10 +83,10 @@ impl Store for EmbeddedStore {
             inner.log.nudge();
             inner.log.gate.wait(position).await.map_err(unavailable)?;
         }
-        let plain = body::encode_chunk(id, chunk, &bytes);
+        let plain = body::encode_chunk(recording, chunk, &bytes);
         let (head, body) = body::close(inner.sealer.as_ref(), Kind::Chunk, address, plain)?;
         loop {
-            match inner.put_chunk(address, id, chunk, &head, &body) {
+            match inner.put_chunk(address, recording, chunk, &head, &body)? {
                 Ok(()) => return Ok(()),
                 Err(NotTaken::Wait) => inner.log.room().await,
                 Err(other) => return Err(refused(other)),
@@ -96,7 +97,7 @@ impl Store for EmbeddedStore {
     async fn read(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
     ) -> Result<Bytes, StoreError> {
         let inner = &self.inner;
@@ -104,7 +105,7 @@ impl Store for EmbeddedStore {
             .index
             .shard(address)
             .slot(address)
-            .filter(|slot| slot.id == id)
+            .filter(|slot| slot.recording() == recording)
             .map(|slot| {
                 let beside = slot.beside.as_deref();
                 let place = beside
@@ -113,28 +114,30 @@ impl Store for EmbeddedStore {
                 place.filter(|place| place.len > 0)
             });
         match place {
-            None => Err(corrupt(format!("{id} is not there any more"))),
+            None => Err(corrupt(format!("{recording} is not there any more"))),
             Some(Some(place)) => {
                 let body = inner.entry(address, place, Kind::Chunk).await?;
                 let (held, number, bytes) = body::decode_chunk(body)?;
-                if (held, number) == (id, chunk) {
+                if (held, number) == (recording, chunk) {
                     Ok(bytes)
                 } else {
-                    Err(corrupt(format!("chunk {chunk} of {id} is another one")))
+                    Err(corrupt(format!(
+                        "chunk {chunk} of {recording} is another one"
+                    )))
                 }
             }
             Some(None) => {
                 let stored = inner
                     .load(address)
                     .await?
-                    .filter(|stored| stored.record.id == id);
+                    .filter(|stored| stored.record.recording() == recording);
                 stored
                     .filter(|stored| match &stored.record.state {
                         onlyonce_core::State::Completed(completed) => completed.chunks == chunk + 1,
                         _ => false,
                     })
                     .and_then(|stored| stored.last_chunk)
-                    .ok_or_else(|| corrupt(format!("chunk {chunk} of {id} is missing")))
+                    .ok_or_else(|| corrupt(format!("chunk {chunk} of {recording} is missing")))
             }
         }
     }
@@ -452,8 +455,8 @@ impl Inner {
             if is_claim {
                 // Of the execution before this one, only its attempt is of interest still.
                 beside
-                    .chunks
-                    .drain(..)
+                    .start_recording(item.claim)
+                    .into_iter()
                     .for_each(|place| self.release(place));
             }
         } else if let Some(beside) = &mut slot.beside {
@@ -480,31 +483,42 @@ impl Inner {
     fn put_chunk(
         &self,
         address: Address,
-        id: OperationId,
+        recording: RecordingId,
         chunk: u32,
         head: &layout::EntryHead,
         body: &[u8],
-    ) -> Result<(), NotTaken> {
+    ) -> Result<Result<(), NotTaken>, StoreError> {
         let mut shard = self.index.shard(address);
         let running = [StateName::InFlight, StateName::Unknown].map(SlotState::Readable);
         let Some(slot) = shard
             .slot_mut(address)
-            .filter(|slot| slot.id == id && running.contains(&slot.state))
+            .filter(|slot| slot.recording() == recording && running.contains(&slot.state))
         else {
-            return Err(NotTaken::Closed(format!("{id} is not running any more")));
+            return Err(StoreError::Fenced);
         };
-        let place = self.log.put(NewEntry {
+        let taken = self.log.put(NewEntry {
             head,
             body,
-            what: What::Chunk { id, number: chunk },
+            what: What::Chunk {
+                id: slot.id,
+                claim: slot.claim,
+                number: chunk,
+            },
             older_in: None,
             urgent: false,
             time: 0,
-        })?;
-        if let Some(before) = slot.beside_mut().set_chunk(chunk, place) {
+        });
+        let place = match taken {
+            Ok(place) => place,
+            Err(not_taken) => return Ok(Err(not_taken)),
+        };
+        let claim = slot.claim;
+        let beside = slot.beside_mut();
+        beside.claim = claim;
+        if let Some(before) = beside.set_chunk(chunk, place) {
             self.release(before);
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     fn put_removal(

@@ -141,6 +141,7 @@ impl Inner {
                 SlotState::Readable(state) => What::Record(RecordItem {
                     id: slot.id,
                     epoch: slot.epoch,
+                    claim: slot.claim,
                     attempts: slot.attempts,
                     until: slot.until,
                     tenant_tag: slot.tenant_tag,
@@ -156,7 +157,7 @@ impl Inner {
             }
             slot.place = place;
         }
-        let id = slot.id;
+        let (id, claim) = (slot.id, slot.claim);
         let Some(beside) = slot.beside.as_deref_mut() else {
             return Ok(end);
         };
@@ -164,6 +165,7 @@ impl Inner {
             if chunk.len > 0 && chunk.segment == segment.number {
                 let what = What::Chunk {
                     id,
+                    claim,
                     number: number as u32,
                 };
                 *chunk = self.move_entry(address, segment, *chunk, what)?.0;
