@@ -86,7 +86,7 @@ const WHOLE: Size = Size {
     pairs: 5,
     seconds: 8,
     records: 1_000_000,
-    segment_mib: 64,
+    segment_mib: 32,
     window: 120,
 };
 

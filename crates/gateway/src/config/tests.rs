@@ -372,8 +372,8 @@ fn a_store_is_embedded_or_memory() {
         "line 2: `lease` is below one second; write at least \"1s\"",
     );
     refused(
-        "[store]\nmax_bytes = \"64MiB\"",
-        "line 2: `max_bytes` is below two segments; write 0 for no limit, at least 134217728 \
+        "[store]\nmax_bytes = \"32MiB\"",
+        "line 2: `max_bytes` is below two segments; write 0 for no limit, at least 67108864 \
          bytes, or lower segment_bytes",
     );
 }
