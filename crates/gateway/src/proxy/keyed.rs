@@ -83,11 +83,14 @@ pub(super) async fn answer<S: Store>(
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
     };
-    let id = reader.ticket().id;
-    let mut follower = match path.route.policy.client_gone {
-        ClientGone::Finish => None,
-        ClientGone::Cancel => worker.audiences.join(id, &caller.watch),
-    };
+    let mut follower = None;
+    if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {
+        follower = worker.audiences.join(reader.ticket().id, &caller.watch);
+        if follower.is_none() {
+            // The execution is being cancelled: a head would promise a body that never comes.
+            reader.hold_until_durable();
+        }
+    }
     let start = std::future::poll_fn(|cx| {
         if let Some(follower) = &mut follower {
             follower.look();
