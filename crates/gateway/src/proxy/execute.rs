@@ -228,6 +228,7 @@ impl<S: Store> Driver<S> {
                 request,
                 policy.connect_timeout,
                 policy.first_byte_timeout.min(policy.total_timeout),
+                || execution.may_send(),
             )
             .await;
             match exchanged {
