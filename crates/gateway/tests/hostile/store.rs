@@ -461,6 +461,10 @@ fn hostile_090_a_failed_fsync_poisons_until_the_restart() {
             .expect_retry(true);
     }
     assert_eq!(upstream.hits(), 1);
+    // Said once, and not with every request.
+    let said = |what| gateway.stderr().matches(what).count();
+    assert_eq!(said("requests are refused"), 1, "{}", gateway.stderr());
+    assert_eq!(said("it takes nothing more"), 1, "{}", gateway.stderr());
     gateway.start_again();
     expect_replay(&gateway.post("/x", "k1", "b"), &first);
     expect_executed(&gateway.post("/x", "k3", "b"), 200);
