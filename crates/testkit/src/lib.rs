@@ -13,6 +13,7 @@ mod control;
 mod gateway;
 mod message;
 mod signal;
+mod staying;
 mod upstream;
 mod wire;
 
@@ -21,6 +22,7 @@ pub use control::Control;
 pub use gateway::{Gateway, Run, Setup, run_to_exit};
 pub use message::{Head, parse_head};
 pub use signal::{Signal, eventually, eventually_within};
+pub use staying::Staying;
 pub use upstream::{Exchange, Refusing, Seen, Upstream};
 pub use wire::Wire;
 
