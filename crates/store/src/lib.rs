@@ -8,7 +8,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, Got, Key, OperationId, Record, RecordingId, Scope, StateName,
+    Address, Attempt, Fence, Got, Key, OperationId, OwnerId, Record, RecordingId, Scope, StateName,
     Timestamp,
 };
 
@@ -17,9 +17,11 @@ pub mod codec;
 pub mod conformance;
 pub mod embedded;
 pub mod memory;
+mod shown;
 
 pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
+pub use shown::{Seen, Shown};
 
 /// A place for records and recordings that any number of tasks may use at once.
 ///
@@ -120,6 +122,46 @@ pub trait Store: Send + Sync + 'static {
         &self,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(Address, Record)>, StoreError>> + Send;
+
+    /// Asks `owner` to show the recording that it writes, and waits for something that was not
+    /// `seen` yet, for at most `at_most`. `None` where nothing came: the record may tell more.
+    ///
+    /// A backend without this lets others see an answer once its record is completed.
+    fn follow(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
+        seen: Seen,
+        at_most: Duration,
+    ) -> impl Future<Output = Result<Option<Shown>, StoreError>> + Send {
+        let _ = (address, recording, owner, seen);
+        async move {
+            tokio::time::sleep(at_most).await;
+            Ok(None)
+        }
+    }
+
+    /// Waits until other gateways follow recordings of `owner` that are not shown yet, and returns
+    /// where those are. The same one may come more than once.
+    fn followed(
+        &self,
+        owner: OwnerId,
+    ) -> impl Future<Output = Result<Vec<Address>, StoreError>> + Send {
+        let _ = owner;
+        std::future::pending()
+    }
+
+    /// Shows more of a recording to those who follow it, at best effort.
+    fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = (address, recording, shown);
+        async { Ok(()) }
+    }
 
     /// Whether the store takes writes, and what it holds. Cheap.
     fn status(&self) -> Status;

@@ -10,20 +10,22 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, Record, RecordingId, State, Timestamp,
+    Address, Attempt, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
     transition::assert_lawful,
 };
 use parking_lot::Mutex;
 
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Status, Store, StoreError, Stored, Swap, Swept,
-    Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Shown, Status, Store, StoreError, Stored,
+    Swap, Swept, Write,
     clock::{Clock, SystemClock},
 };
 
 mod faults;
+mod tails;
 
 pub use faults::{Call, Fault, Faults, Gate};
+use tails::Tails;
 
 /// A store in memory: gone with its last handle.
 pub struct MemoryStore {
@@ -32,6 +34,7 @@ pub struct MemoryStore {
     limits: Limits,
     faults: Faults,
     table: Mutex<Table>,
+    tails: Tails,
 }
 
 /// How much a [`MemoryStore`] holds at most.
@@ -72,6 +75,7 @@ impl MemoryStore {
             limits: Limits::default(),
             faults: Faults::default(),
             table: Mutex::default(),
+            tails: Tails::default(),
         }
     }
 
@@ -257,6 +261,13 @@ impl Store for MemoryStore {
         for address in &expired {
             table.drop_entry(*address);
         }
+        self.tails.retain(|address, recording| {
+            let held = table.entry(address, recording.operation);
+            held.is_some_and(|entry| {
+                entry.record.recording() == recording
+                    && matches!(entry.record.state, State::InFlight { .. })
+            })
+        });
         Ok(Swept {
             records: expired.len() as u64,
             bytes: before - table.bytes,
@@ -276,6 +287,32 @@ impl Store for MemoryStore {
             .take(limit)
             .map(|(address, entry)| (*address, (*entry.record).clone()))
             .collect())
+    }
+
+    async fn follow(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
+        seen: Seen,
+        at_most: Duration,
+    ) -> Result<Option<Shown>, StoreError> {
+        let followed = self.tails.follow(address, recording, owner, seen, at_most);
+        Ok(followed.await)
+    }
+
+    async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {
+        Ok(self.tails.followed(owner).await)
+    }
+
+    async fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> Result<(), StoreError> {
+        self.tails.show(address, recording, shown);
+        Ok(())
     }
 
     fn status(&self) -> Status {

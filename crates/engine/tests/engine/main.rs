@@ -4,6 +4,7 @@
 #![allow(missing_docs)]
 
 mod claims;
+mod elsewhere;
 mod join_faults;
 mod outcomes;
 mod recording_faults;
