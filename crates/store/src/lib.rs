@@ -17,9 +17,17 @@ pub mod codec;
 pub mod conformance;
 pub mod embedded;
 pub mod memory;
+mod pack;
+#[cfg(feature = "postgres")]
+mod parcel;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+mod seal;
 
 pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 
 /// A place for records and recordings that any number of tasks may use at once.
 ///
@@ -117,6 +125,15 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(Address, Record)>, StoreError>> + Send;
 
+    /// Waits until the record at `address` has another fence than `seen`, or its recording more chunks,
+    /// but no longer than `at_most`. It may return without any of it: whoever waits looks again.
+    fn changed(
+        &self,
+        address: Address,
+        seen: Seen,
+        at_most: Duration,
+    ) -> impl Future<Output = ()> + Send;
+
     /// Whether the store takes writes, and what it holds. Cheap.
     fn status(&self) -> Status;
 
@@ -140,6 +157,22 @@ pub struct Stored {
     /// The last chunk of the recording, which is written with the completed record. Chunk
     /// number `chunks - 1`; present whenever the record is completed and `chunks` is not 0.
     pub last_chunk: Option<Bytes>,
+}
+
+/// What somebody has seen who waits for a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The record's fence; `None` where no record was.
+    pub fence: Option<Fence>,
+    /// How many chunks the recording had; `u32::MAX` for somebody whom chunks do not concern.
+    pub chunks: u32,
+}
+
+impl Seen {
+    /// Whether this, as it is now, is news for somebody who has seen `seen`.
+    pub fn differs_from(&self, seen: Self) -> bool {
+        self.fence != seen.fence || self.chunks > seen.chunks
+    }
 }
 
 /// What is to be written.

@@ -14,9 +14,10 @@ use onlyonce_core::{
     transition::assert_lawful,
 };
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Status, Store, StoreError, Stored, Swap, Swept,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept,
     Write,
     clock::{Clock, SystemClock},
 };
@@ -32,6 +33,7 @@ pub struct MemoryStore {
     limits: Limits,
     faults: Faults,
     table: Mutex<Table>,
+    changed: Notify,
 }
 
 /// How much a [`MemoryStore`] holds at most.
@@ -72,6 +74,7 @@ impl MemoryStore {
             limits: Limits::default(),
             faults: Faults::default(),
             table: Mutex::default(),
+            changed: Notify::new(),
         }
     }
 
@@ -136,6 +139,7 @@ impl Store for MemoryStore {
             self.now(),
             &self.limits,
         )?;
+        self.changed.notify_waiters();
         match fault.and_then(Fault::after_the_write) {
             Some(error) => Err(error),
             None => Ok(swap),
@@ -157,6 +161,7 @@ impl Store for MemoryStore {
         self.table
             .lock()
             .append(address, recording, chunk, bytes, &self.limits)?;
+        self.changed.notify_waiters();
         fault.and_then(Fault::after_the_write).map_or(Ok(()), Err)
     }
 
@@ -245,6 +250,7 @@ impl Store for MemoryStore {
         let removes = held.is_some_and(|entry| entry.record.fence() == fence);
         if removes {
             table.drop_entry(address);
+            self.changed.notify_waiters();
         }
         Ok(removes)
     }
@@ -262,6 +268,7 @@ impl Store for MemoryStore {
         for address in &expired {
             table.drop_entry(*address);
         }
+        self.changed.notify_waiters();
         Ok(Swept {
             records: expired.len() as u64,
             bytes: before - table.bytes,
@@ -281,6 +288,20 @@ impl Store for MemoryStore {
             .take(limit)
             .map(|(address, entry)| (*address, (*entry.record).clone()))
             .collect())
+    }
+
+    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
+        let changed = async {
+            loop {
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                if self.table.lock().seen_at(address).differs_from(seen) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = timeout(at_most, changed).await;
     }
 
     fn status(&self) -> Status {
@@ -445,6 +466,14 @@ impl Table {
         self.entries
             .get_mut(&address)
             .filter(|entry| entry.record.id == id)
+    }
+
+    fn seen_at(&self, address: Address) -> Seen {
+        let entry = self.entries.get(&address);
+        Seen {
+            fence: entry.map(|entry| entry.record.fence()),
+            chunks: entry.map_or(0, |entry| entry.chunks.len() as u32),
+        }
     }
 
     fn drop_entry(&mut self, address: Address) {

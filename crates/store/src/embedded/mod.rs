@@ -27,19 +27,21 @@ mod layout;
 mod log;
 mod open;
 mod recover;
-mod seal;
 mod segment;
 mod store;
 mod sweep;
 
 use std::{path::Path, sync::Arc};
 
+use tokio::sync::Notify;
+
 use self::{census::Census, index::Index, log::Log, store::Hot};
-pub use self::{
-    open::OpenError,
-    seal::{EncryptionKeys, SealError},
+pub use self::open::OpenError;
+pub use crate::seal::{EncryptionKeys, SealError};
+use crate::{
+    clock::{Clock, SystemClock},
+    seal::Sealer,
 };
-use crate::clock::{Clock, SystemClock};
 
 /// How an embedded store is opened.
 #[derive(Clone)]
@@ -86,10 +88,12 @@ struct Inner {
     index: Index,
     hot: Hot,
     secret: [u8; 32],
-    sealer: Option<seal::Sealer>,
+    sealer: Option<Sealer>,
     clock: Arc<dyn Clock>,
     max_records: u64,
     census: Census,
+    /// Told of every write.
+    changed: Notify,
     /// Held as long as the store is.
     _lock: std::fs::File,
 }
@@ -130,6 +134,7 @@ impl EmbeddedStore {
             clock,
             max_records: options.max_records,
             census,
+            changed: Notify::new(),
             _lock: opened.lock,
         };
         let store = Self {

@@ -20,7 +20,7 @@ use super::{
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
 };
-use crate::{AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write};
+use crate::{AttemptNote, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept, Write};
 
 /// Completed records that were asked for, with their last chunks.
 pub type Hot = Cache<Address, Warm, Weight>;
@@ -87,7 +87,10 @@ impl Store for EmbeddedStore {
         let (head, body) = body::close(inner.sealer.as_ref(), Kind::Chunk, address, plain)?;
         loop {
             match inner.put_chunk(address, recording, chunk, &head, &body)? {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    inner.changed.notify_waiters();
+                    return Ok(());
+                }
                 Err(NotTaken::Wait) => inner.log.room().await,
                 Err(other) => return Err(refused(other)),
             }
@@ -178,6 +181,7 @@ impl Store for EmbeddedStore {
             match inner.put_removal(address, fence)? {
                 Ok(None) => return Ok(false),
                 Ok(Some(place)) => {
+                    inner.changed.notify_waiters();
                     inner.log.gate.wait(place.end()).await.map_err(in_doubt)?;
                     return Ok(true);
                 }
@@ -217,6 +221,21 @@ impl Store for EmbeddedStore {
         Ok(overdue)
     }
 
+    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
+        let inner = &self.inner;
+        let changed = async {
+            loop {
+                let mut changed = std::pin::pin!(inner.changed.notified());
+                changed.as_mut().enable();
+                if inner.seen_at(address).differs_from(seen) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = tokio::time::timeout(at_most, changed).await;
+    }
+
     fn status(&self) -> Status {
         let log = &self.inner.log;
         let figures = log.figures();
@@ -241,6 +260,16 @@ impl Store for EmbeddedStore {
 }
 
 impl Inner {
+    fn seen_at(&self, address: Address) -> Seen {
+        let shard = self.index.shard(address);
+        let slot = shard.slot(address);
+        let beside = slot.and_then(|slot| slot.beside.as_deref());
+        Seen {
+            fence: slot.map(Slot::fence),
+            chunks: beside.map_or(0, |beside| beside.chunks.len() as u32),
+        }
+    }
+
     async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
         let found = self
             .index
@@ -337,6 +366,8 @@ impl Inner {
             match self.put_record(address, expected, &write, executed.as_ref())? {
                 Ok(None) => return Ok(Swap::Lost),
                 Ok(Some((place, attempts))) => {
+                    // Who is woken reads no sooner than it is durable.
+                    self.changed.notify_waiters();
                     self.log.gate.wait(place.end()).await.map_err(in_doubt)?;
                     return Ok(Swap::Done { attempts });
                 }
