@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{Address, Held, OperationId, ReleaseReason, State, UnknownReason, view};
-use onlyonce_store::{Store, StoreError, Stored};
+use onlyonce_store::{Seen, Store, StoreError, Stored};
 
 use crate::Shared;
 
-/// The store is asked no more often than this at first, and less often later.
-const POLL_MIN: Duration = Duration::from_millis(10);
-const POLL_MAX: Duration = Duration::from_millis(500);
+/// The longest that a notice of a change is waited for: a lease may pass meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long to wait before a store is asked again that did not answer.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How an operation that was followed ended.
 pub(crate) enum Followed {
@@ -25,9 +26,8 @@ pub(crate) async fn follow<S: Store>(
     address: Address,
     id: OperationId,
 ) -> Followed {
-    let mut pause = POLL_MIN;
     loop {
-        match shared.store.load(address).await {
+        let held = match shared.store.load(address).await {
             Ok(Some(stored)) if stored.record.id == id => {
                 let now = shared.store.now();
                 match &stored.record.state {
@@ -47,15 +47,22 @@ pub(crate) async fn follow<S: Store>(
                         {
                             return Followed::Unknown(UnknownReason::LeasePassed);
                         }
+                        stored.record.fence()
                     }
                 }
             }
             // It ended, was forgotten, and another operation may stand there: nobody can say any more.
             Ok(_) => return Followed::Unknown(UnknownReason::Unreadable),
             Err(StoreError::Corrupt(_)) => return Followed::Unknown(UnknownReason::Unreadable),
-            Err(_) => {}
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(POLL_MAX);
+            Err(_) => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let seen = Seen {
+            fence: Some(held),
+            chunks: u32::MAX,
+        };
+        shared.store.changed(address, seen, LOOK_EVERY).await;
     }
 }

@@ -3,9 +3,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, SET_COOKIE, TE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, SET_COOKIE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use onlyonce_core::Key;
 

@@ -32,6 +32,7 @@ use crate::{Store, clock::ManualClock};
 
 mod attempts;
 mod bench;
+mod changes;
 mod claims;
 mod durability;
 mod lists;
@@ -40,6 +41,7 @@ mod upkeep;
 mod windows;
 
 pub use attempts::*;
+pub use changes::*;
 pub use claims::*;
 pub use durability::*;
 pub use lists::*;
@@ -127,6 +129,9 @@ macro_rules! conformance_tests {
             a_recording_without_a_record_takes_no_chunk
             an_operators_answer_replaces_what_was_recorded
             concurrent_recordings_do_not_mix
+            a_change_before_the_wait_is_not_missed
+            a_change_wakes_all_who_wait
+            a_wait_ends_at_its_deadline
             an_operation_is_found_by_its_id
             a_list_is_newest_first
             a_list_is_filtered
@@ -172,6 +177,7 @@ mod tests {
         let list = include_str!("conformance.rs");
         let rules = [
             include_str!("conformance/attempts.rs"),
+            include_str!("conformance/changes.rs"),
             include_str!("conformance/claims.rs"),
             include_str!("conformance/durability.rs"),
             include_str!("conformance/lists.rs"),

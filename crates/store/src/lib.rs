@@ -300,3 +300,13 @@ pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     hasher.finalize_xof().fill(&mut address);
     Address::from_bytes(address)
 }
+
+/// Panics unless a completed record with a body comes with its last chunk, and no other does.
+pub(crate) fn assert_whole(write: &Write) {
+    let wants = matches!(&write.record.state, onlyonce_core::State::Completed(completed) if completed.chunks > 0);
+    assert!(
+        write.last_chunk.is_some() == wants,
+        "I3: the last chunk of {} and its completed record are one write",
+        write.record.id
+    );
+}

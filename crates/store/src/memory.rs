@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept,
-    Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Status, Store, StoreError, Stored, Swap,
+    Swept, Write,
     clock::{Clock, SystemClock},
 };
 
@@ -371,7 +371,7 @@ impl Table {
             return Ok(Swap::Lost);
         }
         assert_lawful(counts.as_deref(), &write.record);
-        assert_whole(&write);
+        crate::assert_whole(&write);
         let added = write.last_chunk.as_ref().map_or(0, |chunk| chunk.len());
         self.check_room(added, limits)?;
 
@@ -496,16 +496,6 @@ impl Table {
         }
         Ok(())
     }
-}
-
-/// Panics unless a completed record with a body comes with its last chunk, and no other does.
-fn assert_whole(write: &Write) {
-    let wants = matches!(&write.record.state, State::Completed(completed) if completed.chunks > 0);
-    assert!(
-        write.last_chunk.is_some() == wants,
-        "I3: the last chunk of {} and its completed record are one write",
-        write.record.id
-    );
 }
 
 fn full(what: &str, limit: u64) -> StoreError {

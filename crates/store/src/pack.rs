@@ -38,8 +38,8 @@ pub(crate) fn unpack(packed: &[u8], most: usize) -> Result<Bytes, UnpackError> {
         return Err(UnpackError::TooLong(len));
     }
     let mut plain = BytesMut::zeroed(len);
-    let unpacked = lz4_flex::block::decompress_into(block, &mut plain)
-        .map_err(|_| UnpackError::Malformed)?;
+    let unpacked =
+        lz4_flex::block::decompress_into(block, &mut plain).map_err(|_| UnpackError::Malformed)?;
     if unpacked == len {
         Ok(plain.freeze())
     } else {

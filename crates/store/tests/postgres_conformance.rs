@@ -39,7 +39,10 @@ impl Schemas {
     }
 
     fn schema_of(&mut self, store: &Arc<PostgresStore>) -> String {
-        let at = self.made.iter().position(|(made, _)| Arc::ptr_eq(made, store));
+        let at = self
+            .made
+            .iter()
+            .position(|(made, _)| Arc::ptr_eq(made, store));
         self.made.remove(at.expect("a store of this subject")).1
     }
 

@@ -40,7 +40,20 @@ impl Postgres {
     #[track_caller]
     pub fn start(settings: &[&str]) -> Self {
         let server = Self::prepare(settings);
-        server.run("initdb", &["-D", &server.data(), "-A", "trust", "-U", USER, "-N", "-E", "UTF8"]);
+        server.run(
+            "initdb",
+            &[
+                "-D",
+                &server.data(),
+                "-A",
+                "trust",
+                "-U",
+                USER,
+                "-N",
+                "-E",
+                "UTF8",
+            ],
+        );
         server.restart();
         server
     }
@@ -53,7 +66,21 @@ impl Postgres {
         let data = replica.data();
         replica.run(
             "pg_basebackup",
-            &["-D", &data, "-h", "127.0.0.1", "-p", &port, "-U", USER, "-R", "-X", "stream", "-c", "fast"],
+            &[
+                "-D",
+                &data,
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &port,
+                "-U",
+                USER,
+                "-R",
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+            ],
         );
         replica.restart();
         replica
@@ -171,7 +198,16 @@ impl Postgres {
     #[track_caller]
     pub fn sql(&self, text: &str) -> String {
         let port = self.port.to_string();
-        let args = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1"];
+        let args = [
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            "127.0.0.1",
+        ];
         let more = ["-p", &port, "-U", USER, "-d", "postgres", "-c", text];
         self.run("psql", &[&args[..], &more[..]].concat())
     }
@@ -203,7 +239,9 @@ impl Postgres {
             .expect("its number");
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children"));
         let children = children.unwrap_or_default();
-        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let children = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
         std::iter::once(first)
             .chain(children)
             .filter_map(Pid::from_raw)
@@ -216,7 +254,9 @@ impl Postgres {
         let output = output.unwrap_or_else(|error| panic!("{program} does not run: {error}"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} {args:?} failed: {said}");
-        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+        String::from_utf8_lossy(&output.stdout)
+            .trim_end()
+            .to_owned()
     }
 
     /// One of the server's programs, as a user whom it accepts.
@@ -226,7 +266,9 @@ impl Postgres {
         if getuid().is_root() {
             command = Command::new("setpriv");
             let (user, group) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-            command.args([&user, &group, "--clear-groups", "--"]).arg(program);
+            command
+                .args([&user, &group, "--clear-groups", "--"])
+                .arg(program);
         } else {
             command = Command::new(program);
         }

@@ -35,8 +35,8 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::Notify;
 
-use self::{census::Census, index::Index, log::Log, store::Hot};
 pub use self::open::OpenError;
+use self::{census::Census, index::Index, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
 use crate::{
     clock::{Clock, SystemClock},

@@ -20,7 +20,9 @@ use super::{
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
 };
-use crate::{AttemptNote, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept, Write};
+use crate::{
+    AttemptNote, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept, Write,
+};
 
 /// Completed records that were asked for, with their last chunks.
 pub type Hot = Cache<Address, Warm, Weight>;

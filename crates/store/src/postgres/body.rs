@@ -119,7 +119,9 @@ pub fn open_row(sealer: Option<&Sealer>, address: Address, row: Row) -> Result<S
         && state_number(record.state.name()) == row.state
         && until(&record) == row.until;
     if !is_whole {
-        return Err(corrupt("the columns of its row are not those of the record"));
+        return Err(corrupt(
+            "the columns of its row are not those of the record",
+        ));
     }
     let wants_chunk = matches!(&record.state, State::Completed(completed) if completed.chunks > 0);
     Ok(Stored {

@@ -7,13 +7,7 @@ use onlyonce_core::{Address, Epoch, OperationId, RecordingId};
 use tokio_postgres::{Row as SqlRow, types::ToSql};
 
 use super::{
-    Core,
-    body::Row,
-    connection::Session,
-    desk::Kind,
-    error::Failed,
-    period::Period,
-    values::Id,
+    Core, body::Row, connection::Session, desk::Kind, error::Failed, period::Period, values::Id,
 };
 use crate::StoreError;
 
@@ -81,7 +75,9 @@ impl Kind for Claim {
             &column(calls, |call| call.attempt.as_deref()),
         ];
         let statement = &core.statements.claim;
-        let rows = core.commit(session, statement, &params, calls.len()).await?;
+        let rows = core
+            .commit(session, statement, &params, calls.len())
+            .await?;
         let mut written = by_address(&rows, |row| row.try_get::<_, bool>(1))?;
         Ok(column(calls, |call| match written.remove(&call.address) {
             Some(is_new) => Claimed::Done { is_new },
@@ -158,7 +154,9 @@ impl Kind for Change {
             &core.given_now(),
         ];
         let statement = &core.statements.change;
-        let rows = core.commit(session, statement, &params, calls.len()).await?;
+        let rows = core
+            .commit(session, statement, &params, calls.len())
+            .await?;
         let mut found = by_address(&rows, |row| {
             Ok((
                 row.try_get::<_, i16>(1)?,
@@ -217,7 +215,9 @@ impl Kind for Append {
             &column(calls, |call| &call.bytes[..]),
         ];
         let statement = &core.statements.append;
-        let rows = core.commit(session, statement, &params, calls.len()).await?;
+        let rows = core
+            .commit(session, statement, &params, calls.len())
+            .await?;
         let written = by_address(&rows, |_| Ok(()))?;
         Ok(column(calls, |call| written.contains_key(&call.address)))
     }
@@ -269,7 +269,9 @@ impl Kind for Note {
             &places,
             &column(calls, |call| &call.note[..]),
         ];
-        let rows = session.run(&core.prepares, &core.statements.note, &params).await?;
+        let rows = session
+            .run(&core.prepares, &core.statements.note, &params)
+            .await?;
         let attempts = by_address(&rows, |row| {
             Ok((row.try_get::<_, i32>(1)?, row.try_get::<_, Id>(2)?))
         })?;
@@ -319,7 +321,9 @@ impl Kind for Watch {
         calls: &[&Self],
     ) -> Result<Vec<Option<Stands>>, Failed> {
         let params: [Param; 1] = [&distinct_addresses(calls)];
-        let rows = session.run(&core.prepares, &core.statements.watch, &params).await?;
+        let rows = session
+            .run(&core.prepares, &core.statements.watch, &params)
+            .await?;
         let stands = by_address(&rows, |row| {
             Ok(Stands {
                 id: OperationId::from_bytes(row.try_get::<_, Id>(1)?.0),
@@ -356,7 +360,9 @@ impl Kind for Load {
         calls: &[&Self],
     ) -> Result<Vec<Option<Row>>, Failed> {
         let params: [Param; 1] = [&distinct_addresses(calls)];
-        let rows = session.run(&core.prepares, &core.statements.load, &params).await?;
+        let rows = session
+            .run(&core.prepares, &core.statements.load, &params)
+            .await?;
         let found = by_address(&rows, row)?;
         Ok(column(calls, |call| found.get(&call.address).cloned()))
     }
@@ -422,7 +428,9 @@ impl Kind for Read {
             &column(calls, |call| call.number),
             &places,
         ];
-        let rows = session.run(&core.prepares, &core.statements.read, &params).await?;
+        let rows = session
+            .run(&core.prepares, &core.statements.read, &params)
+            .await?;
         let mut replies: Vec<ReadChunk> = calls.iter().map(|_| ReadChunk::default()).collect();
         for row in rows {
             let place: i32 = row.try_get(0)?;

@@ -54,7 +54,10 @@ impl ServerClock {
 
     /// The present moment.
     pub fn now(&self) -> Timestamp {
-        let now = self.offset.load(Ordering::Relaxed).saturating_add(self.elapsed());
+        let now = self
+            .offset
+            .load(Ordering::Relaxed)
+            .saturating_add(self.elapsed());
         let now = u64::try_from(now).unwrap_or(0);
         let latest = self.latest.fetch_max(now, Ordering::Relaxed);
         Timestamp::from_millis(now.max(latest))

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use tokio::time::timeout;
 use tokio_postgres::{
     Client, Config, Connection, Row, Socket,
     error::SqlState,
     types::{ToSql, Type},
 };
-use futures_util::TryStreamExt;
 
 use super::{
     error::{ConnectError, Failed, describe},
@@ -241,7 +241,8 @@ impl Session {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failed> {
         let params: Vec<_> = params.iter().copied().zip(types.iter().cloned()).collect();
-        self.await_answer(self.client.query_typed(text, &params)).await
+        self.await_answer(self.client.query_typed(text, &params))
+            .await
     }
 
     /// Runs several statements without parameters, as one transaction.

@@ -207,12 +207,7 @@ impl<K: Kind> AnyQueue for Queue<K> {
 }
 
 impl<K: Kind> Queue<K> {
-    async fn serve_batch(
-        &self,
-        mut jobs: Vec<Job<K>>,
-        session: &mut Session,
-        core: &Core,
-    ) -> bool {
+    async fn serve_batch(&self, mut jobs: Vec<Job<K>>, session: &mut Session, core: &Core) -> bool {
         let failed = match try_serve(&jobs, session, core).await {
             Ok(replies) => {
                 debug_assert_eq!(replies.len(), jobs.len());
@@ -365,6 +360,8 @@ impl Lanes {
 
     /// Whether nothing waits.
     pub fn is_idle(&self) -> bool {
-        self.queues.iter().all(|queue| queue.waits_since().is_none())
+        self.queues
+            .iter()
+            .all(|queue| queue.waits_since().is_none())
     }
 }

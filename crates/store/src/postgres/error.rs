@@ -56,7 +56,9 @@ pub enum ConnectError {
         why: String,
     },
     /// Older than PostgreSQL 15.
-    #[error("the server {place} is PostgreSQL {version}, and 15 is the oldest that works; upgrade it")]
+    #[error(
+        "the server {place} is PostgreSQL {version}, and 15 is the oldest that works; upgrade it"
+    )]
     OldServer {
         /// Where.
         place: String,
@@ -64,9 +66,7 @@ pub enum ConnectError {
         version: String,
     },
     /// A replica, or a server that takes no writes.
-    #[error(
-        "the server {0} is a replica or takes no writes; store.url must lead to the primary"
-    )]
+    #[error("the server {0} is a replica or takes no writes; store.url must lead to the primary")]
     Replica(String),
     /// Acknowledged commits may be lost there.
     #[error(
@@ -74,7 +74,9 @@ pub enum ConnectError {
     )]
     Unsynced(String),
     /// There are no tables.
-    #[error("there is no store in the schema {schema} of {place}; run `onlyonce store migrate` once")]
+    #[error(
+        "there is no store in the schema {schema} of {place}; run `onlyonce store migrate` once"
+    )]
     NoSchema {
         /// Where.
         place: String,

@@ -74,7 +74,12 @@ impl Figures {
             )));
         }
         let most = i64::try_from(core.options.max_tenant_records).unwrap_or(i64::MAX);
-        if self.tenants.lock().get(&tenant).is_some_and(|&held| held >= most) {
+        if self
+            .tenants
+            .lock()
+            .get(&tenant)
+            .is_some_and(|&held| held >= most)
+        {
             return Err(StoreError::OverLimit("tenant_records"));
         }
         Ok(())
@@ -133,7 +138,9 @@ impl Core {
             .chores
             .ask(self, &text, &[Type::INT8], &[&COUNTED_EXACTLY])
             .await?;
-        let Some(row) = rows.first() else { return Ok(()) };
+        let Some(row) = rows.first() else {
+            return Ok(());
+        };
         let (some, estimate, bytes): (i64, i64, i64) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let is_exact = some <= COUNTED_EXACTLY;
@@ -152,7 +159,11 @@ impl Core {
         let mut tenants = HashMap::with_capacity(rows.len());
         for row in rows {
             let (tenant, count): (i32, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let count = if is_exact { count } else { (count as f64 / share) as i64 };
+            let count = if is_exact {
+                count
+            } else {
+                (count as f64 / share) as i64
+            };
             tenants.insert(tenant, count);
         }
         self.figures.records.store(records, Ordering::Relaxed);

@@ -72,7 +72,10 @@ async fn step(client: &mut Client, target: &Target) -> Result<(i32, i32), Connec
         .map_err(failed)?;
     // IF NOT EXISTS asks for the right to create even where nothing is to be created.
     let is_new = format!("SELECT to_regnamespace('{schema}') IS NULL");
-    let is_new = transaction.query_typed(&is_new, &[]).await.map_err(failed)?;
+    let is_new = transaction
+        .query_typed(&is_new, &[])
+        .await
+        .map_err(failed)?;
     if is_new.first().is_none_or(|row| row.get(0)) {
         let create = format!("CREATE SCHEMA {schema}");
         transaction.batch_execute(&create).await.map_err(failed)?;

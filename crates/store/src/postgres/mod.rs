@@ -78,10 +78,7 @@ use self::{
 };
 pub use self::{error::ConnectError, migrate::Migrated};
 pub use crate::seal::{EncryptionKeys, SealError};
-use crate::{
-    clock::Clock,
-    seal::Sealer,
-};
+use crate::{clock::Clock, seal::Sealer};
 
 /// How a store is connected to.
 #[derive(Clone)]
@@ -400,7 +397,10 @@ async fn seal_secret(
     let sealed = sealer
         .seal(SECRET_LABEL, secret)
         .map_err(|error| key(target, error))?;
-    let text = format!("UPDATE {}.store SET secret = $1, sealed = true", target.schema);
+    let text = format!(
+        "UPDATE {}.store SET secret = $1, sealed = true",
+        target.schema
+    );
     session
         .ask(&text, &[Type::BYTEA], &[&&sealed[..]])
         .await

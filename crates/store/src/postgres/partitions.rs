@@ -74,7 +74,9 @@ async fn make(session: &mut Session, core: &Core, periods: &[Period]) -> Result<
     );
     for period in periods {
         let (number, ends_at) = (period.number(), millis(period.ends_at()));
-        let parts: String = TABLES.map(|table| make_part(schema, table, number)).concat();
+        let parts: String = TABLES
+            .map(|table| make_part(schema, table, number))
+            .concat();
         text.push_str(&format!(
             "DO $$ BEGIN
                 IF NOT EXISTS (SELECT FROM {schema}.periods WHERE period = {number}) THEN
@@ -107,7 +109,10 @@ pub async fn over(core: &Core, now: Timestamp) -> Result<Vec<Period>, Failed> {
     );
     let before = now.as_millis().saturating_sub(GRACE.as_millis() as u64);
     let before = millis(Timestamp::from_millis(before));
-    let rows = core.upkeep.ask(core, &text, &[Type::INT8], &[&before]).await?;
+    let rows = core
+        .upkeep
+        .ask(core, &text, &[Type::INT8], &[&before])
+        .await?;
     let mut periods = Vec::with_capacity(rows.len());
     for row in rows {
         periods.push(Period::from_number(row.try_get(0)?));
@@ -150,7 +155,11 @@ async fn move_living(
     );
     let types = [Type::INT4, Type::INT8, Type::INT8];
     let rows = session
-        .ask(&lock, &types, &[&period.number(), &millis(now), &MOVED_AT_ONCE])
+        .ask(
+            &lock,
+            &types,
+            &[&period.number(), &millis(now), &MOVED_AT_ONCE],
+        )
         .await?;
     let mut addresses = Vec::with_capacity(rows.len());
     let mut ids = Vec::with_capacity(rows.len());
@@ -197,11 +206,17 @@ async fn move_living(
 async fn drop_period(session: &mut Session, schema: &str, period: Period) -> Result<u64, Failed> {
     let number = period.number();
     let size = TABLES
-        .map(|table| format!("coalesce(pg_total_relation_size(to_regclass('{schema}.{table}_{number}')), 0)"))
+        .map(|table| {
+            format!("coalesce(pg_total_relation_size(to_regclass('{schema}.{table}_{number}')), 0)")
+        })
         .join(" + ");
-    let rows = session.ask(&format!("SELECT ({size})::int8"), &[], &[]).await?;
+    let rows = session
+        .ask(&format!("SELECT ({size})::int8"), &[], &[])
+        .await?;
     let bytes: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
-    let tables = TABLES.map(|table| format!("{schema}.{table}_{number}")).join(", ");
+    let tables = TABLES
+        .map(|table| format!("{schema}.{table}_{number}"))
+        .join(", ");
     session
         .execute(&format!(
             "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';

@@ -11,7 +11,11 @@ const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
 
 /// How long the periods are, in milliseconds, for windows up to how long.
-const CLASSES: [(u64, u64); 3] = [(6 * HOUR, 2 * DAY), (2 * DAY, 16 * DAY), (16 * DAY, u64::MAX)];
+const CLASSES: [(u64, u64); 3] = [
+    (6 * HOUR, 2 * DAY),
+    (2 * DAY, 16 * DAY),
+    (16 * DAY, u64::MAX),
+];
 /// Numbers of one class: enough for the years to come.
 const NUMBERS: u64 = 100_000_000;
 
@@ -87,7 +91,12 @@ mod tests {
 
     #[test]
     fn a_day_s_window_takes_few_partitions() {
-        let period = |hours| Period::of(NOW.after(Duration::from_millis(hours * HOUR)), NOW.after(Duration::from_millis(hours * HOUR + DAY)));
+        let period = |hours| {
+            Period::of(
+                NOW.after(Duration::from_millis(hours * HOUR)),
+                NOW.after(Duration::from_millis(hours * HOUR + DAY)),
+            )
+        };
         let mut periods: Vec<_> = (0..24).map(period).collect();
         periods.dedup();
         assert!(periods.len() <= 5, "{periods:?}");

@@ -30,9 +30,7 @@ pub const SERVER_CLOCK: &str = "floor(extract(epoch FROM clock_timestamp()) * 10
 
 /// The store's clock: the server's, unless a test gives the time.
 pub fn clock(parameter: u32) -> String {
-    format!(
-        "coalesce(${parameter}::int8, {SERVER_CLOCK})"
-    )
+    format!("coalesce(${parameter}::int8, {SERVER_CLOCK})")
 }
 
 /// A commit of this transaction is durable, whatever the server's default is. Another setting than

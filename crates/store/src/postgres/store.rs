@@ -126,7 +126,10 @@ impl Store for PostgresStore {
 
     async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
         let core = &self.core;
-        let text = format!("SELECT address FROM {}.operations WHERE id = $1", core.target.schema);
+        let text = format!(
+            "SELECT address FROM {}.operations WHERE id = $1",
+            core.target.schema
+        );
         let id = Id(*id.as_bytes());
         let rows = core.chores.ask(core, &text, &[Type::UUID], &[&id]).await;
         let rows = rows.map_err(Failed::of_a_read)?;
@@ -240,6 +243,7 @@ impl Core {
         write: Write,
     ) -> Result<Swap, StoreError> {
         self.check_open()?;
+        crate::assert_whole(&write);
         let Write {
             record,
             last_chunk,
@@ -255,7 +259,11 @@ impl Core {
                 let body = body::close_body(sealer, address, &record, &last_chunk)?;
                 (None, Some(body), i32::try_from(completed.chunks).ok())
             }
-            _ => (Some(body::close_record(sealer, address, &record)?), None, None),
+            _ => (
+                Some(body::close_record(sealer, address, &record)?),
+                None,
+                None,
+            ),
         };
         let period = match record.expires_at() {
             Some(end) => Period::of(self.now(), end),
@@ -330,11 +338,15 @@ impl Core {
         );
         let (address, wanted) = (Id(*address.as_bytes()), Id(*id.as_bytes()));
         let types = [Type::UUID, Type::UUID];
-        let rows = self.chores.ask(self, &text, &types, &[&address, &wanted]).await;
+        let rows = self
+            .chores
+            .ask(self, &text, &types, &[&address, &wanted])
+            .await;
         let mut attempts = Vec::new();
         for row in rows.map_err(Failed::of_a_read)? {
             let columns = row.try_get::<_, i32>(0).and_then(|number| {
-                row.try_get::<_, Option<&[u8]>>(1).map(|note| (number, note))
+                row.try_get::<_, Option<&[u8]>>(1)
+                    .map(|note| (number, note))
             });
             let (number, note) = columns.map_err(|error| Failed::from(error).of_a_read())?;
             if let Some(note) = note {
@@ -360,7 +372,8 @@ impl Core {
                 }
                 older_than = Some(id);
                 // What cannot be read is not in a list.
-                page.records.extend(stored.filter(|stored| matches(&query, &stored.record)));
+                page.records
+                    .extend(stored.filter(|stored| matches(&query, &stored.record)));
             }
             if is_all || query.limit == 0 {
                 return Ok(page);
@@ -386,8 +399,14 @@ impl Core {
                 AND o.id >= $5 AND o.id < $6 AND o.id < $7
             ORDER BY o.id DESC LIMIT $8"
         );
-        let tenant = query.tenant.as_ref().map(|tenant| tag(&self.secret, tenant));
-        let key = query.key.as_ref().map(|key| tag(&self.secret, key.as_str()));
+        let tenant = query
+            .tenant
+            .as_ref()
+            .map(|tenant| tag(&self.secret, tenant));
+        let key = query
+            .key
+            .as_ref()
+            .map(|key| tag(&self.secret, key.as_str()));
         let state = query.state.map(state_number);
         let since = query.since.map_or(Id([0; 16]), first_id);
         let before = query.until.map_or(Id([255; 16]), first_id);
@@ -455,15 +474,18 @@ impl Core {
     fn open_rows<'a>(
         &'a self,
         rows: &'a [tokio_postgres::Row],
-    ) -> impl Iterator<
-        Item = Result<(Address, OperationId, Result<Stored, StoreError>), StoreError>,
-    > + 'a {
+    ) -> impl Iterator<Item = Result<(Address, OperationId, Result<Stored, StoreError>), StoreError>> + 'a
+    {
         rows.iter().map(|sql| {
             let address: Id = sql.try_get(0).map_err(unreadable)?;
             let address = Address::from_bytes(address.0);
             let row = row(sql).map_err(unreadable)?;
             let id = row.id;
-            Ok((address, id, body::open_row(self.sealer.as_ref(), address, row)))
+            Ok((
+                address,
+                id,
+                body::open_row(self.sealer.as_ref(), address, row),
+            ))
         })
     }
 

@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn our_own_parameters_are_taken_out() {
-        let url = "postgres://me:secret@db.example:5433/shop?schema=once&prepared=off&application_name=x";
+        let url =
+            "postgres://me:secret@db.example:5433/shop?schema=once&prepared=off&application_name=x";
         let target = parse(url).expect("a URL");
         assert_eq!(
             (&*target.schema, target.prepared, &*target.place),

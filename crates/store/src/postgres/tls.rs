@@ -69,8 +69,7 @@ fn roots(trust: &Trust) -> Result<RootCertStore, ConnectError> {
     };
     let unreadable =
         |error: &dyn std::fmt::Display| ConnectError::Tls(format!("{}: {error}", file.display()));
-    let certificates =
-        CertificateDer::pem_file_iter(file).map_err(|error| unreadable(&error))?;
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| unreadable(&error))?;
     for certificate in certificates {
         let certificate = certificate.map_err(|error| unreadable(&error))?;
         roots.add(certificate).map_err(|error| unreadable(&error))?;

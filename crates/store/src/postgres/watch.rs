@@ -185,7 +185,10 @@ async fn probe(core: &Core, channel: &str) {
         // While nobody waits, nobody needs to know.
         if !listens || core.watchers.is_waited() {
             let types = [Type::TEXT, Type::TEXT];
-            let asked = core.chores.ask(core, text, &types, &[&channel, &payload]).await;
+            let asked = core
+                .chores
+                .ask(core, text, &types, &[&channel, &payload])
+                .await;
             let probed = timeout(PROBE_PATIENCE, core.watchers.probed.notified()).await;
             if asked.is_err() || probed.is_err() {
                 if asked.is_ok() {
