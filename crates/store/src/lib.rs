@@ -18,16 +18,20 @@ pub mod conformance;
 pub mod embedded;
 pub mod memory;
 mod pack;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod parcel;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod seal;
 
 pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;
 
 /// A place for records and recordings that any number of tasks may use at once.
 ///
