@@ -68,15 +68,16 @@ impl Store for RedisStore {
         let mut command = scripts::APPEND.call();
         command.arg(1).arg(inner.servers.names.record(address));
         command.arg(&of).arg(chunk).arg(&*blob);
-        match int(inner.script(address, &scripts::APPEND, command).await?)? {
-            1 => {
+        let answer = inner.script(address, &scripts::APPEND, command).await?;
+        match inner.echoed(answer, &[&of, chunk.to_string().as_bytes()])? {
+            [Value::Int(1)] => {
                 inner
                     .counted
                     .bytes
                     .fetch_add(size as u64, Ordering::Relaxed);
                 Ok(())
             }
-            0 => Err(StoreError::Fenced),
+            [Value::Int(0)] => Err(StoreError::Fenced),
             _ => Err(damaged()),
         }
     }
@@ -133,12 +134,13 @@ impl Store for RedisStore {
         command
             .arg(&head::fence(fence))
             .arg(&member(fence.id, address));
-        match int(inner.script(address, &scripts::REMOVE, command).await?)? {
-            1 => {
+        let answer = inner.script(address, &scripts::REMOVE, command).await?;
+        match inner.echoed(answer, &[&head::fence(fence)])? {
+            [Value::Int(1)] => {
                 inner.counted.one_less();
                 Ok(true)
             }
-            0 => Ok(false),
+            [Value::Int(0)] => Ok(false),
             _ => Err(damaged()),
         }
     }
@@ -223,7 +225,10 @@ impl Inner {
             StateName::InFlight if claims => &scripts::WRITE,
             _ => &scripts::WRITE_FREEING,
         };
-        let command = self.write_command(script, address, expected, &write)?;
+        let mut token = [0; 8];
+        aws_lc_rs::rand::fill(&mut token)
+            .map_err(|_| StoreError::Unavailable("the system has no random bytes".to_owned()))?;
+        let command = self.write_command(script, address, expected, &write, token)?;
         let size = command.get_packed_command().len();
         let mut request = Request::script(shard_of(address), script, command);
         // What the server gets to after its writer gave up must not start an execution. Under a
@@ -233,23 +238,17 @@ impl Inner {
         } else {
             request.command.arg("");
         }
-        let (code, second) = match self.call(&request).await.map_err(Failure::of_write)? {
-            Value::Array(pair) => match pair[..] {
-                [Value::Int(code), Value::Int(second)] => (code, second),
-                _ => return Err(unexpected()),
-            },
-            Value::BulkString(held) => refuse_unlawful(&held, record),
-            _ => return Err(unexpected()),
-        };
-        match code {
-            1 | 2 => {
+        let answer = self.call(&request).await.map_err(Failure::of_write)?;
+        match self.echoed(answer, &[&token])? {
+            [Value::Int(code @ (1 | 2)), Value::Int(attempts)] => {
                 self.counted.written(code == 2, size, started);
-                let attempts = u32::try_from(second).map_err(|_| damaged())?;
+                let attempts = u32::try_from(attempts).map_err(|_| damaged())?;
                 Ok(Swap::Done { attempts })
             }
-            0 => Ok(Swap::Lost),
-            -1 => Err(damaged()),
-            -2 => {
+            [Value::Int(-3), Value::BulkString(held)] => refuse_unlawful(&held, record),
+            [Value::Int(0), _] => Ok(Swap::Lost),
+            [Value::Int(-1), _] => Err(damaged()),
+            [Value::Int(-2), _] => {
                 // Either it took long, or the server's clock was set.
                 self.measure_clocks().await?;
                 Err(StoreError::Unavailable(
@@ -266,11 +265,9 @@ impl Inner {
         address: Address,
         expected: Option<Fence>,
         write: &Write,
+        token: [u8; 8],
     ) -> Result<Cmd, StoreError> {
         let record = &write.record;
-        let mut token = [0; 8];
-        aws_lc_rs::rand::fill(&mut token)
-            .map_err(|_| StoreError::Unavailable("the system has no random bytes".to_owned()))?;
         let tags = Tags {
             tenant: tag(&self.secret, &record.scope.tenant),
             key: tag(&self.secret, record.key.as_str()),
@@ -409,6 +406,33 @@ impl Inner {
             return Err(Failure::Closed);
         }
         self.servers.call(request).await
+    }
+
+    /// What an answer says behind the words by which it names its question. Where it names another
+    /// one, answers were mixed up on their way, and nothing of what came is believed.
+    fn echoed<const N: usize>(
+        &self,
+        answer: Value,
+        question: &[&[u8]],
+    ) -> Result<[Value; N], StoreError> {
+        let Value::Array(mut words) = answer else {
+            return Err(self.mixed_up());
+        };
+        if words.len() != question.len() + N {
+            return Err(self.mixed_up());
+        }
+        let rest = words.split_off(question.len());
+        let same = |(word, asked): (&Value, &&[u8])| matches!(word, Value::BulkString(word) if word == asked);
+        if !words.iter().zip(question).all(same) {
+            return Err(self.mixed_up());
+        }
+        rest.try_into().map_err(|_| unexpected())
+    }
+
+    fn mixed_up(&self) -> StoreError {
+        tracing::error!("a server answered another question than was asked; connecting anew");
+        self.servers.close();
+        StoreError::InDoubt("the server answered another question than was asked".to_owned())
     }
 
     fn close(

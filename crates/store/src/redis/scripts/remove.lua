@@ -2,17 +2,17 @@
 --
 -- KEYS  record, ids, leases, ends
 -- ARGV  fence, id and address
--- Gives 1; 0 where another record is held, or none; -1 for a damaged one.
+-- Gives {fence, 1}; {fence, 0} where another record is held, or none; {fence, -1} for a damaged one.
 
 local held, damaged = read(KEYS[1])
 if damaged then
-  return -1
+  return {ARGV[1], -1}
 end
 if not held or sub(held, 3, 26) ~= ARGV[1] then
-  return 0
+  return {ARGV[1], 0}
 end
 redis.call('UNLINK', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])
 redis.call('ZREM', KEYS[4], ARGV[2])
-return 1
+return {ARGV[1], 1}

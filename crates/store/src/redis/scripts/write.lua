@@ -4,23 +4,24 @@
 -- ARGV  fence expected or '', states it may come from, new head, body, last chunk or '',
 --       note of the attempt or '', until when, chunks, id and address, milliseconds kept beyond
 --       the end, time or '', latest time or ''
--- Gives {1, attempts}; {2, attempts} for an operation that is new; {0, 0} when it lost; {-1, 0} for
--- a damaged record; {-2, time} when it came too late; and the held head where the drawing has no
--- such arrow (I8).
+-- Gives {token, 1, attempts}; {token, 2, attempts} for an operation that is new; {token, 0, 0} when it
+-- lost; {token, -1, 0} for a damaged record; {token, -2, 0} when it came too late; and
+-- {token, -3, held head} where the drawing has no such arrow (I8). The token is the new head's.
 
 local key, ids, leases, ends = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local new, member = ARGV[3], ARGV[9]
+local token = sub(new, 55, 62)
 
 local held, damaged = read(key)
 if damaged then
-  return {-1, 0}
+  return {token, -1, 0}
 end
 if held == new then
-  return {1, tonumber(redis.call('HGET', key, 'n') or 1)}
+  return {token, 1, tonumber(redis.call('HGET', key, 'n') or 1)}
 end
 local now = clock(ARGV[11])
 if ARGV[12] ~= '' and now > tonumber(ARGV[12]) then
-  return {-2, now}
+  return {token, -2, 0}
 end
 
 local from = '0'
@@ -32,7 +33,7 @@ if from ~= '0' then
   fence = sub(held, 3, 26)
 end
 if fence ~= ARGV[1] then
-  return {0, 0}
+  return {token, 0, 0}
 end
 local to = sub(new, 2, 2)
 local claims = to == '1' and from ~= '1'
@@ -41,10 +42,7 @@ if not claims then
   claim = held and sub(held, 27, 34)
 end
 if not string.find(ARGV[2], from, 1, true) or sub(new, 27, 34) ~= claim then
-  if from == '0' then
-    return ''
-  end
-  return held
+  return {token, -3, from ~= '0' and held or ''}
 end
 
 -- What expired makes room.
@@ -115,6 +113,6 @@ if to == '2' or to == '4' then
   redis.call('PEXPIRE', key, ARGV[7] - now + ARGV[10])
 end
 if from == '0' then
-  return {2, attempts}
+  return {token, 2, attempts}
 end
-return {1, attempts}
+return {token, 1, attempts}
