@@ -35,6 +35,7 @@ mod servers;
 mod store;
 mod upkeep;
 mod url;
+mod watch;
 
 use std::{
     sync::{
@@ -47,7 +48,7 @@ use std::{
 use parking_lot::RwLock;
 
 pub use self::{failure::Refusal, open::OpenError, url::UrlError};
-use self::{node::NodeClock, servers::Servers};
+use self::{node::NodeClock, servers::Servers, watch::Listeners};
 use crate::{
     StoreError,
     clock::Clock,
@@ -98,6 +99,7 @@ struct Inner {
     /// The latest time that [`Store::now`](crate::Store::now) gave, in milliseconds.
     latest: AtomicU64,
     counted: Counted,
+    listeners: Arc<Listeners>,
     /// Where the next look for overdue leases starts.
     first_shard: AtomicU64,
     closed: AtomicBool,

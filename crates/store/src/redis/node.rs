@@ -107,16 +107,7 @@ impl Dialing {
 pub struct Node {
     pub place: Place,
     pub clock: Arc<NodeClock>,
-    live: Mutex<Option<Live>>,
-    /// Held while a connection is made; why the last one was not, and when.
-    dialing: tokio::sync::Mutex<Option<(Instant, Refusal)>>,
-}
-
-/// A connection. It is gone with its last clone.
-#[derive(Clone)]
-struct Live {
-    connection: MultiplexedConnection,
-    closed: Arc<AtomicBool>,
+    line: Line,
 }
 
 impl Node {
@@ -125,8 +116,7 @@ impl Node {
         Self {
             place,
             clock,
-            live: Mutex::new(None),
-            dialing: tokio::sync::Mutex::new(None),
+            line: Line::default(),
         }
     }
 
@@ -139,10 +129,7 @@ impl Node {
         command: &Cmd,
         asking: bool,
     ) -> Result<Value, Failure> {
-        let mut live = self
-            .live(dialing, expected)
-            .await
-            .map_err(Failure::Unsent)?;
+        let mut live = self.live(dialing, expected).await?;
         let answer = if asking {
             let mut both = redis::Pipeline::new();
             both.cmd("ASKING").add_command(command.clone());
@@ -151,13 +138,108 @@ impl Node {
         } else {
             live.connection.send_packed_command(command).await
         };
-        self.judge(&live, answer)
+        self.line.judge(&self.place, &live, answer)
     }
 
-    fn judge(&self, live: &Live, answer: Result<Value, RedisError>) -> Result<Value, Failure> {
+    /// Measures the server's clock again.
+    pub async fn measure_clock(
+        &self,
+        dialing: &Dialing,
+        expected: &Expected,
+    ) -> Result<(), Failure> {
+        let mut live = self.live(dialing, expected).await?;
+        let measured = self.clock.measure(&mut live.connection).await;
+        let answer = measured.map(|()| Value::Nil);
+        self.line.judge(&self.place, &live, answer).map(drop)
+    }
+
+    async fn live(&self, dialing: &Dialing, expected: &Expected) -> Result<Live, Failure> {
+        let dial = async |closed| {
+            let pushed = closes(closed);
+            let mut connection = dialing
+                .dial(&self.place, &expected.login, expected.db, pushed)
+                .await
+                .map_err(|error| Refusal::of_connect(&self.place, &error))?;
+            check::server(&mut connection, &self.place, expected).await?;
+            self.clock
+                .measure(&mut connection)
+                .await
+                .map_err(|error| Refusal::of_connect(&self.place, &error))?;
+            Ok(connection)
+        };
+        self.line.live(dial).await
+    }
+}
+
+/// Notes in `closed` that its connection broke.
+fn closes(closed: Arc<AtomicBool>) -> impl Fn(PushInfo) + Send + Sync + 'static {
+    move |info| {
+        if info.kind == PushKind::Disconnection {
+            closed.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// A connection that is made when it is needed, and made anew when it breaks.
+#[derive(Default)]
+pub struct Line {
+    live: Mutex<Option<Live>>,
+    /// Held while a connection is made; why the last one was not, and when.
+    dialing: tokio::sync::Mutex<Option<(Instant, Refusal)>>,
+}
+
+/// A connection. It is gone with its last clone.
+#[derive(Clone)]
+pub struct Live {
+    pub connection: MultiplexedConnection,
+    closed: Arc<AtomicBool>,
+}
+
+impl Line {
+    /// The connection as it stands, or one that `dial` makes. What `dial` is given is to become true
+    /// when the connection breaks.
+    pub async fn live(
+        &self,
+        dial: impl AsyncFnOnce(Arc<AtomicBool>) -> Result<MultiplexedConnection, Refusal>,
+    ) -> Result<Live, Failure> {
+        if let Some(live) = self.current() {
+            return Ok(live);
+        }
+        // Whoever comes first makes the connection; the others wait, and share its fate.
+        let mut last = self.dialing.lock().await;
+        if let Some(live) = self.current() {
+            return Ok(live);
+        }
+        if let Some((at, refusal)) = &*last
+            && at.elapsed() < PAUSE
+        {
+            return Err(Failure::Unsent(refusal.clone()));
+        }
+        let closed = Arc::new(AtomicBool::new(false));
+        match dial(closed.clone()).await {
+            Ok(connection) => {
+                let live = Live { connection, closed };
+                *self.live.lock() = Some(live.clone());
+                *last = None;
+                Ok(live)
+            }
+            Err(refusal) => {
+                *last = Some((Instant::now(), refusal.clone()));
+                Err(Failure::Unsent(refusal))
+            }
+        }
+    }
+
+    /// What an answer that came over `live` means; a connection that it speaks against is dropped.
+    pub fn judge(
+        &self,
+        place: &Place,
+        live: &Live,
+        answer: Result<Value, RedisError>,
+    ) -> Result<Value, Failure> {
         let failure = match answer.and_then(Value::extract_error) {
             Ok(value) => return Ok(value),
-            Err(error) => Failure::of_sent(&self.place, &error),
+            Err(error) => Failure::of_sent(place, &error),
         };
         // A role that changed, and an answer that did not come, are found out anew.
         if matches!(failure, Failure::Unanswered(_)) || failure.code() == "READONLY" {
@@ -172,33 +254,6 @@ impl Node {
         Err(failure)
     }
 
-    async fn live(&self, dialing: &Dialing, expected: &Expected) -> Result<Live, Refusal> {
-        if let Some(live) = self.current() {
-            return Ok(live);
-        }
-        // Whoever comes first makes the connection; the others wait, and share its fate.
-        let mut last = self.dialing.lock().await;
-        if let Some(live) = self.current() {
-            return Ok(live);
-        }
-        if let Some((at, refusal)) = &*last
-            && at.elapsed() < PAUSE
-        {
-            return Err(refusal.clone());
-        }
-        match self.dial(dialing, expected).await {
-            Ok(live) => {
-                *self.live.lock() = Some(live.clone());
-                *last = None;
-                Ok(live)
-            }
-            Err(refusal) => {
-                *last = Some((Instant::now(), refusal.clone()));
-                Err(refusal)
-            }
-        }
-    }
-
     fn current(&self) -> Option<Live> {
         let mut live = self.live.lock();
         if live
@@ -208,41 +263,6 @@ impl Node {
             *live = None;
         }
         live.clone()
-    }
-
-    async fn dial(&self, dialing: &Dialing, expected: &Expected) -> Result<Live, Refusal> {
-        let closed = Arc::new(AtomicBool::new(false));
-        let seen = closed.clone();
-        let pushed = move |info: PushInfo| {
-            if info.kind == PushKind::Disconnection {
-                seen.store(true, Ordering::Release);
-            }
-        };
-        let mut connection = dialing
-            .dial(&self.place, &expected.login, expected.db, pushed)
-            .await
-            .map_err(|error| Refusal::of_connect(&self.place, &error))?;
-        check::server(&mut connection, &self.place, expected).await?;
-        self.clock
-            .measure(&mut connection)
-            .await
-            .map_err(|error| Refusal::of_connect(&self.place, &error))?;
-        Ok(Live { connection, closed })
-    }
-
-    /// Measures the server's clock again.
-    pub async fn measure_clock(
-        &self,
-        dialing: &Dialing,
-        expected: &Expected,
-    ) -> Result<(), Failure> {
-        let mut live = self
-            .live(dialing, expected)
-            .await
-            .map_err(Failure::Unsent)?;
-        let measured = self.clock.measure(&mut live.connection).await;
-        let answer = measured.map(|()| Value::Nil);
-        self.judge(&live, answer).map(drop)
     }
 }
 

@@ -101,6 +101,7 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
         home_clock: RwLock::new(home.clock.clone()),
         latest: AtomicU64::new(0),
         counted: Counted::default(),
+        listeners: Arc::default(),
         first_shard: AtomicU64::new(0),
         closed: AtomicBool::new(false),
     };

@@ -10,16 +10,17 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use redis::{Cmd, Value};
+use redis::{Cmd, PushInfo, PushKind, Value};
 use tokio::runtime;
 
 use super::{
     check::{Expected, Meta},
     failure::{Failure, Refusal},
     names::{HOME, Names, SHARDS, Shard},
-    node::{Dialing, Node},
+    node::{Dialing, Line, Node},
     scripts::Script,
     url::{Place, Shape, Target},
+    watch::Listeners,
 };
 
 /// A command is sent to so many servers at most before it is given up: a cluster points the way.
@@ -43,6 +44,8 @@ pub struct Servers {
     /// Each runtime has connections of its own: what reads and writes them runs on the threads that
     /// wait for the answers.
     nodes: Mutex<HashMap<(runtime::Id, Place), Arc<Node>>>,
+    /// The connections on which nothing but channels is listened to.
+    ears: Mutex<HashMap<Place, Arc<Line>>>,
 }
 
 /// Which server holds which shard.
@@ -127,6 +130,7 @@ impl Servers {
             stale: AtomicBool::new(false),
             finding: tokio::sync::Mutex::default(),
             nodes: Mutex::default(),
+            ears: Mutex::default(),
         }
     }
 
@@ -192,6 +196,39 @@ impl Servers {
         }
     }
 
+    /// Sends a command about channels to the server of a shard. What comes of it is told to `listeners`.
+    pub async fn call_ears(
+        &self,
+        shard: Shard,
+        command: &Cmd,
+        listeners: &Arc<Listeners>,
+    ) -> Result<(), Failure> {
+        let place = self.map().await?.place(shard).clone();
+        let line = self.ears.lock().entry(place.clone()).or_default().clone();
+        let dial = async |closed: Arc<AtomicBool>| {
+            let listeners = listeners.clone();
+            let pushed = move |info: PushInfo| {
+                if info.kind == PushKind::Disconnection {
+                    closed.store(true, Ordering::Release);
+                }
+                listeners.pushed(&info);
+            };
+            self.dialing
+                .dial(&place, &self.expected.login, self.expected.db, pushed)
+                .await
+                .map_err(|error| Refusal::of_connect(&place, &error))
+        };
+        let mut live = line.live(dial).await?;
+        let answer = live.connection.send_packed_command(command).await;
+        let answer = line.judge(&place, &live, answer);
+        if let Err(failure) = &answer
+            && let ("MOVED", Some(to)) = (failure.code(), moved_to(failure, &place))
+        {
+            self.moved(shard, &to);
+        }
+        answer.map(drop)
+    }
+
     /// Sends a command to every server that holds shards.
     pub async fn call_all(&self, command: &Cmd) -> Result<Vec<Value>, Failure> {
         let mut answers = Vec::new();
@@ -219,6 +256,7 @@ impl Servers {
     /// Closes all connections.
     pub fn close(&self) {
         self.nodes.lock().clear();
+        self.ears.lock().clear();
     }
 
     /// Measures a server's clock again.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -22,8 +22,8 @@ use super::{
     tag,
 };
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Status, Store, StoreError, Stored, Swap, Swept,
-    Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Status, Store, StoreError, Stored, Swap,
+    Swept, Write,
     codec::{self, take_attempt},
     parcel::{self, Label},
 };
@@ -31,6 +31,12 @@ use crate::{
 /// For so long after its end a record is still held, if nobody sweeps it: the server's own expiry
 /// only gives space back, and decides nothing.
 const KEPT_BEYOND_MILLIS: u64 = 3_600_000;
+
+/// What a parcel holds.
+const RECORD: u8 = 1;
+const LAST_CHUNK: u8 = 2;
+const CHUNK: u8 = 3;
+const ATTEMPT: u8 = 4;
 
 impl Store for RedisStore {
     fn now(&self) -> Timestamp {
@@ -63,11 +69,12 @@ impl Store for RedisStore {
     ) -> Result<(), StoreError> {
         let inner = &self.inner;
         let of = head::recording(recording);
-        let blob = inner.close(Kind::Chunk, address, &of, chunk, &bytes)?;
-        let size = blob.len();
+        let label = chunk_label(address, recording, chunk);
+        let parcel = parcel::close(inner.sealer.as_ref(), &label, &bytes)?;
+        let size = parcel.len();
         let mut command = scripts::APPEND.call();
         command.arg(1).arg(inner.servers.names.record(address));
-        command.arg(&of).arg(chunk).arg(&*blob);
+        command.arg(&of).arg(chunk).arg(&*parcel);
         let answer = inner.script(address, &scripts::APPEND, command).await?;
         match inner.echoed(answer, &[&of, chunk.to_string().as_bytes()])? {
             [Value::Int(1)] => {
@@ -98,10 +105,10 @@ impl Store for RedisStore {
         note: AttemptNote,
     ) -> Result<u32, StoreError> {
         let inner = &self.inner;
-        let blob = inner.close_note(address, id, note)?;
+        let parcel = inner.close_note(address, id, note)?;
         let mut command = scripts::NOTE.call();
         command.arg(1).arg(inner.servers.names.record(address));
-        command.arg(id.as_bytes()).arg(&*blob);
+        command.arg(id.as_bytes()).arg(&*parcel);
         match int(inner.script(address, &scripts::NOTE, command).await?)? {
             0 => Err(StoreError::Unavailable(format!("{id} is not held"))),
             number => u32::try_from(number).map_err(|_| damaged()),
@@ -153,6 +160,12 @@ impl Store for RedisStore {
         self.inner.overdue(limit).await
     }
 
+    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
+        let inner = &self.inner;
+        // Whoever waits looks again, whatever became of the wait.
+        let _ = tokio::time::timeout(at_most, inner.watch(address, seen)).await;
+    }
+
     fn status(&self) -> Status {
         self.inner.counted.status()
     }
@@ -191,21 +204,23 @@ impl Inner {
         };
         let decoded = Head::decode(&head).map_err(corrupt)?;
         let record = record.ok_or_else(damaged)?;
-        let record = self.open(Kind::Record, address, &head, 0, record)?;
-        let record = codec::decode(record).map_err(corrupt)?;
+        let open = |kind, parcel: Bytes| {
+            let label = record_label(kind, address, decoded.token);
+            parcel::open(self.sealer.as_ref(), &label, &parcel)
+        };
+        let record = codec::decode(open(RECORD, record)?).map_err(corrupt)?;
         if record.standing() != decoded.standing {
             return Err(corrupt("the record is not the one that its head speaks of"));
         }
         let last_chunk = match &record.state {
             State::Completed(completed) if completed.chunks > 0 => {
-                let last_chunk = last_chunk.ok_or_else(damaged)?;
-                Some(self.open(Kind::LastChunk, address, &head, 0, last_chunk)?)
+                Some(open(LAST_CHUNK, last_chunk.ok_or_else(damaged)?)?)
             }
             _ => None,
         };
         Ok(Some(Stored {
             record: Arc::new(record),
-            attempts: number_or_one(attempts)?,
+            attempts: number_or(1, attempts)?,
             last_chunk,
         }))
     }
@@ -276,14 +291,18 @@ impl Inner {
         let head = new.encode();
         let mut plain = BytesMut::with_capacity(512);
         codec::encode(record, &mut plain);
-        let body = self.close(Kind::Record, address, &head, 0, &plain)?;
+        let close = |kind, plain: &[u8]| {
+            let label = record_label(kind, address, token);
+            parcel::close(self.sealer.as_ref(), &label, plain)
+        };
+        let body = close(RECORD, &plain)?;
         let last_chunk = match &write.last_chunk {
-            Some(chunk) => self.close(Kind::LastChunk, address, &head, 0, chunk)?,
-            None => BytesMut::new(),
+            Some(chunk) => close(LAST_CHUNK, chunk)?,
+            None => Bytes::new(),
         };
         let note = match &write.attempt {
             Some(note) => self.close_note(address, record.id, note.clone())?,
-            None => BytesMut::new(),
+            None => Bytes::new(),
         };
         let expected_fence = expected.map(head::fence);
         let expected_fence = expected_fence.as_ref().map_or(&[][..], |fence| fence);
@@ -315,7 +334,7 @@ impl Inner {
         let missing = || corrupt(format!("chunk {chunk} of {recording} is missing"));
         let name = format!("c{chunk}");
         let fields = self.fields(address, &["h", &name]).await?;
-        let Ok([head, blob]) = <[_; 2]>::try_from(fields) else {
+        let Ok([head, parcel]) = <[_; 2]>::try_from(fields) else {
             return Err(damaged());
         };
         let head = head.ok_or_else(missing)?;
@@ -323,9 +342,9 @@ impl Inner {
         if decoded.recording() != recording {
             return Err(corrupt(format!("{recording} is not there any more")));
         }
-        if let Some(blob) = blob {
-            let of = head::recording(recording);
-            return self.open(Kind::Chunk, address, &of, chunk, blob);
+        if let Some(parcel) = parcel {
+            let label = chunk_label(address, recording, chunk);
+            return parcel::open(self.sealer.as_ref(), &label, &parcel);
         }
         // The last one stands beside the record.
         let is_last = decoded.standing.state == StateName::Completed
@@ -352,7 +371,7 @@ impl Inner {
         if Head::decode(&head).map_err(corrupt)?.id() != id {
             return Ok(Vec::new());
         }
-        let last = number_or_one(last)?;
+        let last = number_or(1, last)?;
         let first = last.saturating_sub(MAX_ATTEMPTS_KEPT as u32) + 1;
         let names: Vec<String> = (first..=last).map(|number| format!("a{number}")).collect();
         if names.is_empty() {
@@ -363,7 +382,8 @@ impl Inner {
         let mut attempts = Vec::with_capacity(notes.len());
         for (number, note) in (first..).zip(notes) {
             let Some(note) = note else { continue };
-            let mut note = self.open(Kind::Attempt, address, id.as_bytes(), 0, note)?;
+            let label = Label::new(ATTEMPT, &[address.as_bytes(), id.as_bytes()]);
+            let mut note = parcel::open(self.sealer.as_ref(), &label, &note)?;
             let attempt = take_attempt(&mut note).map_err(corrupt)?;
             attempts.push(Attempt { number, ..attempt });
         }
@@ -435,29 +455,12 @@ impl Inner {
         StoreError::InDoubt("the server answered another question than was asked".to_owned())
     }
 
-    fn close(
-        &self,
-        kind: Kind,
-        address: Address,
-        of: &[u8],
-        number: u32,
-        plain: &[u8],
-    ) -> Result<BytesMut, StoreError> {
-        let owner = Owner {
-            kind,
-            address,
-            of,
-            number,
-        };
-        blob::close(self.sealer.as_ref(), owner, plain)
-    }
-
     fn close_note(
         &self,
         address: Address,
         id: OperationId,
         note: AttemptNote,
-    ) -> Result<BytesMut, StoreError> {
+    ) -> Result<Bytes, StoreError> {
         // The script counts; the number stands in the name of the field.
         let attempt = Attempt {
             number: 0,
@@ -468,25 +471,19 @@ impl Inner {
         };
         let mut plain = BytesMut::with_capacity(64);
         codec::encode_attempt(&attempt, &mut plain);
-        self.close(Kind::Attempt, address, id.as_bytes(), 0, &plain)
+        let label = Label::new(ATTEMPT, &[address.as_bytes(), id.as_bytes()]);
+        parcel::close(self.sealer.as_ref(), &label, &plain)
     }
+}
 
-    fn open(
-        &self,
-        kind: Kind,
-        address: Address,
-        of: &[u8],
-        number: u32,
-        blob: Bytes,
-    ) -> Result<Bytes, StoreError> {
-        let owner = Owner {
-            kind,
-            address,
-            of,
-            number,
-        };
-        blob::open(self.sealer.as_ref(), owner, blob)
-    }
+/// The label of a record, or of its last chunk: of this very write.
+fn record_label(kind: u8, address: Address, token: [u8; 8]) -> Label {
+    Label::new(kind, &[address.as_bytes(), &token])
+}
+
+fn chunk_label(address: Address, recording: RecordingId, number: u32) -> Label {
+    let of = head::recording(recording);
+    Label::new(CHUNK, &[address.as_bytes(), &of, &number.to_be_bytes()])
 }
 
 /// Whether `record` may follow a record with the fence `expected`, as far as can be told without
@@ -516,9 +513,11 @@ fn int(value: Value) -> Result<i64, StoreError> {
     }
 }
 
-/// An operation has one attempt unless it says otherwise.
-fn number_or_one(field: Option<Bytes>) -> Result<u32, StoreError> {
-    let Some(field) = field else { return Ok(1) };
+/// The number in a field, or what its absence stands for.
+pub fn number_or(absent: u32, field: Option<Bytes>) -> Result<u32, StoreError> {
+    let Some(field) = field else {
+        return Ok(absent);
+    };
     let text = std::str::from_utf8(&field).map_err(corrupt)?;
     text.parse().map_err(corrupt)
 }

@@ -42,6 +42,7 @@ impl Inner {
                 })
             })
             .await?;
+        self.hush().await;
         self.measure_clocks().await?;
         self.count().await?;
         Ok(swept)

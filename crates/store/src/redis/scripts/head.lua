@@ -31,3 +31,9 @@ local function expired(head, now)
   return (state == '2' or state == '4') and now >= struct.unpack('>I8', head, 35)
 end
 
+-- Tells those who wait for a change of a record. A server that does not let the user publish must not
+-- stop the script half-way: they ask now and then.
+local function tell(key)
+  redis.pcall('SPUBLISH', key, '')
+end
+

@@ -112,6 +112,7 @@ redis.call('HSET', key, unpack(fields))
 if to == '2' or to == '4' then
   redis.call('PEXPIRE', key, ARGV[7] - now + ARGV[10])
 end
+tell(key)
 if from == '0' then
   return {token, 2, attempts}
 end
