@@ -8,6 +8,7 @@
 //!
 //! The harness panics where a test should fail: that is how a test fails.
 
+mod between;
 mod client;
 mod control;
 mod gateway;
@@ -18,6 +19,7 @@ mod signal;
 mod upstream;
 mod wire;
 
+pub use between::Between;
 pub use client::{Client, End, Request, Response};
 pub use control::Control;
 pub use gateway::{Gateway, Run, Setup, run_to_exit};

@@ -21,6 +21,7 @@ pub struct RedisServer {
     child: Option<Child>,
     folder: TempDir,
     port: u16,
+    tls_port: u16,
     options: Vec<String>,
     password: Option<String>,
 }
@@ -43,6 +44,7 @@ impl RedisServer {
             child: None,
             folder: tempfile::tempdir().expect("a folder"),
             port: free_port(),
+            tls_port: 0,
             options: Vec::new(),
             password,
         };
@@ -61,6 +63,22 @@ impl RedisServer {
             .extend(options.iter().map(|&one| one.to_owned()));
         server.restart();
         server
+    }
+
+    /// Starts a server that speaks TLS too, with a certificate and its key in files.
+    pub fn start_tls(certificate: &str, key: &str) -> Self {
+        let port = free_port();
+        let mut options = vec!["--tls-cert-file", certificate, "--tls-key-file", key];
+        let text = port.to_string();
+        options.extend(["--tls-auth-clients", "no", "--tls-port", &text]);
+        let mut server = Self::start(&options);
+        server.tls_port = port;
+        server
+    }
+
+    /// Its port for TLS.
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
     }
 
     /// Starts it again in its folder and on its port.
@@ -165,22 +183,13 @@ impl RedisServer {
         self.try_command(arguments).expect("an answer")
     }
 
-    fn try_command(&self, arguments: &[&str]) -> io::Result<String> {
-        let arguments: Vec<&[u8]> = arguments.iter().map(|one| one.as_bytes()).collect();
-        self.try_command_bytes(&arguments)
-    }
-
-    /// As [`RedisServer::command`], with any bytes.
-    pub fn command_bytes(&self, arguments: &[&[u8]]) -> String {
-        self.try_command_bytes(arguments).expect("an answer")
-    }
-
-    fn try_command_bytes(&self, arguments: &[&[u8]]) -> io::Result<String> {
+    /// As [`RedisServer::command`], for a server that may not answer.
+    pub fn try_command(&self, arguments: &[&str]) -> io::Result<String> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut stream = BufReader::new(stream);
         if let Some(password) = &self.password {
-            exchange(&mut stream, &[b"AUTH", password.as_bytes()])?;
+            exchange(&mut stream, &["AUTH", password])?;
         }
         exchange(&mut stream, arguments)
     }
@@ -301,11 +310,11 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-fn exchange(stream: &mut BufReader<TcpStream>, arguments: &[&[u8]]) -> io::Result<String> {
+fn exchange(stream: &mut BufReader<TcpStream>, arguments: &[&str]) -> io::Result<String> {
     let mut request = format!("*{}\r\n", arguments.len()).into_bytes();
     for argument in arguments {
         request.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
-        request.extend_from_slice(argument);
+        request.extend_from_slice(argument.as_bytes());
         request.extend_from_slice(b"\r\n");
     }
     stream.get_mut().write_all(&request)?;

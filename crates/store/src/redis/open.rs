@@ -71,6 +71,10 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
     let target = Target::parse(url)?;
     let sealer = options.encryption.as_ref().map(Sealer::new).transpose()?;
     let tls = target.tls;
+    if tls {
+        // The client library takes the provider of the process. If there is one, it stays.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    }
     let servers = Servers::new(
         target,
         Dialing {

@@ -142,17 +142,19 @@ impl Servers {
         let mut place = self.map().await?.place(request.shard).clone();
         let mut asking = false;
         let mut moves = 0;
+        let started = Instant::now();
         loop {
             let node = self.node(&place);
             let failure = match self.send(&node, request, asking).await {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            moves += 1;
             match failure.code() {
-                "MOVED" | "ASK" | "TRYAGAIN" if moves >= MOST_MOVES => return Err(failure),
-                "TRYAGAIN" => tokio::time::sleep(HALF_MOVED).await,
-                code @ ("MOVED" | "ASK") => {
+                "TRYAGAIN" if started.elapsed() < self.dialing.response_timeout => {
+                    tokio::time::sleep(HALF_MOVED).await;
+                }
+                code @ ("MOVED" | "ASK") if moves < MOST_MOVES => {
+                    moves += 1;
                     asking = code == "ASK";
                     let Some(to) = moved_to(&failure, &place) else {
                         return Err(failure);

@@ -529,3 +529,73 @@ fn damaged() -> StoreError {
 pub fn unexpected() -> StoreError {
     StoreError::InDoubt("the server's answer is none that was expected".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_core::{
+        Fingerprint, Key, OwnerId, RequestLine, Scope,
+        transition::{Claim, claim},
+    };
+    use onlyonce_testkit::RedisServer;
+
+    use super::*;
+    use crate::redis::Options;
+
+    /// Nobody here sends a write twice, but something between may.
+    #[tokio::test]
+    async fn a_write_that_arrives_twice_is_one_write() {
+        let server = RedisServer::start(&[]);
+        let store = RedisStore::open(&server.url(), Options::default()).await;
+        let inner = store.expect("it opens").inner;
+        let address = Address::from_bytes([1; 16]);
+        let first = Claim {
+            id: OperationId::from_bytes([1; 16]),
+            scope: Scope {
+                tenant: "acme".into(),
+                namespace: "openai".into(),
+            },
+            key: Key::new("k").expect("a key"),
+            fingerprint: Fingerprint::from_bytes([7; 32]),
+            request: RequestLine::default(),
+            owner: OwnerId::new(1),
+        };
+        let record = claim(None, first, inner.now(), Duration::from_secs(30)).expect("new");
+        let write = Write {
+            record,
+            last_chunk: None,
+            attempt: None,
+        };
+        for (token, first, second) in [([1; 8], 2, 1), ([2; 8], 0, 0)] {
+            let mut command = inner
+                .write_command(&scripts::WRITE, address, None, &write, token)
+                .expect("a command");
+            command.arg("");
+            let request = Request::script(shard_of(address), &scripts::WRITE, command);
+            for code in [first, second] {
+                let answer = inner.call(&request).await.expect("an answer");
+                let answer = inner.echoed(answer, &[&token]).expect("its own");
+                assert_eq!(answer, [Value::Int(code), Value::Int(0)]);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_another_question_is_not_believed() {
+        let server = RedisServer::start(&[]);
+        let store = RedisStore::open(&server.url(), Options::default()).await;
+        let inner = store.expect("it opens").inner;
+        let told =
+            |word: &[u8]| Value::Array(vec![Value::BulkString(word.to_vec()), Value::Int(1)]);
+        assert!(matches!(
+            inner.echoed(told(b"mine"), &[b"mine"]),
+            Ok([Value::Int(1)])
+        ));
+        for answer in [told(b"yours"), Value::Int(1), Value::Array(Vec::new())] {
+            let believed = inner.echoed::<1>(answer, &[b"mine"]);
+            assert!(
+                matches!(believed, Err(StoreError::InDoubt(_))),
+                "{believed:?}"
+            );
+        }
+    }
+}
