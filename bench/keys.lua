@@ -5,6 +5,13 @@ local head, tail
 local sent = 0
 local mode
 
+-- Each thread has its own Lua: its number keeps their keys apart.
+local threads = 0
+function setup(thread)
+  threads = threads + 1
+  thread:set("number", threads)
+end
+
 function init(args)
   mode = args[1]
   local prefix = args[2] or "key"
@@ -16,7 +23,7 @@ function init(args)
   elseif mode == "one" then
     head = head .. "Idempotency-Key: " .. prefix .. tail
   else
-    head = head .. "Idempotency-Key: " .. prefix .. "-"
+    head = head .. "Idempotency-Key: " .. prefix .. "-" .. number .. "-"
   end
 end
 

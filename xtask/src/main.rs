@@ -23,8 +23,10 @@ cargo xtask COMMAND
                            kill -9 at random points under load, checked against the upstream's ledger
   powercut [--images N] [--seed S] [--release | --binary FILE]
                            power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
-  bench http [--only PART] [--quick] [--pairs N] [--binary FILE]
-                           against nginx and a published peer; writes bench/RESULTS.md
+  bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
+                           against nginx and a published peer; writes bench/RESULTS.md. The parts:
+                           throughput, single, streams, joined, million. --quick shows in a minute
+                           that they work, and writes target/bench-quick.md
 ";
 
 fn main() {

@@ -61,6 +61,21 @@ impl Record {
         }
     }
 
+    /// The record as it counts once its recording cannot be read (I13): what was answered is lost, so
+    /// the outcome is unknown. It keeps its fence, so that it can be resolved.
+    pub fn without_recording(self) -> Self {
+        let State::Completed(completed) = &self.state else {
+            return self;
+        };
+        Self {
+            state: State::Unknown {
+                since: completed.completed_at,
+                reason: UnknownReason::Unreadable,
+            },
+            ..self
+        }
+    }
+
     /// When the record stops to count, if it ever does: a completed one at the end of its window,
     /// a released one when it is of no more interest. Never while running, never while unknown.
     pub fn expires_at(&self) -> Option<Timestamp> {

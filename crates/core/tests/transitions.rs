@@ -424,3 +424,26 @@ fn i11_the_assertion_refuses_a_window_that_ends_before_it_starts() {
     }
     assert_lawful(Some(&before), &after);
 }
+
+#[test]
+fn i13_a_record_that_lost_its_recording_is_unknown_and_can_be_resolved() {
+    let held = completed();
+    let lost = held.clone().without_recording();
+    assert_eq!(lost.fence(), held.fence());
+    assert_eq!(lost.recording(), held.recording());
+    let state = State::Unknown {
+        since: NOW,
+        reason: UnknownReason::Unreadable,
+    };
+    assert_eq!(lost.state, state);
+    for (name, to) in [
+        ("resolve: did not run", StateName::Released),
+        ("resolve: ran", StateName::Completed),
+    ] {
+        let next = apply(name, Some(&lost), lost.fence()).expect("unknown");
+        assert_eq!(next.state.name(), to);
+    }
+    for other in [running(), unknown(), released()] {
+        assert_eq!(other.clone().without_recording(), other);
+    }
+}

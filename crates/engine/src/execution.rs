@@ -4,14 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Fence, Head, HeaderBlock, Key, OperationId, Record, ReleaseReason, UnknownReason,
+    Fence, Head, HeaderBlock, Key, OperationId, Record, ReleaseReason, State, UnknownReason,
 };
 use onlyonce_store::Store;
 use tokio::runtime::Handle;
 
 use crate::{
-    Kind, Late, PushError, Shared, Unsettled, abandoned::Outcome, admission::Permit, live::Live,
-    recording::declared_len, writer::Writer,
+    Kind, Late, PushError, Shared, Unsettled,
+    abandoned::Outcome,
+    admission::Permit,
+    live::{Live, Phase},
+    recording::declared_len,
+    writer::Writer,
 };
 
 /// The right, and the duty, to execute one operation: its claim is durable.
@@ -54,6 +58,25 @@ impl<S: Store> Execution<S> {
     /// What the claim stands on now; renewals of the lease raise its epoch.
     pub fn fence(&self) -> Fence {
         self.writer.fence()
+    }
+
+    /// Whether the claim is believed still, on the store's clock. Asked right before the first byte
+    /// goes out: a process that stood still in between may have been taken for dead, and then it must
+    /// send nothing (I1, I9). What follows on `false` is [`Execution::not_sent`], which releases the
+    /// key if nobody else has written since.
+    pub fn may_send(&self) -> bool {
+        let state = self.writer.live.state.lock();
+        let lease_until = match (&state.phase, state.record.as_deref()) {
+            (
+                Phase::Running,
+                Some(Record {
+                    state: State::InFlight { lease_until, .. },
+                    ..
+                }),
+            ) => *lease_until,
+            _ => return false,
+        };
+        self.writer.shared.store.now() < lease_until
     }
 
     /// The key: the same for every execution of the operation, so what is made of it to send

@@ -14,6 +14,7 @@ pub mod metrics;
 mod open;
 mod presets;
 pub mod proxy;
+mod seldom;
 pub mod shared;
 mod start;
 

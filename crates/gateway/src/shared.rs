@@ -9,6 +9,7 @@ use onlyonce_store::Store;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::seldom::Seldom;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
 pub struct Shared<S: Store> {
@@ -22,6 +23,8 @@ pub struct Shared<S: Store> {
     pub tenants: Tenants,
     /// What is counted.
     pub metrics: Metrics,
+    /// When to say that the store is down, while every request finds it so.
+    pub(crate) store_down: Seldom,
 }
 
 impl<S: Store> Shared<S> {
@@ -41,6 +44,7 @@ impl<S: Store> Shared<S> {
             hash_keys,
             tenants,
             metrics,
+            store_down: Seldom::default(),
         }))
     }
 }

@@ -235,7 +235,10 @@ pub(crate) fn log_to_stderr() {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
+        .with_ansi(io::stderr().is_terminal())
+        // A log that cannot be written (its disk is full, its reader has left) stops nothing. Left
+        // on, this tells standard error so, and panics where that fails too.
+        .log_internal_errors(false);
     // A logger that is set already (in a test) may stay.
     let _ = if std::env::var_os("ONLYONCE_LOG_FORMAT").is_some_and(|format| format == "json") {
         builder.json().try_init()

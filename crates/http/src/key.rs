@@ -15,7 +15,7 @@ use crate::secret::{HashKeys, hex_128, update_prefixed};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// More than one header line names the action, be they equal or not.
-    #[error("{first} and {second} were both sent, and one request has one key")]
+    #[error("{}, and one request has one key", sent_twice(.first, .second))]
     Twice {
         /// The header of the first one found.
         first: HeaderName,
@@ -167,6 +167,14 @@ fn structured_kind(text: &str) -> Option<&'static str> {
     }
 }
 
+fn sent_twice(first: &HeaderName, second: &HeaderName) -> String {
+    if first == second {
+        format!("{first} was sent more than once")
+    } else {
+        format!("{first} and {second} were both sent")
+    }
+}
+
 /// RFC 9110 section 5.6.3.
 fn trim_optional_white_space(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
@@ -237,6 +245,23 @@ mod tests {
     #[test]
     fn hostile_010_two_headers_with_different_values_are_refused() {
         assert!(matches!(read(&["a", "b"]), Err(KeyError::Twice { .. })));
+    }
+
+    #[test]
+    fn two_keys_are_told_by_the_headers_that_they_came_in() {
+        let [one, other] = ["idempotency-key", "paypal-request-id"].map(HeaderName::from_static);
+        let text = |first: &HeaderName, second: &HeaderName| {
+            let (first, second) = (first.clone(), second.clone());
+            KeyError::Twice { first, second }.to_string()
+        };
+        assert_eq!(
+            text(&one, &one),
+            "idempotency-key was sent more than once, and one request has one key"
+        );
+        assert_eq!(
+            text(&one, &other),
+            "idempotency-key and paypal-request-id were both sent, and one request has one key"
+        );
     }
 
     #[test]

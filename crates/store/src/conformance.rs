@@ -79,6 +79,17 @@ pub trait Subject: Send + Sync + 'static {
         let _ = (store, clock, address);
         async { None }
     }
+
+    /// As [`Subject::damage`], of the first chunk of the recording at `address` alone.
+    fn damage_chunk(
+        &mut self,
+        store: Arc<Self::Store>,
+        clock: ManualClock,
+        address: Address,
+    ) -> impl Future<Output = Option<Arc<Self::Store>>> + Send {
+        let _ = (store, clock, address);
+        async { None }
+    }
 }
 
 /// Makes a `#[tokio::test]` of every rule, for the [`Subject`] that the expression gives.
@@ -157,6 +168,7 @@ macro_rules! conformance_tests {
             lists_and_ids_survive_a_restart
             the_secret_survives_a_restart
             hostile_085_a_damaged_record_is_an_error_of_its_key_alone
+            i13_a_completed_record_without_its_recording_is_unknown
         }
     };
     (@rules $subject:expr; $($rule:ident)*) => {

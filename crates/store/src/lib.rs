@@ -81,6 +81,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Chunk number `chunk` of `recording`; [`StoreError::Corrupt`] where it is not there, or cannot
     /// be read. A chunk of another claim is not there.
+    ///
+    /// A completed record of which a chunk cannot be read counts as unknown from then on, under the
+    /// fence that it has (I13; see [`Record::without_recording`]): whoever comes next is told so, and
+    /// an operator can resolve it.
     fn read(
         &self,
         address: Address,

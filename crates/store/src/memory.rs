@@ -173,13 +173,8 @@ impl Store for MemoryStore {
     ) -> Result<Bytes, StoreError> {
         self.faults.meet(Call::Read).await?;
         self.faults.check_readable(address)?;
-        self.faults.check_chunk(address, chunk)?;
-        self.table
-            .lock()
-            .entry(address, recording.operation)
-            .filter(|entry| entry.record.claim == recording.claim)
-            .and_then(|entry| entry.chunks.get(&chunk).cloned())
-            .ok_or_else(|| StoreError::Corrupt(format!("{recording} has no chunk {chunk}")))
+        let damage = self.faults.check_chunk(address, chunk);
+        self.table.lock().read(address, recording, chunk, damage)
     }
 
     async fn note_attempt(
@@ -454,6 +449,27 @@ impl Table {
         self.bytes += added;
         self.bytes -= replaced.map_or(0, |chunk| chunk.len() as u64);
         Ok(())
+    }
+
+    fn read(
+        &mut self,
+        address: Address,
+        recording: RecordingId,
+        chunk: u32,
+        damage: Result<(), StoreError>,
+    ) -> Result<Bytes, StoreError> {
+        let missing = || StoreError::Corrupt(format!("{recording} has no chunk {chunk}"));
+        let entry = self
+            .entry_mut(address, recording.operation)
+            .filter(|entry| entry.record.claim == recording.claim)
+            .ok_or_else(missing)?;
+        let read = damage.and_then(|()| entry.chunks.get(&chunk).cloned().ok_or_else(missing));
+        if let (Err(_), State::Completed(completed)) = (&read, &entry.record.state)
+            && chunk < completed.chunks
+        {
+            entry.record = Arc::new(Record::clone(&entry.record).without_recording());
+        }
+        read
     }
 
     fn entry(&self, address: Address, id: OperationId) -> Option<&Entry> {

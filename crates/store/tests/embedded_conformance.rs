@@ -73,13 +73,32 @@ impl Subject for Embedded {
     ) -> Option<Arc<EmbeddedStore>> {
         store.close().await.expect("it closes");
         let folder = self.folder_of(store);
-        damage_records(folder.path(), address);
+        damage(folder.path(), address, |_| true);
+        Some(self.open(folder, clock))
+    }
+
+    async fn damage_chunk(
+        &mut self,
+        store: Arc<EmbeddedStore>,
+        clock: ManualClock,
+        address: Address,
+    ) -> Option<Arc<EmbeddedStore>> {
+        store.close().await.expect("it closes");
+        let folder = self.folder_of(store);
+        let mut chunks = 0;
+        damage(folder.path(), address, |kind| {
+            chunks += u32::from(kind == CHUNK);
+            kind == CHUNK && chunks == 1
+        });
         Some(self.open(folder, clock))
     }
 }
 
-/// Flips a byte in the body of every entry of `address`.
-fn damage_records(folder: &Path, address: Address) {
+const CHUNK: u8 = 2;
+
+/// Flips a byte in the body of each entry of `address` whose kind is wanted.
+fn damage(folder: &Path, address: Address, mut wanted: impl FnMut(u8) -> bool) {
+    const KIND_BEFORE_ADDRESS: usize = 2;
     const BODY_AFTER_ADDRESS: usize = 16 + 8;
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -91,6 +110,7 @@ fn damage_records(folder: &Path, address: Address) {
             .windows(16)
             .enumerate()
             .filter(|(_, window)| window == address.as_bytes())
+            .filter(|&(at, _)| wanted(bytes[at - KIND_BEFORE_ADDRESS]))
             .map(|(at, _)| at + BODY_AFTER_ADDRESS + 8)
             .filter(|&at| at < bytes.len())
             .collect();

@@ -23,6 +23,16 @@ impl Subject for Memory {
         store.faults().corrupt(address);
         Some(store)
     }
+
+    async fn damage_chunk(
+        &mut self,
+        store: Arc<MemoryStore>,
+        _: ManualClock,
+        address: Address,
+    ) -> Option<Arc<MemoryStore>> {
+        store.faults().corrupt_chunk(address, 0);
+        Some(store)
+    }
 }
 
 onlyonce_store::conformance_tests!(Memory);

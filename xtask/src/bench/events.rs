@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
@@ -30,8 +30,16 @@ pub fn now() -> u64 {
     BASE.elapsed().as_nanos() as u64
 }
 
-/// A runtime on one thread.
-pub fn runtime() -> Result<Runtime> {
+/// Does some work on one thread, and gives up after a while: a stream that stalls ends nothing.
+pub fn run<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    runtime()?.block_on(async {
+        tokio::time::timeout(limit, work)
+            .await
+            .with_context(|| format!("it did not end within {} s", limit.as_secs()))?
+    })
+}
+
+fn runtime() -> Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder
         .enable_all()
@@ -72,15 +80,13 @@ async fn serve(stream: TcpStream) -> Result<()> {
             .next()
             .context("no number")?
             .parse()
-            .unwrap_or(0);
+            .with_context(|| format!("not for streams: {path}"))?;
         let mut body = vec![0; content_length(&head)];
         stream.read_exact(&mut body).await?;
         let answer = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
                       transfer-encoding: chunked\r\n\r\n";
         stream.write_all(answer.as_bytes()).await?;
-        if events > 0 {
-            REQUESTS.fetch_add(1, Ordering::SeqCst);
-        }
+        REQUESTS.fetch_add(1, Ordering::SeqCst);
         let mut interval = tokio::time::interval(INTERVAL);
         for _ in 0..events {
             interval.tick().await;
@@ -101,11 +107,23 @@ fn event() -> String {
 }
 
 /// When the event in a line was sent.
-pub fn sent_at(line: &str) -> Option<u64> {
-    line.strip_prefix("data: {\"sent\":")?
-        .get(..20)?
-        .parse()
-        .ok()
+pub fn sent_at(line: &[u8]) -> Option<u64> {
+    let number = line
+        .strip_prefix(b"data: {\"sent\":".as_slice())?
+        .get(..20)?;
+    std::str::from_utf8(number).ok()?.parse().ok()
+}
+
+/// Appends the next chunk of a body; false at its end.
+pub async fn read_chunk(stream: &mut BufReader<TcpStream>, into: &mut Vec<u8>) -> Result<bool> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await?;
+    let size = usize::from_str_radix(line.trim(), 16).context("the stream broke off")?;
+    let start = into.len();
+    into.resize(start + size + 2, 0);
+    stream.read_exact(&mut into[start..]).await?;
+    into.truncate(start + size);
+    Ok(size > 0)
 }
 
 /// Reads a head, empty line included.

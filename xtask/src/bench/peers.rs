@@ -10,11 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{apt_install, quietly, root, target_dir};
+use super::machine::cores;
+use crate::command::{apt_install, cargo, quietly, root, target_dir};
 use crate::faults::random::Random;
 
 /// How long a program may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long it may take until it ended: the gateway waits for executions first.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
 
 /// A program that is ended when it is dropped.
 pub struct Running {
@@ -54,7 +58,7 @@ impl Running {
     }
 
     /// The process and its children: nginx works in children.
-    pub fn processes(&self) -> Vec<u32> {
+    fn processes(&self) -> Vec<u32> {
         let id = self.child.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
         let children = children.unwrap_or_default();
@@ -82,32 +86,35 @@ impl Running {
 
     /// Asks it to end, and waits for that.
     pub fn stop(mut self) -> Result<()> {
-        terminate(&mut self.child);
-        self.child.wait()?;
+        if !self.end()? {
+            bail!("{} had to be killed", self.address);
+        }
         Ok(())
+    }
+
+    /// Whether it ended when it was asked to; otherwise it is killed.
+    fn end(&mut self) -> Result<bool> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        let id = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &id]).status()?;
+        let since = Instant::now();
+        while since.elapsed() < STOP_LIMIT {
+            if self.child.try_wait()?.is_some() {
+                return Ok(true);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(false)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        terminate(&mut self.child);
-        let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(40) {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn terminate(child: &mut Child) {
-    if matches!(child.try_wait(), Ok(None)) {
-        let _ = Command::new("kill")
-            .args(["-TERM", &child.id().to_string()])
-            .status();
+        let _ = self.end();
     }
 }
 
@@ -136,7 +143,7 @@ fn answers(address: SocketAddr, question: &str) -> bool {
 const PAGE: &str = "GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
 
 /// A port that is free now.
-pub fn free_port() -> Result<u16> {
+fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -148,9 +155,9 @@ fn loopback(port: u16) -> SocketAddr {
 pub struct Stage {
     folder: PathBuf,
     binary: PathBuf,
-    /// The upstream that answers at once.
-    pub upstream: Running,
-    /// The upstream that sends events.
+    /// Answers at once.
+    upstream: Running,
+    /// The upstream of streams.
     pub events: SocketAddr,
 }
 
@@ -158,7 +165,7 @@ impl Stage {
     /// Starts the upstream; `events` is where the upstream of streams listens.
     pub fn set(binary: PathBuf, events: SocketAddr) -> Result<Self> {
         apt_install(&[("nginx", "nginx-light"), ("wrk", "wrk")])?;
-        let folder = target_dir().join("bench");
+        let folder = target_dir().join("bench-data");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         let port = free_port()?;
@@ -184,12 +191,16 @@ impl Stage {
         })
     }
 
-    /// The gateway on an embedded store in a folder, which is emptied if `fresh`.
-    pub fn onlyonce(&self, name: &str, fresh: bool, route: &str) -> Result<Running> {
+    /// The gateway as it is shipped, on an empty embedded store.
+    pub fn onlyonce(&self, name: &str) -> Result<Running> {
+        let _ = fs::remove_dir_all(self.data(name));
+        self.onlyonce_with(name, "", "")
+    }
+
+    /// The gateway on the embedded store that is there, with lines of its own in the sections of
+    /// the store and of the route.
+    pub fn onlyonce_with(&self, name: &str, store: &str, route: &str) -> Result<Running> {
         let data = self.data(name);
-        if fresh {
-            let _ = fs::remove_dir_all(&data);
-        }
         let (port, control) = (free_port()?, free_port()?);
         let config = self.folder.join(format!("{name}.toml"));
         let text = format!(
@@ -199,6 +210,7 @@ control = "127.0.0.1:{control}"
 
 [store]
 url = "embedded:{data}"
+{store}
 
 [[upstream]]
 name = "answers"
@@ -233,15 +245,19 @@ upstream = "events"
         self.folder.join(format!("{name}.data"))
     }
 
-    /// Peer 2, with its memory or with Redis, and the Redis.
-    pub fn idempotent_proxy(&self, redis: bool) -> Result<(Running, Option<Running>)> {
-        let binary = install_idempotent_proxy()?;
+    /// A file for a part's own use.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Peer 2, which must be installed, with its memory or with Redis.
+    pub fn idempotent_proxy(&self, redis: Option<&Running>) -> Result<Running> {
         // It refuses to start without such a file.
         let folder = self.folder.join("idempotent-proxy");
         fs::create_dir_all(&folder)?;
         fs::write(folder.join(".env"), "")?;
         let port = free_port()?;
-        let mut command = Command::new(binary);
+        let mut command = Command::new(idempotent_proxy_program());
         command
             .current_dir(&folder)
             .env("SERVER_ADDR", loopback(port).to_string())
@@ -250,29 +266,29 @@ upstream = "events"
             .env("REQUEST_TIMEOUT", "3600000")
             .env("LOG_LEVEL", "error")
             .stderr(Stdio::null());
-        let redis = if redis { Some(self.redis()?) } else { None };
-        if let Some(redis) = &redis {
+        if let Some(redis) = redis {
             command.env("REDIS_URL", format!("redis://{}", redis.address));
         }
-        Ok((Running::start(&mut command, loopback(port), PAGE)?, redis))
+        Running::start(&mut command, loopback(port), PAGE)
     }
 
-    fn redis(&self) -> Result<Running> {
+    /// An empty Redis that keeps nothing on disk.
+    pub fn redis(&self) -> Result<Running> {
         apt_install(&[("redis-server", "redis-server")])?;
         let port = free_port()?;
         let mut command = Command::new("redis-server");
         command
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--dir",
-            ])
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--save", "", "--dir"])
             .arg(&self.folder);
         Running::start(&mut command, loopback(port), "PING\r\n")
+    }
+
+    /// Ends the upstream and removes what the parts left.
+    pub fn clear(self) -> Result<()> {
+        self.upstream.stop()?;
+        fs::remove_dir_all(&self.folder)
+            .with_context(|| format!("cannot remove {}", self.folder.display()))
     }
 }
 
@@ -287,44 +303,47 @@ fn answer() -> String {
     format!("{start}{text}\"}}")
 }
 
-/// How many cores this machine has.
-pub fn cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
-}
-
 fn nginx(folder: &Path, name: &str, port: u16, fill: impl Fn(String) -> String) -> Result<Running> {
     let text = fs::read_to_string(root().join("bench").join(format!("{name}.conf")))?;
     let text = text.replace("WORKERS", &cores().to_string());
     let text = text.replace("FOLDER", &folder.display().to_string());
     let config = folder.join(format!("{name}.conf"));
     fs::write(&config, fill(text))?;
-    let program = if Path::new("/usr/sbin/nginx").exists() {
-        "/usr/sbin/nginx"
-    } else {
-        "nginx"
-    };
-    let mut command = Command::new(program);
+    let mut command = Command::new(nginx_program());
     command.arg("-c").arg(&config).stderr(Stdio::null());
     Running::start(&mut command, loopback(port), PAGE)
 }
 
-fn install_idempotent_proxy() -> Result<PathBuf> {
-    let place = target_dir().join("bench-peers");
-    let binary = place.join("bin/idempotent-proxy-server");
-    if !binary.exists() {
-        let mut install = Command::new("cargo");
-        install
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                "1.2.2",
-                "idempotent-proxy-server",
-                "--root",
-            ])
-            .arg(&place)
-            .env("CARGO_TARGET_DIR", place.join("target"));
-        quietly("building idempotent-proxy-server 1.2.2", &mut install)?;
+/// Not every user has nginx's folder in the path.
+pub fn nginx_program() -> &'static str {
+    if Path::new("/usr/sbin/nginx").exists() {
+        "/usr/sbin/nginx"
+    } else {
+        "nginx"
     }
-    Ok(binary)
+}
+
+/// Where peer 2 is installed, inside the target folder.
+fn peer_2_folder() -> PathBuf {
+    target_dir().join("bench-peers")
+}
+
+fn idempotent_proxy_program() -> PathBuf {
+    peer_2_folder().join("bin/idempotent-proxy-server")
+}
+
+/// Builds peer 2, once.
+pub fn install_idempotent_proxy() -> Result<()> {
+    if idempotent_proxy_program().exists() {
+        return Ok(());
+    }
+    let place = peer_2_folder();
+    let mut install = cargo();
+    install
+        .args(["install", "--locked", "--version", "1.2.2"])
+        .args(["idempotent-proxy-server", "--root"])
+        .arg(&place)
+        .env("CARGO_TARGET_DIR", place.join("target"));
+    quietly("building idempotent-proxy-server 1.2.2", &mut install)?;
+    Ok(())
 }

@@ -1,46 +1,95 @@
-//! Many streams at once, and many readers of one stream.
+//! Many streams at once: what the gateway adds to their first event and to each event.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::events::{self, read_head, sent_at};
+use super::Size;
+use super::events::{self, read_chunk, read_head, sent_at};
 use super::numbers::{median, percentile};
 use super::peers::{Running, Stage};
-use crate::faults::random::hash;
+use super::report::{Section, Target};
 
 /// How many streams at once.
 const STREAMS: u64 = 500;
 
-/// How many readers join one stream.
-const READERS: usize = 1_000;
+/// The time between the starts of two: all at once would measure a crowd at the door.
+const BETWEEN_STARTS: Duration = Duration::from_millis(4);
 
 /// What the streams of one peer measured, in milliseconds and microseconds.
-pub struct Streams {
+struct Streams {
     /// From the request to its first event, median, ms.
-    pub first_event: f64,
+    first_event: f64,
     /// From an event's sending to its arrival, p99, ms.
-    pub delay_p99: f64,
+    delay_p99: f64,
     /// The same, median, ms.
-    pub delay_median: f64,
+    delay_median: f64,
     /// Processor time of the peer for each event, in microseconds.
-    pub cpu_per_event: f64,
+    cpu_per_event: f64,
+}
+
+/// Rounds without a proxy, with nginx and with the gateway.
+pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
+    let nginx = stage.nginx()?;
+    let gateway = stage.onlyonce("streams")?;
+    let events = size.seconds * 1000 / events::INTERVAL.as_millis() as u64;
+    let mut figures = format!(
+        "{STREAMS} streams of one event each {} ms, {events} events each, every stream a new key; nginx with\n\
+         `proxy_buffering off`. \"Added\" is the difference to the same streams without a proxy, in the same\n\
+         round; the targets are for the medians of the rounds.\n\n\
+         | round | through | first event p50 ms | event delay p50 ms | event delay p99 ms | CPU µs/event |\n\
+         |---|---|---|---|---|---|\n",
+        events::INTERVAL.as_millis()
+    );
+    let (mut first, mut delay, mut cpu) = (vec![], vec![], vec![]);
+    for round in 1..=size.pairs {
+        let prefix = format!("round{round}");
+        let direct = all(stage.events, None, &prefix, events)?;
+        let plain = all(nginx.address, Some(&nginx), &prefix, events)?;
+        let ours = all(gateway.address, Some(&gateway), &prefix, events)?;
+        for (name, of) in [("nothing", &direct), ("nginx", &plain), ("onlyonce", &ours)] {
+            let row = format!(
+                "| {round} | {name} | {:.2} | {:.2} | {:.2} | {:.1} |",
+                of.first_event, of.delay_median, of.delay_p99, of.cpu_per_event
+            );
+            println!("   {row}");
+            writeln!(figures, "{row}")?;
+        }
+        first.push(ours.first_event - direct.first_event);
+        delay.push(ours.delay_p99 - direct.delay_p99);
+        cpu.push(ours.cpu_per_event / plain.cpu_per_event);
+    }
+    let (first, delay, cpu) = (median(&mut first), median(&mut delay), median(&mut cpu));
+    Ok(Section {
+        targets: vec![
+            Target::at_most("added to the first event, p50", first, 1.0, "ms"),
+            Target::at_most("added to an event's delay, p99", delay, 5.0, "ms"),
+            Target::at_most("CPU per event, ratio to nginx", cpu, 2.0, ""),
+        ],
+        figures,
+    })
 }
 
 /// Opens the streams one after another and reads all of them to their end.
-pub fn measure(peer: &Running, prefix: &str, events_of_a_stream: u64) -> Result<Streams> {
-    let cpu = peer.cpu();
-    let address = peer.address;
-    let (mut first, mut delays) = events::runtime()?.block_on(async {
+fn all(
+    address: SocketAddr,
+    peer: Option<&Running>,
+    prefix: &str,
+    events_of_each: u64,
+) -> Result<Streams> {
+    let used = || peer.map(Running::cpu).unwrap_or_default();
+    let before = used();
+    let limit = events::INTERVAL * events_of_each as u32 + Duration::from_secs(60);
+    let (mut first, mut delays) = events::run(limit, async {
         let mut tasks = Vec::new();
         for number in 0..STREAMS {
             let key = format!("{prefix}-{number}");
-            tasks.push(tokio::spawn(stream(address, key, events_of_a_stream)));
-            // All at once would measure a crowd at the door, not the streams.
-            tokio::time::sleep(Duration::from_millis(4)).await;
+            tasks.push(tokio::spawn(stream(address, key, events_of_each)));
+            tokio::time::sleep(BETWEEN_STARTS).await;
         }
         let (mut first, mut delays) = (Vec::new(), Vec::new());
         for task in tasks {
@@ -48,16 +97,10 @@ pub fn measure(peer: &Running, prefix: &str, events_of_a_stream: u64) -> Result<
             first.push(one);
             delays.extend(some);
         }
-        anyhow::Ok((first, delays))
+        Ok((first, delays))
     })?;
-    let cpu = peer.cpu() - cpu;
-    let events = delays.len() as f64;
-    if events < (STREAMS * events_of_a_stream) as f64 {
-        bail!(
-            "events were lost: {events} of {}",
-            STREAMS * events_of_a_stream
-        );
-    }
+    let cpu = used() - before;
+    let events = (STREAMS * events_of_each) as f64;
     Ok(Streams {
         first_event: median(&mut first),
         delay_p99: percentile(&mut delays, 0.99),
@@ -66,28 +109,33 @@ pub fn measure(peer: &Running, prefix: &str, events_of_a_stream: u64) -> Result<
     })
 }
 
-/// Reads one stream: the time to its first event, and each event's delay, in milliseconds.
+/// Reads one stream to its end: the time to its first event, and each event's delay, in milliseconds.
 async fn stream(to: SocketAddr, key: String, count: u64) -> Result<(f64, Vec<f64>)> {
     let start = events::now();
     let mut stream = open(to, &key, count).await?;
     let mut first = None;
     let mut delays = Vec::with_capacity(count as usize);
-    let mut line = String::new();
-    while (delays.len() as u64) < count {
-        line.clear();
-        if stream.read_line(&mut line).await? == 0 {
-            bail!("the stream of {key} ended early");
-        }
-        let Some(sent) = sent_at(&line) else { continue };
+    let mut unread = Vec::new();
+    while read_chunk(&mut stream, &mut unread).await? {
         let now = events::now();
-        first.get_or_insert(now);
-        delays.push(now.saturating_sub(sent) as f64 / 1e6);
+        // A proxy may cut the stream into other chunks than the upstream did.
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            if let Some(sent) = sent_at(&unread[..end]) {
+                first.get_or_insert(now);
+                delays.push(now.saturating_sub(sent) as f64 / 1e6);
+            }
+            unread.drain(..=end);
+        }
+    }
+    if delays.len() as u64 != count {
+        bail!("{key}: {} events of {count} came", delays.len());
     }
     let first = first.context("no event")?;
     Ok(((first - start) as f64 / 1e6, delays))
 }
 
-async fn open(to: SocketAddr, key: &str, count: u64) -> Result<BufReader<TcpStream>> {
+/// Asks for a stream and reads the head of the answer.
+pub async fn open(to: SocketAddr, key: &str, count: u64) -> Result<BufReader<TcpStream>> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
@@ -101,59 +149,4 @@ async fn open(to: SocketAddr, key: &str, count: u64) -> Result<BufReader<TcpStre
         bail!("{key}: {}", head.lines().next().unwrap_or_default());
     }
     Ok(stream)
-}
-
-/// What joining measured.
-pub struct Joined {
-    /// How many readers got the very same body.
-    pub equal: usize,
-    /// How many of them came while the stream was running.
-    pub readers: usize,
-    /// How often the upstream ran.
-    pub executions: u64,
-    /// From the end of the first caller's stream to the end of the last reader's, ms.
-    pub last_reader_after: f64,
-}
-
-/// One stream, and a thousand readers with the same key.
-pub fn join(stage: &Stage, gateway: &Running) -> Result<Joined> {
-    let _ = stage;
-    let before = events::requests();
-    let to = gateway.address;
-    let (first, others) = events::runtime()?.block_on(async {
-        let first = tokio::spawn(whole(to));
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let others: Vec<_> = (0..READERS).map(|_| tokio::spawn(whole(to))).collect();
-        let first = first.await??;
-        let mut ended = Vec::new();
-        for other in others {
-            ended.push(other.await??);
-        }
-        anyhow::Ok((first, ended))
-    })?;
-    let equal = others.iter().filter(|other| other.0 == first.0).count();
-    let last = others.iter().map(|other| other.1).max().unwrap_or(first.1);
-    Ok(Joined {
-        equal,
-        readers: others.len(),
-        executions: events::requests() - before,
-        last_reader_after: last.saturating_sub(first.1) as f64 / 1e6,
-    })
-}
-
-/// Reads a stream to its end: a hash of its events, and when it ended.
-async fn whole(to: SocketAddr) -> Result<(u64, u64)> {
-    let mut stream = open(to, "one-stream", 200).await?;
-    let mut body = Vec::new();
-    loop {
-        let mut line = String::new();
-        stream.read_line(&mut line).await?;
-        let size = u64::from_str_radix(line.trim(), 16).context("a broken chunk")?;
-        let mut chunk = vec![0; size as usize + 2];
-        stream.read_exact(&mut chunk).await?;
-        if size == 0 {
-            return Ok((hash(&body), events::now()));
-        }
-        body.extend_from_slice(&chunk[..size as usize]);
-    }
 }

@@ -30,7 +30,15 @@ pub struct Measured {
     pub p99: f64,
 }
 
+/// How many threads wrk uses for so many connections.
+pub fn threads(connections: u32) -> u32 {
+    connections.min(2)
+}
+
 /// Runs wrk against a URL for some seconds; `prefix` makes the keys differ between runs.
+///
+/// New keys are `PREFIX-T-N`: the Nth request of thread T, both from 1. wrk makes the first request
+/// of one thread only to look at it.
 pub fn run(
     url: &str,
     keys: Keys,
@@ -46,7 +54,7 @@ pub fn run(
     let mut command = Command::new("wrk");
     command
         .args([
-            "-t1",
+            &format!("-t{}", threads(connections)),
             &format!("-c{connections}"),
             &format!("-d{seconds}s"),
             "--timeout",
@@ -69,6 +77,9 @@ pub fn run(
     };
     if broken + refused > 0.0 {
         bail!("{url}: {broken} requests broke off, {refused} were answered with an error");
+    }
+    if requests == 0.0 {
+        bail!("{url} answered nothing in {seconds} s");
     }
     Ok(Measured {
         requests: requests as u64,

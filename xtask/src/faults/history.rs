@@ -104,16 +104,11 @@ impl History {
         }
     }
 
-    /// Notes an answer that never came to its end. Where stored bytes were damaged, that is an
-    /// outcome: a recording that cannot be read to its end breaks off at every try.
-    pub fn observe_broken(&mut self, key: &str) -> Seen {
+    /// Notes an answer that never came to its end. That is no outcome: even a recording that was
+    /// damaged breaks off for those who find that out, and is unknown to whoever comes next (I13).
+    pub fn observe_broken(&mut self) -> Seen {
         self.broken += 1;
-        let history = self.keys.entry(key.to_string()).or_default();
-        if self.rotten && history.complete.is_some() {
-            Seen::Unknown
-        } else {
-            Seen::Again
-        }
+        Seen::Again
     }
 
     /// Every key that was ever sent.

@@ -123,7 +123,7 @@ fn attempt(
             let text = String::from_utf8_lossy(&answer.body[..start]).into_owned();
             (history.observe(key, sent, &answer), text)
         }
-        Err(error) => (history.observe_broken(key), format!("{error:#}")),
+        Err(error) => (history.observe_broken(), format!("{error:#}")),
     }
 }
 

@@ -3,13 +3,13 @@
 use std::task::Poll;
 
 use bytes::Bytes;
-use onlyonce_core::{HeaderBlock, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Frame, Kind, PushError, Settings, Start, Unsettled};
+use onlyonce_core::{HeaderBlock, Refusal, StateName, UnknownReason};
+use onlyonce_engine::{Broken, Frame, Kind, PushError, Resolution, Settings, Start, Unsettled};
 use onlyonce_store::memory::{Call, Fault};
 
 use crate::world::{
     Answer, CHUNK, World, available, body, head, head_with, no_trailers, poll_next, poll_start,
-    read, read_body, resend, settings,
+    read, read_body, request, resend, settings,
 };
 
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
@@ -293,9 +293,10 @@ async fn hostile_073_a_response_over_the_limit_is_not_recorded() {
 }
 
 #[tokio::test]
-async fn a_damaged_chunk_breaks_the_replay_and_is_no_clean_end() {
+async fn i05_i13_a_damaged_chunk_breaks_the_replay_that_finds_it_and_is_unknown_from_then_on() {
     let world = World::new();
     let (execution, _) = world.execute("k").await;
+    let id = execution.id();
     execution
         .respond_whole(head(200), body(5 * CHUNK), no_trailers())
         .await
@@ -304,6 +305,20 @@ async fn a_damaged_chunk_breaks_the_replay_and_is_no_clean_end() {
     let answer = read(world.replay("k").await).await;
     assert_eq!(answer.body, body(2 * CHUNK));
     assert_eq!(answer.end, Err(Broken(UnknownReason::Unreadable)));
+
+    // Nobody gets a head again for which there is no body, and an operator can end it.
+    for _ in 0..2 {
+        let refused = world.refused(request("k")).await;
+        let unreadable = Refusal::Unknown(UnknownReason::Unreadable);
+        assert_eq!(refused.refusal, unreadable);
+        assert_eq!(refused.ticket.map(|ticket| ticket.id), Some(id));
+    }
+    world
+        .engine
+        .resolve(id, Resolution::Released, "looked it up")
+        .await
+        .expect("unknown");
+    assert_eq!(world.state("k").await, Some(StateName::Released));
 }
 
 #[tokio::test]

@@ -38,6 +38,47 @@ async fn hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing() {
 }
 
 #[tokio::test]
+async fn i09_an_owner_whose_lease_has_lapsed_may_not_send_and_frees_the_key() {
+    let paused = World::new();
+    let (execution, mut reader) = paused.execute("k").await;
+    assert!(execution.may_send());
+    paused.clock.advance(LEASE - Duration::from_millis(1));
+    assert!(execution.may_send());
+    paused.engine.upkeep().await;
+    paused.clock.advance(LEASE - Duration::from_millis(1));
+    assert!(execution.may_send(), "its lease was renewed");
+    paused.clock.advance(Duration::from_millis(1));
+    assert!(!execution.may_send());
+
+    execution.not_sent("it stood still").await.expect("durable");
+    assert_eq!(
+        reader.start().await,
+        Start::NotSent("it stood still".into())
+    );
+    assert_eq!(paused.state("k").await, Some(StateName::Released));
+}
+
+#[tokio::test]
+async fn i01_an_owner_that_was_overtaken_before_it_sent_may_not_send() {
+    let paused = World::new();
+    let (execution, mut reader) = paused.execute("k").await;
+    paused.clock.advance(LEASE);
+    let neighbour = paused.neighbour(2);
+    let (again, _) = neighbour.execute_by("k", &resend()).await;
+    assert!(again.may_send());
+    assert!(!execution.may_send());
+
+    let settled = execution.not_sent("it stood still").await;
+    assert_eq!(settled, Err(Unsettled::Fenced));
+    assert_eq!(
+        reader.start().await,
+        Start::Unknown(UnknownReason::LeasePassed)
+    );
+    assert_eq!(paused.state("k").await, Some(StateName::InFlight));
+    assert!(again.may_send());
+}
+
+#[tokio::test]
 async fn i09_an_owner_that_wakes_during_a_resend_changes_nothing() {
     let paused = World::new();
     let (execution, _) = paused.execute("k").await;

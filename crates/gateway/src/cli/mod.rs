@@ -1,6 +1,8 @@
 //! The command line: what may be typed, and what it leads to.
 
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,7 +85,7 @@ pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Exit
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("onlyonce: {failure}");
+            complain(&failure);
             ExitCode::from(failure.exit_code())
         }
     }
@@ -123,7 +125,9 @@ impl Serve {
 fn check(file: &std::path::Path) -> Result<(), Failure> {
     let config = Config::from_file(file, &Overrides::default())?;
     start::check_files(&config)?;
-    println!(
+    // The exit code says it too.
+    let _ = writeln!(
+        io::stdout(),
         "onlyonce: {} is valid: {}, {}",
         file.display(),
         count(config.upstreams.len(), "upstream"),
@@ -158,8 +162,13 @@ fn refuse(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         };
     }
-    eprintln!("onlyonce: {}", usage_line(error));
+    complain(&usage_line(error));
     ExitCode::from(2)
+}
+
+/// The one line of a failure. Where standard error cannot be written, the exit code says it alone.
+fn complain(what: &dyn Display) {
+    let _ = writeln!(io::stderr(), "onlyonce: {what}");
 }
 
 /// clap says what is wrong in its first paragraph; a suggestion stands beside it as context.

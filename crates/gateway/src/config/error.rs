@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, in one line that says where and what to do.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// One mistake in a configuration.
 ///
@@ -24,7 +24,14 @@ impl fmt::Display for ConfigError {
         if let Some(line) = self.line {
             write!(f, " line {line}")?;
         }
-        write!(f, ": {}; {}", self.what, self.next)
+        // What a file holds is repeated in it, line ends too.
+        for c in format!(": {}; {}", self.what, self.next).chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_default())?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -97,6 +104,14 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "a.toml line 3: it is wrong; make it right"
+        );
+        let error = ConfigError {
+            what: "it is \"a\n\tb\"".into(),
+            ..error
+        };
+        assert_eq!(
+            error.to_string(),
+            "a.toml line 3: it is \"a\\n\\tb\"; make it right"
         );
     }
 }

@@ -80,7 +80,10 @@ impl Config {
             file: name.clone(),
             line: None,
             what: format!("the configuration file cannot be read ({error})"),
-            next: "name a file that exists and may be read".to_owned(),
+            next: match error.kind() {
+                std::io::ErrorKind::InvalidData => "save it as UTF-8".to_owned(),
+                _ => "name a file that exists and may be read".to_owned(),
+            },
         })?;
         let source = Source {
             name: &name,

@@ -244,7 +244,7 @@ impl Policy {
             ])?;
         }
         if let Some(entry) = section.take("key_headers") {
-            policy.key_headers = header_names(&entry)?;
+            policy.key_headers = header_names(&entry, key_header)?;
             if policy.key_headers.is_empty() {
                 return Err(entry.fail("is empty", "name at least one header"));
             }
@@ -297,7 +297,7 @@ impl Policy {
 
     fn read_fingerprint(&mut self, section: &mut Section<'_>) -> Result<(), ConfigError> {
         if let Some(entry) = section.take("fingerprint_headers") {
-            self.fingerprint_headers = header_names(&entry)?;
+            self.fingerprint_headers = header_names(&entry, |item| item.header_name())?;
         }
         if let Some(entry) = section.take("fingerprint_body") {
             self.fingerprint_body = entry.choice(&[
@@ -323,7 +323,7 @@ impl Policy {
             self.forward_key = match entry.text()? {
                 "" => ForwardKey::Never,
                 "as-it-came" => ForwardKey::AsItCame,
-                _ => ForwardKey::In(entry.header_name()?),
+                _ => ForwardKey::In(key_header(&entry)?),
             };
         }
         if let Some(entry) = section.take("upstream_honours_keys") {
@@ -369,7 +369,7 @@ impl Policy {
             self.streams = entry
                 .list("[{ begins = \"event: start\", ends = [\"event: end\"] }]")?
                 .iter()
-                .map(|item| StreamKind::read(item.table("streams")?))
+                .map(|item| StreamKind::read(item.table("{ begins = \"...\", ends = [\"...\"] }")?))
                 .collect::<Result<_, _>>()?;
         }
         Ok(())
@@ -466,16 +466,51 @@ pub(crate) fn set_span(
     Ok(())
 }
 
-fn header_names(entry: &Entry<'_>) -> Result<Vec<HeaderName>, ConfigError> {
+fn header_names(
+    entry: &Entry<'_>,
+    read: impl Fn(&Entry<'_>) -> Result<HeaderName, ConfigError>,
+) -> Result<Vec<HeaderName>, ConfigError> {
     let mut names = Vec::new();
     for item in entry.list("[\"Idempotency-Key\"]")? {
-        let name = item.header_name()?;
+        let name = read(&item)?;
         if names.contains(&name) {
             return Err(item.fail(format!("names {name} again"), "take one of the two away"));
         }
         names.push(name);
     }
     Ok(names)
+}
+
+/// Headers that no key comes in: they frame a message, or hold a credential, which as a key would be
+/// stored (I16).
+const NO_KEY_HEADERS: [&str; 16] = [
+    "api-key",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+    "x-goog-api-key",
+];
+
+fn key_header(entry: &Entry<'_>) -> Result<HeaderName, ConfigError> {
+    let name = entry.header_name()?;
+    if NO_KEY_HEADERS.contains(&name.as_str()) {
+        return Err(entry.fail(
+            format!("cannot be {name}, which carries something else"),
+            "choose a header of its own for the key, like \"Idempotency-Key\"",
+        ));
+    }
+    Ok(name)
 }
 
 /// A list of statuses that can mean "did not run". A success cannot: it would never be recorded.

@@ -184,6 +184,9 @@ impl Upstream {
         if host.len() + 1 < authority.as_str().len() && authority.port_u16().is_none() {
             return Err(cannot("its port is not a number up to 65535"));
         }
+        if authority.port_u16() == Some(0) {
+            return Err(cannot("nothing listens on port 0"));
+        }
         Ok(Self {
             name: name.into(),
             tls,

@@ -132,7 +132,7 @@ impl<'a> Section<'a> {
 
     /// The table `name`, or an empty one: for a table whose every setting has a default.
     pub(crate) fn table_or_empty(&mut self, name: &'static str) -> Result<Self, ConfigError> {
-        let title = format!("[{name}]");
+        let title = self.title_of(name);
         match self.take(name) {
             Some(entry) => entry.table(&title),
             None => Ok(Section::new(self.source, title, None, None)),
@@ -141,9 +141,17 @@ impl<'a> Section<'a> {
 
     /// The table `name`, where it is there.
     pub(crate) fn table(&mut self, name: &'static str) -> Result<Option<Self>, ConfigError> {
-        self.take(name)
-            .map(|entry| entry.table(&format!("[{name}]")))
-            .transpose()
+        let title = self.title_of(name);
+        self.take(name).map(|entry| entry.table(&title)).transpose()
+    }
+
+    /// How the table `name` in this one is headed.
+    fn title_of(&self, name: &str) -> String {
+        let outer = self.title.strip_prefix('[');
+        match outer.and_then(|outer| outer.strip_suffix(']')) {
+            Some(outer) => format!("[{outer}.{name}]"),
+            None => format!("[{name}]"),
+        }
     }
 
     /// The list of tables `name`, empty where it is not there.
@@ -342,6 +350,9 @@ impl<'a> Entry<'a> {
         let Some(name) = text.strip_prefix("env:") else {
             return Ok(Secret::new(text));
         };
+        if name.is_empty() {
+            return Err(self.fail("names no environment variable", "write it like env:NAME"));
+        }
         match (self.source.env)(name).as_deref().map(str::trim) {
             Some("") => Err(self.fail(
                 format!("names the environment variable {name}, which is empty"),

@@ -279,7 +279,7 @@ impl Store {
         let mut section = root.table_or_empty("store")?;
         let mut store = Self {
             url: StoreUrl::Embedded("./onlyonce-data".into()),
-            segment_bytes: 64 << 20,
+            segment_bytes: 32 << 20,
             cache_bytes: 64 << 20,
             max_bytes: 64 << 30,
             max_records: 4_000_000,

@@ -307,6 +307,10 @@ fn secrets_come_from_the_environment_and_are_never_repeated() {
         "line 2: `control_token` names the environment variable EMPTY, which is empty; set EMPTY \
          to the secret",
     );
+    refused(
+        "[server]\ncontrol_token = \"env:\"",
+        "line 2: `control_token` names no environment variable; write it like env:NAME",
+    );
     let error = mistake(&format!(
         "[store.encryption]\nactive = 1\nkeys = [{{ id = 1, key = \"sk-secret\" }}]\n{UPSTREAM}"
     ));
@@ -346,7 +350,7 @@ fn encryption_keys_are_numbered_and_one_is_active() {
     );
     refused(
         "[store.encryption]\nactive = 1",
-        "line 1: [encryption] has no `keys`; write keys = [{ id = 1, key = \"env:NAME\" }]",
+        "line 1: [store.encryption] has no `keys`; write keys = [{ id = 1, key = \"env:NAME\" }]",
     );
 }
 
@@ -372,8 +376,8 @@ fn a_store_is_embedded_or_memory() {
         "line 2: `lease` is below one second; write at least \"1s\"",
     );
     refused(
-        "[store]\nmax_bytes = \"64MiB\"",
-        "line 2: `max_bytes` is below two segments; write 0 for no limit, at least 134217728 \
+        "[store]\nmax_bytes = \"32MiB\"",
+        "line 2: `max_bytes` is below two segments; write 0 for no limit, at least 67108864 \
          bytes, or lower segment_bytes",
     );
 }
@@ -450,6 +454,10 @@ fn an_upstream_has_an_address() {
         (
             "http://a:99999",
             "cannot be \"http://a:99999\": its port is not a number up to 65535",
+        ),
+        (
+            "http://a:0",
+            "cannot be \"http://a:0\": nothing listens on port 0",
         ),
         (
             "https://user:sk-1@a",
@@ -635,6 +643,21 @@ fn mistakes_in_a_policy_say_what_to_write() {
             "key_headers = [\"not a header\"]",
             "line 6: `key_headers`[0] cannot be \"not a header\"; write the name of an HTTP \
              header, like \"Idempotency-Key\"",
+        ),
+        (
+            "key_headers = [\"Authorization\"]",
+            "line 6: `key_headers`[0] cannot be authorization, which carries something else; choose \
+             a header of its own for the key, like \"Idempotency-Key\"",
+        ),
+        (
+            "forward_key = \"Host\"",
+            "line 6: `forward_key` cannot be host, which carries something else; choose a header of \
+             its own for the key, like \"Idempotency-Key\"",
+        ),
+        (
+            "streams = [\"x\"]",
+            "line 6: `streams`[0] is a string, and it must be a table; write it like { begins = \
+             \"...\", ends = [\"...\"] }",
         ),
         (
             "release = [200]",

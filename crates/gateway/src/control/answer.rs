@@ -68,7 +68,7 @@ impl From<Trouble> for Refusal {
             ),
             Trouble::Full(_) => (
                 StatusCode::INSUFFICIENT_STORAGE,
-                "purge records, or raise store.max_bytes or the disk's space",
+                "make room on the disk, or raise store.max_bytes; then ask again",
             ),
             Trouble::OverLimit(_) => (
                 StatusCode::TOO_MANY_REQUESTS,

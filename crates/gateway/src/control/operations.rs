@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Control;
 use super::answer::Refusal;
 use super::operation::{OperationDetail, OperationView};
-use super::query::{ListQuery, moment, operation_id, state};
+use super::query::{ListQuery, Named, moment, operation_id, state};
 use crate::config::Policy;
 
 /// A page of operations, newest first.
@@ -46,7 +46,7 @@ pub(super) async fn list<S: Store>(
 /// `GET /v1/operations/{id}`.
 pub(super) async fn show<S: Store>(
     State(control): State<Control<S>>,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Result<Json<OperationDetail>, Refusal> {
     let operation = control.shared.engine.operation(operation_id(&id)?).await?;
     let operation = operation.ok_or_else(|| Refusal::no_such_operation(&id))?;
@@ -75,7 +75,7 @@ pub(super) enum ResolveBody {
 /// `POST /v1/operations/{id}/resolve`.
 pub(super) async fn resolve<S: Store>(
     State(control): State<Control<S>>,
-    Path(id): Path<String>,
+    Named(id): Named,
     body: Result<Json<ResolveBody>, JsonRejection>,
 ) -> Result<Json<OperationDetail>, Refusal> {
     let id = operation_id(&id)?;
@@ -206,9 +206,9 @@ pub(super) async fn purge<S: Store>(
 }
 
 fn not_json(error: JsonRejection) -> Refusal {
-    Refusal::new(
-        error.status(),
-        error.body_text(),
-        "send content-type: application/json and the fields that /openapi.json lists",
-    )
+    let next = match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => "send a shorter body, or raise limits.response_body",
+        _ => "send content-type: application/json and the fields that /openapi.json lists",
+    };
+    Refusal::new(error.status(), error.body_text(), next)
 }

@@ -1,7 +1,7 @@
 //! What the control listener shows without asking who wants to know; and the metrics.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::Control;
 use super::answer::Refusal;
+use super::query::Named;
 use crate::config::nearest;
 use crate::shared::Phase;
 
@@ -65,7 +66,7 @@ pub(super) async fn problems() -> Response {
 }
 
 /// `GET /problems/{name}`: one page.
-pub(super) async fn problem(Path(name): Path<String>) -> Result<Response, Refusal> {
+pub(super) async fn problem(Named(name): Named) -> Result<Response, Refusal> {
     match page(&name) {
         Some(page) => Ok(html(page.to_html())),
         None => {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use onlyonce_core::{Key, OperationId, StateName, Timestamp};
 use onlyonce_store::Query;
 use serde::Deserialize;
@@ -13,6 +15,23 @@ use crate::config::{nearest, parse_duration};
 const PAGE: usize = 100;
 /// How many it has at most.
 const LARGEST_PAGE: usize = 1000;
+
+/// The one name in a path, decoded.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(error) => Err(Refusal::bad_request(
+                error.body_text(),
+                "percent-encode the path as UTF-8",
+            )),
+        }
+    }
+}
 
 /// The query of `GET /v1/operations`.
 #[derive(Debug, Default, Deserialize)]

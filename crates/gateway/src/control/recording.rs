@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{self, Path, Query};
+use axum::extract::{self, Query};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::Control;
 use super::answer::Refusal;
-use super::query::operation_id;
+use super::query::{Named, operation_id};
 
 /// The query of `GET /v1/operations/{id}/recording`.
 #[derive(Debug, Deserialize)]
@@ -31,7 +31,7 @@ pub(super) struct RecordingQuery {
 /// `GET /v1/operations/{id}/recording`.
 pub(super) async fn stream<S: Store>(
     extract::State(control): extract::State<Control<S>>,
-    Path(id): Path<String>,
+    Named(id): Named,
     query: Result<Query<RecordingQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(RecordingQuery { from }) = query.map_err(|error| {

@@ -39,12 +39,13 @@ pub(super) type Begun = (Response<()>, Answer);
 /// Sends `request` over an idle connection, or a new one, and waits for the head of its answer.
 ///
 /// A connection that had ended before it took the request is replaced once, by a new one. Nothing
-/// is ever sent twice.
+/// is ever sent twice, and nothing at all unless `may_send` says so at the last moment.
 pub(super) async fn exchange(
     pool: &Arc<Pool>,
     mut request: Request<Outgoing>,
     connect_timeout: Duration,
     first_byte_timeout: Duration,
+    may_send: impl Fn() -> bool,
 ) -> Result<Begun, Failure> {
     let mut fresh = false;
     loop {
@@ -52,6 +53,12 @@ pub(super) async fn exchange(
             .lane(connect_timeout, fresh)
             .await
             .map_err(Failure::NotSent)?;
+        // To connect takes its time, and a process can be stopped at any place.
+        if !may_send() {
+            return Err(Failure::NotSent(
+                "the gateway stood still for longer than its lease".to_owned(),
+            ));
+        }
         let sending = lane.send(request, pool);
         let mut waiting = Waiting {
             timer: lane.take_timer(),
@@ -131,5 +138,44 @@ impl From<Failed> for Failure {
             Failed::Broke(why) => Self::Broke(why),
             Failed::BadAnswer(why) => Self::BadAnswer(why),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::{Config, Overrides, Source};
+
+    fn pool_to(listener: &TcpListener) -> Arc<Pool> {
+        let address = listener.local_addr().expect("an address");
+        let text = format!("[[upstream]]\nname = \"up\"\nurl = \"http://{address}\"\n");
+        let source = Source {
+            name: "onlyonce.toml",
+            text: &text,
+            env: &|_| None,
+        };
+        let config = Config::read(&source, &Overrides::default()).expect("a configuration");
+        let upstream = config.upstreams.into_iter().next().expect("an upstream");
+        Arc::new(Pool::new(upstream, None).expect("a pool"))
+    }
+
+    #[tokio::test]
+    async fn i09_who_may_not_send_any_more_has_connected_and_writes_no_byte() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let pool = pool_to(&listener);
+        let request = Request::new(Outgoing::Whole(Bytes::from_static(b"charge")));
+        let limit = Duration::from_secs(20);
+        let exchanged = exchange(&pool, request, limit, limit, || false).await;
+        assert!(matches!(exchanged, Err(Failure::NotSent(_))));
+        drop(pool);
+        let (mut upstream, _) = listener.accept().expect("a connection");
+        let mut received = Vec::new();
+        upstream.read_to_end(&mut received).expect("its end");
+        assert_eq!(received, b"");
     }
 }

@@ -13,10 +13,9 @@ use onlyonce_core::{Head, HeaderBlock, ReleaseReason, UnknownReason};
 use onlyonce_engine::{Execution, Kind, PushError, Reader, Start, Ticket, Unsettled};
 use onlyonce_store::Store;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::audience::Follower;
+use super::audience::{Follower, Left};
 use super::exchange::{Begun, Failure, Waiting, exchange};
 use super::outgoing::Outgoing;
 use super::path::Path;
@@ -162,16 +161,16 @@ impl<S: Store> Driver<S> {
         self,
         mut execution: Execution<S>,
         order: Order,
-        left: Option<oneshot::Receiver<()>>,
+        mut left: Option<Left>,
         open: Open,
     ) {
         let begun = Instant::now();
-        let outcome = match left {
+        let outcome = match &mut left {
             None => self.run(&mut execution, order).await,
             Some(left) => tokio::select! {
                 biased;
                 outcome = self.run(&mut execution, order) => outcome,
-                _ = left => Outcome::Lost(UnknownReason::Cancelled),
+                () = left.all() => Outcome::Lost(UnknownReason::Cancelled),
             },
         };
         let metrics = &self.worker.shared.metrics;
@@ -179,6 +178,8 @@ impl<S: Store> Driver<S> {
         if let Err(error) = self.settle(execution, outcome, open).await {
             tracing::warn!(%error, "an outcome was not recorded");
         }
+        // Until here, who comes can tell that its audience has left.
+        drop(left);
     }
 
     /// `open` is what a worker waits for before it goes.
@@ -227,6 +228,7 @@ impl<S: Store> Driver<S> {
                 request,
                 policy.connect_timeout,
                 policy.first_byte_timeout.min(policy.total_timeout),
+                || execution.may_send(),
             )
             .await;
             match exchanged {

@@ -83,11 +83,14 @@ pub(super) async fn answer<S: Store>(
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
     };
-    let id = reader.ticket().id;
-    let mut follower = match path.route.policy.client_gone {
-        ClientGone::Finish => None,
-        ClientGone::Cancel => worker.audiences.join(id, &caller.watch),
-    };
+    let mut follower = None;
+    if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {
+        follower = worker.audiences.join(reader.ticket().id, &caller.watch);
+        if follower.is_none() {
+            // The execution is being cancelled: a head would promise a body that never comes.
+            reader.hold_until_durable();
+        }
+    }
     let start = std::future::poll_fn(|cx| {
         if let Some(follower) = &mut follower {
             follower.look();
@@ -353,15 +356,17 @@ fn sdk_retry_count(headers: &HeaderMap) -> Option<u32> {
 
 fn problem_of<S: Store>(worker: &Worker<S>, trouble: Trouble) -> Problem {
     let limits = &worker.shared.config.limits;
-    match trouble {
-        Trouble::Unavailable(why) | Trouble::InDoubt(why) => {
-            tracing::error!(why, "the store is unavailable");
-            Problem::StoreUnavailable {
-                retry_after: COME_AGAIN,
-            }
+    if let Trouble::Unavailable(_) | Trouble::InDoubt(_) | Trouble::Full(_) = trouble {
+        match worker.shared.store_down.turn(std::time::Instant::now()) {
+            Some(held_back) => tracing::error!(held_back, "requests are refused: {trouble}"),
+            None => tracing::debug!("a request is refused: {trouble}"),
         }
+    }
+    match trouble {
+        Trouble::Unavailable(_) | Trouble::InDoubt(_) => Problem::StoreUnavailable {
+            retry_after: COME_AGAIN,
+        },
         Trouble::Full(why) => {
-            tracing::error!(why, "the store is full");
             let limit_name = ["store.max_bytes", "store.max_records"]
                 .into_iter()
                 .find(|name| why.contains(name) || why.contains(&name["store.".len()..]));

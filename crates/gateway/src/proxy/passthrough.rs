@@ -37,6 +37,7 @@ pub(super) async fn pass(
         request,
         policy.connect_timeout,
         policy.first_byte_timeout,
+        || true,
     )
     .await;
     let (mut head, answer) = match begun {

@@ -102,7 +102,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 fn unusable(file: &Path, setting: &str, why: &str) -> Failure {
-    Failure::other(
+    Failure::usage(
         format!("the file {} cannot be used ({why})", file.display()),
         format!("set {setting} to a PEM file that holds what belongs there"),
     )

@@ -1,6 +1,7 @@
 //! The command line, as scripts use it.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use onlyonce_testkit::{Client, Gateway, Request, Run, Upstream, run_to_exit};
@@ -238,6 +239,48 @@ fn serve_needs_no_file() {
     let health = Client::connect(serving.1[1]).ask(&Request::get("/healthz"));
     assert_eq!(health.status(), 200);
     assert!(std::path::Path::new(&data).join("meta").exists());
+}
+
+#[test]
+fn beyond_loopback_a_credential_and_a_token_are_needed() {
+    let upstream = Upstream::counting();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, data) = (folder.path().join("c.toml"), folder.path().join("data"));
+    let token = "a-token-of-more-than-thirty-two-characters";
+    let text = format!(
+        "[server]\ncontrol_token = \"{token}\"\n[[upstream]]\nname = \"up\"\nurl = \"{}\"\n",
+        upstream.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let words = [
+        "serve",
+        "--config",
+        &file.display().to_string(),
+        "--listen",
+        "0.0.0.0:0",
+        "--control",
+        "0.0.0.0:0",
+        "--data",
+        &data.display().to_string(),
+    ];
+    let serving = Staying::start(&words, 2);
+    let [gateway, control] = serving.1[..] else {
+        panic!("it does not listen")
+    };
+    let on_loopback = |addr: SocketAddr| SocketAddr::from(([127, 0, 0, 1], addr.port()));
+    let (gateway, control) = (on_loopback(gateway), on_loopback(control));
+    let ask = |request: &Request| Client::connect(gateway).ask(request);
+    ask(&post("/x", "k", "b"))
+        .expect_problem(401, "credential-missing")
+        .expect_retry(false);
+    expect_executed(&ask(&post("/x", "k", "b").header("x-api-key", "s")));
+    assert_eq!(upstream.hits(), 1);
+    // Without a key there is nothing to keep apart.
+    assert_eq!(ask(&Request::get("/x")).status(), 200);
+    let list = Request::get("/v1/operations");
+    assert_eq!(Client::connect(control).ask(&list).status(), 401);
+    let list = list.header("Authorization", &format!("Bearer {token}"));
+    assert_eq!(Client::connect(control).ask(&list).status(), 200);
 }
 
 #[test]

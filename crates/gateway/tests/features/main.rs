@@ -6,11 +6,16 @@
 
 mod commands;
 mod control;
+mod encryption;
+#[path = "../hostile/faults.rs"]
+mod faults;
 mod keys;
 mod mistakes;
+mod openapi;
 mod passing;
 mod peers;
 mod policies;
+mod presets;
 mod protocols;
 mod routes;
 
@@ -64,4 +69,16 @@ fn held() -> (Upstream, Signal) {
         x.end_chunks();
     });
     (upstream, go)
+}
+
+/// Bytes that do not compress, the same each time (xorshift, Marsaglia 2003).
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.flatten().take(length).collect()
 }

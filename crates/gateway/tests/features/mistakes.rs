@@ -253,6 +253,89 @@ fn certificates_that_cannot_be_read_are_named() {
         Ok(_) => panic!("it starts without its certificate"),
         Err(run) => run,
     };
-    assert!(matches!(run.code, Some(1 | 2)), "{run:?}");
-    one_clear_line(&run, run.code.unwrap(), &["/no/such/cert.pem"]);
+    one_clear_line(&run, 2, &["/no/such/cert.pem", "server.tls.cert"]);
+    for (what, words) in [
+        (
+            "tls_roots = \"/no/such/roots.pem\"",
+            ["/no/such/roots.pem", "tls_roots"],
+        ),
+        (
+            "tls_roots = \"/etc/hostname\"",
+            ["/etc/hostname", "no certificate"],
+        ),
+    ] {
+        refused(
+            &format!("[[upstream]]\nname = \"up\"\nurl = \"https://a.test\"\n{what}\n"),
+            &words,
+        );
+    }
+}
+
+#[test]
+fn what_a_file_holds_never_makes_a_second_line() {
+    refused(
+        &format!("{UPSTREAM}[server]\nlisten = \"\"\"a\nb\"\"\"\n"),
+        &["line 5", "a\\nb"],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("onlyonce.toml");
+    std::fs::write(&file, b"\xff\xfe\x00").unwrap();
+    let run = run_to_exit(BIN, &["check", &file.display().to_string()], &[]);
+    one_clear_line(&run, 2, &["UTF-8"]);
+}
+
+#[test]
+fn a_mistake_has_its_exit_code_where_nobody_hears_of_it() {
+    for (words, code) in [("check /no/such/file.toml", 2), ("no-such-command", 2)] {
+        let script = format!("{BIN} {words} 2>/dev/full");
+        let run = run_to_exit("/bin/sh", &["-c", &script], &[]);
+        assert_eq!(run.code, Some(code), "{words}: {run:?}");
+    }
+}
+
+#[test]
+fn a_sandbox_on_a_busy_port_names_it() {
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = busy.local_addr().unwrap().to_string();
+    let run = run_to_exit(BIN, &["sandbox", "--listen", &addr], &[]);
+    one_clear_line(&run, 1, &[&addr, "--listen"]);
+}
+
+#[test]
+fn keys_without_the_right_token_are_told_what_to_send() {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream)
+        .server("control_token = \"env:TOKEN\"")
+        .env("TOKEN", "a-token-of-more-than-thirty-two-characters")
+        .start();
+    let control = format!("http://{}", gateway.control_addr());
+    for token in [&[][..], &["--token", "wrong"]] {
+        let words = [&["keys", "--control", &control][..], token, &["list"]].concat();
+        let run = run_to_exit(BIN, &words, &[]);
+        one_clear_line(&run, 1, &["token"]);
+        assert!(!run.stderr.contains("wrong"), "{run:?}");
+    }
+}
+
+#[test]
+fn an_upstream_that_is_away_is_no_reason_not_to_start_and_its_callers_are_told() {
+    let away = onlyonce_testkit::Refusing::new();
+    let gateway = onlyonce_testkit::Gateway::before(BIN, &away.url());
+    let told = gateway.post("/x", "k", "b");
+    told.expect_problem(502, "upstream-unreachable")
+        .expect_retry(true);
+    let told = told.json();
+    let detail = told["detail"].as_str().unwrap();
+    assert!(detail.contains("Connection refused"), "{detail}");
+    // Nothing is lost: the key is free, and runs as soon as somebody is there.
+    assert_eq!(gateway.control().operation("k")["state"], "released");
+    let listener = away.listen();
+    let mut caller = gateway.begin(&crate::post("/x", "k", "b"));
+    let (stream, _) = listener.accept().unwrap();
+    let mut upstream = onlyonce_testkit::Wire::new(stream);
+    upstream.take_head().unwrap();
+    upstream
+        .send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .unwrap();
+    crate::expect_executed(&caller.response());
 }

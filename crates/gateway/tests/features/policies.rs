@@ -2,11 +2,12 @@
 //! the gateway's own retries, time-outs.
 
 use std::net::TcpListener;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use onlyonce_testkit::{Refusing, Setup, Signal, Upstream, eventually};
+use onlyonce_testkit::{PATIENCE, Refusing, Setup, Signal, Upstream};
 use socket2::{Domain, Socket, Type};
 
+use crate::faults::Faults;
 use crate::{BIN, expect_executed, expect_replay, gateway, held, post, setup};
 
 #[test]
@@ -105,12 +106,45 @@ fn an_execution_can_be_cancelled_with_its_caller() {
     client.reset();
     gone.wait();
     gateway.control().wait_for_state("k", "unknown");
-    // A retry in the very moment of the break may still join, and breaks with it.
-    eventually("retries are told that the outcome is unknown", || {
-        let retry = gateway.post("/x", "k", "b");
-        assert!(retry.status() == 502 || !retry.whole(), "{retry:?}");
-        retry.status() == 502 && retry.problem().as_deref() == Some("outcome-unknown")
+    gateway
+        .post("/x", "k", "b")
+        .expect_problem(502, "outcome-unknown")
+        .expect_retry(false);
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn a_retry_in_the_moment_of_a_cancel_is_told_that_the_outcome_is_unknown() {
+    let gone = Signal::new();
+    let tell = gone.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.start_chunked(200, &[]);
+        x.chunk("begun");
+        x.wait_for_close();
+        tell.fire();
     });
+    let faults = Faults::new();
+    let gateway = faults
+        .on(setup(&upstream).route("client_gone = \"cancel\""))
+        .start();
+    let mut client = gateway.begin(&post("/x", "k", "b"));
+    client.read_head();
+    client.read_until("begun");
+    // The store takes its time, so that the moment lasts.
+    faults.set("hang");
+    client.reset();
+    gone.wait();
+    faults.wait_until_struck();
+    let mut retry = gateway.begin(&post("/x", "k", "b"));
+    retry.patience(Duration::from_millis(300));
+    let early = retry.try_read_head();
+    assert!(early.is_err(), "an answer that cannot end: {early:?}");
+    faults.clear();
+    retry
+        .patience(PATIENCE)
+        .response()
+        .expect_problem(502, "outcome-unknown")
+        .expect_retry(false);
     assert_eq!(upstream.hits(), 1);
 }
 

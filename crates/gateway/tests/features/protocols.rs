@@ -184,6 +184,17 @@ fn tls_goes_out_to_roots_that_are_given() {
 }
 
 #[test]
+fn tls_goes_out_to_the_roots_of_the_system() {
+    let certificate = Certificate::new();
+    let peer = Peer::start(Some(certificate.server(&["http/1.1"])));
+    let gateway = Setup::new(BIN, &format!("https://localhost:{}", peer.port()))
+        .env("SSL_CERT_FILE", &certificate.cert().display().to_string())
+        .start();
+    expect_executed(&gateway.post("/x", "k", "body"));
+    assert_eq!(peer.hits(), 1);
+}
+
+#[test]
 fn an_upstream_whose_certificate_is_not_trusted_gets_nothing() {
     let (theirs, ours) = (Certificate::new(), Certificate::new());
     let peer = Peer::start(Some(theirs.server(&["h2", "http/1.1"])));

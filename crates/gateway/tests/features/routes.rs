@@ -150,32 +150,6 @@ fn the_forwarded_header_of_rfc_7239_is_written() {
 }
 
 #[test]
-fn presets_know_what_releases() {
-    for (preset, status, mark) in [
-        ("generic", 529, "executed"),
-        ("anthropic", 529, "released"),
-        ("openai", 429, "released"),
-        ("gemini", 503, "released"),
-        ("openai", 500, "executed"),
-        ("stripe", 402, "executed"),
-    ] {
-        let upstream = Upstream::scripted(move |x| x.answer(status, &[], b"said"));
-        let gateway = setup(&upstream)
-            .upstream(&format!("preset = \"{preset}\""))
-            .start();
-        let answer = gateway.post("/x", "k", "b");
-        assert_eq!(
-            (answer.status(), answer.mark()),
-            (status, Some(mark)),
-            "{preset} {status}"
-        );
-        gateway.post("/x", "k", "b").expect_status(status);
-        let hits = if mark == "released" { 2 } else { 1 };
-        assert_eq!(upstream.hits(), hits, "{preset} {status}");
-    }
-}
-
-#[test]
 fn a_preset_of_ones_own_builds_on_another() {
     let upstream = Upstream::scripted(|x| x.answer(418, &[], b"a teapot"));
     let gateway = setup(&upstream)

@@ -124,6 +124,11 @@ fn two_headers(one: &str, other: &str) {
     answer
         .expect_problem(400, "key-malformed")
         .expect_retry(false);
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert!(
+        detail.contains("idempotency-key was sent more than once"),
+        "{detail}"
+    );
     assert_eq!(upstream.hits(), 0);
 }
 

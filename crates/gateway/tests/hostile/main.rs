@@ -8,6 +8,7 @@
 
 mod again;
 mod bodies;
+mod disk;
 mod faults;
 mod format;
 mod framing;

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
+
 use onlyonce_testkit::{Gateway, Response, Signal, Upstream, eventually};
 
 use crate::faults::Faults;
@@ -226,8 +228,9 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Flips one bit in every copy of these bytes in the data folder; says how many there were.
-fn damage(folder: &Path, needle: &[u8]) -> usize {
+/// Flips one bit in every copy of these bytes in the data folder, or in the first `most` in each file;
+/// says in how many.
+fn damage(folder: &Path, needle: &[u8], most: usize) -> usize {
     let mut damaged = 0;
     for path in files(folder) {
         let mut bytes = std::fs::read(&path).unwrap();
@@ -236,6 +239,7 @@ fn damage(folder: &Path, needle: &[u8]) -> usize {
             .enumerate()
             .filter(|(_, window)| *window == needle)
             .map(|(at, _)| at)
+            .take(most)
             .collect();
         for at in &places {
             bytes[at + needle.len() / 2] ^= 0x10;
@@ -266,7 +270,7 @@ fn hostile_085_a_damaged_record_makes_its_own_key_unknown() {
             "the-second-key"
         };
         assert!(
-            damage(gateway.data(), needle.as_bytes()) > 0,
+            damage(gateway.data(), needle.as_bytes(), usize::MAX) > 0,
             "{what} not found in the folder"
         );
         gateway.start_again();
@@ -279,6 +283,49 @@ fn hostile_085_a_damaged_record_makes_its_own_key_unknown() {
                 .expect_retry(false);
         }
         assert_eq!(upstream.hits(), 3, "a damaged {what} ran again");
+    }
+}
+
+/// What is found out when the store is opened is told before any head goes out; what is found out
+/// while a body is read breaks that body, and is told from then on.
+#[test]
+fn hostile_085_i13_a_damaged_recording_makes_its_own_key_unknown() {
+    for found_at_the_start in [true, false] {
+        // Chunks are 64 KiB: the first one of four is hit.
+        let body = noise(200_000);
+        let whole = body.clone();
+        let upstream = Upstream::scripted(move |x| x.answer(200, &[], &whole));
+        let mut gateway = gateway(&upstream);
+        let firsts = ["k1", "k2"].map(|key| gateway.post("/x", key, "b"));
+        firsts.iter().for_each(|first| expect_executed(first, 200));
+        if found_at_the_start {
+            gateway.kill();
+        } else {
+            // What was closed in order is not read again.
+            gateway.terminate();
+            assert_eq!(gateway.wait_for_exit(), Some(0));
+        }
+        assert_eq!(damage(gateway.data(), &body[1_000..1_040], 1), 1);
+        gateway.start_again();
+        if !found_at_the_start {
+            let broken = gateway.post("/x", "k1", "b");
+            assert!(!broken.whole(), "{broken:?}");
+        }
+        for _ in 0..2 {
+            let damaged = gateway.post("/x", "k1", "b");
+            damaged
+                .expect_problem(502, "outcome-unknown")
+                .expect_retry(false);
+        }
+        expect_replay(&gateway.post("/x", "k2", "b"), &firsts[1]);
+        assert_eq!(upstream.hits(), 2, "a damaged recording ran again");
+
+        let operation = gateway.control().operation("k1");
+        assert_eq!(operation["state"], "unknown", "{operation}");
+        let id = operation["id"].as_str().expect("an id");
+        let found_out = json!({"outcome": "released", "reason": "looked it up"});
+        gateway.control().resolve(id, &found_out).expect_status(200);
+        expect_executed(&gateway.post("/x", "k1", "b"), 200);
     }
 }
 
@@ -414,6 +461,10 @@ fn hostile_090_a_failed_fsync_poisons_until_the_restart() {
             .expect_retry(true);
     }
     assert_eq!(upstream.hits(), 1);
+    // Said once, and not with every request.
+    let said = |what| gateway.stderr().matches(what).count();
+    assert_eq!(said("requests are refused"), 1, "{}", gateway.stderr());
+    assert_eq!(said("it takes nothing more"), 1, "{}", gateway.stderr());
     gateway.start_again();
     expect_replay(&gateway.post("/x", "k1", "b"), &first);
     expect_executed(&gateway.post("/x", "k3", "b"), 200);

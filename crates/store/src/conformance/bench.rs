@@ -101,6 +101,23 @@ impl<S: Subject> Bench<S> {
         })
     }
 
+    /// Damages the first chunk at `address`; `None` where a test cannot.
+    pub async fn chunk_damaged(self, address: Address) -> Option<Self> {
+        let Self {
+            mut subject,
+            clock,
+            store,
+            ids,
+        } = self;
+        let store = subject.damage_chunk(store, clock.clone(), address).await?;
+        Some(Self {
+            subject,
+            clock,
+            store,
+            ids,
+        })
+    }
+
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }

@@ -2,11 +2,14 @@
 //!
 //! Backends without the hook of a rule pass it at once.
 
-use onlyonce_core::{Fence, Got, ReleaseReason, State, UnknownReason};
+use onlyonce_core::{
+    Fence, Got, ReleaseReason, State, StateName, UnknownReason,
+    transition::{self, Resolution},
+};
 
 use super::{
     Subject,
-    bench::{Bench, Kept, MILLISECOND, WINDOW, claim_write, complete_record, noise},
+    bench::{Bench, Kept, MILLISECOND, RETENTION, WINDOW, claim_write, complete_record, noise},
 };
 use crate::{Query, Store, StoreError, Write};
 
@@ -249,4 +252,67 @@ pub async fn hostile_085_a_damaged_record_is_an_error_of_its_key_alone<S: Subjec
     bench.store.sweep().await.expect("a sweep");
     let load = bench.store.load(kept.address).await;
     assert!(matches!(load, Err(StoreError::Corrupt(_))), "{load:?}");
+}
+
+/// A recording that cannot be read whole is no answer: its operation counts as unknown once that is
+/// known, over restarts too, and can be resolved (I13).
+pub async fn i13_a_completed_record_without_its_recording_is_unknown<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let chunks = [noise(1, 100), noise(2, 100), noise(3, 100)];
+    let mut all = Vec::new();
+    for key in ["resolved", "left", "whole"] {
+        let claimed = bench.claimed(key).await;
+        all.push(bench.completed(&claimed, &chunks).await);
+    }
+    let [resolved, left, whole] = all.try_into().expect("three");
+    let Some(bench) = bench.chunk_damaged(resolved.address).await else {
+        return;
+    };
+    let Some(bench) = bench.chunk_damaged(left.address).await else {
+        return;
+    };
+    let [resolved, left] = [resolved, left].map(|kept| Kept {
+        address: kept.address,
+        record: kept.record.without_recording(),
+    });
+    for (key, unknown) in [("resolved", &resolved), ("left", &left)] {
+        let read = bench.read(unknown, 0).await;
+        assert!(matches!(read, Err(StoreError::Corrupt(_))), "{read:?}");
+        assert_eq!(unknown.record.state.name(), StateName::Unknown);
+        bench.assert_holds(unknown).await;
+        bench.assert_taken(key).await;
+    }
+    let query = Query {
+        state: Some(StateName::Unknown),
+        limit: 100,
+        ..Query::default()
+    };
+    let page = bench.store.list(query).await.expect("a page");
+    assert_eq!(page.records.len(), 2);
+    for (number, chunk) in chunks.iter().enumerate() {
+        let read = bench.read(&whole, number as u32).await.expect("whole");
+        assert!(read == *chunk, "chunk {number} differs");
+    }
+    let (fence, now) = (resolved.fence(), bench.now());
+    let next = transition::resolve(
+        Some(&resolved.record),
+        fence,
+        Resolution::DidNotRun,
+        now,
+        RETENTION,
+    );
+    let resolved = bench
+        .follow(&resolved, next.expect("it was unknown"), None)
+        .await;
+
+    let Some(bench) = bench.reopened().await else {
+        return;
+    };
+    bench.assert_holds(&resolved).await;
+    bench.assert_holds(&left).await;
+    bench.assert_holds(&whole).await;
+    bench.clock.advance(WINDOW);
+    bench.store.sweep().await.expect("a sweep");
+    assert!(bench.load(whole.address).await.is_none());
+    bench.assert_holds(&left).await;
 }

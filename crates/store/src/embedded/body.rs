@@ -76,12 +76,18 @@ impl RecordBody {
             State::InFlight { lease_until, .. } => lease_until.as_millis(),
             _ => record.expires_at().map_or(0, |end| end.as_millis()),
         };
+        let chunks = match &record.state {
+            // The last one lies with the record.
+            State::Completed(completed) => completed.chunks.saturating_sub(1),
+            _ => 0,
+        };
         RecordItem {
             id: record.id,
             epoch: record.epoch.number() as u32,
             claim: record.claim.number() as u32,
             attempts: self.attempts,
             until,
+            chunks,
             tenant_tag: tag(secret, &record.scope.tenant),
             key_tag: tag(secret, record.key.as_str()),
             state: record.state.name(),

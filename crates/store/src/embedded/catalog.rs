@@ -3,7 +3,8 @@
 //! ```text
 //! [magic 8][format u32][segment u32][last seq u64][latest time u64][items u32] [item]... [crc u32]
 //! item: [tag u8][address 16][offset varint][len varint] and by tag:
-//!   record      [id 16][epoch][claim][attempts][until][tenant tag u32][key tag u32][state u8]
+//!   record      [id 16][epoch][claim][attempts][until][chunks]
+//!               [tenant tag u32][key tag u32][state u8]
 //!   chunk       [id 16][claim][number]
 //!   attempt     [id 16][number]
 //!   removal, unreadable, lost: nothing more
@@ -66,6 +67,8 @@ pub struct RecordItem {
     pub claim: u32,
     pub attempts: u32,
     pub until: u64,
+    /// How many chunks of the recording lie beside the record.
+    pub chunks: u32,
     pub tenant_tag: u32,
     pub key_tag: u32,
     pub state: StateName,
@@ -174,6 +177,7 @@ fn put_item(out: &mut BytesMut, item: &Item) {
             put_varint(out, record.claim.into());
             put_varint(out, record.attempts.into());
             put_varint(out, record.until);
+            put_varint(out, record.chunks.into());
             out.put_u32(record.tenant_tag);
             out.put_u32(record.key_tag);
             let state = StateName::ALL.iter().position(|&name| name == record.state);
@@ -208,6 +212,7 @@ fn take_item(segment: u32, bytes: &mut Bytes) -> Option<Item> {
             claim: take_u32(bytes)?,
             attempts: take_u32(bytes)?,
             until: take_varint(bytes, "until").ok()?,
+            chunks: take_u32(bytes)?,
             tenant_tag: bytes.try_get_u32().ok()?,
             key_tag: bytes.try_get_u32().ok()?,
             state: *StateName::ALL.get(usize::from(bytes.try_get_u8().ok()?))?,
@@ -262,6 +267,7 @@ mod tests {
                 claim: 1,
                 attempts: 1,
                 until: 1_790_000_000_000,
+                chunks: 2,
                 tenant_tag: 5,
                 key_tag: 6,
                 state: StateName::Completed,

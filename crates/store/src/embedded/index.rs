@@ -175,6 +175,25 @@ impl Slot {
         }
     }
 
+    /// Where chunk `number` of its recording lies, if it lies beside the record.
+    pub fn chunk(&self, number: u32) -> Option<Place> {
+        let chunk = self.beside.as_deref()?.chunks.get(number as usize)?;
+        (chunk.len > 0).then_some(*chunk)
+    }
+
+    /// How many chunks of a whole recording lie beside the record: all but the last.
+    pub fn chunks(&self) -> u32 {
+        match (&self.state, self.beside.as_deref()) {
+            (SlotState::Readable(StateName::Completed), Some(beside)) => beside.chunks.len() as u32,
+            _ => 0,
+        }
+    }
+
+    /// Whether the first `chunks` chunks of its recording are all there.
+    pub fn has_chunks(&self, chunks: u32) -> bool {
+        (0..chunks).all(|number| self.chunk(number).is_some())
+    }
+
     /// Every entry that belongs to it.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         let beside = self.beside.as_deref();
@@ -287,6 +306,11 @@ impl Shard {
         let (at, _) = entry.remove();
         self.free.push(at);
         self.slots[at as usize].take().map(|(_, slot)| slot)
+    }
+
+    pub fn slots_mut(&mut self) -> impl Iterator<Item = (Address, &mut Slot)> {
+        let held = self.slots.iter_mut().flatten();
+        held.map(|(address, slot)| (*address, slot))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Address, &Slot)> {

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! segment   [header 32][batch]...                                zeros to the end of the file
-//! batch     [magic u32][seq u64][entries_len u32][claims u32][crc u32]     header, 24 bytes
+//! batch     [magic u32][seq u64][entries_len u32][records u32][crc u32]    header, 24 bytes
 //!           [entry]...                                                     entries_len bytes
-//!           [address 16]... [claims u32][seq u64][crc u32]                 trailer
+//!           [address 16]... [records u32][seq u64][crc u32]                trailer
 //! entry     [len u32][kind u8][flags u8][address 16][body crc u32][head crc u32]   30 bytes
 //!           [body]                                                         len - 30 bytes
 //! ```
 //!
 //! All integers are big endian; `crc` is CRC-32 (IEEE) over what stands before it in its header or
-//! trailer, seeded with the segment's number. The trailer repeats the address of every claim in
+//! trailer, seeded with the segment's number. The trailer repeats the address of every record in
 //! the batch: where one byte of a batch is damaged, either the entries or the trailer still say
-//! whose record it was, so that it counts as unknown and never as absent (I13).
+//! whose record it was, so that its key counts as unknown, and neither as absent nor as what it was
+//! before (I13).
 //!
 //! One batch is one commit: written, synced, and only then followed by the next. So at most the
 //! last batch of the log can be torn by a power cut, and nobody was told of what it holds.
@@ -140,13 +141,13 @@ pub fn start_batch(out: &mut BytesMut) {
 }
 
 /// Ends the batch that fills `out`: trailer and header.
-pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, claims: &[Address]) {
+pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, records: &[Address]) {
     let entries_len = out.len() - BATCH_HEADER;
     let trailer_at = out.len();
-    for address in claims {
+    for address in records {
         out.put_slice(address.as_bytes());
     }
-    out.put_u32(claims.len() as u32);
+    out.put_u32(records.len() as u32);
     out.put_u64(seq);
     let trailer_crc = crc(segment, &out[trailer_at..]);
     out.put_u32(trailer_crc);
@@ -155,14 +156,15 @@ pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, claims: &[Addres
     header.put_u32(BATCH_MAGIC);
     header.put_u64(seq);
     header.put_u32(entries_len as u32);
-    header.put_u32(claims.len() as u32);
+    header.put_u32(records.len() as u32);
     let header_crc = crc(segment, &out[..BATCH_HEADER - 4]);
     out[BATCH_HEADER - 4..BATCH_HEADER].copy_from_slice(&header_crc.to_be_bytes());
 }
 
-/// How many bytes a batch takes that holds `entries_len` bytes of entries and `claims` claims.
-pub const fn batch_len(entries_len: usize, claims: usize) -> usize {
-    BATCH_HEADER + entries_len + claims * 16 + BATCH_TRAILER
+/// How many bytes a batch takes that holds `entries_len` bytes of entries and `records` of them
+/// records.
+pub const fn batch_len(entries_len: usize, records: usize) -> usize {
+    BATCH_HEADER + entries_len + records * 16 + BATCH_TRAILER
 }
 
 /// What a batch's header says.
@@ -170,13 +172,13 @@ pub const fn batch_len(entries_len: usize, claims: usize) -> usize {
 pub struct BatchHeader {
     pub seq: u64,
     pub entries_len: usize,
-    pub claims: usize,
+    pub records: usize,
 }
 
 impl BatchHeader {
     /// Bytes of the whole batch.
     pub const fn len(&self) -> usize {
-        batch_len(self.entries_len, self.claims)
+        batch_len(self.entries_len, self.records)
     }
 }
 
@@ -191,7 +193,7 @@ pub fn read_batch_header(segment: u32, bytes: &[u8]) -> Option<BatchHeader> {
     Some(BatchHeader {
         seq: rest.get_u64(),
         entries_len: rest.get_u32() as usize,
-        claims: rest.get_u32() as usize,
+        records: rest.get_u32() as usize,
     })
 }
 
@@ -206,14 +208,14 @@ pub fn find_batch_headers(
         .into_iter()
 }
 
-/// The claims of batch `seq` by its trailer, which ends where `bytes` end.
+/// The addresses of the records in batch `seq` by its trailer, which ends where `bytes` end.
 pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>> {
     let (rest, tail) = bytes.split_last_chunk::<BATCH_TRAILER>()?;
     let mut fields = &tail[..];
-    let claims = fields.get_u32() as usize;
+    let records = fields.get_u32() as usize;
     let stated_seq = fields.get_u64();
     let stated_crc = fields.get_u32();
-    let start = rest.len().checked_sub(claims.checked_mul(16)?)?;
+    let start = rest.len().checked_sub(records.checked_mul(16)?)?;
     let covered = &bytes[start..bytes.len() - 4];
     if stated_seq != seq || crc(segment, covered) != stated_crc {
         return None;
@@ -222,14 +224,14 @@ pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>
     Some(addresses.iter().copied().map(Address::from_bytes).collect())
 }
 
-/// The first trailer of batch `seq` within `bytes`: its claims, where it starts and ends.
+/// The first trailer of batch `seq` within `bytes`: the addresses in it, where it starts and ends.
 pub fn find_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<(Vec<Address>, usize, usize)> {
     let wanted = seq.to_be_bytes();
     memchr::memmem::find_iter(bytes, &wanted).find_map(|at| {
         let end = at + 12;
-        let claims = read_trailer(segment, seq, bytes.get(..end)?)?;
-        let start = end - BATCH_TRAILER - claims.len() * 16;
-        Some((claims, start, end))
+        let records = read_trailer(segment, seq, bytes.get(..end)?)?;
+        let start = end - BATCH_TRAILER - records.len() * 16;
+        Some((records, start, end))
     })
 }
 
@@ -290,6 +292,11 @@ pub fn read_entry(segment: u32, bytes: &[u8]) -> Option<Entry<'_>> {
     })
 }
 
+/// How far behind the front of `bytes` the next entry stands whose head is whole.
+pub fn find_entry(segment: u32, bytes: &[u8]) -> Option<usize> {
+    (0..bytes.len()).find(|&at| read_entry(segment, &bytes[at..]).is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,7 +325,7 @@ mod tests {
         let bytes = batch();
         let header = read_batch_header(3, &bytes).expect("a header");
         assert_eq!(
-            (header.seq, header.claims, header.len()),
+            (header.seq, header.records, header.len()),
             (9, 2, bytes.len())
         );
         let first = read_entry(3, &bytes[BATCH_HEADER..]).expect("an entry");
@@ -338,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn i13_whatever_byte_is_damaged_every_claim_is_still_known() {
+    fn i13_whatever_byte_is_damaged_every_record_is_still_known() {
         let whole = batch();
         for at in 0..whole.len() {
             let mut bytes = whole.clone();

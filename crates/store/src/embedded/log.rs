@@ -123,7 +123,8 @@ struct Batch {
     offset: u32,
     seq: u64,
     bytes: BytesMut,
-    claims: Vec<Address>,
+    /// The addresses of the records among them.
+    records: Vec<Address>,
     items: Vec<Item>,
     since: Option<Instant>,
     /// The first batch of a segment ends the one before it.
@@ -142,10 +143,6 @@ pub struct NewEntry<'a> {
     pub body: &'a [u8],
     /// What the catalog will say of it.
     pub what: What,
-    /// The segment in which an older record of the address lies. Where it is another one, or there
-    /// is none, the trailer of the batch repeats the address: this entry may soon be all that
-    /// tells that the key was used.
-    pub older_in: Option<u32>,
     /// Whether somebody will wait for it.
     pub urgent: bool,
     /// The latest time that it speaks of.
@@ -326,8 +323,8 @@ impl Shared {
             entry.head,
             entry.body,
         );
-        if entry.head.kind == Kind::Record && entry.older_in != Some(place.segment) {
-            batch.claims.push(entry.head.address);
+        if entry.head.kind == Kind::Record {
+            batch.records.push(entry.head.address);
         }
         batch.segment.add_live(place.len);
         batch.items.push(Item {
@@ -403,6 +400,10 @@ impl Shared {
             if let Err(error) = self.commit(&mut batch) {
                 // After a failed sync nobody knows what is on the disk, and a second sync may lie
                 // about it: nothing more is written until the log is read again (I12).
+                tracing::error!(
+                    %error,
+                    "a write to the data folder failed: it takes nothing more until it is opened again"
+                );
                 self.gate.break_off(&format!(
                     "a write to the data folder failed ({error}); it is not known what is on the \
                      disk until the gateway is started again"
@@ -463,7 +464,7 @@ impl Shared {
     fn commit(&self, batch: &mut Batch) -> io::Result<()> {
         let segment = &batch.segment;
         let mut at = batch.offset;
-        layout::finish_batch(&mut batch.bytes, segment.number, batch.seq, &batch.claims);
+        layout::finish_batch(&mut batch.bytes, segment.number, batch.seq, &batch.records);
         if at as usize == SEGMENT_HEADER {
             // The header of a segment comes with its first batch.
             let header = layout::segment_header(segment.number, batch.seq);
@@ -562,7 +563,7 @@ impl Pending {
     fn take_batch(&mut self) -> Batch {
         let before = &self.batch;
         let end =
-            before.offset + layout::batch_len(before.entries_len(), before.claims.len()) as u32;
+            before.offset + layout::batch_len(before.entries_len(), before.records.len()) as u32;
         let mut bytes = BytesMut::with_capacity(before.bytes.len().clamp(4096, 1 << 20));
         layout::start_batch(&mut bytes);
         let next = Batch {
@@ -570,7 +571,7 @@ impl Pending {
             offset: end,
             seq: self.next_seq,
             bytes,
-            claims: Vec::with_capacity(before.claims.len()),
+            records: Vec::with_capacity(before.records.len()),
             items: Vec::with_capacity(before.items.len()),
             since: None,
             ends: None,
@@ -590,9 +591,9 @@ impl Batch {
         self.bytes.len() - layout::BATCH_HEADER
     }
 
-    /// Whether an entry of `len` bytes fits, claimed or not.
+    /// Whether an entry of `len` bytes fits, be it a record or not.
     fn has_room_for(&self, len: usize) -> bool {
-        let batch = layout::batch_len(self.entries_len() + len, self.claims.len() + 1);
+        let batch = layout::batch_len(self.entries_len() + len, self.records.len() + 1);
         self.offset as usize + batch <= self.segment.capacity as usize
     }
 }
@@ -605,7 +606,7 @@ fn first_batch(segment: Arc<Segment>, seq: u64, ends: Option<(Arc<Segment>, u64)
         offset: SEGMENT_HEADER as u32,
         seq,
         bytes,
-        claims: Vec::new(),
+        records: Vec::new(),
         items: Vec::new(),
         since: None,
         ends,

@@ -101,8 +101,8 @@ struct Inner {
 impl EmbeddedStore {
     /// Opens the data folder `dir`, making it where it is not there.
     ///
-    /// Operations that were in flight when the former process ended become unknown, durably,
-    /// before this returns (L3). Blocks: start-up is not a place to be asynchronous.
+    /// Operations that were in flight when the former process ended become unknown, durably, before
+    /// this returns (L3), and so do completed ones whose recordings are not all there (I13). Blocks: start-up is not a place to be asynchronous.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl EmbeddedStore {
         };
         store
             .inner
-            .give_up_orphans()
+            .settle_what_was_left(&opened.broken)
             .map_err(|error| OpenError::Io {
                 path: dir.to_owned(),
                 error,

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use onlyonce_core::{Address, OperationId, Timestamp};
+use onlyonce_core::{Address, OperationId, StateName, Timestamp};
 
 use super::{
     Options,
@@ -95,6 +95,8 @@ pub struct Opened {
     pub last_seq: u64,
     /// The latest time that anything stored speaks of.
     pub latest: Timestamp,
+    /// The completed records whose recordings are not all there.
+    pub broken: Vec<Address>,
 }
 
 /// Opens `dir`, making it where it is not there.
@@ -117,6 +119,7 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
         segments: BTreeMap::new(),
         last_seq: 0,
         latest: Timestamp::default(),
+        broken: Vec::new(),
     };
     opened.read_segments(dir, &numbers)?;
     Ok(opened)
@@ -151,7 +154,7 @@ impl Opened {
             }
         }
 
-        let mut orphans = Orphans::default();
+        let mut applied = Applied::default();
         for at in 0..found.len() {
             let next_seq = found.get(at + 1).map(|(_, first_seq)| {
                 // A header that is lost says nothing; that there is a segment at all says that
@@ -159,13 +162,28 @@ impl Opened {
                 first_seq.unwrap_or(u64::MAX)
             });
             let (segment, first_seq) = &found[at];
-            self.read_segment(dir, segment, *first_seq, next_seq, &mut orphans)?;
+            self.read_segment(dir, segment, *first_seq, next_seq, &mut applied)?;
         }
         for (segment, _) in found {
             segment
                 .sealed
                 .store(true, std::sync::atomic::Ordering::Release);
             self.segments.insert(segment.number, Arc::new(segment));
+        }
+        for mut shard in self.index.shards() {
+            let completed = SlotState::Readable(StateName::Completed);
+            for (address, slot) in shard
+                .slots_mut()
+                .filter(|(_, slot)| slot.state == completed)
+            {
+                let chunks = applied.recordings.get(&address).copied().unwrap_or(0);
+                if !slot.has_chunks(chunks) {
+                    self.broken.push(address);
+                } else if let Some(beside) = &mut slot.beside {
+                    // The rest was recorded before somebody else's answer took its place.
+                    beside.chunks.truncate(chunks as usize);
+                }
+            }
         }
         for shard in self.index.shards() {
             for place in shard.iter().flat_map(|(_, slot)| slot.places()) {
@@ -183,7 +201,7 @@ impl Opened {
         segment: &Segment,
         first_seq: Option<u64>,
         next_seq: Option<u64>,
-        orphans: &mut Orphans,
+        applied: &mut Applied,
     ) -> Result<(), OpenError> {
         let number = segment.number;
         let at = |error| OpenError::Io {
@@ -233,18 +251,28 @@ impl Opened {
         self.last_seq = catalog.last_seq;
         self.latest = self.latest.max(Timestamp::from_millis(catalog.latest));
         for item in catalog.items {
-            apply(&self.index, orphans, item);
+            apply(&self.index, applied, item);
         }
         Ok(())
     }
 }
 
-/// Chunks and attempts whose record was not read yet: a catalog keeps only the last record of an
-/// address, and they may stand before it.
-type Orphans = HashMap<(Address, OperationId), Beside>;
+/// What the index does not hold of the entries that were applied to it.
+#[derive(Default)]
+struct Applied {
+    /// Chunks and attempts whose record was not read yet: a catalog keeps only the last record of
+    /// an address, and they may stand before it.
+    orphans: HashMap<(Address, OperationId), Beside>,
+    /// How many chunks there should be beside a completed record, where there should be any.
+    recordings: HashMap<Address, u32>,
+}
 
 /// Applies one entry of the log to the index, in the order of the log.
-fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
+fn apply(index: &Index, applied: &mut Applied, item: Item) {
+    let Applied {
+        orphans,
+        recordings,
+    } = applied;
     let Item {
         address,
         place,
@@ -264,6 +292,10 @@ fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
                 beside.start_recording(slot.claim);
             }
             shard.insert(address, slot);
+            match record.chunks {
+                0 => recordings.remove(&address),
+                chunks => recordings.insert(address, chunks),
+            };
         }
         What::Chunk { id, claim, number } => {
             let beside = beside(&mut shard, orphans, address, id);
@@ -286,7 +318,15 @@ fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
             shard.remove(address);
         }
         What::Unreadable => {
-            shard.insert(address, Slot::unreadable(place));
+            // Whatever was written over an operation in flight or unknown, unknown is what is left of
+            // it. Over anything else it was a claim, and then all is lost but that.
+            let open = [StateName::InFlight, StateName::Unknown].map(SlotState::Readable);
+            if shard
+                .slot(address)
+                .is_none_or(|slot| !open.contains(&slot.state))
+            {
+                shard.insert(address, Slot::unreadable(place));
+            }
         }
         What::Lost => {}
     }
@@ -294,7 +334,7 @@ fn apply(index: &Index, orphans: &mut Orphans, item: Item) {
 
 fn beside<'a>(
     shard: &'a mut super::index::Shard,
-    orphans: &'a mut Orphans,
+    orphans: &'a mut HashMap<(Address, OperationId), Beside>,
     address: Address,
     id: OperationId,
 ) -> &'a mut Beside {

@@ -55,7 +55,7 @@ impl Reading<'_> {
             let extent = Extent::of(segment, seq, bytes, at);
             let Some(batch) = self.batch(segment, seq, bytes, &extent, &mut scanned.catalog.latest)
             else {
-                // Neither the entries nor the claims of this batch are all known.
+                // Not even the keys of this batch are all known.
                 if extent.is_followed || next_seq.is_some_and(|next| seq < next) {
                     return Err(OpenError::Damaged {
                         segment,
@@ -75,8 +75,8 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads the batch within `extent`; `None` where there is none, or where its claims cannot all
-    /// be known.
+    /// Reads the batch within `extent`; `None` where there is none, or where it is not known whose
+    /// records are in it.
     fn batch(
         &self,
         segment: u32,
@@ -88,7 +88,7 @@ impl Reading<'_> {
         let within = &bytes[extent.start..extent.end];
         let trailer = match extent.entries_end {
             Some(entries_end) => layout::read_trailer(segment, seq, within)
-                .map(|claims| (claims, entries_end - extent.start, within.len())),
+                .map(|records| (records, entries_end - extent.start, within.len())),
             None => layout::find_trailer(segment, seq, within),
         };
         let entries_end = match (&trailer, extent.entries_end) {
@@ -104,10 +104,20 @@ impl Reading<'_> {
         };
         let mut at = extent.start + BATCH_HEADER;
         let stop = entries_end.unwrap_or(extent.end);
-        while let Some(entry) = bytes
-            .get(at..stop)
-            .and_then(|rest| layout::read_entry(segment, rest))
-        {
+        let mut is_chained = true;
+        loop {
+            let rest = bytes.get(at..stop).unwrap_or_default();
+            let Some(entry) = layout::read_entry(segment, rest) else {
+                // A damaged head does not say where the next entry stands. Without a trailer it would
+                // not be known whose records are missing, and then nothing of the batch counts.
+                let next = trailer
+                    .as_ref()
+                    .and_then(|_| layout::find_entry(segment, rest));
+                let Some(further) = next else { break };
+                at += further;
+                is_chained = false;
+                continue;
+            };
             let place = Place {
                 segment,
                 offset: at as u32,
@@ -126,21 +136,26 @@ impl Reading<'_> {
             at += entry.len;
         }
 
-        if entries_end == Some(at) {
+        if is_chained && entries_end == Some(at) {
             batch.is_damaged |= trailer.is_none();
             return Some(batch);
         }
         batch.is_damaged = true;
-        let (claims, _, end) = trailer?;
+        let (records, _, end) = trailer?;
         batch.end = extent.start + end;
-        let known: HashSet<Address> = batch.items.iter().map(|item| item.address).collect();
+        let known: HashSet<Address> = batch
+            .items
+            .iter()
+            .filter(|item| matches!(item.what, What::Record(_) | What::Unreadable))
+            .map(|item| item.address)
+            .collect();
         let place = Place {
             segment,
             offset: extent.start as u32,
             len: 0,
         };
         batch.items.extend(
-            claims
+            records
                 .into_iter()
                 .filter(|address| !known.contains(address))
                 .map(|address| Item {

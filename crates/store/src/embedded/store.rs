@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, Record, RecordingId, StateName, Timestamp, UnknownReason,
-    transition,
+    Address, Attempt, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
+    UnknownReason, transition,
 };
 use quick_cache::{Weighter, sync::Cache};
 
@@ -106,44 +106,43 @@ impl Store for EmbeddedStore {
         chunk: u32,
     ) -> Result<Bytes, StoreError> {
         let inner = &self.inner;
-        let place = inner
-            .index
-            .shard(address)
-            .slot(address)
-            .filter(|slot| slot.recording() == recording)
-            .map(|slot| {
-                let beside = slot.beside.as_deref();
-                let place = beside
-                    .and_then(|beside| beside.chunks.get(chunk as usize))
-                    .copied();
-                place.filter(|place| place.len > 0)
-            });
-        match place {
-            None => Err(corrupt(format!("{recording} is not there any more"))),
-            Some(Some(place)) => {
-                let body = inner.entry(address, place, Kind::Chunk).await?;
-                let (held, number, bytes) = body::decode_chunk(body)?;
-                if (held, number) == (recording, chunk) {
-                    Ok(bytes)
-                } else {
-                    Err(corrupt(format!(
-                        "chunk {chunk} of {recording} is another one"
-                    )))
-                }
+        loop {
+            let found = inner
+                .index
+                .shard(address)
+                .slot(address)
+                .filter(|slot| slot.recording() == recording)
+                .map(|slot| (slot.chunk(chunk), chunk < slot.chunks()));
+            let Some((place, should_be_there)) = found else {
+                return Err(corrupt(format!("{recording} is not there any more")));
+            };
+            let read = match place {
+                Some(place) => inner.chunk_at(address, place, recording, chunk).await,
+                None if should_be_there => Err(missing(recording, chunk)),
+                None => return inner.last_chunk(address, recording, chunk).await,
+            };
+            let Err(StoreError::Corrupt(_)) = read else {
+                return read;
+            };
+            let is_there_still = move |inner: &Inner| {
+                let shard = inner.index.shard(address);
+                shard
+                    .slot(address)
+                    .is_some_and(|slot| slot.recording() == recording && slot.chunk(chunk) == place)
+            };
+            if !is_there_still(inner) {
+                // The sweep moved it at the same moment.
+                continue;
             }
-            Some(None) => {
-                let stored = inner
-                    .load(address)
-                    .await?
-                    .filter(|stored| stored.record.recording() == recording);
-                stored
-                    .filter(|stored| match &stored.record.state {
-                        onlyonce_core::State::Completed(completed) => completed.chunks == chunk + 1,
-                        _ => false,
-                    })
-                    .and_then(|stored| stored.last_chunk)
-                    .ok_or_else(|| corrupt(format!("chunk {chunk} of {recording} is missing")))
+            if should_be_there {
+                self.blocking(move |inner| {
+                    // Where the log does not take it now, the next reader tries again.
+                    drop(inner.lose_recording(&mut inner.index.shard(address), address));
+                    Ok(())
+                })
+                .await?;
             }
+            return read;
         }
     }
 
@@ -168,7 +167,7 @@ impl Store for EmbeddedStore {
         Ok(self.inner.index.shards().find_map(|shard| {
             shard
                 .iter()
-                .find(|(_, slot)| slot.id == id)
+                .find(|(_, slot)| slot.id == id && slot.state != SlotState::Unreadable)
                 .map(|(address, _)| address)
         }))
     }
@@ -273,46 +272,99 @@ impl Inner {
     }
 
     async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
-        let found = self
-            .index
-            .shard(address)
-            .slot(address)
-            .map(|slot| (slot.place, slot.attempts, slot.state));
-        let Some((place, attempts, state)) = found else {
-            return Ok(None);
-        };
-        if state == SlotState::Unreadable {
-            return Err(corrupt("the record was damaged"));
+        loop {
+            let found = self
+                .index
+                .shard(address)
+                .slot(address)
+                .map(|slot| (slot.place, slot.attempts, slot.state));
+            let Some((place, attempts, state)) = found else {
+                return Ok(None);
+            };
+            if state == SlotState::Unreadable {
+                return Err(corrupt("the record was damaged"));
+            }
+            match self.load_at(address, place, state).await {
+                // The sweep moved it at the same moment.
+                Err(StoreError::Corrupt(_)) if !self.lies_at(address, place) => {}
+                Err(error) => return Err(error),
+                Ok(Warm {
+                    record, last_chunk, ..
+                }) => {
+                    return Ok(Some(Stored {
+                        record,
+                        attempts,
+                        last_chunk,
+                    }));
+                }
+            }
         }
+    }
+
+    /// Whether the record at `address` lies at `place` still.
+    fn lies_at(&self, address: Address, place: Place) -> bool {
+        let shard = self.index.shard(address);
+        shard.slot(address).is_some_and(|slot| slot.place == place)
+    }
+
+    async fn load_at(
+        &self,
+        address: Address,
+        place: Place,
+        state: SlotState,
+    ) -> Result<Warm, StoreError> {
         if place.end() <= self.log.gate.durable()
             && let Some(warm) = self.hot.get(&address)
             && warm.place == place
         {
-            let Warm {
-                record, last_chunk, ..
-            } = warm;
-            return Ok(Some(Stored {
-                record,
-                attempts,
-                last_chunk,
-            }));
+            return Ok(warm);
         }
         let body = RecordBody::decode(self.entry(address, place, Kind::Record).await?)?;
-        let record = Arc::new(body.record);
-        let last_chunk = (!body.last_chunk.is_empty()).then_some(body.last_chunk);
+        let warm = Warm {
+            place,
+            record: Arc::new(body.record),
+            last_chunk: (!body.last_chunk.is_empty()).then_some(body.last_chunk),
+        };
         if state == SlotState::Readable(StateName::Completed) {
-            let warm = Warm {
-                place,
-                record: record.clone(),
-                last_chunk: last_chunk.clone(),
-            };
-            self.hot.insert(address, warm);
+            self.hot.insert(address, warm.clone());
         }
-        Ok(Some(Stored {
-            record,
-            attempts,
-            last_chunk,
-        }))
+        Ok(warm)
+    }
+
+    async fn chunk_at(
+        &self,
+        address: Address,
+        place: Place,
+        recording: RecordingId,
+        chunk: u32,
+    ) -> Result<Bytes, StoreError> {
+        let body = self.entry(address, place, Kind::Chunk).await?;
+        let (held, number, bytes) = body::decode_chunk(body)?;
+        if (held, number) == (recording, chunk) {
+            Ok(bytes)
+        } else {
+            Err(corrupt(format!(
+                "chunk {chunk} of {recording} is another one"
+            )))
+        }
+    }
+
+    /// The last chunk, which lies with the record, if it is number `chunk`.
+    async fn last_chunk(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        chunk: u32,
+    ) -> Result<Bytes, StoreError> {
+        let stored = self.load(address).await?;
+        stored
+            .filter(|stored| stored.record.recording() == recording)
+            .filter(|stored| match &stored.record.state {
+                State::Completed(completed) => completed.chunks == chunk + 1,
+                _ => false,
+            })
+            .and_then(|stored| stored.last_chunk)
+            .ok_or_else(|| missing(recording, chunk))
     }
 
     /// The body of the entry of `kind` at `place`, once it is durable, verified and opened.
@@ -389,16 +441,22 @@ impl Inner {
         let Some(fence) = expected else {
             return Ok(None);
         };
-        let place = self
-            .index
-            .shard(address)
-            .slot(address)
-            .filter(|slot| slot.fence() == fence)
-            .filter(|slot| slot.state != SlotState::Readable(StateName::InFlight))
-            .map(|slot| slot.place);
-        let Some(place) = place else { return Ok(None) };
-        let body = self.entry(address, place, Kind::Record).await?;
-        Ok(RecordBody::decode(body)?.executing)
+        loop {
+            let place = self
+                .index
+                .shard(address)
+                .slot(address)
+                .filter(|slot| slot.fence() == fence)
+                .filter(|slot| slot.state != SlotState::Readable(StateName::InFlight))
+                .map(|slot| slot.place);
+            let Some(place) = place else { return Ok(None) };
+            let body = self.entry(address, place, Kind::Record).await;
+            match body.and_then(RecordBody::decode) {
+                // The sweep moved it at the same moment.
+                Err(StoreError::Corrupt(_)) if !self.lies_at(address, place) => {}
+                body => return Ok(body?.executing),
+            }
+        }
     }
 
     /// Compares and puts, under the lock of the shard. `Ok(Ok(None))` where it has lost.
@@ -420,6 +478,12 @@ impl Inner {
             return Ok(Ok(None));
         }
         transition::assert_arrow(held.and_then(Slot::standing), &write.record);
+        if let State::Completed(completed) = &write.record.state {
+            let beside = completed.chunks.saturating_sub(1);
+            if held.is_none_or(|slot| !slot.has_chunks(beside)) {
+                return Err(corrupt("a chunk of the recording is missing"));
+            }
+        }
         if shard.slot(address).is_none() {
             if self.census.records() >= self.max_records {
                 return Err(StoreError::Full(format!(
@@ -456,7 +520,6 @@ impl Inner {
             head: &head,
             body: &sealed,
             what: What::Record(item),
-            older_in: held.map(|slot| slot.place.segment),
             urgent: true,
             time: now.as_millis(),
         });
@@ -494,7 +557,7 @@ impl Inner {
             }
         } else if let Some(beside) = &mut slot.beside {
             beside.executing = None;
-            if let onlyonce_core::State::Completed(completed) = &write.record.state {
+            if let State::Completed(completed) = &write.record.state {
                 let kept = (completed.chunks as usize).saturating_sub(1);
                 let rest = kept.min(beside.chunks.len());
                 beside
@@ -537,7 +600,6 @@ impl Inner {
                 claim: slot.claim,
                 number: chunk,
             },
-            older_in: None,
             urgent: false,
             time: 0,
         });
@@ -560,7 +622,13 @@ impl Inner {
         fence: Fence,
     ) -> Result<Result<Option<Place>, NotTaken>, StoreError> {
         let mut shard = self.index.shard(address);
-        if shard.slot(address).is_none_or(|slot| slot.fence() != fence) {
+        let Some(slot) = shard.slot(address) else {
+            return Ok(Ok(None));
+        };
+        if slot.state == SlotState::Unreadable {
+            return Err(corrupt("the record was damaged"));
+        }
+        if slot.fence() != fence {
             return Ok(Ok(None));
         }
         let (head, body) = body::close(
@@ -573,7 +641,6 @@ impl Inner {
             head: &head,
             body: &body,
             what: What::Removal,
-            older_in: None,
             urgent: true,
             time: 0,
         });
@@ -628,7 +695,6 @@ impl Inner {
                 id,
                 number: attempt.number,
             },
-            older_in: None,
             urgent: false,
             time: attempt.at.as_millis(),
         });
@@ -667,8 +733,12 @@ impl Inner {
         };
         let mut attempts: Vec<_> = executing.into_iter().collect();
         for place in places {
-            let body = self.entry(address, place, Kind::Attempt).await?;
-            attempts.push(body::decode_attempt(body)?.1);
+            match self.entry(address, place, Kind::Attempt).await {
+                Ok(body) => attempts.push(body::decode_attempt(body)?.1),
+                // Damaged, or moved at the same moment: attempts are kept at best effort.
+                Err(StoreError::Corrupt(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         attempts.sort_by_key(|attempt| attempt.number);
         Ok(attempts)
@@ -736,8 +806,9 @@ impl Inner {
         found
     }
 
-    /// Makes the operations unknown that the former process left in flight.
-    pub fn give_up_orphans(&self) -> std::io::Result<()> {
+    /// Makes the operations unknown that the former process left in flight, and the completed ones
+    /// at the addresses `broken`.
+    pub fn settle_what_was_left(&self, broken: &[Address]) -> std::io::Result<()> {
         let mut orphans = Vec::new();
         for shard in self.index.shards() {
             let in_flight = SlotState::Readable(StateName::InFlight);
@@ -752,25 +823,19 @@ impl Inner {
         for (address, place) in orphans {
             last = self.give_up(address, place)?.or(last);
         }
+        for &address in broken {
+            last = self.give_recording_up(address)?.or(last);
+        }
         let Some(place) = last else { return Ok(()) };
         block_on(self.log.gate.wait(place.end())).map_err(|why| std::io::Error::other(&*why))
     }
 
     fn give_up(&self, address: Address, place: Place) -> std::io::Result<Option<Place>> {
-        let segment = self
-            .log
-            .segment(place.segment)
-            .ok_or(std::io::ErrorKind::NotFound)?;
-        let held = segment
-            .read(place)
-            .map_err(corrupt)
-            .and_then(|bytes| self.verify(address, place, Kind::Record, &bytes))
-            .and_then(RecordBody::decode);
-        let Ok(held) = held else {
+        let Ok(held) = self.read_record(address, place) else {
             // It stays what it is in the log, and counts as unknown in the meantime (I13).
-            self.index
-                .shard(address)
-                .insert(address, Slot::unreadable(place));
+            if let Some(slot) = self.index.shard(address).slot_mut(address) {
+                slot.state = SlotState::Unreadable;
+            }
             return Ok(None);
         };
         let fence = held.record.fence();
@@ -790,6 +855,78 @@ impl Inner {
                 Err(other) => return Err(std::io::Error::other(refused(other))),
             }
         }
+    }
+
+    fn give_recording_up(&self, address: Address) -> std::io::Result<Option<Place>> {
+        loop {
+            let lost = self.lose_recording(&mut self.index.shard(address), address);
+            match lost {
+                Ok(place) => return Ok(place),
+                Err(NotTaken::Wait) => block_on(self.log.room()),
+                Err(other) => return Err(std::io::Error::other(refused(other))),
+            }
+        }
+    }
+
+    /// The record that lies at `place`. Blocks.
+    fn read_record(&self, address: Address, place: Place) -> Result<RecordBody, StoreError> {
+        let segment = self.log.segment(place.segment);
+        let segment =
+            segment.ok_or_else(|| corrupt(format!("segment {} is gone", place.segment)))?;
+        let bytes = segment.read(place).map_err(corrupt)?;
+        RecordBody::decode(self.verify(address, place, Kind::Record, &bytes)?)
+    }
+
+    /// Writes again a completed record whose recording cannot be read, as the unknown one that it
+    /// counts as (I13); where it lies then. Blocks.
+    pub fn lose_recording(
+        &self,
+        shard: &mut super::index::Shard,
+        address: Address,
+    ) -> Result<Option<Place>, NotTaken> {
+        let completed = SlotState::Readable(StateName::Completed);
+        let Some(slot) = shard
+            .slot_mut(address)
+            .filter(|slot| slot.state == completed)
+        else {
+            return Ok(None);
+        };
+        self.hot.remove(&address);
+        let held = self.read_record(address, slot.place);
+        let Ok(held) = held else {
+            slot.state = SlotState::Unreadable;
+            return Ok(None);
+        };
+        let body = RecordBody {
+            attempts: slot.attempts,
+            executing: held.executing,
+            record: held.record.without_recording(),
+            last_chunk: Bytes::new(),
+        };
+        let item = body.item(&self.secret);
+        let (head, sealed) =
+            body::close(self.sealer.as_ref(), Kind::Record, address, body.encode())
+                .map_err(|error| NotTaken::Closed(error.to_string()))?;
+        let place = self.log.put(NewEntry {
+            head: &head,
+            body: &sealed,
+            what: What::Record(item),
+            urgent: true,
+            time: 0,
+        })?;
+        tracing::error!(
+            operation = %slot.id,
+            "a recording cannot be read: the outcome of its operation counts as unknown"
+        );
+        let mut slot_now = Slot::of(&item, place);
+        slot_now.beside = slot.beside.take();
+        let former = std::mem::replace(slot, slot_now);
+        self.release(former.place);
+        if let Some(beside) = &mut slot.beside {
+            let chunks = beside.start_recording(slot.claim);
+            chunks.into_iter().for_each(|place| self.release(place));
+        }
+        Ok(Some(place))
     }
 
     /// Counts the bytes at `place` as dead.
@@ -839,6 +976,10 @@ where
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+fn missing(recording: RecordingId, chunk: u32) -> StoreError {
+    corrupt(format!("chunk {chunk} of {recording} is missing"))
 }
 
 fn refused(not_taken: NotTaken) -> StoreError {

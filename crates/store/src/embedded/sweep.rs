@@ -42,7 +42,7 @@ impl EmbeddedStore {
         Ok(swept)
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -137,91 +137,118 @@ impl Inner {
         };
         let mut end = None;
         if slot.place.segment == segment.number {
-            let what = match slot.state {
-                SlotState::Readable(state) => What::Record(RecordItem {
-                    id: slot.id,
-                    epoch: slot.epoch,
-                    claim: slot.claim,
-                    attempts: slot.attempts,
-                    until: slot.until,
-                    tenant_tag: slot.tenant_tag,
-                    key_tag: slot.key_tag,
-                    state,
-                }),
-                SlotState::Unreadable => What::Unreadable,
-            };
-            let (place, is_readable) = self.move_entry(address, segment, slot.place, what)?;
-            end = end.max(Some(place.end()));
-            if !is_readable {
-                *slot = Slot::unreadable(place);
-            }
-            slot.place = place;
+            self.move_record(address, segment, slot)?;
+            end = Some(slot.place.end());
         }
         let (id, claim) = (slot.id, slot.claim);
-        let Some(beside) = slot.beside.as_deref_mut() else {
-            return Ok(end);
-        };
-        for (number, chunk) in beside.chunks.iter_mut().enumerate() {
-            if chunk.len > 0 && chunk.segment == segment.number {
-                let what = What::Chunk {
-                    id,
-                    claim,
-                    number: number as u32,
-                };
-                *chunk = self.move_entry(address, segment, *chunk, what)?.0;
-                end = end.max(Some(chunk.end()));
+        let mut has_lost_chunks = false;
+        if let Some(beside) = slot.beside.as_deref_mut() {
+            for (number, chunk) in beside.chunks.iter_mut().enumerate() {
+                if chunk.len > 0 && chunk.segment == segment.number {
+                    let number = number as u32;
+                    let what = What::Chunk { id, claim, number };
+                    match self.move_entry(address, segment, *chunk, what)? {
+                        Some(moved) => {
+                            *chunk = moved;
+                            end = end.max(Some(moved.end()));
+                        }
+                        None => {
+                            chunk.len = 0;
+                            has_lost_chunks = true;
+                        }
+                    }
+                }
+            }
+            let mut at = 0;
+            while let Some(&attempt) = beside.attempts.get(at) {
+                if attempt.segment == segment.number {
+                    // Its number counts already: the record, which was moved before it, carries the
+                    // count.
+                    let what = What::Attempt { id, number: 0 };
+                    let Some(moved) = self.move_entry(address, segment, attempt, what)? else {
+                        beside.attempts.remove(at);
+                        continue;
+                    };
+                    beside.attempts[at] = moved;
+                    end = end.max(Some(moved.end()));
+                }
+                at += 1;
             }
         }
-        for attempt in &mut beside.attempts {
-            if attempt.segment == segment.number {
-                // Its number counts already: the record, which was moved before it, carries the count.
-                let what = What::Attempt { id, number: 0 };
-                *attempt = self.move_entry(address, segment, *attempt, what)?.0;
-                end = end.max(Some(attempt.end()));
-            }
+        if has_lost_chunks {
+            let lost = self.lose_recording(&mut shard, address)?;
+            end = end.max(lost.map(|place| place.end()));
         }
         Ok(end)
     }
 
-    /// Writes an entry again as it is, sealed or not; says whether it could be read.
+    fn move_record(
+        &self,
+        address: Address,
+        segment: &Segment,
+        slot: &mut Slot,
+    ) -> Result<(), NotTaken> {
+        if let SlotState::Readable(state) = slot.state {
+            let item = RecordItem {
+                id: slot.id,
+                epoch: slot.epoch,
+                claim: slot.claim,
+                attempts: slot.attempts,
+                until: slot.until,
+                chunks: slot.chunks(),
+                tenant_tag: slot.tenant_tag,
+                key_tag: slot.key_tag,
+                state,
+            };
+            let what = What::Record(item);
+            if let Some(moved) = self.move_entry(address, segment, slot.place, what)? {
+                slot.place = moved;
+                return Ok(());
+            }
+        }
+        // All that is left of it is that it was there.
+        let head = EntryHead {
+            kind: Kind::Record,
+            flags: FLAG_UNREADABLE,
+            address,
+        };
+        let moved = self.log.put(NewEntry {
+            head: &head,
+            body: &[],
+            what: What::Unreadable,
+            urgent: false,
+            time: 0,
+        })?;
+        self.release(slot.place);
+        slot.place = moved;
+        slot.state = SlotState::Unreadable;
+        Ok(())
+    }
+
+    /// Writes an entry again as it is, sealed or not; `None` where it cannot be read.
     fn move_entry(
         &self,
         address: Address,
         segment: &Segment,
         place: Place,
         what: What,
-    ) -> Result<(Place, bool), NotTaken> {
+    ) -> Result<Option<Place>, NotTaken> {
         let bytes = segment.read(place).unwrap_or_default();
         let entry = layout::read_entry(segment.number, &bytes)
             .filter(|entry| entry.head.address == address)
             .and_then(|entry| Some((entry.head, entry.body?)));
-        let kind = match &what {
-            What::Chunk { .. } => Kind::Chunk,
-            What::Attempt { .. } => Kind::Attempt,
-            What::Record(_) | What::Removal | What::Unreadable | What::Lost => Kind::Record,
+        let moved = match entry {
+            Some((head, body)) => Some(self.log.put(NewEntry {
+                head: &head,
+                body,
+                what,
+                urgent: false,
+                time: 0,
+            })?),
+            None => None,
         };
-        let is_readable = entry.is_some() && what != What::Unreadable;
-        let lost = EntryHead {
-            kind,
-            flags: FLAG_UNREADABLE,
-            address,
-        };
-        let (head, body) = entry.unwrap_or((lost, &[]));
-        let what = match kind {
-            _ if is_readable => what,
-            Kind::Record => What::Unreadable,
-            _ => What::Lost,
-        };
-        let moved = self.log.put(NewEntry {
-            head: &head,
-            body,
-            what,
-            older_in: None,
-            urgent: false,
-            time: 0,
-        })?;
         self.release(place);
-        Ok((moved, is_readable))
+        Ok(moved)
     }
 }
 

@@ -1,0 +1,165 @@
+//! Cases 88 and 89 beside the store's own writes: a file system that is read-only, and a disk that is
+//! full for what is not a record.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use onlyonce_testkit::{Signal, Upstream, eventually};
+
+use crate::faults::Faults;
+use crate::store::one_clear_line;
+use crate::{expect_executed, expect_replay, post, setup};
+
+/// A command that runs another one where `folder` is on a read-only file system, for that process
+/// alone. `None`, with the reason printed, where the system does not let us mount.
+fn read_only(folder: &Path) -> Option<Vec<String>> {
+    let script = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" \
+                  && shift && exec \"$@\"";
+    let folder = folder.display().to_string();
+    let words = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        &folder,
+    ];
+    let tried = Command::new(words[0])
+        .args(&words[1..])
+        .arg("true")
+        .output();
+    let why = match tried {
+        Ok(output) if output.status.success() => return Some(words.map(str::to_owned).to_vec()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!(
+        "skipped: no file system can be mounted here: {}",
+        why.trim()
+    );
+    None
+}
+
+/// The name and content of every file in a data folder.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn hostile_088_a_read_only_file_system_is_refused_at_the_start_and_nothing_is_lost() {
+    let disk = tempfile::tempdir().unwrap();
+    let Some(wrapper) = read_only(disk.path()) else {
+        return;
+    };
+    let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    let upstream = Upstream::counting();
+    let data = disk.path().join("data");
+    let mut gateway = setup(&upstream).data(&data).start();
+    let first = gateway.post("/x", "k", "b");
+    expect_executed(&first, 200);
+    gateway.kill();
+    let before = contents(&data);
+    for folder in [&data, &disk.path().join("new")] {
+        let run = match setup(&upstream).data(folder).under(&wrapper).try_start() {
+            Ok(_) => panic!("it starts where it cannot write"),
+            Err(run) => run,
+        };
+        assert_eq!(run.code, Some(1), "{run:?}");
+        one_clear_line(&run.stderr, &[&folder.display().to_string(), "Read-only"]);
+    }
+    assert!(contents(&data) == before, "the folder was touched");
+    gateway.start_again();
+    expect_replay(&gateway.post("/x", "k", "b"), &first);
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_089_a_full_disk_at_the_start_is_refused_and_nothing_is_lost() {
+    let upstream = Upstream::counting();
+    let faults = Faults::new();
+    let mut gateway = faults.on(setup(&upstream)).start();
+    let first = gateway.post("/x", "k", "b");
+    expect_executed(&first, 200);
+    gateway.kill();
+    faults.set("full");
+    let run = gateway
+        .try_start_again()
+        .expect_err("it starts on a full disk");
+    assert_eq!(run.code, Some(1), "{run:?}");
+    let folder = gateway.data().display().to_string();
+    one_clear_line(&run.stderr, &[&folder, "No space left", "space"]);
+    // A folder that is new, too.
+    let data = gateway.folder().join("new");
+    let run = match faults.on(setup(&upstream)).data(&data).try_start() {
+        Ok(_) => panic!("it starts on a full disk"),
+        Err(run) => run,
+    };
+    assert_eq!(run.code, Some(1), "{run:?}");
+    one_clear_line(&run.stderr, &[&data.display().to_string(), "No space left"]);
+    faults.clear();
+    gateway.start_again();
+    expect_replay(&gateway.post("/x", "k", "b"), &first);
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_089_a_body_that_finds_no_room_to_wait_claims_nothing() {
+    let upstream = Upstream::counting();
+    let faults = Faults::new();
+    let gateway = faults.on(setup(&upstream)).start();
+    // Above limits.spool_above it waits on disk.
+    let body = "x".repeat(2 << 20);
+    faults.set("full");
+    gateway
+        .post("/x", "k", &body)
+        .expect_problem(507, "storage-full")
+        .expect_retry(true);
+    assert_eq!(upstream.hits(), 0);
+    assert!(gateway.control().operations("k").is_empty());
+    faults.clear();
+    expect_executed(&gateway.post("/x", "k", &body), 200);
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_089_a_log_that_finds_no_room_stops_nothing() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.start_chunked(200, &[]);
+        x.chunk("begun, ");
+        wait.wait();
+        x.chunk("and ended");
+        x.end_chunks();
+    });
+    let mut gateway = setup(&upstream)
+        .under(&["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"])
+        .start();
+    let mut running = gateway.begin(&post("/x", "k", "b"));
+    running.read_head();
+    running.read_until("begun");
+    // Each of these is logged.
+    let purged = gateway.control().post("/v1/purge", &serde_json::json!({}));
+    assert_eq!(purged.status(), 200, "{purged:?}");
+    gateway.terminate();
+    eventually("it drains", || {
+        std::net::TcpStream::connect(gateway.addr()).is_err()
+    });
+    go.fire();
+    let answer = running.finish();
+    assert!(answer.whole(), "{answer:?}");
+    assert_eq!(gateway.wait_for_exit(), Some(0));
+    gateway.start_again();
+    gateway
+        .post("/x", "k", "b")
+        .expect_status(200)
+        .expect_mark("replayed");
+    assert_eq!(upstream.hits(), 1);
+}
