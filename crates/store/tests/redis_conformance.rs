@@ -103,6 +103,22 @@ impl<S: Servers> Redis<S> {
         store
     }
 
+    fn damage_field(&self, store: &Arc<RedisStore>, address: Address, field: &str) {
+        let prefix = self.prefix_of(store);
+        let address = u128::from_be_bytes(*address.as_bytes());
+        let pattern = format!("{prefix}:*:{address:032x}");
+        let mut damaged = 0;
+        for server in self.servers.each() {
+            let keys = server.command(&["KEYS", &pattern]);
+            for key in keys.lines() {
+                let is_new = server.command(&["HSET", key, field, "1 damaged"]);
+                assert_eq!(is_new, "0", "the field {field} was there");
+                damaged += 1;
+            }
+        }
+        assert_eq!(damaged, 1, "records at {pattern}");
+    }
+
     fn prefix_of(&self, store: &Arc<RedisStore>) -> String {
         let held = self
             .stores
@@ -137,18 +153,17 @@ impl<S: Servers> Subject for Redis<S> {
         _: ManualClock,
         address: Address,
     ) -> Option<Arc<RedisStore>> {
-        let prefix = self.prefix_of(&store);
-        let address = u128::from_be_bytes(*address.as_bytes());
-        let pattern = format!("{prefix}:*:{address:032x}");
-        let mut damaged = 0;
-        for server in self.servers.each() {
-            let keys = server.command(&["KEYS", &pattern]);
-            for key in keys.lines() {
-                server.command(&["HSET", key, self.damaged, "1 damaged"]);
-                damaged += 1;
-            }
-        }
-        assert_eq!(damaged, 1, "records at {pattern}");
+        self.damage_field(&store, address, self.damaged);
+        Some(store)
+    }
+
+    async fn damage_chunk(
+        &mut self,
+        store: Arc<RedisStore>,
+        _: ManualClock,
+        address: Address,
+    ) -> Option<Arc<RedisStore>> {
+        self.damage_field(&store, address, "c0");
         Some(store)
     }
 }
@@ -191,7 +206,7 @@ mod a_cluster {
     onlyonce_store::conformance_tests!(Redis::new(
         CLUSTER.get(|| RedisCluster::start(3, &SYNCED)),
         Options::default(),
-        "l",
+        "h",
     ));
 }
 

@@ -572,6 +572,31 @@ mod failing {
     }
 
     #[tokio::test]
+    async fn i13_a_completed_record_without_its_last_chunk_is_unknown() {
+        let server = RedisServer::start(&[]);
+        let store = open(&server.url()).await;
+        for (key, spoil) in [("damaged", "HSET"), ("missing", "HDEL")] {
+            let kept = claim(&store, key).await.expect("claimed");
+            let record = complete(&store, &kept, noise(10)).await.expect("completed");
+            let address = u128::from_be_bytes(*kept.address.as_bytes());
+            let name = server.command(&["KEYS", &format!("*:{address:032x}")]);
+            let spoil = match spoil {
+                "HSET" => server.command(&["HSET", &name, "l", "damaged"]),
+                _ => server.command(&["HDEL", &name, "l"]),
+            };
+            assert!(!spoil.starts_with('-'), "{spoil}");
+            let unknown = record.without_recording();
+            assert_eq!(unknown.state.name(), StateName::Unknown);
+            // For another gateway, too.
+            for store in [&store, &open(&server.url()).await] {
+                let stored = store.load(kept.address).await.expect("an answer");
+                assert_eq!(*stored.expect("held").record, unknown);
+            }
+            assert_eq!(server.command(&["PTTL", &name]), "-1", "unknown is kept");
+        }
+    }
+
+    #[tokio::test]
     async fn scripts_that_a_server_forgot_are_taught_again() {
         let server = RedisServer::start(&[]);
         let store = open(&server.url()).await;

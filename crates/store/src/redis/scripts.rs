@@ -60,5 +60,7 @@ pub static NOTE: LazyLock<Script> =
     LazyLock::new(|| Script::new(STRICT, include_str!("scripts/note.lua")));
 pub static REMOVE: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/remove.lua")));
+pub static SPOIL: LazyLock<Script> =
+    LazyLock::new(|| Script::new(FREEING, include_str!("scripts/spoil.lua")));
 pub static SWEEP: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/sweep.lua")));

@@ -8,7 +8,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use onlyonce_core::{
     Address, Attempt, Epoch, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
-    transition,
+    transition::{self, Standing},
 };
 use redis::{Cmd, Value};
 
@@ -208,13 +208,25 @@ impl Inner {
             let label = record_label(kind, address, decoded.token);
             parcel::open(self.sealer.as_ref(), &label, &parcel)
         };
-        let record = codec::decode(open(RECORD, record)?).map_err(corrupt)?;
+        let mut record = codec::decode(open(RECORD, record)?).map_err(corrupt)?;
+        if decoded.standing.state == StateName::Unknown {
+            // It may be one that lost its recording.
+            record = record.without_recording();
+        }
         if record.standing() != decoded.standing {
             return Err(corrupt("the record is not the one that its head speaks of"));
         }
         let last_chunk = match &record.state {
             State::Completed(completed) if completed.chunks > 0 => {
-                Some(open(LAST_CHUNK, last_chunk.ok_or_else(damaged)?)?)
+                let parcel = last_chunk.ok_or_else(damaged);
+                match parcel.and_then(|parcel| open(LAST_CHUNK, parcel)) {
+                    Ok(last_chunk) => Some(last_chunk),
+                    Err(error) => {
+                        self.spoil(address, &decoded, &error).await?;
+                        record = record.without_recording();
+                        None
+                    }
+                }
             }
             _ => None,
         };
@@ -342,21 +354,59 @@ impl Inner {
         if decoded.recording() != recording {
             return Err(corrupt(format!("{recording} is not there any more")));
         }
-        if let Some(parcel) = parcel {
-            let label = chunk_label(address, recording, chunk);
-            return parcel::open(self.sealer.as_ref(), &label, &parcel);
+        let is_completed = decoded.standing.state == StateName::Completed;
+        let read = match parcel {
+            Some(parcel) => {
+                let label = chunk_label(address, recording, chunk);
+                parcel::open(self.sealer.as_ref(), &label, &parcel)
+            }
+            // The last one stands beside the record.
+            None if is_completed && decoded.chunks.checked_sub(1) == Some(chunk) => {
+                let stored = self.load(address).await?;
+                return stored
+                    .filter(|stored| stored.record.recording() == recording)
+                    .and_then(|stored| stored.last_chunk)
+                    .ok_or_else(missing);
+            }
+            None => Err(missing()),
+        };
+        if let Err(error) = &read
+            && is_completed
+            && chunk < decoded.chunks
+        {
+            self.spoil(address, &decoded, error).await?;
         }
-        // The last one stands beside the record.
-        let is_last = decoded.standing.state == StateName::Completed
-            && decoded.chunks.checked_sub(1) == Some(chunk);
-        if !is_last {
-            return Err(missing());
-        }
-        let stored = self.load(address).await?;
-        stored
-            .filter(|stored| stored.record.recording() == recording)
-            .and_then(|stored| stored.last_chunk)
-            .ok_or_else(missing)
+        read
+    }
+
+    /// A completed record whose recording cannot be read is unknown from now on, for everybody, under
+    /// the fence that it has (I13).
+    async fn spoil(
+        &self,
+        address: Address,
+        held: &Head,
+        why: &StoreError,
+    ) -> Result<(), StoreError> {
+        let id = held.id();
+        tracing::error!(operation = %id, %why, "its recording cannot be read; it is unknown now");
+        let new = Head {
+            standing: Standing {
+                state: StateName::Unknown,
+                ..held.standing
+            },
+            until: 0,
+            chunks: 0,
+            ..held.clone()
+        };
+        let names = &self.servers.names;
+        let mut command = scripts::SPOIL.call();
+        command.arg(2).arg(names.record(address));
+        command.arg(names.ends(shard_of(address)));
+        command.arg(&held.encode()).arg(&new.encode());
+        command.arg(&member(id, address));
+        // Where another head stands by now, there is nothing to do.
+        self.script(address, &scripts::SPOIL, command).await?;
+        Ok(())
     }
 
     async fn attempts(

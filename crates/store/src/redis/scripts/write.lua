@@ -85,6 +85,7 @@ if to == '2' or (claims and from ~= '0') then
   if made > first then
     redis.call('HSET', key, 'm', first)
   end
+  redis.call('HDEL', key, 'l')
 end
 
 local fields = {'h', new, 'r', ARGV[4]}
