@@ -302,6 +302,66 @@ mod opening {
         warned(&synced, &url, "does not tell").await;
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_rights_that_the_page_names_are_enough() {
+        let page = include_str!("../../../docs/redis.md");
+        let rights = page.lines().find(|line| line.starts_with("ACL SETUSER"));
+        let rights: Vec<&str> = rights.expect("a line of rights").split(' ').collect();
+        let server = RedisServer::start(&SYNCED);
+        assert_eq!(server.command(&rights), "OK");
+        let url = format!("redis://onlyonce:PASSWORD@127.0.0.1:{}", server.port());
+        let store = open(&url).await;
+        assert!(store.warnings().is_empty(), "{:?}", store.warnings());
+
+        let kept = claim(&store, "k").await.expect("claimed");
+        let (address, id) = (kept.address, kept.record.id);
+        let seen = Seen {
+            fence: Some(kept.record.fence()),
+            chunks: 0,
+        };
+        let waits = store.clone();
+        let waiting = tokio::spawn(async move { waits.changed(address, seen, PATIENCE).await });
+        eventually("somebody listens", || {
+            !server.command(&["PUBSUB", "SHARDCHANNELS"]).is_empty()
+        });
+        let recording = kept.record.recording();
+        let chunk = noise(100);
+        store
+            .append(address, recording, 0, chunk.clone())
+            .await
+            .expect("appended");
+        waiting.await.expect("no panic");
+        assert_eq!(
+            store.read(address, recording, 0).await.expect("a chunk"),
+            chunk
+        );
+        let note = AttemptNote {
+            peer: "".into(),
+            sdk_retry_count: None,
+            got: Got::Joined,
+        };
+        assert_eq!(
+            store.note_attempt(address, id, note).await.expect("noted"),
+            2
+        );
+        assert_eq!(store.attempts(address, id).await.expect("a list").len(), 2);
+        assert_eq!(store.find(id).await.expect("an answer"), Some(address));
+        store.overdue(10).await.expect("a list");
+        let record = complete(&store, &kept, noise(10)).await.expect("completed");
+        let query = onlyonce_store::Query {
+            limit: 10,
+            ..onlyonce_store::Query::default()
+        };
+        assert_eq!(store.list(query).await.expect("a page").records.len(), 1);
+        store.sweep().await.expect("a sweep");
+        assert!(
+            store
+                .remove(address, record.fence())
+                .await
+                .expect("removed")
+        );
+    }
+
     #[tokio::test]
     async fn a_store_without_its_secret_is_refused() {
         let server = RedisServer::start(&[]);
@@ -400,6 +460,46 @@ mod failing {
         complete(&store, &kept, noise(100))
             .await
             .expect("completed");
+    }
+
+    #[tokio::test]
+    async fn i15_limits_are_kept_and_there_is_room_again_after_a_sweep() {
+        let server = RedisServer::start(&[]);
+        let limited = async |max_records, max_tenant_records| {
+            let options = Options {
+                max_records,
+                max_tenant_records,
+                ..Options::default()
+            };
+            let store = RedisStore::open(&server.url(), options).await;
+            store.expect("it opens")
+        };
+        let one = limited(10, u64::MAX).await;
+        let other = limited(u64::MAX, 5).await;
+        let mut kept = Vec::new();
+        for number in 0..5 {
+            kept.push(claim(&other, &format!("k{number}")).await.expect("room"));
+        }
+        let over = claim(&other, "over").await.map(drop);
+        let limit = matches!(over, Err(StoreError::OverLimit("tenant_records")));
+        assert!(limit, "{over:?}");
+        // What one gateway wrote, the other learns when it sweeps.
+        one.sweep().await.expect("a sweep");
+        for number in 5..10 {
+            kept.push(claim(&one, &format!("k{number}")).await.expect("room"));
+        }
+        let over = claim(&one, "over").await.map(drop);
+        assert!(matches!(over, Err(StoreError::Full(_))), "{over:?}");
+        for kept in kept.drain(..7) {
+            let removed = other.remove(kept.address, kept.record.fence()).await;
+            assert!(removed.expect("removed"));
+        }
+        for store in [&one, &other] {
+            store.sweep().await.expect("a sweep");
+            assert_eq!(store.status().records, 3);
+        }
+        kept.push(claim(&one, "room").await.expect("room"));
+        kept.push(claim(&other, "too").await.expect("room"));
     }
 
     /// What was acknowledged of one key.
@@ -552,6 +652,24 @@ mod failing {
     }
 
     #[tokio::test]
+    async fn l6_a_connection_that_hangs_is_replaced() {
+        let server = RedisServer::start(&[]);
+        let between = Between::start(server.port());
+        let url = format!("redis://127.0.0.1:{}", between.port());
+        let store = open_with(&url, Duration::from_millis(300)).await;
+        claim(&store, "before").await.expect("claimed");
+        between.hang();
+        let claimed = claim(&store, "k").await.map(drop);
+        assert!(
+            matches!(claimed, Err(StoreError::InDoubt(_))),
+            "{claimed:?}"
+        );
+        claim(&store, "next")
+            .await
+            .expect("over another connection");
+    }
+
+    #[tokio::test]
     async fn a_server_that_lost_what_it_held_is_refused() {
         let mut server = RedisServer::start(&[]);
         let store = open(&server.url()).await;
@@ -686,6 +804,27 @@ mod failing {
         }
     }
 
+    /// What is not where its slot was any more is asked for where it goes.
+    async fn while_a_slot_moves(masters: &[RedisServer], store: &RedisStore) {
+        let keys = |server: &RedisServer| server.command(&["KEYS", "*:meta"]);
+        let at = masters.iter().position(|one| !keys(one).is_empty());
+        let from = &masters[at.expect("the secret is somewhere")];
+        let to = &masters[(at.expect("somewhere") + 1) % masters.len()];
+        let slot = from.command(&["CLUSTER", "KEYSLOT", &keys(from)]);
+        let set = |server: &RedisServer, how: &[&str]| {
+            let command = [&["CLUSTER", "SETSLOT", slot.as_str()], how].concat();
+            assert_eq!(server.command(&command), "OK");
+        };
+        let ids = [from, to].map(|one| one.command(&["CLUSTER", "MYID"]));
+        set(to, &["IMPORTING", &ids[0]]);
+        set(from, &["MIGRATING", &ids[1]]);
+        // It lies in the shard of the secret.
+        let absent = Address::from_bytes([0; 16]);
+        assert!(store.load(absent).await.expect("an answer").is_none());
+        set(from, &["STABLE"]);
+        set(to, &["STABLE"]);
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_moves_within_a_cluster_is_followed() {
         let cluster = RedisCluster::start(3, &SYNCED);
@@ -698,6 +837,7 @@ mod failing {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let masters = cluster.nodes();
+        while_a_slot_moves(masters, &store).await;
         let to = masters[1].command(&["CLUSTER", "MYID"]);
         let moved = tokio::task::spawn_blocking({
             let place = format!("127.0.0.1:{}", masters[0].port());

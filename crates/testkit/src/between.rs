@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
@@ -19,6 +19,8 @@ pub struct Between {
 #[derive(Default)]
 struct Shared {
     swallows: AtomicBool,
+    /// Connections that were made before it last rose hang.
+    hung: AtomicU64,
     refuses: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -54,6 +56,11 @@ impl Between {
         self.shared.swallows.store(true, Ordering::SeqCst);
     }
 
+    /// The connections that there are stay open, and pass nothing on any more; new ones do.
+    pub fn hang(&self) {
+        self.shared.hung.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Cuts all connections, and takes no new ones.
     pub fn cut(&self) {
         self.shared.refuses.store(true, Ordering::SeqCst);
@@ -82,10 +89,20 @@ impl Shared {
             open.push(server.try_clone()?);
         }
         let (to_server, to_client) = (server.try_clone()?, client.try_clone()?);
-        thread::spawn(move || pass(client, to_server, || false));
+        let made = self.hung.load(Ordering::SeqCst);
         let shared = self.clone();
-        thread::spawn(move || pass(server, to_client, || shared.swallows.load(Ordering::SeqCst)));
+        thread::spawn(move || pass(client, to_server, || shared.hangs(made)));
+        let shared = self.clone();
+        thread::spawn(move || {
+            pass(server, to_client, || {
+                shared.hangs(made) || shared.swallows.load(Ordering::SeqCst)
+            });
+        });
         Ok(())
+    }
+
+    fn hangs(&self, made: u64) -> bool {
+        self.hung.load(Ordering::SeqCst) != made
     }
 }
 

@@ -13,8 +13,10 @@
 use aws_lc_rs::digest;
 use bytes::{Buf, BufMut};
 use onlyonce_core::{
-    Epoch, Fence, OperationId, Record, RecordingId, State, StateName, transition::Standing,
+    Address, Epoch, Fence, OperationId, Record, RecordingId, State, StateName, transition::Standing,
 };
+
+use super::names::Member;
 
 pub const HEAD: usize = 70;
 const CHECKED: usize = 62;
@@ -78,6 +80,15 @@ impl Head {
         RecordingId {
             operation: self.id(),
             claim: self.standing.claim,
+        }
+    }
+
+    /// What the indexes hold of the operation.
+    pub fn member(&self, address: Address) -> Member {
+        Member {
+            id: self.id(),
+            address,
+            tenant_tag: self.tags.tenant,
         }
     }
 

@@ -11,7 +11,7 @@ use onlyonce_core::{Address, OperationId, Timestamp};
 use super::{
     Inner,
     head::Head,
-    names::{SHARDS, Shard, take_member},
+    names::{Member, SHARDS, Shard},
     servers::Request,
     tag,
 };
@@ -24,22 +24,20 @@ const MOST_SEEN: usize = 50_000;
 /// Operations that are looked at together.
 const BATCH: usize = 256;
 
-type Member = Vec<u8>;
+/// A member as the server has it.
+type Raw = Vec<u8>;
 
 impl Inner {
     pub async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
         let first = [b"[", &id.as_bytes()[..]].concat();
-        let last = [b"(", &id.as_bytes()[..], &[0xff; 17]].concat();
-        let found: Vec<Vec<Member>> = stream::iter(0..=u8::MAX)
+        let last = [b"(", &id.as_bytes()[..], &[0xff; 21]].concat();
+        let found: Vec<Vec<Raw>> = stream::iter(0..=u8::MAX)
             .map(|shard| self.ids(shard, &last, &first, 1))
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await?;
-        let found = found
-            .iter()
-            .flatten()
-            .find_map(|member| take_member(member));
-        let Some((_, address)) = found else {
+        let found = found.iter().flatten().find_map(|raw| Member::decode(raw));
+        let Some(Member { address, .. }) = found else {
             return Ok(None);
         };
         // An entry may outlive its record.
@@ -57,7 +55,7 @@ impl Inner {
             let batch = newest.next(self, BATCH).await?;
             let is_last = batch.len() < BATCH;
             seen += batch.len();
-            let cursor = batch.last().map(|&(id, _)| id);
+            let cursor = batch.last().map(|member| member.id);
             for stored in self.wanted(batch, &filter).await? {
                 if page.records.len() == query.limit {
                     page.next = page.records.last().map(|last: &Stored| last.record.id);
@@ -78,11 +76,11 @@ impl Inner {
     /// Those of `batch` that the filter wants, in the same order.
     async fn wanted(
         &self,
-        batch: Vec<(OperationId, Address)>,
+        batch: Vec<Member>,
         filter: &Filter<'_>,
     ) -> Result<Vec<Stored>, StoreError> {
         let wanted = stream::iter(batch)
-            .map(|(id, address)| async move {
+            .map(|Member { id, address, .. }| async move {
                 let head = self.head(address).await?;
                 if !head.is_some_and(|head| head.id() == id && filter.may_want(&head)) {
                     return Ok(None);
@@ -107,7 +105,7 @@ impl Inner {
         last: &[u8],
         first: &[u8],
         limit: usize,
-    ) -> Result<Vec<Member>, StoreError> {
+    ) -> Result<Vec<Raw>, StoreError> {
         let mut command = redis::cmd("ZRANGE");
         command
             .arg(self.servers.names.ids(shard))
@@ -164,14 +162,14 @@ impl<'a> Filter<'a> {
 struct Newest {
     shards: Vec<Waiting>,
     /// The newest of each shard that has one left.
-    next: BinaryHeap<(Member, Shard)>,
+    next: BinaryHeap<(Raw, Shard)>,
     first: Vec<u8>,
     at_a_time: usize,
 }
 
 /// What of a shard was read and not given yet.
 struct Waiting {
-    members: VecDeque<Member>,
+    members: VecDeque<Raw>,
     /// Whether there may be more.
     more: bool,
 }
@@ -187,7 +185,7 @@ impl Newest {
         let first = query.since.map(moment);
         let first = first.map_or(b"-".to_vec(), |first| [b"[", &first[..]].concat());
         let at_a_time = (2 * query.limit / SHARDS).clamp(4, 64);
-        let read: Vec<Vec<Member>> = stream::iter(0..=u8::MAX)
+        let read: Vec<Vec<Raw>> = stream::iter(0..=u8::MAX)
             .map(|shard| inner.ids(shard, &last, &first, at_a_time))
             .buffered(AT_ONCE)
             .try_collect()
@@ -209,11 +207,7 @@ impl Newest {
     }
 
     /// The next `count` operations; fewer only at the end.
-    async fn next(
-        &mut self,
-        inner: &Inner,
-        count: usize,
-    ) -> Result<Vec<(OperationId, Address)>, StoreError> {
+    async fn next(&mut self, inner: &Inner, count: usize) -> Result<Vec<Member>, StoreError> {
         let mut given = Vec::with_capacity(count);
         while given.len() < count {
             let Some((member, shard)) = self.next.pop() else {
@@ -227,7 +221,7 @@ impl Newest {
                 waiting.members = members.into();
             }
             self.push_next(shard);
-            given.extend(take_member(&member));
+            given.extend(Member::decode(&member));
         }
         Ok(given)
     }

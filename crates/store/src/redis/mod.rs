@@ -25,6 +25,7 @@
 
 mod check;
 mod failure;
+mod figures;
 mod head;
 mod lists;
 mod names;
@@ -48,7 +49,7 @@ use std::{
 use parking_lot::RwLock;
 
 pub use self::{failure::Refusal, open::OpenError, url::UrlError};
-use self::{node::NodeClock, servers::Servers, watch::Listeners};
+use self::{figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
 use crate::{
     StoreError,
     clock::Clock,
@@ -65,6 +66,10 @@ pub struct Options {
     pub response_timeout: Duration,
     /// Certificates of authorities to trust instead of the system's, as PEM. Default none.
     pub root_certificates: Option<Vec<u8>>,
+    /// The most records, at best effort. Default no limit: the server's `maxmemory` is one.
+    pub max_records: u64,
+    /// The most records of one tenant, at best effort. Default no limit.
+    pub max_tenant_records: u64,
     /// Keys for encryption at rest. Default none.
     pub encryption: Option<EncryptionKeys>,
     /// For tests: a clock in the place of the server's.
@@ -77,6 +82,8 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(2),
             root_certificates: None,
+            max_records: u64::MAX,
+            max_tenant_records: u64::MAX,
             encryption: None,
             clock: None,
         }
@@ -98,21 +105,13 @@ struct Inner {
     home_clock: RwLock<Arc<NodeClock>>,
     /// The latest time that [`Store::now`](crate::Store::now) gave, in milliseconds.
     latest: AtomicU64,
-    counted: Counted,
+    figures: Figures,
+    max_records: u64,
+    max_tenant_records: u64,
     listeners: Arc<Listeners>,
     /// Where the next look for overdue leases starts.
     first_shard: AtomicU64,
     closed: AtomicBool,
-}
-
-/// What [`Store::status`](crate::Store::status) tells. Other gateways' writes are counted at the
-/// next sweep.
-#[derive(Default)]
-struct Counted {
-    records: AtomicU64,
-    bytes: AtomicU64,
-    writes: AtomicU64,
-    latest_write_micros: AtomicU64,
 }
 
 impl RedisStore {

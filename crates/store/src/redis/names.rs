@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! PREFIX:{TAG}:ADDRESS      hash: one operation, its recording and its attempts
-//! PREFIX:{TAG}:ids          sorted set: id and address of every operation, by id
-//! PREFIX:{TAG}:leases       sorted set: id and address of what is in flight, by the end of its lease
-//! PREFIX:{TAG}:ends         sorted set: id and address of what will expire, by its end
+//! PREFIX:{TAG}:ids          sorted set: a member for every operation, by id
+//! PREFIX:{TAG}:leases       sorted set: a member for what is in flight, by the end of its lease
+//! PREFIX:{TAG}:ends         sorted set: a member for what will expire, by its end
 //! PREFIX:{TAG}:meta         string, in shard 0 only: the store's secret
 //! ```
 //!
-//! An operation's shard is the first byte of its address. Everything of a shard has the same tag, so
+//! A member is `[id 16][address 16][tag of the tenant u32]`. An operation's shard is the first byte of
+//! its address. Everything of a shard has the same tag, so
 //! one slot holds it, and one script writes a record together with its indexes.
 
 use std::fmt::Write;
@@ -93,18 +94,31 @@ pub fn shard_of(address: Address) -> Shard {
 }
 
 /// What the indexes hold of an operation.
-pub fn member(id: OperationId, address: Address) -> [u8; 32] {
-    let mut member = [0; 32];
-    member[..16].copy_from_slice(id.as_bytes());
-    member[16..].copy_from_slice(address.as_bytes());
-    member
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: OperationId,
+    pub address: Address,
+    pub tenant_tag: u32,
 }
 
-/// Takes a member of an index apart.
-pub fn take_member(member: &[u8]) -> Option<(OperationId, Address)> {
-    let (id, address) = member.split_first_chunk::<16>()?;
-    let address = address.try_into().ok()?;
-    Some((OperationId::from_bytes(*id), Address::from_bytes(address)))
+impl Member {
+    pub fn encode(&self) -> [u8; 36] {
+        let mut member = [0; 36];
+        member[..16].copy_from_slice(self.id.as_bytes());
+        member[16..32].copy_from_slice(self.address.as_bytes());
+        member[32..].copy_from_slice(&self.tenant_tag.to_be_bytes());
+        member
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (id, rest) = bytes.split_first_chunk::<16>()?;
+        let (address, tag) = rest.split_first_chunk::<16>()?;
+        Some(Self {
+            id: OperationId::from_bytes(*id),
+            address: Address::from_bytes(*address),
+            tenant_tag: u32::from_be_bytes(tag.try_into().ok()?),
+        })
+    }
 }
 
 /// One tag for each shard: the smallest number whose slot lies in the shard's part of the slots. So
@@ -178,12 +192,13 @@ mod tests {
 
     #[test]
     fn a_member_is_taken_apart_again() {
-        let (id, address) = (
-            OperationId::from_bytes([1; 16]),
-            Address::from_bytes([2; 16]),
-        );
-        assert_eq!(take_member(&member(id, address)), Some((id, address)));
-        assert_eq!(take_member(&[0; 31]), None);
-        assert_eq!(take_member(&[0; 33]), None);
+        let member = Member {
+            id: OperationId::from_bytes([1; 16]),
+            address: Address::from_bytes([2; 16]),
+            tenant_tag: 3,
+        };
+        assert_eq!(Member::decode(&member.encode()), Some(member));
+        assert_eq!(Member::decode(&[0; 35]), None);
+        assert_eq!(Member::decode(&[0; 37]), None);
     }
 }

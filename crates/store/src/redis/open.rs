@@ -13,8 +13,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::RwLock;
 
 use super::{
-    Counted, Inner, Options, RedisStore, check,
+    Inner, Options, RedisStore, check,
     failure::{Failure, Refusal},
+    figures::{self, Figures},
     names::HOME,
     node::Dialing,
     servers::{Request, Servers},
@@ -104,7 +105,9 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
         given_clock: options.clock,
         home_clock: RwLock::new(home.clock.clone()),
         latest: AtomicU64::new(0),
-        counted: Counted::default(),
+        figures: Figures::default(),
+        max_records: options.max_records,
+        max_tenant_records: options.max_tenant_records,
         listeners: Arc::default(),
         first_shard: AtomicU64::new(0),
         closed: AtomicBool::new(false),
@@ -127,7 +130,11 @@ async fn secret(
     let get = Request::plain(HOME, get);
     let mut held = bytes_of(servers.call(&get).await?);
     if held.is_none() {
-        if super::upkeep::records(servers).await? > 0 {
+        if figures::records(servers)
+            .await?
+            .iter()
+            .any(|&records| records > 0)
+        {
             return Err(OpenError::Meta(key));
         }
         let mut set = redis::cmd("SET");

@@ -16,7 +16,7 @@ use super::{
     Inner, RedisStore, corrupt,
     failure::Failure,
     head::{self, HEAD, Head, Tags},
-    names::{member, shard_of},
+    names::shard_of,
     scripts::{self, Script},
     servers::Request,
     tag,
@@ -78,10 +78,7 @@ impl Store for RedisStore {
         let answer = inner.script(address, &scripts::APPEND, command).await?;
         match inner.echoed(answer, &[&of, chunk.to_string().as_bytes()])? {
             [Value::Int(1)] => {
-                inner
-                    .counted
-                    .bytes
-                    .fetch_add(size as u64, Ordering::Relaxed);
+                inner.figures.grew(size);
                 Ok(())
             }
             [Value::Int(0)] => Err(StoreError::Fenced),
@@ -138,13 +135,11 @@ impl Store for RedisStore {
         command.arg(4).arg(names.record(address));
         command.arg(names.ids(shard)).arg(names.leases(shard));
         command.arg(names.ends(shard));
-        command
-            .arg(&head::fence(fence))
-            .arg(&member(fence.id, address));
+        command.arg(&head::fence(fence)).arg(address.as_bytes());
         let answer = inner.script(address, &scripts::REMOVE, command).await?;
         match inner.echoed(answer, &[&head::fence(fence)])? {
             [Value::Int(1)] => {
-                inner.counted.one_less();
+                inner.figures.removed();
                 Ok(true)
             }
             [Value::Int(0)] => Ok(false),
@@ -167,7 +162,7 @@ impl Store for RedisStore {
     }
 
     fn status(&self) -> Status {
-        self.inner.counted.status()
+        self.inner.figures.status()
     }
 
     async fn close(&self) -> Result<(), StoreError> {
@@ -247,6 +242,10 @@ impl Inner {
         crate::assert_whole(&write);
         let record = &write.record;
         let claims = record.state.name() == StateName::InFlight && record.claim == record.epoch;
+        let tenant_tag = tag(&self.secret, &record.scope.tenant);
+        if expected.is_none() {
+            self.check_room(tenant_tag)?;
+        }
         let script = match record.state.name() {
             StateName::Completed => &scripts::WRITE,
             StateName::InFlight if claims => &scripts::WRITE,
@@ -268,7 +267,10 @@ impl Inner {
         let answer = self.call(&request).await.map_err(Failure::of_write)?;
         match self.echoed(answer, &[&token])? {
             [Value::Int(code @ (1 | 2)), Value::Int(attempts)] => {
-                self.counted.written(code == 2, size, started);
+                self.figures.wrote(size, started);
+                if code == 2 {
+                    self.figures.added(tenant_tag);
+                }
                 let attempts = u32::try_from(attempts).map_err(|_| damaged())?;
                 Ok(Swap::Done { attempts })
             }
@@ -332,7 +334,7 @@ impl Inner {
         command.arg(expected_fence).arg(arrows).arg(&head);
         command.arg(&*body).arg(&*last_chunk).arg(&*note);
         command.arg(new.until).arg(new.chunks);
-        command.arg(&member(record.id, address));
+        command.arg(&new.member(address).encode());
         command.arg(KEPT_BEYOND_MILLIS).arg(self.given_now());
         Ok(command)
     }
@@ -403,7 +405,7 @@ impl Inner {
         command.arg(2).arg(names.record(address));
         command.arg(names.ends(shard_of(address)));
         command.arg(&held.encode()).arg(&new.encode());
-        command.arg(&member(id, address));
+        command.arg(&held.member(address).encode());
         // Where another head stands by now, there is nothing to do.
         self.script(address, &scripts::SPOIL, command).await?;
         Ok(())

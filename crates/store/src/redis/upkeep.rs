@@ -1,25 +1,21 @@
 //! What is done every few seconds: expiry, overdue leases, clocks, and counting.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::sync::atomic::Ordering;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use onlyonce_core::{Address, Record, StateName};
-use redis::{FromRedisValue, Value};
+use redis::FromRedisValue;
 
 use super::{
-    Counted, Inner,
-    check::Info,
+    Inner,
     failure::Failure,
     head::Head,
-    names::{HOME, SHARDS, Shard, shard_of, take_member},
+    names::{Member, SHARDS, Shard, shard_of},
     scripts,
-    servers::{Request, Servers},
+    servers::Request,
     store::unexpected,
 };
-use crate::{Status, StoreError, Swept};
+use crate::{StoreError, Swept};
 
 /// Shards that are looked at at once.
 const AT_ONCE: usize = 32;
@@ -75,7 +71,7 @@ impl Inner {
         let names = &self.servers.names;
         let addresses: Vec<Address> = members
             .iter()
-            .map(|member| take_member(member).map(|(_, address)| address))
+            .map(|raw| Member::decode(raw).map(|member| member.address))
             .collect::<Option<_>>()
             .ok_or_else(unexpected)?;
         let mut command = scripts::SWEEP.call();
@@ -105,7 +101,7 @@ impl Inner {
             .buffered(AT_ONCE);
         let mut overdue = Vec::new();
         while let Some(due) = members.next().await {
-            for (id, address) in due?.iter().filter_map(|member| take_member(member)) {
+            for Member { id, address, .. } in due?.iter().filter_map(|raw| Member::decode(raw)) {
                 if overdue.len() == limit {
                     return Ok(overdue);
                 }
@@ -160,22 +156,6 @@ impl Inner {
         redis::from_redis_value(value).map_err(|_| unexpected())
     }
 
-    /// Counts what is held, other gateways' writes included.
-    pub async fn count(&self) -> Result<(), StoreError> {
-        let records = records(&self.servers).await.map_err(Failure::of_read)?;
-        self.counted.records.store(records, Ordering::Relaxed);
-        let mut info = redis::cmd("INFO");
-        info.arg("memory");
-        let answers = self.servers.call_all(&info).await;
-        let mut bytes = 0;
-        for answer in answers.map_err(Failure::of_read)? {
-            let text: String = redis::from_redis_value(answer).map_err(|_| unexpected())?;
-            bytes += Info::parse(&text).number("used_memory");
-        }
-        self.counted.bytes.store(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Measures the clocks of all servers again.
     pub async fn measure_clocks(&self) -> Result<(), StoreError> {
         for node in self.servers.all().await.map_err(Failure::of_read)? {
@@ -195,51 +175,5 @@ impl Inner {
             .map_err(Failure::of_read)?;
         *self.home_clock.write() = home.clock.clone();
         Ok(())
-    }
-}
-
-/// How many records there are.
-pub async fn records(servers: &Servers) -> Result<u64, Failure> {
-    stream::iter(HOME..=u8::MAX)
-        .map(|shard| {
-            let mut command = redis::cmd("ZCARD");
-            command.arg(servers.names.ids(shard));
-            let request = Request::plain(shard, command);
-            async move { servers.call(&request).await }
-        })
-        .buffer_unordered(AT_ONCE)
-        .try_fold(0, async |all, one| {
-            let Value::Int(one) = one else { return Ok(all) };
-            Ok(all + one as u64)
-        })
-        .await
-}
-
-impl Counted {
-    pub fn written(&self, is_new: bool, size: usize, started: Instant) {
-        self.records.fetch_add(is_new.into(), Ordering::Relaxed);
-        self.bytes.fetch_add(size as u64, Ordering::Relaxed);
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        let micros = started.elapsed().as_micros() as u64;
-        self.latest_write_micros.store(micros, Ordering::Relaxed);
-    }
-
-    pub fn one_less(&self) {
-        let less = |records: u64| Some(records.saturating_sub(1));
-        let _ = self
-            .records
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    pub fn status(&self) -> Status {
-        let writes = self.writes.load(Ordering::Relaxed);
-        Status {
-            poisoned: None,
-            records: self.records.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            commits: writes,
-            committed_writes: writes,
-            latest_commit: Duration::from_micros(self.latest_write_micros.load(Ordering::Relaxed)),
-        }
     }
 }

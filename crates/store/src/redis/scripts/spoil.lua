@@ -1,7 +1,7 @@
 -- Puts a head in the place of one that says completed, where the recording cannot be read (I13).
 --
 -- KEYS  record, ends
--- ARGV  head expected, new head, id and address
+-- ARGV  head expected, new head, its member
 
 if redis.call('HGET', KEYS[1], 'h') ~= ARGV[1] then
   return 0

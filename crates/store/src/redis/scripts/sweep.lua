@@ -1,7 +1,7 @@
 -- Drops records that have expired, and entries of the indexes whose record is gone.
 --
 -- KEYS  ids, leases, ends, then the records
--- ARGV  time or '', then id and address of each
+-- ARGV  time or '', then the member of each
 -- Gives how many records it dropped, and their bytes.
 
 local ids, leases, ends = KEYS[1], KEYS[2], KEYS[3]

@@ -2,7 +2,7 @@
 --
 -- KEYS  record, ids, leases, ends
 -- ARGV  fence expected or '', states it may come from, new head, body, last chunk or '',
---       note of the attempt or '', until when, chunks, id and address, milliseconds kept beyond
+--       note of the attempt or '', until when, chunks, its member, milliseconds kept beyond
 --       the end, time or '', latest time or ''
 -- Gives {token, 1, attempts}; {token, 2, attempts} for an operation that is new; {token, 0, 0} when it
 -- lost; {token, -1, 0} for a damaged record; {token, -2, 0} when it came too late; and
