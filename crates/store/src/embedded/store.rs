@@ -20,7 +20,9 @@ use super::{
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
 };
-use crate::{AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write};
+use crate::{
+    AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write,
+};
 
 /// Completed records that were asked for, with their last chunks.
 pub type Hot = Cache<Address, Warm, Weight>;
@@ -87,7 +89,9 @@ impl Store for EmbeddedStore {
         let (head, body) = body::close(inner.sealer.as_ref(), Kind::Chunk, address, plain)?;
         loop {
             match inner.put_chunk(address, recording, chunk, &head, &body)? {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    return Ok(());
+                }
                 Err(NotTaken::Wait) => inner.log.room().await,
                 Err(other) => return Err(refused(other)),
             }
@@ -389,6 +393,7 @@ impl Inner {
             match self.put_record(address, expected, &write, executed.as_ref())? {
                 Ok(None) => return Ok(Swap::Lost),
                 Ok(Some((place, attempts))) => {
+                    // Who is woken reads no sooner than it is durable.
                     self.log.gate.wait(place.end()).await.map_err(in_doubt)?;
                     return Ok(Swap::Done { attempts });
                 }
