@@ -11,6 +11,7 @@ use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 use crate::{
     Engine, Execution, Reader, Refused, Shared, Trouble,
     abandoned::{Claim, Outcome},
+    elsewhere::mirror,
     live::{End, Entered, Live, Phase},
     write::{ClaimFailed, Claimed},
 };
@@ -267,11 +268,11 @@ impl<S: Store> Attempt<'_, S> {
         let id = stored.record.id;
         let attempt = self.note(id, Got::Joined, stored.attempts).await;
         let ticket = self.ticket(id, attempt);
-        Begin::Join(Reader::elsewhere(
+        Begin::Join(Reader::live(
             self.shared.clone(),
-            self.address,
+            mirror(self.shared, self.address, &stored.record),
             ticket,
-            self.policy.join_timeout,
+            Some(self.policy.join_timeout),
         ))
     }
 

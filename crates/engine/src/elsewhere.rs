@@ -1,68 +1,289 @@
 //! Following an operation that another gateway executes, through the store alone.
+//!
+//! A mirror is a live operation that is filled from the store instead of an upstream: the readers
+//! of this process share it, and see of the recording what its owner shows. Whatever is shown, only
+//! the record says how the execution ended (I3, I18).
 
 use std::{sync::Arc, time::Duration};
 
-use onlyonce_core::{Address, Held, OperationId, ReleaseReason, State, UnknownReason, view};
-use onlyonce_store::{Seen, Store, StoreError, Stored};
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Completed, Held, OwnerId, Record, RecordingId, ReleaseReason, State, UnknownReason,
+    view,
+};
+use onlyonce_store::{Seen, Shown, Store, StoreError, Stored};
 
-use crate::Shared;
+use crate::{
+    Kind, Shared,
+    live::{End, Live, Phase},
+    show::ShownHead,
+};
 
-/// The longest that a notice of a change is waited for: a lease may pass meanwhile.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long to wait before a store is asked again that did not answer.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The store is asked no more often than this at first, and less often where nothing is shown.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A release is in the record a little earlier than its answer is shown.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How an operation that was followed ended.
-pub(crate) enum Followed {
+/// The mirror of the operation that, as `record` says, another gateway executes.
+pub(crate) fn mirror<S: Store>(
+    shared: &Arc<Shared<S>>,
+    address: Address,
+    record: &Arc<Record>,
+) -> Arc<Live> {
+    let (live, is_new) = shared.mirrors.enter_mirror(address, record);
+    if is_new {
+        let mirror = Mirror {
+            shared: shared.clone(),
+            live: live.clone(),
+            recording: record.recording(),
+            released_whole: false,
+        };
+        tokio::spawn(mirror.run());
+    }
+    live
+}
+
+struct Mirror<S: Store> {
+    shared: Arc<Shared<S>>,
+    live: Arc<Live>,
+    recording: RecordingId,
+    /// Whether the answer that was shown says that nothing ran, and was shown whole.
+    released_whole: bool,
+}
+
+/// What the record tells.
+enum Look {
+    Running(OwnerId),
     Completed(Stored),
     Released(ReleaseReason),
     Unknown(UnknownReason),
+    /// The store does not answer. Whoever waits has a deadline.
+    Unavailable,
 }
 
-/// Waits for the outcome of `id`. While the store is unavailable it waits too: whoever follows has
-/// a deadline.
-pub(crate) async fn follow<S: Store>(
-    shared: Arc<Shared<S>>,
-    address: Address,
-    id: OperationId,
-) -> Followed {
-    loop {
-        let held = match shared.store.load(address).await {
-            Ok(Some(stored)) if stored.record.id == id => {
-                let now = shared.store.now();
-                match &stored.record.state {
-                    State::Completed(_) => return Followed::Completed(stored),
-                    State::Released { reason, .. } => return Followed::Released(*reason),
-                    State::Unknown { reason, .. } => return Followed::Unknown(*reason),
-                    State::InFlight { .. } => {
-                        let lease_passed = matches!(
-                            view(Some(&stored.record), now),
-                            Held::Record {
-                                lease_passed: true,
-                                ..
-                            }
-                        );
-                        if lease_passed
-                            && let Ok(true) = shared.expire(address, &stored.record, now).await
-                        {
-                            return Followed::Unknown(UnknownReason::LeasePassed);
-                        }
-                        stored.record.fence()
-                    }
+impl<S: Store> Mirror<S> {
+    async fn run(mut self) {
+        let end = self.follow().await;
+        self.shared.mirrors.leave(&self.live);
+        self.live.publish(|state| {
+            // What lies in the store is gone with the next claim.
+            state.doomed = matches!(end, End::Unknown(_));
+            state.phase = Phase::Ended(end);
+        });
+    }
+
+    /// Follows the recording until the record says how it ended.
+    async fn follow(&mut self) -> End {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let owner = match self.look().await {
+                Look::Running(owner) => owner,
+                Look::Completed(stored) => return self.complete(stored).await,
+                Look::Released(reason) => return self.released(reason).await,
+                Look::Unknown(reason) => return End::Unknown(reason),
+                Look::Unavailable => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    continue;
+                }
+            };
+            // As long as more is shown, the record has nothing to tell.
+            while let Ok(Some(shown)) = self.next_shown(owner, pause).await {
+                pause = PAUSE_MIN;
+                let ended = shown.ended;
+                if let Err(reason) = self.take(shown).await {
+                    return End::Unknown(reason);
+                }
+                if ended {
+                    break;
                 }
             }
-            // It ended, was forgotten, and another operation may stand there: nobody can say any more.
-            Ok(_) => return Followed::Unknown(UnknownReason::Unreadable),
-            Err(StoreError::Corrupt(_)) => return Followed::Unknown(UnknownReason::Unreadable),
-            Err(_) => {
-                tokio::time::sleep(PAUSE).await;
-                continue;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn next_shown(
+        &self,
+        owner: OwnerId,
+        at_most: Duration,
+    ) -> Result<Option<Shown>, StoreError> {
+        let seen = {
+            let recording = &self.live.state.lock().recording;
+            Seen {
+                head: recording.head.is_some(),
+                bytes: recording.len(),
             }
         };
-        let seen = Seen {
-            fence: Some(held),
-            chunks: u32::MAX,
+        let (store, address) = (&self.shared.store, self.live.address);
+        let followed = store
+            .follow(address, self.recording, owner, seen, at_most)
+            .await;
+        if followed.is_err() {
+            tokio::time::sleep(at_most).await;
+        }
+        followed
+    }
+
+    async fn look(&self) -> Look {
+        let address = self.live.address;
+        let stored = match self.shared.store.load(address).await {
+            Ok(Some(stored)) if stored.record.recording() == self.recording => stored,
+            // It ended, was forgotten or claimed again, and nobody can say any more.
+            Ok(_) | Err(StoreError::Corrupt(_)) => {
+                return Look::Unknown(UnknownReason::Unreadable);
+            }
+            Err(_) => return Look::Unavailable,
         };
-        shared.store.changed(address, seen, LOOK_EVERY).await;
+        match &stored.record.state {
+            State::Completed(_) => Look::Completed(stored),
+            State::Released { reason, .. } => Look::Released(*reason),
+            State::Unknown { reason, .. } => Look::Unknown(*reason),
+            State::InFlight { owner, .. } => {
+                let owner = *owner;
+                let now = self.shared.store.now();
+                let held = view(Some(&stored.record), now);
+                let passed = matches!(
+                    held,
+                    Held::Record {
+                        lease_passed: true,
+                        ..
+                    }
+                );
+                if passed && let Ok(true) = self.shared.expire(address, &stored.record, now).await {
+                    return Look::Unknown(UnknownReason::LeasePassed);
+                }
+                Look::Running(owner)
+            }
+        }
+    }
+
+    /// Takes in what is shown. An error where it does not fit what was seen before.
+    async fn take(&mut self, shown: Shown) -> Result<(), UnknownReason> {
+        if !shown.head.is_empty() && self.live.state.lock().recording.head.is_none() {
+            let ShownHead {
+                head,
+                kind,
+                declared,
+                whole,
+            } = ShownHead::unpack(shown.head).ok_or(UnknownReason::Unreadable)?;
+            self.released_whole = kind == Kind::Released && whole;
+            self.live.publish(|state| {
+                state.recording.set_head(head, kind);
+                if let Some(len) = declared {
+                    state.recording.declare(len);
+                }
+            });
+        }
+        self.read_chunks(shown.in_chunks).await?;
+        let seen = self.live.state.lock().recording.len();
+        let Some(known) = seen.checked_sub(shown.from) else {
+            // A gap: what lies between is in a chunk soon, or in the record.
+            return Ok(());
+        };
+        let known = usize::try_from(known).unwrap_or(usize::MAX);
+        if let Some(bytes) = shown.bytes.get(known..) {
+            self.push(shown.bytes.slice_ref(bytes));
+        }
+        Ok(())
+    }
+
+    /// Reads from the store what lies in full chunks up to `to`.
+    async fn read_chunks(&self, to: u64) -> Result<(), UnknownReason> {
+        let chunk_size = self.shared.settings.chunk_size as u64;
+        loop {
+            let at = self.live.state.lock().recording.len();
+            if at >= to {
+                return Ok(());
+            }
+            let number = u32::try_from(at / chunk_size).unwrap_or(u32::MAX);
+            let (store, address) = (&self.shared.store, self.live.address);
+            let chunk = match store.read(address, self.recording, number).await {
+                Ok(chunk) if chunk.len() as u64 == chunk_size => chunk,
+                Ok(_) | Err(StoreError::Corrupt(_)) => return Err(UnknownReason::Unreadable),
+                Err(_) => {
+                    tokio::time::sleep(PAUSE_MIN).await;
+                    continue;
+                }
+            };
+            let from = usize::try_from(at % chunk_size).unwrap_or(usize::MAX);
+            self.push(chunk.slice(from..));
+        }
+    }
+
+    /// Appends to the recording. What fills a chunk lies in the store already.
+    fn push(&self, mut bytes: Bytes) {
+        let chunk_size = self.shared.settings.chunk_size;
+        self.live.publish(|state| {
+            let recording = &mut state.recording;
+            while !bytes.is_empty() {
+                // A released answer is never in the store.
+                let room = match recording.kind() {
+                    Some(Kind::Released) => bytes.len(),
+                    _ => recording.room(chunk_size),
+                };
+                if room == 0 {
+                    let chunk = recording.current_chunk();
+                    recording.spilled(chunk, self.shared.settings.operation_memory);
+                    continue;
+                }
+                recording.push(bytes.split_to(room.min(bytes.len())));
+            }
+        });
+    }
+
+    /// Brings the recording to its end, as the completed record has it.
+    async fn complete(&mut self, stored: Stored) -> End {
+        let State::Completed(completed) = &stored.record.state else {
+            return End::Unknown(UnknownReason::Unreadable);
+        };
+        match self.read_rest(completed, stored.last_chunk).await {
+            Ok(()) => {
+                let trailers = completed.trailers.clone();
+                self.live.state.lock().recording.trailers = trailers;
+                End::Completed {
+                    expires_at: Some(completed.expires_at),
+                }
+            }
+            Err(reason) => End::Unknown(reason),
+        }
+    }
+
+    async fn read_rest(
+        &self,
+        completed: &Completed,
+        last_chunk: Option<Bytes>,
+    ) -> Result<(), UnknownReason> {
+        {
+            let recording = &mut self.live.state.lock().recording;
+            match &recording.head {
+                None => recording.set_head(completed.head.clone(), Kind::Executed),
+                Some((head, Kind::Executed)) if *head == completed.head => {}
+                // It was resolved with another answer than the one that was shown (I4).
+                Some(_) => return Err(UnknownReason::Unreadable),
+            }
+        }
+        let last_chunk = last_chunk.unwrap_or_default();
+        let last_start = completed.body_len.saturating_sub(last_chunk.len() as u64);
+        self.read_chunks(last_start).await?;
+        let seen = self.live.state.lock().recording.len();
+        let known = usize::try_from(seen - last_start).unwrap_or(usize::MAX);
+        let rest = last_chunk.get(known..).ok_or(UnknownReason::Unreadable)?;
+        self.push(last_chunk.slice_ref(rest));
+        Ok(())
+    }
+
+    async fn released(&mut self, reason: ReleaseReason) -> End {
+        let is_shown = self.live.state.lock().recording.head.is_some();
+        if !is_shown && reason == ReleaseReason::DidNotRun {
+            // Whether or not it comes, the release stands.
+            if let Ok(Some(shown)) = self.next_shown(self.shared.owner, LAST_WORDS).await {
+                let _ = self.take(shown).await;
+            }
+        }
+        End::Released {
+            detail: reason.as_str().into(),
+            whole: self.released_whole,
+        }
     }
 }

@@ -49,7 +49,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -81,6 +81,7 @@ mod live;
 mod operator;
 mod reader;
 mod recording;
+mod show;
 mod trouble;
 mod upkeep;
 mod wakers;
@@ -150,10 +151,13 @@ pub(crate) struct Shared<S> {
     pub(crate) owner: OwnerId,
     pub(crate) settings: Settings,
     pub(crate) registry: Registry,
+    /// The operations of other gateways that are followed here.
+    pub(crate) mirrors: Registry,
     pub(crate) admission: Admission,
     pub(crate) abandoned: Abandoned,
     pub(crate) late: Gates,
     pub(crate) ids: Ids,
+    followed: AtomicUsize,
     stopping: AtomicBool,
     /// Notified when the last live operation ends.
     emptied: Notify,
@@ -173,11 +177,13 @@ impl<S: Store> Engine<S> {
                 store,
                 owner,
                 registry: Registry::new(),
+                mirrors: Registry::new(),
                 admission: Admission::new(&settings),
                 settings,
                 abandoned: Abandoned::default(),
                 late: Gates::default(),
                 ids: Ids::new(owner),
+                followed: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
                 emptied: Notify::new(),
             }),
@@ -192,6 +198,11 @@ impl<S: Store> Engine<S> {
     /// Operations that are being claimed or executed now.
     pub fn live(&self) -> usize {
         self.shared.registry.len()
+    }
+
+    /// Operations of this engine that other gateways follow now.
+    pub fn followed(&self) -> usize {
+        self.shared.followed.load(Ordering::Relaxed)
     }
 
     /// Claims nothing from now on, waits up to `deadline` for what is live, and calls the rest

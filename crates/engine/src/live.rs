@@ -89,7 +89,8 @@ impl Live {
         }
     }
 
-    /// A running operation with a recording, outside the registry: for a late answer.
+    /// A running operation with a recording, outside the registry: for a late answer, and for a
+    /// mirror.
     pub(crate) fn continued(
         address: Address,
         fingerprint: Fingerprint,
@@ -211,6 +212,25 @@ impl Registry {
         shard.insert(address, live.clone());
         self.len.fetch_add(1, Ordering::AcqRel);
         Entered::Mine(live)
+    }
+
+    /// The mirror of the recording that `record` tells of, and whether it is new.
+    pub(crate) fn enter_mirror(&self, address: Address, record: &Arc<Record>) -> (Arc<Live>, bool) {
+        let mut shard = self.shard(address).lock();
+        if let Some(live) = shard.get(&address) {
+            let state = live.state.lock();
+            let held = state.record.as_ref().map(|held| held.recording());
+            if held == Some(record.recording()) && matches!(state.phase, Phase::Running) {
+                return (live.clone(), false);
+            }
+        }
+        let recording = Recording::default();
+        let live = Live::continued(address, record.fingerprint, record.clone(), recording);
+        let live = Arc::new(live);
+        if shard.insert(address, live.clone()).is_none() {
+            self.len.fetch_add(1, Ordering::AcqRel);
+        }
+        (live, true)
     }
 
     /// Takes `live` out, if it is in; says whether that left nothing.

@@ -16,7 +16,6 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     Broken, Shared, Ticket,
-    elsewhere::{Followed, follow},
     live::{End, Live, LiveState, Phase},
     recording::Found,
     wakers::Seat,
@@ -94,10 +93,6 @@ enum Source {
     Live { live: Arc<Live>, seat: Seat },
     /// A completed record.
     Stored(Stored),
-    /// An operation that another gateway executes.
-    Elsewhere(BoxFuture<Followed>),
-    /// There is no response.
-    Nothing(Start),
 }
 
 impl<S: Store> Reader<S> {
@@ -128,17 +123,6 @@ impl<S: Store> Reader<S> {
         let mut reader = Self::new(shared, address, ticket, Source::Stored(stored), None);
         reader.ticket.expires_at = reader.completed().map(|completed| completed.expires_at);
         reader
-    }
-
-    pub(crate) fn elsewhere(
-        shared: Arc<Shared<S>>,
-        address: Address,
-        ticket: Ticket,
-        timeout: Duration,
-    ) -> Self {
-        let following = Box::pin(follow(shared.clone(), address, ticket.id));
-        let source = Source::Elsewhere(following);
-        Self::new(shared, address, ticket, source, Some(timeout))
     }
 
     fn new(
@@ -187,43 +171,24 @@ impl<S: Store> Reader<S> {
 
     /// As [`Reader::start`].
     pub fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<Start> {
-        loop {
-            let start = match &mut self.source {
-                Source::Live { live, seat } => {
-                    let mut state = live.state.lock();
-                    let (start, expires_at) = start_of(&state, self.hold);
-                    if expires_at.is_some() {
-                        self.ticket.expires_at = expires_at;
-                    }
-                    if start.is_none() {
-                        state.wakers.sit(seat, cx.waker());
-                    }
-                    start
+        let start = match &mut self.source {
+            Source::Live { live, seat } => {
+                let mut state = live.state.lock();
+                let (start, expires_at) = start_of(&state, self.hold);
+                if expires_at.is_some() {
+                    self.ticket.expires_at = expires_at;
                 }
-                Source::Stored(stored) => Some(start_of_stored(stored)),
-                Source::Nothing(start) => Some(start.clone()),
-                Source::Elsewhere(following) => match following.as_mut().poll(cx) {
-                    Poll::Ready(followed) => {
-                        self.settle_source(followed);
-                        continue;
-                    }
-                    Poll::Pending => None,
-                },
-            };
-            return match start {
-                Some(start) => Poll::Ready(start),
-                None => self.poll_deadline(cx),
-            };
-        }
-    }
-
-    fn settle_source(&mut self, followed: Followed) {
-        self.source = match followed {
-            Followed::Completed(stored) => Source::Stored(stored),
-            Followed::Released(reason) => Source::Nothing(Start::NotSent(reason.as_str().into())),
-            Followed::Unknown(reason) => Source::Nothing(Start::Unknown(reason)),
+                if start.is_none() {
+                    state.wakers.sit(seat, cx.waker());
+                }
+                start
+            }
+            Source::Stored(stored) => Some(start_of_stored(stored)),
         };
-        self.ticket.expires_at = self.completed().map(|completed| completed.expires_at);
+        match start {
+            Some(start) => Poll::Ready(start),
+            None => self.poll_deadline(cx),
+        }
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Start> {
@@ -277,13 +242,6 @@ impl<S: Store> Reader<S> {
                     }
                 }
                 Source::Stored(stored) => step_of_stored(stored, self.position, fetched),
-                Source::Nothing(Start::Unknown(reason)) => Step::Broken(*reason),
-                Source::Nothing(_) => Step::End(HeaderBlock::default(), None),
-                Source::Elsewhere(following) => {
-                    let followed = ready!(following.as_mut().poll(cx));
-                    self.settle_source(followed);
-                    continue;
-                }
             };
             return Poll::Ready(match step {
                 Step::Data(bytes) => {
@@ -322,7 +280,6 @@ impl<S: Store> Reader<S> {
                 state.record.as_ref().map(|record| record.recording())
             }
             Source::Stored(stored) => Some(stored.record.recording()),
-            Source::Nothing(_) | Source::Elsewhere(_) => None,
         }
     }
 
@@ -340,7 +297,6 @@ impl<S: Store> Reader<S> {
                 Some(completed) => (completed.body_len, !completed.trailers.is_empty()),
                 None => return false,
             },
-            Source::Nothing(_) | Source::Elsewhere(_) => return false,
         };
         self.position >= len && (self.trailers_given || !trailers)
     }
@@ -357,7 +313,6 @@ impl<S: Store> Reader<S> {
                 }
             }
             Source::Stored(_) => self.completed().map(|completed| completed.body_len),
-            Source::Nothing(_) | Source::Elsewhere(_) => None,
         };
         len.map(|len| len.saturating_sub(self.position))
     }

@@ -61,6 +61,11 @@ impl Recording {
         self.len
     }
 
+    /// Bytes in full chunks that the store has.
+    pub(crate) fn in_chunks(&self) -> u64 {
+        self.spilled
+    }
+
     pub(crate) fn declared(&self) -> Option<u64> {
         self.declared
     }

@@ -38,8 +38,13 @@ pub struct Upkeep {
 
 impl<S: Store> Engine<S> {
     /// Runs upkeep until it is dropped: a round every tenth of a lease, but at least every second;
-    /// a sweep every five seconds.
+    /// a sweep every five seconds. In the meantime it shows the recordings that other gateways
+    /// follow.
     pub async fn run_upkeep(&self) {
+        tokio::join!(self.run_rounds(), self.shared.show_followed());
+    }
+
+    async fn run_rounds(&self) {
         let pause = (self.shared.settings.lease / 10).clamp(ROUND_MIN, ROUND_MAX);
         let mut swept_at = Instant::now();
         loop {

@@ -8,7 +8,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, Got, Key, OperationId, Record, RecordingId, Scope, StateName,
+    Address, Attempt, Fence, Got, Key, OperationId, OwnerId, Record, RecordingId, Scope, StateName,
     Timestamp,
 };
 
@@ -25,6 +25,7 @@ pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod seal;
+mod shown;
 
 pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
@@ -32,6 +33,7 @@ pub use memory::MemoryStore;
 pub use postgres::PostgresStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
+pub use shown::{Seen, Shown};
 
 /// A place for records and recordings that any number of tasks may use at once.
 ///
@@ -133,14 +135,45 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(Address, Record)>, StoreError>> + Send;
 
-    /// Waits until the record at `address` has another fence than `seen`, or its recording more chunks,
-    /// but no longer than `at_most`. It may return without any of it: whoever waits looks again.
-    fn changed(
+    /// Asks `owner` to show the recording that it writes, and waits for something that was not
+    /// `seen` yet, for at most `at_most`. `None` where nothing came: the record may tell more.
+    ///
+    /// A backend without this lets others see an answer once its record is completed.
+    fn follow(
         &self,
         address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
         seen: Seen,
         at_most: Duration,
-    ) -> impl Future<Output = ()> + Send;
+    ) -> impl Future<Output = Result<Option<Shown>, StoreError>> + Send {
+        let _ = (address, recording, owner, seen);
+        async move {
+            tokio::time::sleep(at_most).await;
+            Ok(None)
+        }
+    }
+
+    /// Waits until other gateways follow recordings of `owner` that are not shown yet, and returns
+    /// where those are. The same one may come more than once.
+    fn followed(
+        &self,
+        owner: OwnerId,
+    ) -> impl Future<Output = Result<Vec<Address>, StoreError>> + Send {
+        let _ = owner;
+        std::future::pending()
+    }
+
+    /// Shows more of a recording to those who follow it, at best effort.
+    fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = (address, recording, shown);
+        async { Ok(()) }
+    }
 
     /// Whether the store takes writes, and what it holds. Cheap.
     fn status(&self) -> Status;
@@ -165,22 +198,6 @@ pub struct Stored {
     /// The last chunk of the recording, which is written with the completed record. Chunk
     /// number `chunks - 1`; present whenever the record is completed and `chunks` is not 0.
     pub last_chunk: Option<Bytes>,
-}
-
-/// What somebody has seen who waits for a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// The record's fence; `None` where no record was.
-    pub fence: Option<Fence>,
-    /// How many chunks the recording had; `u32::MAX` for somebody whom chunks do not concern.
-    pub chunks: u32,
-}
-
-impl Seen {
-    /// Whether this, as it is now, is news for somebody who has seen `seen`.
-    pub fn differs_from(&self, seen: Self) -> bool {
-        self.fence != seen.fence || self.chunks > seen.chunks
-    }
 }
 
 /// What is to be written.

@@ -10,21 +10,22 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, Record, RecordingId, State, Timestamp,
+    Address, Attempt, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
     transition::assert_lawful,
 };
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Status, Store, StoreError, Stored, Swap,
-    Swept, Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Shown, Status, Store, StoreError, Stored,
+    Swap, Swept, Write,
     clock::{Clock, SystemClock},
 };
 
 mod faults;
+mod tails;
 
 pub use faults::{Call, Fault, Faults, Gate};
+use tails::Tails;
 
 /// A store in memory: gone with its last handle.
 pub struct MemoryStore {
@@ -33,7 +34,7 @@ pub struct MemoryStore {
     limits: Limits,
     faults: Faults,
     table: Mutex<Table>,
-    changed: Notify,
+    tails: Tails,
 }
 
 /// How much a [`MemoryStore`] holds at most.
@@ -74,7 +75,7 @@ impl MemoryStore {
             limits: Limits::default(),
             faults: Faults::default(),
             table: Mutex::default(),
-            changed: Notify::new(),
+            tails: Tails::default(),
         }
     }
 
@@ -139,7 +140,6 @@ impl Store for MemoryStore {
             self.now(),
             &self.limits,
         )?;
-        self.changed.notify_waiters();
         match fault.and_then(Fault::after_the_write) {
             Some(error) => Err(error),
             None => Ok(swap),
@@ -161,7 +161,6 @@ impl Store for MemoryStore {
         self.table
             .lock()
             .append(address, recording, chunk, bytes, &self.limits)?;
-        self.changed.notify_waiters();
         fault.and_then(Fault::after_the_write).map_or(Ok(()), Err)
     }
 
@@ -245,7 +244,6 @@ impl Store for MemoryStore {
         let removes = held.is_some_and(|entry| entry.record.fence() == fence);
         if removes {
             table.drop_entry(address);
-            self.changed.notify_waiters();
         }
         Ok(removes)
     }
@@ -263,7 +261,13 @@ impl Store for MemoryStore {
         for address in &expired {
             table.drop_entry(*address);
         }
-        self.changed.notify_waiters();
+        self.tails.retain(|address, recording| {
+            let held = table.entry(address, recording.operation);
+            held.is_some_and(|entry| {
+                entry.record.recording() == recording
+                    && matches!(entry.record.state, State::InFlight { .. })
+            })
+        });
         Ok(Swept {
             records: expired.len() as u64,
             bytes: before - table.bytes,
@@ -285,18 +289,30 @@ impl Store for MemoryStore {
             .collect())
     }
 
-    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
-        let changed = async {
-            loop {
-                let mut changed = std::pin::pin!(self.changed.notified());
-                changed.as_mut().enable();
-                if self.table.lock().seen_at(address).differs_from(seen) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        let _ = timeout(at_most, changed).await;
+    async fn follow(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
+        seen: Seen,
+        at_most: Duration,
+    ) -> Result<Option<Shown>, StoreError> {
+        let followed = self.tails.follow(address, recording, owner, seen, at_most);
+        Ok(followed.await)
+    }
+
+    async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {
+        Ok(self.tails.followed(owner).await)
+    }
+
+    async fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> Result<(), StoreError> {
+        self.tails.show(address, recording, shown);
+        Ok(())
     }
 
     fn status(&self) -> Status {
@@ -482,14 +498,6 @@ impl Table {
         self.entries
             .get_mut(&address)
             .filter(|entry| entry.record.id == id)
-    }
-
-    fn seen_at(&self, address: Address) -> Seen {
-        let entry = self.entries.get(&address);
-        Seen {
-            fence: entry.map(|entry| entry.record.fence()),
-            chunks: entry.map_or(0, |entry| entry.chunks.len() as u32),
-        }
     }
 
     fn drop_entry(&mut self, address: Address) {

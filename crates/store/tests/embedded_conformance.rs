@@ -51,6 +51,10 @@ impl Embedded {
 impl Subject for Embedded {
     type Store = EmbeddedStore;
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     async fn make(&mut self, clock: ManualClock) -> Arc<EmbeddedStore> {
         self.open(tempfile::tempdir().expect("a folder"), clock)
     }

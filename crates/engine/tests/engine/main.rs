@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod claims;
+mod elsewhere;
 mod joins;
 mod late;
 mod operator;

@@ -33,8 +33,6 @@ mod sweep;
 
 use std::{path::Path, sync::Arc};
 
-use tokio::sync::Notify;
-
 pub use self::open::OpenError;
 use self::{census::Census, index::Index, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
@@ -92,8 +90,6 @@ struct Inner {
     clock: Arc<dyn Clock>,
     max_records: u64,
     census: Census,
-    /// Told of every write.
-    changed: Notify,
     /// Held as long as the store is.
     _lock: std::fs::File,
 }
@@ -134,7 +130,6 @@ impl EmbeddedStore {
             clock,
             max_records: options.max_records,
             census,
-            changed: Notify::new(),
             _lock: opened.lock,
         };
         let store = Self {

@@ -21,7 +21,7 @@ use super::{
     log::{NewEntry, NotTaken},
 };
 use crate::{
-    AttemptNote, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept, Write,
+    AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write,
 };
 
 /// Completed records that were asked for, with their last chunks.
@@ -90,7 +90,6 @@ impl Store for EmbeddedStore {
         loop {
             match inner.put_chunk(address, recording, chunk, &head, &body)? {
                 Ok(()) => {
-                    inner.changed.notify_waiters();
                     return Ok(());
                 }
                 Err(NotTaken::Wait) => inner.log.room().await,
@@ -182,7 +181,6 @@ impl Store for EmbeddedStore {
             match inner.put_removal(address, fence)? {
                 Ok(None) => return Ok(false),
                 Ok(Some(place)) => {
-                    inner.changed.notify_waiters();
                     inner.log.gate.wait(place.end()).await.map_err(in_doubt)?;
                     return Ok(true);
                 }
@@ -222,21 +220,6 @@ impl Store for EmbeddedStore {
         Ok(overdue)
     }
 
-    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
-        let inner = &self.inner;
-        let changed = async {
-            loop {
-                let mut changed = std::pin::pin!(inner.changed.notified());
-                changed.as_mut().enable();
-                if inner.seen_at(address).differs_from(seen) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        let _ = tokio::time::timeout(at_most, changed).await;
-    }
-
     fn status(&self) -> Status {
         let log = &self.inner.log;
         let figures = log.figures();
@@ -261,16 +244,6 @@ impl Store for EmbeddedStore {
 }
 
 impl Inner {
-    fn seen_at(&self, address: Address) -> Seen {
-        let shard = self.index.shard(address);
-        let slot = shard.slot(address);
-        let beside = slot.and_then(|slot| slot.beside.as_deref());
-        Seen {
-            fence: slot.map(Slot::fence),
-            chunks: beside.map_or(0, |beside| beside.chunks.len() as u32),
-        }
-    }
-
     async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
         loop {
             let found = self
@@ -421,7 +394,6 @@ impl Inner {
                 Ok(None) => return Ok(Swap::Lost),
                 Ok(Some((place, attempts))) => {
                     // Who is woken reads no sooner than it is durable.
-                    self.changed.notify_waiters();
                     self.log.gate.wait(place.end()).await.map_err(in_doubt)?;
                     return Ok(Swap::Done { attempts });
                 }

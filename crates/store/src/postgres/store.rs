@@ -155,10 +155,6 @@ impl Store for PostgresStore {
         self.core.overdue(limit).await
     }
 
-    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
-        self.core.changed(address, seen, at_most).await;
-    }
-
     fn status(&self) -> Status {
         self.core.figures.status()
     }

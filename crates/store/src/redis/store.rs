@@ -155,12 +155,6 @@ impl Store for RedisStore {
         self.inner.overdue(limit).await
     }
 
-    async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
-        let inner = &self.inner;
-        // Whoever waits looks again, whatever became of the wait.
-        let _ = tokio::time::timeout(at_most, inner.watch(address, seen)).await;
-    }
-
     fn status(&self) -> Status {
         self.inner.figures.status()
     }

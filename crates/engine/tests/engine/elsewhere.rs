@@ -1,0 +1,303 @@
+//! Joins across gateways: a reader on one gateway follows what another one records.
+
+use std::time::Duration;
+
+use onlyonce_core::{OwnerId, ReleaseReason, UnknownReason};
+use onlyonce_engine::{Broken, Frame, Kind, Start};
+use onlyonce_store::{
+    Seen, Store,
+    memory::{Call, Fault},
+};
+use tokio::task::JoinHandle;
+
+use crate::world::{
+    Answer, CHUNK, Cursor, LEASE, World, body, eventually, head, head_with, no_trailers, read,
+    resend,
+};
+
+/// Upkeep in the background, as a gateway runs it: it shows what others follow.
+struct Running(JoinHandle<()>);
+
+impl Running {
+    fn of(world: &World) -> Self {
+        let engine = world.engine.clone();
+        Self(tokio::spawn(async move { engine.run_upkeep().await }))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The next `len` bytes of a body that still grows.
+async fn next_bytes(reader: &mut Cursor, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        match reader.next().await {
+            Some(Ok(Frame::Data(piece))) => bytes.extend_from_slice(&piece),
+            other => panic!("expected bytes, got {other:?}"),
+        }
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn a_joiner_elsewhere_gets_every_byte_as_it_comes() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let mut joiner = world.neighbour(2).join("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    let started = joiner.start().await;
+    assert_eq!(
+        started,
+        Start::Response {
+            head: head(200),
+            kind: Kind::Executed
+        }
+    );
+
+    let whole = body(7 * CHUNK + 5);
+    let mut sent = 0;
+    for len in [1, CHUNK - 1, 1, 3, 2 * CHUNK, CHUNK, 2 * CHUNK, CHUNK - 4] {
+        execution
+            .push(whole.slice(sent..sent + len))
+            .await
+            .expect("pushed");
+        // Nothing is completed: what comes now was shown.
+        assert_eq!(next_bytes(&mut joiner, len).await, whole[sent..sent + len]);
+        sent += len;
+    }
+    execution.push(whole.slice(sent..)).await.expect("pushed");
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(
+        next_bytes(&mut joiner, whole.len() - sent).await,
+        whole[sent..]
+    );
+    assert_eq!(joiner.next().await, None);
+}
+
+#[tokio::test]
+async fn a_joiner_elsewhere_that_comes_late_gets_what_was_recorded_before_it_came() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    let whole = body(5 * CHUNK + 7);
+    execution
+        .push(whole.slice(..4 * CHUNK + 3))
+        .await
+        .expect("pushed");
+    let neighbour = world.neighbour(2);
+    let mut joiner = neighbour.join("k").await;
+    let seen = next_bytes(&mut joiner, 4 * CHUNK + 3).await;
+    assert_eq!(seen, whole[..4 * CHUNK + 3]);
+    // One more on the same gateway shares what the first one follows.
+    let other = tokio::spawn(read(neighbour.join("k").await));
+    execution
+        .push(whole.slice(4 * CHUNK + 3..))
+        .await
+        .expect("pushed");
+    execution.complete(no_trailers()).await.expect("durable");
+    let answer = Answer::whole(head(200), Kind::Executed, whole.clone());
+    assert_eq!(other.await.expect("answered"), answer);
+    assert_eq!(
+        next_bytes(&mut joiner, CHUNK + 4).await,
+        whole[4 * CHUNK + 3..]
+    );
+    assert_eq!(joiner.next().await, None);
+}
+
+#[tokio::test]
+async fn i15_a_slow_joiner_elsewhere_reads_from_the_store_what_left_memory() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    let neighbour = world.neighbour(2);
+    let mut fast = neighbour.join("k").await;
+    let slow = neighbour.join("k").await;
+    let whole = body(40 * CHUNK + 1);
+    for at in (0..whole.len()).step_by(CHUNK) {
+        let piece = whole.slice(at..whole.len().min(at + CHUNK));
+        let len = piece.len();
+        execution.push(piece).await.expect("pushed");
+        next_bytes(&mut fast, len).await;
+    }
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(
+        read(slow).await,
+        Answer::whole(head(200), Kind::Executed, whole)
+    );
+}
+
+#[tokio::test]
+async fn i03_the_last_byte_is_not_shown_before_the_record_is_durable() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let told = head_with(200, &[("content-length", "6")]);
+    execution
+        .head(told.clone(), Kind::Executed)
+        .await
+        .expect("head");
+    let mut joiner = world.neighbour(2).join("k").await;
+    execution.push("abc".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 3).await, b"abc");
+    execution.push("def".into()).await.expect("pushed");
+    let seen = Seen {
+        head: true,
+        bytes: 3,
+    };
+    let record = world.record("k").await.expect("held");
+    let shown = world.store.follow(
+        world.address("k"),
+        record.recording(),
+        OwnerId::new(1),
+        seen,
+        Duration::from_millis(50),
+    );
+    assert!(matches!(shown.await, Ok(None)));
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(next_bytes(&mut joiner, 3).await, b"def");
+    assert_eq!(joiner.next().await, None);
+}
+
+#[tokio::test]
+async fn i05_a_joiner_elsewhere_of_a_broken_answer_gets_a_broken_body() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let mut joiner = world.neighbour(2).join("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.push("half".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 4).await, b"half");
+    execution
+        .lose(UnknownReason::Truncated)
+        .await
+        .expect("durable");
+    let broken = Some(Err(Broken(UnknownReason::Truncated)));
+    assert_eq!(joiner.next().await, broken);
+}
+
+#[tokio::test]
+async fn i05_a_joiner_elsewhere_of_an_owner_that_dies_gets_a_broken_body() {
+    let world = World::new();
+    let running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let mut joiner = world.neighbour(2).join("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.push("half".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 4).await, b"half");
+    drop(running);
+    std::mem::forget(execution);
+    world.clock.advance(LEASE);
+    let broken = Some(Err(Broken(UnknownReason::LeasePassed)));
+    assert_eq!(joiner.next().await, broken);
+}
+
+#[tokio::test]
+async fn i18_a_joiner_elsewhere_gets_the_answer_that_says_nothing_ran() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, reader) = world.execute("k").await;
+    let joiner = tokio::spawn(read(world.neighbour(2).join("k").await));
+    eventually("it is followed", || async { world.engine.followed() == 1 }).await;
+    let mut first = tokio::spawn(read(reader));
+    execution
+        .head(head(429), Kind::Released)
+        .await
+        .expect("head");
+    execution.push("slow down".into()).await.expect("pushed");
+    execution
+        .release(ReleaseReason::DidNotRun)
+        .await
+        .expect("durable");
+    let answer = Answer::whole(head(429), Kind::Released, "slow down");
+    assert_eq!((&mut first).await.expect("answered"), answer);
+    assert_eq!(joiner.await.expect("answered"), answer);
+}
+
+#[tokio::test]
+async fn i09_what_an_owner_shows_after_its_lease_is_not_taken_for_the_next_ones() {
+    let paused = World::new();
+    let _running = Running::of(&paused);
+    let (mut execution, _reader) = paused.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.push("old".into()).await.expect("pushed");
+    let mut before = paused.neighbour(3).join("k").await;
+    assert_eq!(next_bytes(&mut before, 3).await, b"old");
+    paused.clock.advance(LEASE);
+
+    let neighbour = paused.neighbour(2);
+    let _neighbour_running = Running::of(&neighbour);
+    let (mut again, _) = neighbour.execute_by("k", &resend()).await;
+    let mut joiner = paused.neighbour(4).join("k").await;
+    // The one that woke does not know yet.
+    let _ = execution.push("er".into()).await;
+    again.head(head(201), Kind::Executed).await.expect("head");
+    again.push("new".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 3).await, b"new");
+    again.complete(no_trailers()).await.expect("durable");
+    assert_eq!(joiner.next().await, None);
+    let seen = read(before).await;
+    assert!(seen.end.is_err(), "{seen:?}");
+}
+
+#[tokio::test]
+async fn l6_a_joiner_elsewhere_follows_on_after_the_store_was_away() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    let mut joiner = world.neighbour(2).join("k").await;
+    execution.push("abc".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 3).await, b"abc");
+    world.store.faults().fail(Call::Load, Fault::Unavailable, 3);
+    execution.push("def".into()).await.expect("pushed");
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(next_bytes(&mut joiner, 3).await, b"def");
+    assert_eq!(joiner.next().await, None);
+}
+
+#[tokio::test]
+async fn a_mirror_is_gone_once_its_execution_has_ended() {
+    let world = World::new();
+    let neighbour = world.neighbour(2);
+    let (execution, _reader) = world.execute("k").await;
+    let joiner = tokio::spawn(read(neighbour.join("k").await));
+    execution
+        .respond_whole(head(200), "done".into(), no_trailers())
+        .await
+        .expect("durable");
+    joiner.await.expect("answered");
+    assert_eq!(read(neighbour.replay("k").await).await.body, b"done");
+    eventually("nothing is shown any more", || async {
+        world.engine.upkeep().await;
+        world.engine.live() == 0
+    })
+    .await;
+}
