@@ -17,7 +17,7 @@ use onlyonce_core::{
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{
-    AttemptNote, RedisStore, Seen, Store, StoreError, Swap, Write,
+    AttemptNote, RedisStore, Seen, Shown, Store, StoreError, Swap, Write,
     redis::{OpenError, Options, Refusal},
 };
 use onlyonce_testkit::{
@@ -73,6 +73,13 @@ fn new_claim(store: &RedisStore, key: &str) -> Kept {
     };
     let record = transition::claim(None, claim, store.now(), LEASE).expect("a new key");
     Kept { address, record }
+}
+
+fn owner(kept: &Kept) -> OwnerId {
+    match kept.record.state {
+        State::InFlight { owner, .. } => owner,
+        ref state => panic!("{state:?} has no owner"),
+    }
 }
 
 async fn put_claim(store: &RedisStore, kept: &Kept) -> Result<Swap, StoreError> {
@@ -315,22 +322,34 @@ mod opening {
 
         let kept = claim(&store, "k").await.expect("claimed");
         let (address, id) = (kept.address, kept.record.id);
-        let seen = Seen {
-            fence: Some(kept.record.fence()),
-            chunks: 0,
-        };
-        let waits = store.clone();
-        let waiting = tokio::spawn(async move { waits.changed(address, seen, PATIENCE).await });
-        eventually("somebody listens", || {
-            !server.command(&["PUBSUB", "SHARDCHANNELS"]).is_empty()
-        });
         let recording = kept.record.recording();
         let chunk = noise(100);
         store
             .append(address, recording, 0, chunk.clone())
             .await
             .expect("appended");
-        waiting.await.expect("no panic");
+        let follows = store.clone();
+        let owner = owner(&kept);
+        let following = tokio::spawn(async move {
+            let seen = Seen::default();
+            follows
+                .follow(address, recording, owner, seen, PATIENCE)
+                .await
+        });
+        assert_eq!(store.followed(owner).await.expect("asked"), [address]);
+        let shown = Shown {
+            in_chunks: 100,
+            bytes: noise(10),
+            from: 100,
+            ..Shown::default()
+        };
+        store
+            .show(address, recording, shown.clone())
+            .await
+            .expect("shown");
+        let seen = following.await.expect("no panic");
+        assert_eq!(seen.expect("an answer"), Some(shown));
+        assert!(!server.command(&["PUBSUB", "SHARDCHANNELS"]).is_empty());
         assert_eq!(
             store.read(address, recording, 0).await.expect("a chunk"),
             chunk
@@ -750,25 +769,61 @@ mod failing {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_change_by_another_gateway_is_heard_of_at_once() {
+    async fn what_is_shown_elsewhere_is_seen_at_once() {
         let server = RedisServer::start(&[]);
         let [here, there] = [open(&server.url()).await, open(&server.url()).await];
         let mut waits = Vec::new();
         for number in 0..20 {
             let kept = claim(&there, &format!("k{number}")).await.expect("claimed");
-            let seen = Seen {
-                fence: Some(kept.record.fence()),
-                chunks: 0,
+            let (address, recording) = (kept.address, kept.record.recording());
+            let owner = owner(&kept);
+            let start = Instant::now();
+            let store = here.clone();
+            let following = tokio::spawn(async move {
+                let seen = Seen::default();
+                let shown = store
+                    .follow(address, recording, owner, seen, PATIENCE)
+                    .await;
+                shown.expect("an answer").expect("something")
+            });
+            let asked = there.followed(owner).await.expect("an answer");
+            assert_eq!(asked, [address]);
+            let shown = Shown {
+                bytes: noise(100),
+                ..Shown::default()
             };
-            let (store, address) = (here.clone(), kept.address);
-            let waiting = tokio::spawn(async move { store.changed(address, seen, PATIENCE).await });
+            there.show(address, recording, shown).await.expect("shown");
+            assert_eq!(following.await.expect("no panic").bytes, noise(100));
+            waits.push(start.elapsed());
+        }
+        waits.sort();
+        // Whoever was not told would look a second later.
+        assert!(waits[10] < Duration::from_millis(500), "{waits:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_outcome_elsewhere_is_heard_of_at_once() {
+        let server = RedisServer::start(&[]);
+        let [here, there] = [open(&server.url()).await, open(&server.url()).await];
+        let mut waits = Vec::new();
+        for number in 0..20 {
+            let kept = claim(&there, &format!("k{number}")).await.expect("claimed");
+            let (address, recording) = (kept.address, kept.record.recording());
+            let (store, owner) = (here.clone(), owner(&kept));
+            let following = tokio::spawn(async move {
+                let seen = Seen::default();
+                store
+                    .follow(address, recording, owner, seen, PATIENCE)
+                    .await
+            });
             eventually("somebody listens", || {
                 let channels = server.command(&["PUBSUB", "SHARDCHANNELS"]);
                 channels.lines().count() > number
             });
             let start = Instant::now();
             complete(&there, &kept, noise(10)).await.expect("completed");
-            waiting.await.expect("no panic");
+            let shown = following.await.expect("no panic").expect("an answer");
+            assert_eq!(shown, None, "the record tells it");
             waits.push(start.elapsed());
         }
         waits.sort();

@@ -33,6 +33,7 @@ mod node;
 mod open;
 mod scripts;
 mod servers;
+mod show;
 mod store;
 mod upkeep;
 mod url;

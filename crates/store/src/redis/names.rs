@@ -5,6 +5,9 @@
 //! PREFIX:{TAG}:ids          sorted set: a member for every operation, by id
 //! PREFIX:{TAG}:leases       sorted set: a member for what is in flight, by the end of its lease
 //! PREFIX:{TAG}:ends         sorted set: a member for what will expire, by its end
+//! PREFIX:{TAG}:ADDRESS:shown     hash: what is shown of a recording that grows
+//! PREFIX:{TAG}:ADDRESS:frames    stream: the newest bytes of it, by where they begin
+//! PREFIX:{TAG}:asked:OWNER       set: the addresses that an owner is asked to show
 //! PREFIX:{TAG}:meta         string, in shard 0 only: the store's secret
 //! ```
 //!
@@ -14,7 +17,7 @@
 
 use std::fmt::Write;
 
-use onlyonce_core::{Address, OperationId};
+use onlyonce_core::{Address, OperationId, OwnerId};
 
 /// Into how many parts a store is cut: a cluster has at most so many masters that hold something.
 pub const SHARDS: usize = 256;
@@ -64,6 +67,21 @@ impl Names {
             let _ = write!(name, "{byte:02x}");
         }
         name
+    }
+
+    pub fn shown(&self, address: Address) -> String {
+        self.record(address) + ":shown"
+    }
+
+    pub fn frames(&self, address: Address) -> String {
+        self.record(address) + ":frames"
+    }
+
+    /// What an owner is asked for, and the shard where.
+    pub fn asked(&self, owner: OwnerId) -> (String, Shard) {
+        let shard = owner.number() as Shard;
+        let name = format!("asked:{:016x}", owner.number());
+        (self.of(shard, &name), shard)
     }
 
     pub fn ids(&self, shard: Shard) -> String {

@@ -48,6 +48,9 @@ const STRICT: &str = "";
 /// Also where the server is out of memory: it gives space back, or takes next to none.
 const FREEING: &str = " flags=allow-oom";
 
+/// Writes nothing.
+const READING: &str = " flags=no-writes";
+
 const WRITE_TEXT: &str = include_str!("scripts/write.lua");
 
 /// Writes a record that takes space: a claim, or a completion.
@@ -62,5 +65,11 @@ pub static REMOVE: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/remove.lua")));
 pub static SPOIL: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/spoil.lua")));
+pub static SHOW: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/show.lua")));
+pub static SHOWN: LazyLock<Script> =
+    LazyLock::new(|| Script::new(READING, include_str!("scripts/shown.lua")));
+pub static ASK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/ask.lua")));
 pub static SWEEP: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/sweep.lua")));

@@ -7,7 +7,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_core::{
-    Address, Attempt, Epoch, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
+    Address, Attempt, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State, StateName,
+    Timestamp,
     transition::{self, Standing},
 };
 use redis::{Cmd, Value};
@@ -22,8 +23,8 @@ use super::{
     tag,
 };
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Status, Store, StoreError, Stored, Swap,
-    Swept, Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Shown, Status, Store, StoreError, Stored,
+    Swap, Swept, Write,
     codec::{self, take_attempt},
     parcel::{self, Label},
 };
@@ -153,6 +154,31 @@ impl Store for RedisStore {
 
     async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
         self.inner.overdue(limit).await
+    }
+
+    async fn follow(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
+        seen: Seen,
+        at_most: Duration,
+    ) -> Result<Option<Shown>, StoreError> {
+        let inner = &self.inner;
+        inner.follow(address, recording, owner, seen, at_most).await
+    }
+
+    async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {
+        self.inner.followed(owner).await
+    }
+
+    async fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> Result<(), StoreError> {
+        self.inner.show(address, recording, shown).await
     }
 
     fn status(&self) -> Status {

@@ -1,34 +1,26 @@
-//! Waiting for changes.
+//! Listening to channels.
 //!
-//! Every script that changes a record says so on the record's own channel, which costs next to
-//! nothing while nobody listens. Whoever waits listens first and looks then, so no change is missed;
-//! and looks now and then all the same, for a channel promises nothing. Channels have connections of
-//! their own: a cluster that moves a slot ends its subscriptions unasked, and what it says then must
-//! not be taken for the answer to a command.
+//! A script that has something to tell says so on a channel that is called like the key it is about,
+//! which costs next to nothing while nobody listens. Whoever waits listens first and looks then, so
+//! that nothing is missed; and looks now and then all the same, for a channel promises nothing.
+//! Channels have connections of their own: a cluster that moves a slot ends its subscriptions unasked,
+//! and what it says then must not be taken for the answer to a command.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use onlyonce_core::Address;
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::watch;
 
-use super::{
-    Inner,
-    failure::Failure,
-    head::Head,
-    names::{Shard, shard_of},
-    store::number_or,
-};
-use crate::{Seen, StoreError};
+use super::{Inner, failure::Failure, names::Shard};
 
 /// How often who listens looks all the same.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often who cannot listen looks.
-const POLL: Duration = Duration::from_millis(50);
+pub const POLL: Duration = Duration::from_millis(50);
 /// A channel that nobody has listened to for so long is given up.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -61,7 +53,7 @@ impl Channel {
 
 /// Somebody who listens to a channel.
 pub struct Listener {
-    heard: watch::Receiver<u64>,
+    pub heard: watch::Receiver<u64>,
 }
 
 impl Listeners {
@@ -87,7 +79,7 @@ impl Listeners {
         }
     }
 
-    fn join(&self, name: &str, shard: Shard) -> Listener {
+    pub fn join(&self, name: &str, shard: Shard) -> Listener {
         let mut channels = self.channels.lock();
         let channel = channels.entry(name.to_owned()).or_insert_with(|| Channel {
             shard,
@@ -134,26 +126,8 @@ impl Listeners {
 }
 
 impl Inner {
-    /// Returns once something at `address` is not as it was `seen`.
-    pub async fn watch(&self, address: Address, seen: Seen) {
-        let name = self.servers.names.record(address);
-        let mut listener = self.listeners.join(&name, shard_of(address));
-        loop {
-            let listens = self.listen(&name, shard_of(address)).await.is_ok();
-            listener.heard.mark_unchanged();
-            // An error is for whoever looks again to see.
-            match self.seen_at(address).await {
-                Ok(now) if !now.differs_from(seen) => {}
-                Err(StoreError::Unavailable(_)) => {}
-                _ => return,
-            }
-            let pause = if listens { LOOK_EVERY } else { POLL };
-            let _ = tokio::time::timeout(pause, listener.heard.changed()).await;
-        }
-    }
-
     /// Has the server send what is said on a channel.
-    async fn listen(&self, name: &str, shard: Shard) -> Result<(), Failure> {
+    pub async fn listen(&self, name: &str, shard: Shard) -> Result<(), Failure> {
         if self.listeners.is_open(name) {
             return Ok(());
         }
@@ -177,20 +151,5 @@ impl Inner {
                 .call_ears(shard, &unsubscribe, &self.listeners)
                 .await;
         }
-    }
-
-    async fn seen_at(&self, address: Address) -> Result<Seen, StoreError> {
-        let fields = self.fields(address, &["h", "m"]).await?;
-        let Ok([Some(head), chunks]) = <[_; 2]>::try_from(fields) else {
-            return Ok(Seen {
-                fence: None,
-                chunks: 0,
-            });
-        };
-        let head = Head::decode(&head).map_err(super::corrupt)?;
-        Ok(Seen {
-            fence: Some(head.standing.fence),
-            chunks: number_or(0, chunks)?,
-        })
     }
 }

@@ -19,5 +19,4 @@ if state ~= '1' and state ~= '3' then
 end
 local made = tonumber(redis.call('HGET', key, 'm') or 0)
 redis.call('HSET', key, 'c' .. ARGV[2], ARGV[3], 'm', math.max(made, ARGV[2] + 1))
-tell(key)
 return {ARGV[1], ARGV[2], 1}

@@ -31,7 +31,7 @@ local function expired(head, now)
   return (state == '2' or state == '4') and now >= struct.unpack('>I8', head, 35)
 end
 
--- Tells those who wait for a change of a record. A server that does not let the user publish must not
+-- Tells those who listen to a key's channel that there is something new. A server that does not let the user publish must not
 -- stop the script half-way: they ask now and then.
 local function tell(key)
   redis.pcall('SPUBLISH', key, '')

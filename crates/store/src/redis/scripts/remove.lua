@@ -16,5 +16,4 @@ redis.call('UNLINK', KEYS[1])
 redis.call('ZREM', KEYS[2], member)
 redis.call('ZREM', KEYS[3], member)
 redis.call('ZREM', KEYS[4], member)
-tell(KEYS[1])
 return {ARGV[1], 1}

@@ -9,5 +9,4 @@ end
 redis.call('ZREM', KEYS[2], ARGV[3])
 redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'h', ARGV[2])
-tell(KEYS[1])
 return 1

@@ -113,7 +113,9 @@ redis.call('HSET', key, unpack(fields))
 if to == '2' or to == '4' then
   redis.call('PEXPIRE', key, ARGV[7] - now + ARGV[10])
 end
-tell(key)
+if to ~= '1' then
+  tell(key)
+end
 if from == '0' then
   return {token, 2, attempts}
 end
