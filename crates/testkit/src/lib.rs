@@ -16,6 +16,7 @@ mod message;
 mod postgres;
 mod redis;
 mod signal;
+mod staying;
 mod upstream;
 mod wire;
 
@@ -27,6 +28,7 @@ pub use message::{Head, parse_head};
 pub use postgres::Postgres;
 pub use redis::{RedisCluster, RedisPair, RedisServer, SYNCED};
 pub use signal::{Signal, eventually, eventually_within};
+pub use staying::Staying;
 pub use upstream::{Exchange, Refusing, Seen, Upstream};
 pub use wire::Wire;
 
