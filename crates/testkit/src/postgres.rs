@@ -212,6 +212,28 @@ impl Postgres {
         self.run("psql", &[&args[..], &more[..]].concat())
     }
 
+    /// All rows of a schema's tables, as text.
+    #[track_caller]
+    pub fn dump(&self, schema: &str) -> String {
+        let port = self.port.to_string();
+        let args = ["--data-only", "-h", "127.0.0.1", "-p", &port, "-U", USER];
+        self.run(
+            "pg_dump",
+            &[&args[..], &["-n", schema, "-d", "postgres"]].concat(),
+        )
+    }
+
+    /// Gives a file to the user that the server runs as, for its eyes alone.
+    #[track_caller]
+    pub fn adopt(&self, file: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("its rights");
+        if getuid().is_root() {
+            let chown = Command::new("chown").args([USER, file]).status();
+            assert!(chown.is_ok_and(|status| status.success()), "chown failed");
+        }
+    }
+
     /// What the server has logged since its start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()

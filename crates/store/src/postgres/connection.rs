@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{
     Client, Config, Connection, Row, Socket,
     error::SqlState,
@@ -131,12 +131,21 @@ pub fn refused(target: &Target, error: &tokio_postgres::Error) -> ConnectError {
 /// A connection to ask, with what was prepared on it.
 pub struct Session {
     client: Client,
-    prepared: HashMap<&'static str, tokio_postgres::Statement>,
+    prepared: HashMap<&'static str, Prepared>,
     /// How long an answer may take.
     patience: Duration,
     /// Whether something began on it that is not known to have ended.
     is_busy: bool,
 }
+
+struct Prepared {
+    statement: tokio_postgres::Statement,
+    since: Instant,
+}
+
+/// How long a prepared statement is used. The server plans it once for all, and what is a good plan for
+/// a table that is nearly empty is a bad one for what it grows to.
+const PREPARED_FOR: Duration = Duration::from_secs(5);
 
 /// Whether statements are prepared. Turned off for good when a pooler turns out not to know them.
 pub struct Prepares(AtomicBool);
@@ -210,10 +219,14 @@ impl Session {
         statement: &Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failed> {
-        if !self.prepared.contains_key(statement.name) {
+        let is_fresh = |prepared: &Prepared| prepared.since.elapsed() < PREPARED_FOR;
+        if !self.prepared.get(statement.name).is_some_and(is_fresh) {
             let preparing = self.client.prepare_typed(&statement.text, &statement.types);
             let prepared = match timeout(self.patience, preparing).await {
-                Ok(Ok(prepared)) => prepared,
+                Ok(Ok(statement)) => Prepared {
+                    statement,
+                    since: Instant::now(),
+                },
                 Ok(Err(error)) => {
                     return Err(match Failed::from(error) {
                         Failed::Broken(why) => Failed::NotSent(why),
@@ -224,7 +237,7 @@ impl Session {
             };
             self.prepared.insert(statement.name, prepared);
         }
-        let prepared = &self.prepared[statement.name];
+        let prepared = &self.prepared[statement.name].statement;
         let params = params.iter().copied();
         let asking = async {
             let rows = self.client.query_raw(prepared, params).await?;

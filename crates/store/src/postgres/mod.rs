@@ -150,8 +150,10 @@ struct Core {
     sealer: Option<Sealer>,
     clock: ServerClock,
     desk: Desk,
-    /// Clock, partitions, and what operators ask.
+    /// Clock, partitions and figures.
     chores: Chores,
+    /// What operators ask, which may take long.
+    operators: Chores,
     /// Sweeps and what is overdue.
     upkeep: Chores,
     partitions: Partitions,
@@ -262,6 +264,7 @@ impl PostgresStore {
             clock: ServerClock::new(found.now),
             desk: Desk::new(),
             chores: Chores::default(),
+            operators: Chores::default(),
             upkeep: Chores::default(),
             partitions: Partitions::default(),
             windows: Windows::default(),
@@ -354,14 +357,26 @@ async fn find(
     sealer: Option<&Sealer>,
 ) -> Result<Found, ConnectError> {
     migrate::check_version(session.client(), target).await?;
+    let schema = &target.schema;
+    // Partitions are made and dropped by their owner alone.
     let text = format!(
-        "SELECT id, secret, sealed, {SERVER_CLOCK} FROM {}.store",
-        target.schema
+        "SELECT id, secret, sealed, {SERVER_CLOCK},
+            has_schema_privilege('{schema}', 'CREATE') AND (SELECT bool_and(
+                pg_has_role(relowner, 'USAGE')) FROM pg_class
+                WHERE relnamespace = '{schema}'::regnamespace AND relkind IN ('r', 'p'))
+        FROM {schema}.store"
     );
     let asked = session.ask(&text, &[], &[]).await;
     let rows = asked.map_err(|failed| target.server_error(failed))?;
     let row = rows.first().ok_or_else(|| migrate::missing(target))?;
     let broken = |error: tokio_postgres::Error| target.server_error(Failed::from(error));
+    if !row.try_get::<_, bool>(4).map_err(broken)? {
+        return Err(ConnectError::NoRight {
+            user: target.user.clone(),
+            schema: schema.clone(),
+            why: "its tables belong to another role".into(),
+        });
+    }
     let id: Id = row.try_get(0).map_err(broken)?;
     let stored: &[u8] = row.try_get(1).map_err(broken)?;
     let is_sealed: bool = row.try_get(2).map_err(broken)?;
