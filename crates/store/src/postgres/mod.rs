@@ -337,13 +337,7 @@ fn start_runtime() -> Result<(Handle, Arc<Notify>), ConnectError> {
 
 /// A checked connection, whose driver runs on this runtime.
 async fn open(target: &Target, patience: Duration) -> Result<(Session, Facts), ConnectError> {
-    let (client, driver) = connection::connect(target).await?;
-    tokio::spawn(async move {
-        if let Err(error) = driver.await {
-            tracing::debug!(%error, "a connection to the store's server ended");
-        }
-    });
-    let facts = connection::check(&client, target).await?;
+    let (client, facts) = connection::open(target).await?;
     if !facts.has_schema {
         return Err(migrate::missing(target));
     }
@@ -450,20 +444,24 @@ impl Core {
     async fn session(&self) -> Result<Session, ConnectError> {
         let (target, patience, id) = (self.target.clone(), self.options.timeout, self.id);
         let opening = self.runtime.spawn(async move {
-            let (session, _) = open(&target, patience).await?;
+            let (session, facts) = open(&target, patience).await?;
             let text = format!("SELECT id FROM {}.store", target.schema);
             let asked = session.ask(&text, &[], &[]).await;
             let rows = asked.map_err(|failed| target.server_error(failed))?;
             let found: Option<Id> = rows.first().and_then(|row| row.try_get(0).ok());
             if found == Some(Id(id)) {
-                Ok(session)
+                Ok((session, facts))
             } else {
                 Err(ConnectError::OtherStore(target.place.clone()))
             }
         });
-        opening
-            .await
-            .unwrap_or_else(|error| Err(ConnectError::Tls(error.to_string())))
+        let opened = opening.await;
+        let (session, facts) =
+            opened.unwrap_or_else(|error| Err(ConnectError::Tls(error.to_string())))?;
+        if facts.is_pooled {
+            self.prepares.see_pooler();
+        }
+        Ok(session)
     }
 
     fn now(&self) -> Timestamp {

@@ -5,6 +5,7 @@ mod keeping;
 mod migrations;
 mod mistakes;
 mod notices;
+mod pooler;
 mod space;
 mod support;
 mod tls;
