@@ -35,7 +35,7 @@ fn quick() -> Options {
 #[derive(Clone, Debug)]
 enum Told {
     /// This record is durable.
-    Durable(Record),
+    Durable(Box<Record>),
     /// One of these stands there, or nothing.
     Doubt(Vec<Record>),
 }
@@ -73,11 +73,11 @@ async fn write(
         let said = match swap(&store, &key, Some(&record), &next, Some(body.clone())).await {
             Ok(Swap::Done { .. }) => {
                 acknowledged.fetch_add(1, Ordering::Relaxed);
-                Told::Durable(next)
+                Told::Durable(next.into())
             }
             Ok(Swap::Lost) => panic!("nobody else writes {key}"),
             Err(StoreError::InDoubt(_)) => Told::Doubt(vec![record, next]),
-            Err(StoreError::Unavailable(_)) => Told::Durable(record),
+            Err(StoreError::Unavailable(_)) => Told::Durable(record.into()),
             Err(error) => panic!("{error}"),
         };
         told.insert(key, said);
@@ -109,7 +109,7 @@ async fn verify(store: &PostgresStore, told: HashMap<String, Told>) -> (usize, u
         match told {
             Told::Durable(record) => {
                 durable += 1;
-                assert_eq!(stored, Some(record), "{key} was acknowledged");
+                assert_eq!(stored, Some(*record), "{key} was acknowledged");
             }
             Told::Doubt(records) => {
                 doubts += 1;
