@@ -18,5 +18,6 @@ pub mod proxy;
 mod seldom;
 pub mod shared;
 mod start;
+mod store_command;
 
 pub use failure::Failure;

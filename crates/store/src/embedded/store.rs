@@ -20,9 +20,7 @@ use super::{
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
 };
-use crate::{
-    AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write,
-};
+use crate::{AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write};
 
 /// Completed records that were asked for, with their last chunks.
 pub type Hot = Cache<Address, Warm, Weight>;
