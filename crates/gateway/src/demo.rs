@@ -31,7 +31,10 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 async fn show() -> Result<(), Failure> {
     let broke = |error: &dyn std::fmt::Display| {
-        Failure::other(format!("the demo broke ({error})"), "run it again")
+        Failure::other(
+            format!("the demo broke ({error})"),
+            "look at the temporary folder (TMPDIR) and the space left there, and run it again",
+        )
     };
     let sandbox = Sandbox::bind((Ipv4Addr::LOCALHOST, 0))
         .await

@@ -192,8 +192,9 @@ pub static PAGES: [ProblemPage; 17] = [
         happened: "There is no room to record what the upstream would answer, so the gateway did \
                    not run the request.",
         money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
-        next: "Retry with the same key later. Operators: make room on the disk, raise \
-               store.max_bytes, shorten the window, or remove records with onlyonce keys purge.",
+        next: "Retry with the same key later. Operators: make room on the disk, raise the limit that \
+               is named, or shorten the window. Where the limit is store.max_records, onlyonce keys \
+               purge makes room too; a full disk takes no purge.",
     },
     ProblemPage {
         name: "credential-missing",

@@ -107,7 +107,7 @@ pub(crate) fn open(
         (true, None) => return Err(corrupt("it is encrypted and no key is configured")),
     };
     if flags & FLAG_PACKED != 0 {
-        unpack(&opened, MOST).map_err(corrupt)
+        unpack(opened, MOST).map_err(corrupt)
     } else {
         Ok(opened)
     }

@@ -432,7 +432,7 @@ impl Drop for Gateway {
 }
 
 /// The address in a line that says where something listens.
-fn listening(line: &str) -> Option<SocketAddr> {
+pub(crate) fn listening(line: &str) -> Option<SocketAddr> {
     let (_, url) = line.split_once(" listening on ")?;
     url.trim()
         .split_once("://")?

@@ -88,16 +88,7 @@ impl Postgres {
 
     /// A folder and a port, and somebody who cleans up.
     fn prepare(settings: &[&str]) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("onlyonce-postgres-")
-            .tempdir()
-            .expect("a temporary folder")
-            .keep();
-        if getuid().is_root() {
-            let owner = format!("{USER}:{USER}");
-            let chown = Command::new("chown").arg(owner).arg(&folder).status();
-            assert!(chown.is_ok_and(|status| status.success()), "chown failed");
-        }
+        let folder = folder_of_the_server("onlyonce-postgres-");
         let clean_up = "read -r _; pid=$(head -n 1 \"$1/data/postmaster.pid\" 2>/dev/null) \
             && kill -CONT \"$pid\" && kill -QUIT \"$pid\"; sleep 0.2; rm -rf \"$1\"";
         let keeper = Command::new("sh")
@@ -108,13 +99,9 @@ impl Postgres {
             .stderr(Stdio::null())
             .spawn()
             .expect("a shell");
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .port();
         Self {
             folder,
-            port,
+            port: free_port(),
             settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
             keeper,
         }
@@ -212,6 +199,28 @@ impl Postgres {
         self.run("psql", &[&args[..], &more[..]].concat())
     }
 
+    /// All rows of a schema's tables, as text.
+    #[track_caller]
+    pub fn dump(&self, schema: &str) -> String {
+        let port = self.port.to_string();
+        let args = ["--data-only", "-h", "127.0.0.1", "-p", &port, "-U", USER];
+        self.run(
+            "pg_dump",
+            &[&args[..], &["-n", schema, "-d", "postgres"]].concat(),
+        )
+    }
+
+    /// Gives a file to the user that the server runs as, for its eyes alone.
+    #[track_caller]
+    pub fn adopt(&self, file: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("its rights");
+        if getuid().is_root() {
+            let chown = Command::new("chown").args([USER, file]).status();
+            assert!(chown.is_ok_and(|status| status.success()), "chown failed");
+        }
+    }
+
     /// What the server has logged since its start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
@@ -261,17 +270,7 @@ impl Postgres {
 
     /// One of the server's programs, as a user whom it accepts.
     fn command(&self, program: &str) -> Command {
-        let program = programs().join(program);
-        let mut command;
-        if getuid().is_root() {
-            command = Command::new("setpriv");
-            let (user, group) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-            command
-                .args([&user, &group, "--clear-groups", "--"])
-                .arg(program);
-        } else {
-            command = Command::new(program);
-        }
+        let mut command = as_the_server(&programs().join(program));
         command.current_dir(&self.folder).stdin(Stdio::null());
         command
     }
@@ -282,6 +281,42 @@ impl Drop for Postgres {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
     }
+}
+
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+/// A temporary folder that belongs to the user whom the server runs as.
+pub(crate) fn folder_of_the_server(prefix: &str) -> PathBuf {
+    let folder = tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .expect("a temporary folder")
+        .keep();
+    if getuid().is_root() {
+        let owner = format!("{USER}:{USER}");
+        let chown = Command::new("chown").arg(owner).arg(&folder).status();
+        assert!(chown.is_ok_and(|status| status.success()), "chown failed");
+    }
+    folder
+}
+
+/// A program that refuses to run as root, as a user whom it accepts.
+pub(crate) fn as_the_server(program: &Path) -> Command {
+    if !getuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    let (user, group) = (format!("--reuid={USER}"), format!("--regid={USER}"));
+    command
+        .args([&user, &group, "--clear-groups", "--"])
+        .arg(program);
+    command
 }
 
 /// Where the newest server's programs are.

@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use onlyonce_core::{OwnerId, ReleaseReason, UnknownReason};
-use onlyonce_engine::{Broken, Frame, Kind, Start};
+use onlyonce_engine::{Broken, Frame, Kind, Reader, Start};
 use onlyonce_store::{
-    Seen, Store,
+    MemoryStore, Seen, Store,
     memory::{Call, Fault},
 };
 use tokio::task::JoinHandle;
 
 use crate::world::{
-    Answer, CHUNK, Cursor, LEASE, World, body, eventually, head, head_with, no_trailers, read,
-    resend,
+    Answer, CHUNK, LEASE, World, body, eventually, head, head_with, no_trailers, read, resend,
 };
 
 /// Upkeep in the background, as a gateway runs it: it shows what others follow.
@@ -32,7 +31,7 @@ impl Drop for Running {
 }
 
 /// The next `len` bytes of a body that still grows.
-async fn next_bytes(reader: &mut Cursor, len: usize) -> Vec<u8> {
+async fn next_bytes(reader: &mut Reader<MemoryStore>, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < len {
         match reader.next().await {

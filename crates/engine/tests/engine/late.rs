@@ -3,7 +3,8 @@
 use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Kind, PushError, Resolution, Start, Unsettled};
 
-use crate::world::{Answer, CHUNK, World, body, head, no_trailers, read, request, resend};
+use super::World;
+use crate::world::{Answer, CHUNK, body, head, no_trailers, read, request, resend};
 
 #[tokio::test]
 async fn hostile_064_readers_hear_unknown_and_the_late_answer_completes_the_record() {

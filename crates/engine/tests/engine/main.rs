@@ -1,15 +1,37 @@
-//! The engine over the store in memory, on a clock that the tests move.
+//! The engine over the store in memory, on a clock that the tests move; and, where a test needs no store
+//! that fails on request, over the embedded store too.
 
 #![allow(missing_docs)]
 
 mod claims;
 mod elsewhere;
-mod joins;
-mod late;
-mod operator;
+mod join_faults;
 mod outcomes;
-mod recordings;
+mod recording_faults;
 mod shutdown;
-mod two_gateways;
 mod upkeep;
 mod world;
+
+#[path = "."]
+mod over_memory {
+    pub type World = crate::world::WorldOver<onlyonce_store::MemoryStore>;
+
+    mod joins;
+    mod late;
+    mod operator;
+    mod recordings;
+    mod two_gateways;
+}
+
+// The same files as above, over another store.
+#[allow(clippy::duplicate_mod)]
+#[path = "."]
+mod over_embedded {
+    pub type World = crate::world::WorldOver<onlyonce_store::EmbeddedStore>;
+
+    mod joins;
+    mod late;
+    mod operator;
+    mod recordings;
+    mod two_gateways;
+}

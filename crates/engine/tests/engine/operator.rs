@@ -6,9 +6,8 @@ use onlyonce_core::{OperationId, State, StateName, UnknownReason};
 use onlyonce_engine::{Kind, Purge, Resolution, ResolveError, Start};
 use onlyonce_store::Query;
 
-use crate::world::{
-    Answer, CHUNK, WINDOW, World, available, body, head, no_trailers, read, request,
-};
+use super::World;
+use crate::world::{Answer, CHUNK, WINDOW, available, body, head, no_trailers, read, request};
 
 async fn unknown(world: &World, key: &str) -> OperationId {
     let (execution, _) = world.execute(key).await;

@@ -1,41 +1,14 @@
 //! Recordings: what readers see, when, and that it is always the same.
 
-use std::task::Poll;
-
 use bytes::Bytes;
-use onlyonce_core::{HeaderBlock, Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Frame, Kind, PushError, Resolution, Settings, Start, Unsettled};
-use onlyonce_store::memory::{Call, Fault};
+use onlyonce_core::{HeaderBlock, StateName, UnknownReason};
+use onlyonce_engine::{Broken, Frame, Kind, PushError, Settings, Start, Unsettled};
 
+use super::World;
 use crate::world::{
-    Answer, CHUNK, World, available, body, head, head_with, no_trailers, poll_next, poll_start,
-    read, read_body, request, resend, settings,
+    Answer, CHUNK, available, body, head, head_with, no_trailers, poll_next, poll_start, read,
+    read_body, settings,
 };
-
-const COMPLETION: Call = Call::WriteOf(StateName::Completed);
-
-#[tokio::test]
-async fn i03_bytes_come_as_they_arrive_and_the_end_waits_for_the_durable_record() {
-    let world = World::new();
-    let (mut execution, mut reader) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
-    execution.push("all of it".into()).await.expect("pushed");
-    let gate = world.store.faults().hold(COMPLETION);
-    let complete = tokio::spawn(execution.complete(no_trailers()));
-    gate.until_waiting(1).await;
-    assert!(poll_start(&mut reader).is_ready());
-    assert_eq!(available(&mut reader), b"all of it");
-    assert!(poll_next(&mut reader).is_pending());
-    assert!(!reader.is_end());
-    drop(gate);
-    complete.await.expect("no panic").expect("durable");
-    assert!(reader.is_end());
-    assert_eq!(poll_next(&mut reader), Poll::Ready(None));
-    assert!(reader.ticket().expires_at.is_some());
-}
 
 #[tokio::test]
 async fn i03_the_last_piece_of_a_declared_length_waits_for_the_durable_record() {
@@ -49,22 +22,6 @@ async fn i03_the_last_piece_of_a_declared_length_waits_for_the_durable_record() 
     assert_eq!(reader.remaining(), Some(5));
     execution.complete(no_trailers()).await.expect("durable");
     assert_eq!(available(&mut reader), b"world");
-}
-
-#[tokio::test]
-async fn i03_of_a_whole_response_nothing_is_seen_before_it_is_durable() {
-    let world = World::new();
-    let (execution, mut reader) = world.execute("k").await;
-    let gate = world.store.faults().hold(COMPLETION);
-    let respond = tokio::spawn(execution.respond_whole(head(200), "ok".into(), no_trailers()));
-    gate.until_waiting(1).await;
-    assert!(poll_start(&mut reader).is_pending());
-    drop(gate);
-    respond.await.expect("no panic").expect("durable");
-    assert_eq!(
-        read(reader).await,
-        Answer::whole(head(200), Kind::Executed, "ok")
-    );
 }
 
 #[tokio::test]
@@ -138,37 +95,6 @@ async fn i04_a_whole_response_that_is_longer_than_a_chunk_is_recorded_in_chunks(
     let expected = Answer::whole(head(200), Kind::Executed, whole.to_vec());
     assert_eq!(read(first).await, expected);
     assert_eq!(read(world.replay("k").await).await, expected);
-}
-
-#[tokio::test]
-async fn i04_a_reader_that_fell_behind_never_reads_the_bytes_of_another_execution() {
-    let world = World::new();
-    let (mut execution, mut behind) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
-    execution.push(body(20 * CHUNK)).await.expect("pushed");
-    behind.start().await;
-    // It has asked the store for the first chunk, and the store takes its time.
-    let gate = world.store.faults().hold(Call::Read);
-    assert!(poll_next(&mut behind).is_pending());
-    gate.until_waiting(1).await;
-    execution
-        .lose(UnknownReason::Truncated)
-        .await
-        .expect("durable");
-    let (mut again, _) = world.execute_by("k", &resend()).await;
-    again.head(head(200), Kind::Executed).await.expect("head");
-    again
-        .push(Bytes::from(vec![b'!'; 20 * CHUNK]))
-        .await
-        .expect("pushed");
-    drop(gate);
-    let answer = read_body(&mut behind).await;
-    assert_eq!(answer.body, b"");
-    assert_eq!(answer.end, Err(Broken(UnknownReason::Truncated)));
-    again.lose(UnknownReason::Broke).await.expect("durable");
 }
 
 #[tokio::test]
@@ -293,35 +219,6 @@ async fn hostile_073_a_response_over_the_limit_is_not_recorded() {
 }
 
 #[tokio::test]
-async fn i05_i13_a_damaged_chunk_breaks_the_replay_that_finds_it_and_is_unknown_from_then_on() {
-    let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let id = execution.id();
-    execution
-        .respond_whole(head(200), body(5 * CHUNK), no_trailers())
-        .await
-        .expect("durable");
-    world.store.faults().corrupt_chunk(world.address("k"), 2);
-    let answer = read(world.replay("k").await).await;
-    assert_eq!(answer.body, body(2 * CHUNK));
-    assert_eq!(answer.end, Err(Broken(UnknownReason::Unreadable)));
-
-    // Nobody gets a head again for which there is no body, and an operator can end it.
-    for _ in 0..2 {
-        let refused = world.refused(request("k")).await;
-        let unreadable = Refusal::Unknown(UnknownReason::Unreadable);
-        assert_eq!(refused.refusal, unreadable);
-        assert_eq!(refused.ticket.map(|ticket| ticket.id), Some(id));
-    }
-    world
-        .engine
-        .resolve(id, Resolution::Released, "looked it up")
-        .await
-        .expect("unknown");
-    assert_eq!(world.state("k").await, Some(StateName::Released));
-}
-
-#[tokio::test]
 async fn any_reader_can_start_at_any_byte() {
     let world = World::new();
     let whole = body(100);
@@ -353,45 +250,4 @@ async fn any_reader_can_start_at_any_byte() {
             "from {from}"
         );
     }
-}
-
-#[tokio::test]
-async fn a_chunk_that_the_store_did_not_take_at_first_is_given_again() {
-    let world = World::new();
-    let (mut execution, _) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
-    for fault in [
-        Fault::Unavailable,
-        Fault::InDoubtWritten,
-        Fault::InDoubtNotWritten,
-    ] {
-        world.store.faults().fail(Call::Append, fault, 1);
-        execution.push(body(2 * CHUNK)).await.expect("pushed");
-    }
-    execution.complete(no_trailers()).await.expect("durable");
-    let expected = [body(2 * CHUNK), body(2 * CHUNK), body(2 * CHUNK)].concat();
-    assert_eq!(read(world.replay("k").await).await.body, expected);
-}
-
-#[tokio::test]
-async fn a_chunk_that_the_store_never_takes_ends_the_execution() {
-    let world = World::new();
-    let (mut execution, _) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
-    world
-        .store
-        .faults()
-        .fail(Call::Append, Fault::Full, u32::MAX);
-    let pushed = execution.push(body(2 * CHUNK)).await;
-    assert!(matches!(pushed, Err(PushError::NotRecorded(_))));
-    execution
-        .lose(UnknownReason::NotRecorded)
-        .await
-        .expect("durable");
 }

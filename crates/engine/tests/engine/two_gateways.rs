@@ -5,7 +5,8 @@ use std::time::Duration;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Kind, PushError, Start, Unsettled};
 
-use crate::world::{Answer, CHUNK, LEASE, World, body, head, no_trailers, read, request, resend};
+use super::World;
+use crate::world::{Answer, CHUNK, LEASE, body, head, no_trailers, read, request, resend};
 
 #[tokio::test]
 async fn hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing() {

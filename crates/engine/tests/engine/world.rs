@@ -16,20 +16,57 @@ use onlyonce_engine::{
     Begin, Broken, Engine, Execution, Frame, Kind, Reader, Refused, Request, RoutePolicy, Settings,
     Start, Trouble,
 };
-use onlyonce_store::{MemoryStore, Store, clock::ManualClock};
-
-pub type Owner = Execution<MemoryStore>;
-pub type Cursor = Reader<MemoryStore>;
+use onlyonce_store::{EmbeddedStore, MemoryStore, Store, clock::ManualClock, embedded::Options};
+use tempfile::TempDir;
 
 pub const CHUNK: usize = 16;
 pub const WINDOW: Duration = Duration::from_secs(86_400);
 pub const LEASE: Duration = Duration::from_secs(30);
 
-#[derive(Clone)]
-pub struct World {
-    pub store: Arc<MemoryStore>,
+/// An engine over a store of its own, on a clock that the test moves.
+pub struct WorldOver<S: Backend> {
+    pub store: Arc<S>,
     pub clock: ManualClock,
-    pub engine: Engine<MemoryStore>,
+    pub engine: Engine<S>,
+    /// Where the store keeps its files, if it does.
+    folder: Option<Arc<TempDir>>,
+}
+
+/// Over the store in memory, which fails on request.
+pub type World = WorldOver<MemoryStore>;
+
+impl<S: Backend> Clone for WorldOver<S> {
+    fn clone(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            engine: self.engine.clone(),
+            folder: self.folder.clone(),
+        }
+    }
+}
+
+/// A store that a test can make.
+pub trait Backend: Store + Sized {
+    fn make(clock: ManualClock) -> (Self, Option<TempDir>);
+}
+
+impl Backend for MemoryStore {
+    fn make(clock: ManualClock) -> (Self, Option<TempDir>) {
+        (Self::with_clock(clock), None)
+    }
+}
+
+impl Backend for EmbeddedStore {
+    fn make(clock: ManualClock) -> (Self, Option<TempDir>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = Options {
+            clock: Some(Arc::new(clock)),
+            ..Options::default()
+        };
+        let store = Self::open(folder.path(), options).expect("a new folder");
+        (store, Some(folder))
+    }
 }
 
 pub fn settings() -> Settings {
@@ -63,6 +100,14 @@ pub fn reject() -> RoutePolicy {
     let mut policy = policy();
     policy.decision.concurrent = Concurrent::Reject;
     policy
+}
+
+/// For joiners that have little time.
+pub fn hurried() -> RoutePolicy {
+    RoutePolicy {
+        join_timeout: Duration::from_millis(20),
+        ..policy()
+    }
 }
 
 pub fn request(key: &str) -> Request {
@@ -114,19 +159,21 @@ pub fn body(len: usize) -> Bytes {
     (0..len).map(|n| (n * 7 + n / 251) as u8).collect()
 }
 
-impl World {
+impl<S: Backend> WorldOver<S> {
     pub fn new() -> Self {
         Self::with(settings())
     }
 
     pub fn with(settings: Settings) -> Self {
         let clock = ManualClock::default();
-        let store = Arc::new(MemoryStore::with_clock(clock.clone()));
+        let (store, folder) = S::make(clock.clone());
+        let store = Arc::new(store);
         let engine = Engine::new(store.clone(), OwnerId::new(1), settings);
         Self {
             store,
             clock,
             engine,
+            folder: folder.map(Arc::new),
         }
     }
 
@@ -138,29 +185,29 @@ impl World {
         }
     }
 
-    pub async fn begin(&self, request: Request) -> Result<Begin<MemoryStore>, Trouble> {
+    pub async fn begin(&self, request: Request) -> Result<Begin<S>, Trouble> {
         self.engine.begin(request, &policy()).await
     }
 
-    pub async fn execute(&self, key: &str) -> (Owner, Cursor) {
+    pub async fn execute(&self, key: &str) -> (Execution<S>, Reader<S>) {
         self.execute_by(key, &policy()).await
     }
 
-    pub async fn execute_by(&self, key: &str, policy: &RoutePolicy) -> (Owner, Cursor) {
+    pub async fn execute_by(&self, key: &str, policy: &RoutePolicy) -> (Execution<S>, Reader<S>) {
         match self.engine.begin(request(key), policy).await {
             Ok(Begin::Execute(execution, reader)) => (execution, reader),
             other => panic!("expected to execute, got {}", name(&other)),
         }
     }
 
-    pub async fn join(&self, key: &str) -> Cursor {
+    pub async fn join(&self, key: &str) -> Reader<S> {
         match self.begin(request(key)).await {
             Ok(Begin::Join(reader)) => reader,
             other => panic!("expected to join, got {}", name(&other)),
         }
     }
 
-    pub async fn replay(&self, key: &str) -> Cursor {
+    pub async fn replay(&self, key: &str) -> Reader<S> {
         match self.begin(request(key)).await {
             Ok(Begin::Replay(reader)) => reader,
             other => panic!("expected a replay, got {}", name(&other)),
@@ -205,7 +252,7 @@ impl World {
     }
 }
 
-pub fn name(begun: &Result<Begin<MemoryStore>, Trouble>) -> String {
+pub fn name<S: Store>(begun: &Result<Begin<S>, Trouble>) -> String {
     match begun {
         Ok(Begin::Execute(..)) => "Execute".into(),
         Ok(Begin::Replay(_)) => "Replay".into(),
@@ -235,7 +282,7 @@ impl Answer {
     }
 }
 
-pub async fn read(mut reader: Cursor) -> Answer {
+pub async fn read<S: Store>(mut reader: Reader<S>) -> Answer {
     let start = reader.start().await;
     let mut answer = read_body(&mut reader).await;
     answer.start = start;
@@ -243,7 +290,7 @@ pub async fn read(mut reader: Cursor) -> Answer {
 }
 
 /// Reads what follows the start, to its end.
-pub async fn read_body(reader: &mut Cursor) -> Answer {
+pub async fn read_body<S: Store>(reader: &mut Reader<S>) -> Answer {
     let mut answer = Answer {
         start: Start::Timeout,
         body: Vec::new(),
@@ -264,16 +311,16 @@ pub async fn read_body(reader: &mut Cursor) -> Answer {
 }
 
 /// What a reader would give now, without waiting.
-pub fn poll_next(reader: &mut Cursor) -> Poll<Option<Result<Frame, Broken>>> {
+pub fn poll_next<S: Store>(reader: &mut Reader<S>) -> Poll<Option<Result<Frame, Broken>>> {
     reader.poll_next(&mut Context::from_waker(Waker::noop()))
 }
 
-pub fn poll_start(reader: &mut Cursor) -> Poll<Start> {
+pub fn poll_start<S: Store>(reader: &mut Reader<S>) -> Poll<Start> {
     reader.poll_start(&mut Context::from_waker(Waker::noop()))
 }
 
 /// Everything that a reader gives without waiting.
-pub fn available(reader: &mut Cursor) -> Vec<u8> {
+pub fn available<S: Store>(reader: &mut Reader<S>) -> Vec<u8> {
     let mut seen = Vec::new();
     while let Poll::Ready(Some(Ok(Frame::Data(bytes)))) = poll_next(reader) {
         seen.extend_from_slice(&bytes);

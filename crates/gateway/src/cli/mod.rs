@@ -12,7 +12,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Overrides, parse_address};
 use crate::failure::Failure;
-use crate::{demo, keys, start};
+use crate::store_command::StoreCommand;
+use crate::{demo, keys, start, store_command};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -41,6 +42,8 @@ enum Command {
     Demo,
     /// Look at and settle operations, over the control listener of a running gateway
     Keys(keys::Keys),
+    /// Prepare a store that gateways share
+    Store(StoreCommand),
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +101,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Sandbox { listen } => start::sandbox(listen),
         Command::Demo => demo::run(),
         Command::Keys(keys) => keys::run(&keys),
+        Command::Store(command) => store_command::run(command),
     }
 }
 
@@ -222,7 +226,10 @@ mod tests {
 
     #[test]
     fn the_commands_are_the_promised_ones() {
-        assert_eq!(commands(), ["serve", "check", "sandbox", "demo", "keys"]);
+        assert_eq!(
+            commands(),
+            ["serve", "check", "sandbox", "demo", "keys", "store"]
+        );
     }
 
     #[test]

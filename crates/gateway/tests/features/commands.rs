@@ -1,10 +1,8 @@
 //! The command line, as scripts use it.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
 
-use onlyonce_testkit::{Client, Gateway, Request, Run, Upstream, run_to_exit};
+use onlyonce_testkit::{Client, Gateway, Request, Run, Staying, Upstream, run_to_exit};
 use serde_json::Value;
 
 use crate::{BIN, expect_executed, gateway, post};
@@ -182,41 +180,6 @@ fn keys_present_a_token() {
     succeeds(&run);
 }
 
-/// Starts a subcommand that stays; its first lines on standard output that say where it listens.
-struct Staying(std::process::Child, Vec<std::net::SocketAddr>);
-
-impl Staying {
-    fn start(words: &[&str], listeners: usize) -> Self {
-        let mut child = Command::new(BIN)
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let addresses = lines
-            .map_while(Result::ok)
-            .filter_map(|line| {
-                line.split_once(" listening on http://")?
-                    .1
-                    .trim()
-                    .parse()
-                    .ok()
-            })
-            .take(listeners)
-            .collect();
-        Self(child, addresses)
-    }
-}
-
-impl Drop for Staying {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn serve_needs_no_file() {
     let upstream = Upstream::counting();
@@ -233,10 +196,14 @@ fn serve_needs_no_file() {
         "--data",
         &data,
     ];
-    let serving = Staying::start(&words, 2);
-    assert_eq!(serving.1.len(), 2, "two lines say where it listens");
-    expect_executed(&Client::connect(serving.1[0]).ask(&post("/x", "k", "b")));
-    let health = Client::connect(serving.1[1]).ask(&Request::get("/healthz"));
+    let serving = Staying::start(BIN, &words, 2);
+    assert_eq!(
+        serving.addresses().len(),
+        2,
+        "two lines say where it listens"
+    );
+    expect_executed(&Client::connect(serving.addresses()[0]).ask(&post("/x", "k", "b")));
+    let health = Client::connect(serving.addresses()[1]).ask(&Request::get("/healthz"));
     assert_eq!(health.status(), 200);
     assert!(std::path::Path::new(&data).join("meta").exists());
 }
@@ -263,8 +230,8 @@ fn beyond_loopback_a_credential_and_a_token_are_needed() {
         "--data",
         &data.display().to_string(),
     ];
-    let serving = Staying::start(&words, 2);
-    let [gateway, control] = serving.1[..] else {
+    let serving = Staying::start(BIN, &words, 2);
+    let [gateway, control] = serving.addresses()[..] else {
         panic!("it does not listen")
     };
     let on_loopback = |addr: SocketAddr| SocketAddr::from(([127, 0, 0, 1], addr.port()));
@@ -285,8 +252,8 @@ fn beyond_loopback_a_credential_and_a_token_are_needed() {
 
 #[test]
 fn the_sandbox_counts_and_prices_executions() {
-    let sandbox = Staying::start(&["sandbox", "--listen", "127.0.0.1:0"], 1);
-    let gateway = Gateway::before(BIN, &format!("http://{}", sandbox.1[0]));
+    let sandbox = Staying::start(BIN, &["sandbox", "--listen", "127.0.0.1:0"], 1);
+    let gateway = Gateway::before(BIN, &format!("http://{}", sandbox.addresses()[0]));
     let request = post(
         "/v1/chat/completions",
         "k",
@@ -296,7 +263,7 @@ fn the_sandbox_counts_and_prices_executions() {
     let first = gateway.send(&request);
     expect_executed(&first);
     crate::expect_replay(&gateway.send(&request), &first);
-    let ledger = Client::connect(sandbox.1[0])
+    let ledger = Client::connect(sandbox.addresses()[0])
         .ask(&Request::get("/_sandbox/ledger"))
         .json();
     assert_eq!(ledger["executions"], 1, "{ledger}");
@@ -319,6 +286,32 @@ fn check_reads_a_file_and_starts_nothing() {
     let run = run_to_exit(BIN, &["check", &file.display().to_string()], &[]);
     assert_eq!(run.code, Some(0), "{run:?}");
     assert!(!data.exists(), "it made a data folder");
+}
+
+#[test]
+fn logs_are_objects_where_asked_and_silent_where_asked() {
+    let upstream = Upstream::counting();
+    let said_at_the_end = |environment: (&str, &str)| {
+        let mut gateway = crate::setup(&upstream)
+            .env(environment.0, environment.1)
+            .start();
+        gateway.terminate();
+        let run = gateway.wait_for_run();
+        assert_eq!(run.code, Some(0), "{run:?}");
+        run.stderr
+    };
+    let objects = said_at_the_end(("ONLYONCE_LOG_FORMAT", "json"));
+    let lines: Vec<Value> = objects
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect();
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["fields"]["message"] == "draining"),
+        "{objects}"
+    );
+    assert_eq!(said_at_the_end(("ONLYONCE_LOG", "off")), "");
 }
 
 #[test]

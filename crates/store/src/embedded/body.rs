@@ -214,7 +214,7 @@ pub fn open(sealer: Option<&Sealer>, head: &EntryHead, body: Bytes) -> Result<By
         (true, None) => return Err(corrupt("it is encrypted and no key is configured")),
     };
     if head.flags & FLAG_PACKED != 0 {
-        unpack(&body, 2 * MOST_ENTRY).map_err(corrupt)
+        unpack(body, 2 * MOST_ENTRY).map_err(corrupt)
     } else {
         Ok(body)
     }
@@ -234,6 +234,10 @@ pub fn corrupt(why: impl std::fmt::Display) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use onlyonce_core::{
+        Completed, Fingerprint, Head, HeaderBlock, Key, RequestLine, Scope, Timestamp,
+    };
+
     use super::*;
 
     fn round_trip(plain: &[u8]) -> (u8, usize) {
@@ -260,5 +264,55 @@ mod tests {
         .collect();
         assert_eq!(round_trip(&noise), (0, 2_000));
         assert_eq!(round_trip(b"short"), (0, 5));
+    }
+
+    /// What a record takes beside an answer that does not pack.
+    #[test]
+    fn a_record_takes_little_beside_its_answer() {
+        let fields = [
+            ("server", "nginx/1.22.1"),
+            ("date", "Thu, 26 Nov 2026 18:29:31 GMT"),
+            ("content-type", "application/json"),
+            ("content-length", "1024"),
+        ];
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let record = Record {
+            id: OperationId::new(1_795_717_771_000, &[7; 10]),
+            scope: Scope {
+                tenant: "anonymous".into(),
+                namespace: "127.0.0.1:45678".into(),
+            },
+            key: Key::new("million-1-123456").expect("a key"),
+            fingerprint: Fingerprint::from_bytes(*blake3::hash(b"a request").as_bytes()),
+            epoch: Epoch::new(2),
+            claim: Epoch::new(1),
+            claimed_at: Timestamp::from_millis(1_795_717_771_000),
+            request: RequestLine {
+                route: "default".into(),
+                method: "POST".into(),
+                path: "/v1".into(),
+            },
+            state: State::Completed(Completed {
+                completed_at: Timestamp::from_millis(1_795_717_771_003),
+                expires_at: Timestamp::from_millis(1_795_804_171_003),
+                head: Head {
+                    status: 200,
+                    headers: HeaderBlock::pack(fields).expect("short fields"),
+                },
+                trailers: HeaderBlock::default(),
+                body_len: 1024,
+                chunks: 1,
+            }),
+        };
+        let mut answer = vec![0; 1024];
+        blake3::Hasher::new().finalize_xof().fill(&mut answer);
+        let body = RecordBody {
+            attempts: 1,
+            executing: None,
+            record,
+            last_chunk: answer.into(),
+        };
+        let (flags, len) = round_trip(&body.encode());
+        assert!(flags == FLAG_PACKED && len < 1024 + 180, "{len}");
     }
 }

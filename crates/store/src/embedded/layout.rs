@@ -71,7 +71,7 @@ pub const FLAG_SEALED: u8 = 1;
 /// Set on records that could not be read when they were to be moved: all that is left of them is
 /// that they were there.
 pub const FLAG_UNREADABLE: u8 = 2;
-/// Set on entries whose body is packed (before it is sealed): `[length u32][LZ4 block]`.
+/// Set on entries whose body is packed (before it is sealed): `[length varint][LZ4 block]`.
 pub const FLAG_PACKED: u8 = 4;
 
 fn crc(segment: u32, bytes: &[u8]) -> u32 {

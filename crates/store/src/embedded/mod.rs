@@ -4,7 +4,7 @@
 //! completions alike (`log`). An index in memory says where each record lies (`index`); bodies
 //! stay on disk, and recordings that are asked for again are kept in a bounded cache. The log is cut
 //! into segments, and the oldest is dropped as a whole when nothing in it counts any more
-//! (`sweep`). What a crash or a power cut leaves is read back by `recover`.
+//! (`sweep`). What a crash or a power cut leaves is read back by `recover` and settled by `left`.
 //!
 //! ```
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,14 +18,17 @@
 //! # }
 //! ```
 
+mod attempts;
 mod body;
 mod catalog;
 mod census;
 mod gate;
 mod index;
 mod layout;
+mod left;
 mod log;
 mod open;
+mod recordings;
 mod recover;
 mod segment;
 mod store;

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Attempt, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
-    UnknownReason, transition,
+    transition,
 };
 use quick_cache::{Weighter, sync::Cache};
 
@@ -78,22 +78,7 @@ impl Store for EmbeddedStore {
         chunk: u32,
         bytes: Bytes,
     ) -> Result<(), StoreError> {
-        let inner = &self.inner;
-        if let Some(position) = inner.log.backpressure() {
-            inner.log.nudge();
-            inner.log.gate.wait(position).await.map_err(unavailable)?;
-        }
-        let plain = body::encode_chunk(recording, chunk, &bytes);
-        let (head, body) = body::close(inner.sealer.as_ref(), Kind::Chunk, address, plain)?;
-        loop {
-            match inner.put_chunk(address, recording, chunk, &head, &body)? {
-                Ok(()) => {
-                    return Ok(());
-                }
-                Err(NotTaken::Wait) => inner.log.room().await,
-                Err(other) => return Err(refused(other)),
-            }
-        }
+        self.append_chunk(address, recording, chunk, bytes).await
     }
 
     async fn read(
@@ -102,45 +87,7 @@ impl Store for EmbeddedStore {
         recording: RecordingId,
         chunk: u32,
     ) -> Result<Bytes, StoreError> {
-        let inner = &self.inner;
-        loop {
-            let found = inner
-                .index
-                .shard(address)
-                .slot(address)
-                .filter(|slot| slot.recording() == recording)
-                .map(|slot| (slot.chunk(chunk), chunk < slot.chunks()));
-            let Some((place, should_be_there)) = found else {
-                return Err(corrupt(format!("{recording} is not there any more")));
-            };
-            let read = match place {
-                Some(place) => inner.chunk_at(address, place, recording, chunk).await,
-                None if should_be_there => Err(missing(recording, chunk)),
-                None => return inner.last_chunk(address, recording, chunk).await,
-            };
-            let Err(StoreError::Corrupt(_)) = read else {
-                return read;
-            };
-            let is_there_still = move |inner: &Inner| {
-                let shard = inner.index.shard(address);
-                shard
-                    .slot(address)
-                    .is_some_and(|slot| slot.recording() == recording && slot.chunk(chunk) == place)
-            };
-            if !is_there_still(inner) {
-                // The sweep moved it at the same moment.
-                continue;
-            }
-            if should_be_there {
-                self.blocking(move |inner| {
-                    // Where the log does not take it now, the next reader tries again.
-                    drop(inner.lose_recording(&mut inner.index.shard(address), address));
-                    Ok(())
-                })
-                .await?;
-            }
-            return read;
-        }
+        self.read_chunk(address, recording, chunk).await
     }
 
     async fn note_attempt(
@@ -242,7 +189,7 @@ impl Store for EmbeddedStore {
 }
 
 impl Inner {
-    async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
+    pub async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
         loop {
             let found = self
                 .index
@@ -302,44 +249,13 @@ impl Inner {
         Ok(warm)
     }
 
-    async fn chunk_at(
+    /// The body of the entry of `kind` at `place`, once it is durable, verified and opened.
+    pub async fn entry(
         &self,
         address: Address,
         place: Place,
-        recording: RecordingId,
-        chunk: u32,
+        kind: Kind,
     ) -> Result<Bytes, StoreError> {
-        let body = self.entry(address, place, Kind::Chunk).await?;
-        let (held, number, bytes) = body::decode_chunk(body)?;
-        if (held, number) == (recording, chunk) {
-            Ok(bytes)
-        } else {
-            Err(corrupt(format!(
-                "chunk {chunk} of {recording} is another one"
-            )))
-        }
-    }
-
-    /// The last chunk, which lies with the record, if it is number `chunk`.
-    async fn last_chunk(
-        &self,
-        address: Address,
-        recording: RecordingId,
-        chunk: u32,
-    ) -> Result<Bytes, StoreError> {
-        let stored = self.load(address).await?;
-        stored
-            .filter(|stored| stored.record.recording() == recording)
-            .filter(|stored| match &stored.record.state {
-                State::Completed(completed) => completed.chunks == chunk + 1,
-                _ => false,
-            })
-            .and_then(|stored| stored.last_chunk)
-            .ok_or_else(|| missing(recording, chunk))
-    }
-
-    /// The body of the entry of `kind` at `place`, once it is durable, verified and opened.
-    async fn entry(&self, address: Address, place: Place, kind: Kind) -> Result<Bytes, StoreError> {
         if place.end() > self.log.gate.durable() {
             self.log.nudge();
             self.log.gate.wait(place.end()).await.map_err(unavailable)?;
@@ -431,7 +347,7 @@ impl Inner {
 
     /// Compares and puts, under the lock of the shard. `Ok(Ok(None))` where it has lost.
     #[allow(clippy::type_complexity)]
-    fn put_record(
+    pub fn put_record(
         &self,
         address: Address,
         expected: Option<Fence>,
@@ -546,46 +462,6 @@ impl Inner {
         Ok(Ok(Some((place, attempts))))
     }
 
-    fn put_chunk(
-        &self,
-        address: Address,
-        recording: RecordingId,
-        chunk: u32,
-        head: &layout::EntryHead,
-        body: &[u8],
-    ) -> Result<Result<(), NotTaken>, StoreError> {
-        let mut shard = self.index.shard(address);
-        let running = [StateName::InFlight, StateName::Unknown].map(SlotState::Readable);
-        let Some(slot) = shard
-            .slot_mut(address)
-            .filter(|slot| slot.recording() == recording && running.contains(&slot.state))
-        else {
-            return Err(StoreError::Fenced);
-        };
-        let taken = self.log.put(NewEntry {
-            head,
-            body,
-            what: What::Chunk {
-                id: slot.id,
-                claim: slot.claim,
-                number: chunk,
-            },
-            urgent: false,
-            time: 0,
-        });
-        let place = match taken {
-            Ok(place) => place,
-            Err(not_taken) => return Ok(Err(not_taken)),
-        };
-        let claim = slot.claim;
-        let beside = slot.beside_mut();
-        beside.claim = claim;
-        if let Some(before) = beside.set_chunk(chunk, place) {
-            self.release(before);
-        }
-        Ok(Ok(()))
-    }
-
     fn put_removal(
         &self,
         address: Address,
@@ -626,92 +502,6 @@ impl Inner {
         }
         self.hot.remove(&address);
         Ok(Ok(Some(place)))
-    }
-
-    fn note_attempt(
-        &self,
-        address: Address,
-        id: OperationId,
-        note: AttemptNote,
-    ) -> Result<u32, StoreError> {
-        let mut shard = self.index.shard(address);
-        let Some(slot) = shard.slot_mut(address).filter(|slot| slot.id == id) else {
-            return Err(corrupt(format!("{id} is not there any more")));
-        };
-        slot.attempts += 1;
-        let attempt = note.at(slot.attempts, self.clock.now());
-        let number = attempt.number;
-        self.put_attempt(&mut shard, address, id, &attempt);
-        Ok(number)
-    }
-
-    /// Puts an attempt into the log, at best effort: its number counts in any case.
-    fn put_attempt(
-        &self,
-        shard: &mut super::index::Shard,
-        address: Address,
-        id: OperationId,
-        attempt: &Attempt,
-    ) {
-        let plain = body::encode_attempt(id, attempt);
-        let Ok((head, body)) = body::close(self.sealer.as_ref(), Kind::Attempt, address, plain)
-        else {
-            return;
-        };
-        let taken = self.log.put(NewEntry {
-            head: &head,
-            body: &body,
-            what: What::Attempt {
-                id,
-                number: attempt.number,
-            },
-            urgent: false,
-            time: attempt.at.as_millis(),
-        });
-        if let (Ok(place), Some(slot)) = (taken, shard.slot_mut(address))
-            && let Some(forgotten) = slot.beside_mut().add_attempt(place)
-        {
-            self.release(forgotten);
-        }
-    }
-
-    async fn attempts(
-        &self,
-        address: Address,
-        id: OperationId,
-    ) -> Result<Vec<Attempt>, StoreError> {
-        let found = self
-            .index
-            .shard(address)
-            .slot(address)
-            .filter(|slot| slot.id == id)
-            .map(|slot| {
-                let beside = slot.beside.as_deref();
-                let places = beside.map_or_else(Vec::new, |beside| beside.attempts.clone());
-                (
-                    slot.place,
-                    places,
-                    beside.and_then(|beside| beside.executing.clone()),
-                )
-            });
-        let Some((place, places, executing)) = found else {
-            return Ok(Vec::new());
-        };
-        let executing = match executing {
-            Some(attempt) => Some(attempt),
-            None => RecordBody::decode(self.entry(address, place, Kind::Record).await?)?.executing,
-        };
-        let mut attempts: Vec<_> = executing.into_iter().collect();
-        for place in places {
-            match self.entry(address, place, Kind::Attempt).await {
-                Ok(body) => attempts.push(body::decode_attempt(body)?.1),
-                // Damaged, or moved at the same moment: attempts are kept at best effort.
-                Err(StoreError::Corrupt(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        attempts.sort_by_key(|attempt| attempt.number);
-        Ok(attempts)
     }
 
     async fn list(&self, query: Query) -> Result<Page, StoreError> {
@@ -776,129 +566,6 @@ impl Inner {
         found
     }
 
-    /// Makes the operations unknown that the former process left in flight, and the completed ones
-    /// at the addresses `broken`.
-    pub fn settle_what_was_left(&self, broken: &[Address]) -> std::io::Result<()> {
-        let mut orphans = Vec::new();
-        for shard in self.index.shards() {
-            let in_flight = SlotState::Readable(StateName::InFlight);
-            orphans.extend(
-                shard
-                    .iter()
-                    .filter(|(_, slot)| slot.state == in_flight)
-                    .map(|(address, slot)| (address, slot.place)),
-            );
-        }
-        let mut last = None;
-        for (address, place) in orphans {
-            last = self.give_up(address, place)?.or(last);
-        }
-        for &address in broken {
-            last = self.give_recording_up(address)?.or(last);
-        }
-        let Some(place) = last else { return Ok(()) };
-        block_on(self.log.gate.wait(place.end())).map_err(|why| std::io::Error::other(&*why))
-    }
-
-    fn give_up(&self, address: Address, place: Place) -> std::io::Result<Option<Place>> {
-        let Ok(held) = self.read_record(address, place) else {
-            // It stays what it is in the log, and counts as unknown in the meantime (I13).
-            if let Some(slot) = self.index.shard(address).slot_mut(address) {
-                slot.state = SlotState::Unreadable;
-            }
-            return Ok(None);
-        };
-        let fence = held.record.fence();
-        let reason = UnknownReason::OwnerDied;
-        let record = transition::expire(Some(&held.record), fence, reason, self.clock.now())
-            .map_err(std::io::Error::other)?;
-        let write = Write {
-            record,
-            last_chunk: None,
-            attempt: None,
-        };
-        loop {
-            let put = self.put_record(address, Some(fence), &write, held.executing.as_ref());
-            match put.map_err(std::io::Error::other)? {
-                Ok(put) => return Ok(put.map(|(place, _)| place)),
-                Err(NotTaken::Wait) => block_on(self.log.room()),
-                Err(other) => return Err(std::io::Error::other(refused(other))),
-            }
-        }
-    }
-
-    fn give_recording_up(&self, address: Address) -> std::io::Result<Option<Place>> {
-        loop {
-            let lost = self.lose_recording(&mut self.index.shard(address), address);
-            match lost {
-                Ok(place) => return Ok(place),
-                Err(NotTaken::Wait) => block_on(self.log.room()),
-                Err(other) => return Err(std::io::Error::other(refused(other))),
-            }
-        }
-    }
-
-    /// The record that lies at `place`. Blocks.
-    fn read_record(&self, address: Address, place: Place) -> Result<RecordBody, StoreError> {
-        let segment = self.log.segment(place.segment);
-        let segment =
-            segment.ok_or_else(|| corrupt(format!("segment {} is gone", place.segment)))?;
-        let bytes = segment.read(place).map_err(corrupt)?;
-        RecordBody::decode(self.verify(address, place, Kind::Record, &bytes)?)
-    }
-
-    /// Writes again a completed record whose recording cannot be read, as the unknown one that it
-    /// counts as (I13); where it lies then. Blocks.
-    pub fn lose_recording(
-        &self,
-        shard: &mut super::index::Shard,
-        address: Address,
-    ) -> Result<Option<Place>, NotTaken> {
-        let completed = SlotState::Readable(StateName::Completed);
-        let Some(slot) = shard
-            .slot_mut(address)
-            .filter(|slot| slot.state == completed)
-        else {
-            return Ok(None);
-        };
-        self.hot.remove(&address);
-        let held = self.read_record(address, slot.place);
-        let Ok(held) = held else {
-            slot.state = SlotState::Unreadable;
-            return Ok(None);
-        };
-        let body = RecordBody {
-            attempts: slot.attempts,
-            executing: held.executing,
-            record: held.record.without_recording(),
-            last_chunk: Bytes::new(),
-        };
-        let item = body.item(&self.secret);
-        let (head, sealed) =
-            body::close(self.sealer.as_ref(), Kind::Record, address, body.encode())
-                .map_err(|error| NotTaken::Closed(error.to_string()))?;
-        let place = self.log.put(NewEntry {
-            head: &head,
-            body: &sealed,
-            what: What::Record(item),
-            urgent: true,
-            time: 0,
-        })?;
-        tracing::error!(
-            operation = %slot.id,
-            "a recording cannot be read: the outcome of its operation counts as unknown"
-        );
-        let mut slot_now = Slot::of(&item, place);
-        slot_now.beside = slot.beside.take();
-        let former = std::mem::replace(slot, slot_now);
-        self.release(former.place);
-        if let Some(beside) = &mut slot.beside {
-            let chunks = beside.start_recording(slot.claim);
-            chunks.into_iter().for_each(|place| self.release(place));
-        }
-        Ok(Some(place))
-    }
-
     /// Counts the bytes at `place` as dead.
     pub fn release(&self, place: Place) {
         if place.len > 0
@@ -915,44 +582,7 @@ impl Inner {
     }
 }
 
-impl AttemptNote {
-    fn at(&self, number: u32, at: Timestamp) -> Attempt {
-        Attempt {
-            number,
-            at,
-            peer: self.peer.clone(),
-            sdk_retry_count: self.sdk_retry_count,
-            got: self.got,
-        }
-    }
-}
-
-/// Waits on this thread, which is no runtime's: the store is being opened.
-fn block_on<F: Future + Send>(future: F) -> F::Output
-where
-    F::Output: Send,
-{
-    // A thread of its own, since the caller may stand on a thread that a runtime has entered.
-    std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .build()
-                .map(|runtime| runtime.block_on(future))
-        });
-        match waiter.join() {
-            Ok(Ok(output)) => output,
-            Ok(Err(error)) => panic!("no runtime to wait on: {error}"),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-fn missing(recording: RecordingId, chunk: u32) -> StoreError {
-    corrupt(format!("chunk {chunk} of {recording} is missing"))
-}
-
-fn refused(not_taken: NotTaken) -> StoreError {
+pub fn refused(not_taken: NotTaken) -> StoreError {
     match not_taken {
         NotTaken::Full(why) => StoreError::Full(why),
         NotTaken::TooLarge => StoreError::Full("an entry is larger than half a MiB".into()),
@@ -961,7 +591,7 @@ fn refused(not_taken: NotTaken) -> StoreError {
     }
 }
 
-fn unavailable(why: Arc<str>) -> StoreError {
+pub fn unavailable(why: Arc<str>) -> StoreError {
     StoreError::Unavailable(why.to_string())
 }
 

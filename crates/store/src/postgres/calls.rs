@@ -446,8 +446,8 @@ impl Kind for Read {
     }
 }
 
-fn column<'a, C, T>(calls: &'a [C], mut value: impl FnMut(&'a C) -> T) -> Vec<T> {
-    calls.iter().map(|call| value(call)).collect()
+fn column<'a, C, T>(calls: &'a [C], value: impl FnMut(&'a C) -> T) -> Vec<T> {
+    calls.iter().map(value).collect()
 }
 
 fn addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {

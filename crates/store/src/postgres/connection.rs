@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{
     Client, Config, Connection, Row, Socket,
     error::SqlState,
@@ -26,7 +26,20 @@ pub type Driver = Connection<Socket, tls::Stream<Socket>>;
 
 const OLDEST_SERVER: i32 = 150_000;
 
-/// A new connection to a server that the store may be on.
+/// A new connection, and what the server said of itself on it.
+pub async fn open(target: &Target) -> Result<(Client, Facts), ConnectError> {
+    let started = Instant::now();
+    let (client, driver) = connect(target).await?;
+    tokio::spawn(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, "a connection to the store's server ended");
+        }
+    });
+    let facts = check(&client, target, started).await?;
+    Ok((client, facts))
+}
+
+/// A new connection; somebody must poll its driver.
 pub async fn connect(target: &Target) -> Result<(Client, Driver), ConnectError> {
     let connecting = connect_with(&target.config, target);
     // The whole of it: name, TCP, TLS, password.
@@ -52,16 +65,26 @@ pub struct Facts {
     pub has_schema: bool,
     /// The server's default for `synchronous_commit`.
     pub synchronous_commit: String,
+    /// Whether a pooler stands in between: the server's side of the connection is older than ours. Of a
+    /// pooler that was idle before, the first connection does not show it.
+    pub is_pooled: bool,
 }
 
 /// Refuses a server that does not keep what it says (a replica, an unsynced one) or is too old.
-pub async fn check(client: &Client, target: &Target) -> Result<Facts, ConnectError> {
+/// Connecting began at `started`.
+pub async fn check(
+    client: &Client,
+    target: &Target,
+    started: Instant,
+) -> Result<Facts, ConnectError> {
     let text = format!(
         "SELECT current_setting('server_version'), current_setting('server_version_num')::int4,
             pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
             current_setting('fsync'), current_setting('synchronous_commit'),
             EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
-                ON n.oid = c.relnamespace WHERE n.nspname = '{}' AND c.relname = 'store')",
+                ON n.oid = c.relnamespace WHERE n.nspname = '{}' AND c.relname = 'store'),
+            (SELECT extract(epoch FROM clock_timestamp() - backend_start)::float8
+                FROM pg_stat_activity WHERE pid = pg_backend_pid())",
         target.schema
     );
     let rows = timeout(target.timeout, client.query_typed(&text, &[]))
@@ -71,6 +94,7 @@ pub async fn check(client: &Client, target: &Target) -> Result<Facts, ConnectErr
             why: format!("no answer within {:?}", target.timeout),
         })?
         .map_err(|error| refused(target, &error))?;
+    let ours = started.elapsed().as_secs_f64();
     let place = || target.place.clone();
     let unexpected = || ConnectError::Server {
         place: place(),
@@ -90,7 +114,9 @@ pub async fn check(client: &Client, target: &Target) -> Result<Facts, ConnectErr
     if text(3)? == "off" {
         return Err(ConnectError::Unsynced(place()));
     }
+    let theirs: Option<f64> = row.try_get(6).map_err(|_| unexpected())?;
     Ok(Facts {
+        is_pooled: theirs.is_some_and(|theirs| theirs > ours),
         synchronous_commit: text(4)?,
         has_schema: row.try_get(5).map_err(|_| unexpected())?,
     })
@@ -131,31 +157,54 @@ pub fn refused(target: &Target, error: &tokio_postgres::Error) -> ConnectError {
 /// A connection to ask, with what was prepared on it.
 pub struct Session {
     client: Client,
-    prepared: HashMap<&'static str, tokio_postgres::Statement>,
+    prepared: HashMap<&'static str, Prepared>,
     /// How long an answer may take.
     patience: Duration,
     /// Whether something began on it that is not known to have ended.
     is_busy: bool,
 }
 
-/// Whether statements are prepared. Turned off for good when a pooler turns out not to know them.
-pub struct Prepares(AtomicBool);
+struct Prepared {
+    statement: tokio_postgres::Statement,
+    since: Instant,
+}
+
+/// How long a prepared statement is used. The server plans it once for all, and what is a good plan for
+/// a table that is nearly empty is a bad one for what it grows to.
+const PREPARED_FOR: Duration = Duration::from_secs(5);
+
+/// Whether statements are prepared. Turned off for good when a pooler is seen that may give each of
+/// them another connection, on which the name of a prepared statement may mean another one.
+pub struct Prepares {
+    does: AtomicBool,
+    is_told: bool,
+}
 
 impl Prepares {
-    pub fn new(prepares: bool) -> Self {
-        Self(AtomicBool::new(prepares))
+    /// As the user said; on until something is known where nothing was said.
+    pub fn new(told: Option<bool>) -> Self {
+        Self {
+            does: AtomicBool::new(told.unwrap_or(true)),
+            is_told: told.is_some(),
+        }
     }
 
     fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.does.load(Ordering::Relaxed)
+    }
+
+    /// A pooler was seen.
+    pub fn see_pooler(&self) {
+        if !self.is_told {
+            self.give_up();
+        }
     }
 
     fn give_up(&self) {
-        if self.0.swap(false, Ordering::Relaxed) {
+        if self.does.swap(false, Ordering::Relaxed) {
             tracing::warn!(
-                "a pooler before PostgreSQL does not keep prepared statements; going on without \
-                 them, at some cost: raise max_prepared_statements there, or say prepared=off in \
-                 store.url"
+                "there is a pooler before PostgreSQL: going on without prepared statements, at some \
+                 cost; say prepared=on in store.url where it keeps them, or prepared=off"
             );
         }
     }
@@ -210,10 +259,14 @@ impl Session {
         statement: &Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failed> {
-        if !self.prepared.contains_key(statement.name) {
+        let is_fresh = |prepared: &Prepared| prepared.since.elapsed() < PREPARED_FOR;
+        if !self.prepared.get(statement.name).is_some_and(is_fresh) {
             let preparing = self.client.prepare_typed(&statement.text, &statement.types);
             let prepared = match timeout(self.patience, preparing).await {
-                Ok(Ok(prepared)) => prepared,
+                Ok(Ok(statement)) => Prepared {
+                    statement,
+                    since: Instant::now(),
+                },
                 Ok(Err(error)) => {
                     return Err(match Failed::from(error) {
                         Failed::Broken(why) => Failed::NotSent(why),
@@ -224,7 +277,7 @@ impl Session {
             };
             self.prepared.insert(statement.name, prepared);
         }
-        let prepared = &self.prepared[statement.name];
+        let prepared = &self.prepared[statement.name].statement;
         let params = params.iter().copied();
         let asking = async {
             let rows = self.client.query_raw(prepared, params).await?;

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, error::SqlState, types::Type};
 use uuid::Uuid;
 
 use super::{
-    connection::{check, connect, refused},
+    connection::{open, refused},
     error::ConnectError,
     target::Target,
 };
@@ -40,15 +40,7 @@ pub struct Migrated {
 
 /// Brings the schema at `target` to the version of this program.
 pub async fn migrate(target: &Target) -> Result<Migrated, ConnectError> {
-    let (client, driver) = connect(target).await?;
-    let driver = tokio::spawn(driver);
-    let migrated = migrate_on(client, target).await;
-    driver.abort();
-    migrated
-}
-
-async fn migrate_on(mut client: Client, target: &Target) -> Result<Migrated, ConnectError> {
-    check(&client, target).await?;
+    let (mut client, _) = open(target).await?;
     let mut from = None;
     loop {
         let (found, next) = step(&mut client, target).await?;

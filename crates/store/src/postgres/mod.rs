@@ -150,8 +150,10 @@ struct Core {
     sealer: Option<Sealer>,
     clock: ServerClock,
     desk: Desk,
-    /// Clock, partitions, and what operators ask.
+    /// Clock, partitions and figures.
     chores: Chores,
+    /// What operators ask, which may take long.
+    operators: Chores,
     /// Sweeps and what is overdue.
     upkeep: Chores,
     partitions: Partitions,
@@ -262,6 +264,7 @@ impl PostgresStore {
             clock: ServerClock::new(found.now),
             desk: Desk::new(),
             chores: Chores::default(),
+            operators: Chores::default(),
             upkeep: Chores::default(),
             partitions: Partitions::default(),
             windows: Windows::default(),
@@ -334,13 +337,7 @@ fn start_runtime() -> Result<(Handle, Arc<Notify>), ConnectError> {
 
 /// A checked connection, whose driver runs on this runtime.
 async fn open(target: &Target, patience: Duration) -> Result<(Session, Facts), ConnectError> {
-    let (client, driver) = connection::connect(target).await?;
-    tokio::spawn(async move {
-        if let Err(error) = driver.await {
-            tracing::debug!(%error, "a connection to the store's server ended");
-        }
-    });
-    let facts = connection::check(&client, target).await?;
+    let (client, facts) = connection::open(target).await?;
     if !facts.has_schema {
         return Err(migrate::missing(target));
     }
@@ -354,14 +351,26 @@ async fn find(
     sealer: Option<&Sealer>,
 ) -> Result<Found, ConnectError> {
     migrate::check_version(session.client(), target).await?;
+    let schema = &target.schema;
+    // Partitions are made and dropped by their owner alone.
     let text = format!(
-        "SELECT id, secret, sealed, {SERVER_CLOCK} FROM {}.store",
-        target.schema
+        "SELECT id, secret, sealed, {SERVER_CLOCK},
+            has_schema_privilege('{schema}', 'CREATE') AND (SELECT bool_and(
+                pg_has_role(relowner, 'USAGE')) FROM pg_class
+                WHERE relnamespace = '{schema}'::regnamespace AND relkind IN ('r', 'p'))
+        FROM {schema}.store"
     );
     let asked = session.ask(&text, &[], &[]).await;
     let rows = asked.map_err(|failed| target.server_error(failed))?;
     let row = rows.first().ok_or_else(|| migrate::missing(target))?;
     let broken = |error: tokio_postgres::Error| target.server_error(Failed::from(error));
+    if !row.try_get::<_, bool>(4).map_err(broken)? {
+        return Err(ConnectError::NoRight {
+            user: target.user.clone(),
+            schema: schema.clone(),
+            why: "its tables belong to another role".into(),
+        });
+    }
     let id: Id = row.try_get(0).map_err(broken)?;
     let stored: &[u8] = row.try_get(1).map_err(broken)?;
     let is_sealed: bool = row.try_get(2).map_err(broken)?;
@@ -435,20 +444,24 @@ impl Core {
     async fn session(&self) -> Result<Session, ConnectError> {
         let (target, patience, id) = (self.target.clone(), self.options.timeout, self.id);
         let opening = self.runtime.spawn(async move {
-            let (session, _) = open(&target, patience).await?;
+            let (session, facts) = open(&target, patience).await?;
             let text = format!("SELECT id FROM {}.store", target.schema);
             let asked = session.ask(&text, &[], &[]).await;
             let rows = asked.map_err(|failed| target.server_error(failed))?;
             let found: Option<Id> = rows.first().and_then(|row| row.try_get(0).ok());
             if found == Some(Id(id)) {
-                Ok(session)
+                Ok((session, facts))
             } else {
                 Err(ConnectError::OtherStore(target.place.clone()))
             }
         });
-        opening
-            .await
-            .unwrap_or_else(|error| Err(ConnectError::Tls(error.to_string())))
+        let opened = opening.await;
+        let (session, facts) =
+            opened.unwrap_or_else(|error| Err(ConnectError::Tls(error.to_string())))?;
+        if facts.is_pooled {
+            self.prepares.see_pooler();
+        }
+        Ok(session)
     }
 
     fn now(&self) -> Timestamp {

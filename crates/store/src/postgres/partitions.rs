@@ -147,7 +147,10 @@ async fn move_living(
     now: Timestamp,
 ) -> Result<usize, Failed> {
     let schema = &core.target.schema;
-    session.execute("BEGIN").await?;
+    // A gateway that is paused in between must not hold the rows for long.
+    session
+        .execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'")
+        .await?;
     let lock = format!(
         "SELECT address, id, until FROM {schema}.operations
         WHERE period = $1 AND (state IN (1, 3) OR until > $2)

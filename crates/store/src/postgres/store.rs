@@ -131,7 +131,7 @@ impl Store for PostgresStore {
             core.target.schema
         );
         let id = Id(*id.as_bytes());
-        let rows = core.chores.ask(core, &text, &[Type::UUID], &[&id]).await;
+        let rows = core.operators.ask(core, &text, &[Type::UUID], &[&id]).await;
         let rows = rows.map_err(Failed::of_a_read)?;
         let found = rows.first().map(|row| row.try_get::<_, Id>(0)).transpose();
         let found = found.map_err(|error| Failed::from(error).of_a_read())?;
@@ -335,7 +335,7 @@ impl Core {
         let (address, wanted) = (Id(*address.as_bytes()), Id(*id.as_bytes()));
         let types = [Type::UUID, Type::UUID];
         let rows = self
-            .chores
+            .operators
             .ask(self, &text, &types, &[&address, &wanted])
             .await;
         let mut attempts = Vec::new();
@@ -418,7 +418,7 @@ impl Core {
             Type::INT8,
         ];
         let rows = self
-            .chores
+            .operators
             .ask(
                 self,
                 &text,
@@ -514,7 +514,7 @@ impl Core {
         let epoch = fence.epoch.number() as i64;
         let types = [Type::UUID, Type::UUID, Type::INT8];
         let rows = self
-            .chores
+            .operators
             .ask(self, &text, &types, &[&address, &id, &epoch])
             .await
             .map_err(Failed::of_a_write)?;

@@ -9,7 +9,8 @@
 //!
 //! - `schema`: where the tables are, `onlyonce` unless said otherwise;
 //! - `sslmode=verify-full` and `sslrootcert=FILE`, as libpq means them;
-//! - `prepared=off`: no prepared statements, for a pooler that does not know them.
+//! - `prepared`: `off` for a pooler that does not keep prepared statements, `on` for one that does;
+//!   unless it is said, a pooler is noticed and taken for one that does not.
 
 use std::{str::FromStr, time::Duration};
 
@@ -29,7 +30,8 @@ pub struct Target {
     pub config: tokio_postgres::Config,
     pub tls: Tls,
     pub schema: String,
-    pub prepared: bool,
+    /// Whether to prepare statements, where the user says so.
+    pub prepared: Option<bool>,
     /// The server, as it is named in messages: without the password.
     pub place: String,
     pub user: String,
@@ -45,15 +47,15 @@ impl Target {
         }
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let mut schema = "onlyonce".to_owned();
-        let mut prepared = true;
+        let mut prepared = None;
         let mut trust = Trust::Anybody;
         let mut is_verified = false;
         let mut rest = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=').unwrap_or((pair, "")) {
                 ("schema", name) => schema = check_schema(name)?,
-                ("prepared", "off") => prepared = false,
-                ("prepared", "on") => prepared = true,
+                ("prepared", "off") => prepared = Some(false),
+                ("prepared", "on") => prepared = Some(true),
                 ("prepared", _) => return Err(malformed("prepared is on or off")),
                 ("sslmode", "verify-full" | "verify-ca") => {
                     is_verified = true;
@@ -188,7 +190,7 @@ mod tests {
         let target = parse(url).expect("a URL");
         assert_eq!(
             (&*target.schema, target.prepared, &*target.place),
-            ("once", false, "db.example:5433/shop")
+            ("once", Some(false), "db.example:5433/shop")
         );
         assert_eq!(target.config.get_application_name(), Some("x"));
         let target = parse("postgresql://me@one,two/shop").expect("a URL");

@@ -19,20 +19,20 @@ use onlyonce_core::{Address, Epoch, Fence};
 use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_postgres::{AsyncMessage, types::Type};
 
 use super::{
     Core,
     calls::{Stands, Watch},
-    connection::{Driver, connect},
+    connection::{Driver, check, connect},
     sql,
 };
 use crate::Seen;
 
 /// How often a waiter without notices looks for itself.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(20);
 /// The longest that a waiter relies on notices alone.
 const LONGEST: Duration = Duration::from_secs(1);
 /// How often it is tried whether notices arrive.
@@ -142,12 +142,17 @@ fn as_seen(stands: Option<Stands>) -> Seen {
 /// Listens as long as the store is there.
 pub async fn listen(core: Arc<Core>) {
     loop {
+        let started = Instant::now();
         if let Ok((client, driver)) = connect(&core.listen_target).await {
             let notices = tokio::spawn(hear(core.clone(), driver));
+            // To listen through a pooler would have others hear what is meant for us.
+            let is_direct = check(&client, &core.listen_target, started)
+                .await
+                .is_ok_and(|facts| !facts.is_pooled);
             let channel = sql::channel(&core.target.schema);
             let listen = format!("LISTEN {channel}");
-            let listening = client.batch_execute(&listen);
-            if let Ok(Ok(())) = timeout(core.options.timeout, listening).await {
+            let listening = timeout(core.options.timeout, client.batch_execute(&listen));
+            if is_direct && matches!(listening.await, Ok(Ok(()))) {
                 probe(&core, &channel).await;
             }
             core.watchers.listens.store(false, Ordering::Relaxed);
