@@ -5,6 +5,8 @@
 //! records.body        [record length varint][record][last chunk]
 //! chunks.bytes        a chunk
 //! *.attempt, .note    an attempt, whose number stands in a column of its own
+//! tails.head          a head, as it is shown
+//! frames.bytes        bytes of a body, as they are shown
 //! ```
 //!
 //! Each is a [`parcel`](crate::parcel), and its label says what it belongs to.
@@ -27,6 +29,8 @@ const RECORD: u8 = 1;
 const BODY: u8 = 2;
 const CHUNK: u8 = 3;
 const ATTEMPT: u8 = 4;
+const HEAD: u8 = 5;
+const FRAME: u8 = 6;
 
 /// A row of `operations`, with what lies beside it of its record.
 #[derive(Clone, Debug)]
@@ -187,6 +191,44 @@ pub fn open_attempt(
     })
 }
 
+/// A head that is shown.
+pub fn close_head(
+    sealer: Option<&Sealer>,
+    recording: RecordingId,
+    head: &[u8],
+) -> Result<Bytes, StoreError> {
+    parcel::close(sealer, &shown_label(HEAD, recording, 0), head)
+}
+
+/// Takes a head back that is shown.
+pub fn open_head(
+    sealer: Option<&Sealer>,
+    recording: RecordingId,
+    head: &[u8],
+) -> Result<Bytes, StoreError> {
+    parcel::open(sealer, &shown_label(HEAD, recording, 0), head)
+}
+
+/// Bytes of a body that are shown, and begin at `from`.
+pub fn close_frame(
+    sealer: Option<&Sealer>,
+    recording: RecordingId,
+    from: u64,
+    bytes: &[u8],
+) -> Result<Bytes, StoreError> {
+    parcel::close(sealer, &shown_label(FRAME, recording, from), bytes)
+}
+
+/// Takes bytes back that are shown.
+pub fn open_frame(
+    sealer: Option<&Sealer>,
+    recording: RecordingId,
+    from: u64,
+    bytes: &[u8],
+) -> Result<Bytes, StoreError> {
+    parcel::open(sealer, &shown_label(FRAME, recording, from), bytes)
+}
+
 /// A short keyed hash, by which lists pass over most of what they do not want.
 pub fn tag(secret: &[u8; 32], text: &str) -> i32 {
     let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
@@ -205,6 +247,17 @@ fn chunk_label(address: Address, recording: RecordingId, number: u32) -> Label {
             recording.operation.as_bytes(),
             &recording.claim.number().to_be_bytes(),
             &number.to_be_bytes(),
+        ],
+    )
+}
+
+fn shown_label(kind: u8, recording: RecordingId, from: u64) -> Label {
+    Label::new(
+        kind,
+        &[
+            recording.operation.as_bytes(),
+            &recording.claim.number().to_be_bytes(),
+            &from.to_be_bytes(),
         ],
     )
 }

@@ -12,9 +12,10 @@ use super::{
 use crate::StoreError;
 
 /// Calls in one batch, at most.
-const MOST: usize = 128;
+pub const MOST: usize = 128;
 
-type Param<'a> = &'a (dyn ToSql + Sync);
+/// A parameter of a statement.
+pub type Param<'a> = &'a (dyn ToSql + Sync);
 
 /// A claim where nothing counts.
 pub struct Claim {
@@ -288,53 +289,6 @@ impl Kind for Note {
     }
 }
 
-/// A wish to be notified of changes.
-pub struct Watch {
-    pub address: Address,
-}
-
-/// Where a record stands, and how many chunks its recording has.
-#[derive(Clone, Copy, Debug)]
-pub struct Stands {
-    pub id: OperationId,
-    pub epoch: u64,
-    pub chunks: u32,
-}
-
-impl Kind for Watch {
-    type Reply = Option<Stands>;
-
-    const MOST: usize = MOST;
-    const SHARES_ADDRESSES: bool = true;
-
-    fn address(&self) -> Address {
-        self.address
-    }
-
-    fn failed(failed: Failed) -> StoreError {
-        failed.of_a_read()
-    }
-
-    async fn serve(
-        session: &mut Session,
-        core: &Core,
-        calls: &[&Self],
-    ) -> Result<Vec<Option<Stands>>, Failed> {
-        let params: [Param; 1] = [&distinct_addresses(calls)];
-        let rows = session
-            .run(&core.prepares, &core.statements.watch, &params)
-            .await?;
-        let stands = by_address(&rows, |row| {
-            Ok(Stands {
-                id: OperationId::from_bytes(row.try_get::<_, Id>(1)?.0),
-                epoch: row.try_get::<_, i64>(2)? as u64,
-                chunks: row.try_get::<_, i32>(3)? as u32,
-            })
-        })?;
-        Ok(column(calls, |call| stands.get(&call.address).copied()))
-    }
-}
-
 /// A record to be loaded.
 pub struct Load {
     pub address: Address,
@@ -446,11 +400,13 @@ impl Kind for Read {
     }
 }
 
-fn column<'a, C, T>(calls: &'a [C], value: impl FnMut(&'a C) -> T) -> Vec<T> {
+/// One value of each call.
+pub fn column<'a, C, T>(calls: &'a [C], value: impl FnMut(&'a C) -> T) -> Vec<T> {
     calls.iter().map(value).collect()
 }
 
-fn addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {
+/// What the calls are about.
+pub fn addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {
     column(calls, |call| Id(*call.address().as_bytes()))
 }
 

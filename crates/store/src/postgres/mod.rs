@@ -22,10 +22,9 @@
 //! not written. A statement that takes too long is left alone and its connection dropped, never
 //! cancelled: a cancelled wait for a synchronous standby commits without it.
 //!
-//! **Notice of changes.** NOTIFY takes a lock that all notifying commits share, so it is kept off the way
-//! of those whom nobody waits for: whoever waits sets `watched` on the row, and the statements that
-//! change the row notify where they find it set (`watch`). A row's lock orders the two, so that no
-//! change falls between them.
+//! **What gateways show each other** of recordings that grow lies in unlogged tables (`tails`), and only of
+//! those that another gateway follows. NOTIFY takes a lock that all notifying commits share; what every
+//! operation goes through never notifies.
 
 mod body;
 mod calls;
@@ -41,6 +40,7 @@ mod period;
 mod sql;
 mod store;
 mod sweep;
+mod tails;
 mod target;
 mod tls;
 mod values;
@@ -85,7 +85,7 @@ use crate::{clock::Clock, seal::Sealer};
 pub struct Options {
     /// Connections that write, each with one batch under way. Default 3.
     pub writers: usize,
-    /// Connections that read. Default 2. A handful comes on top, for what is asked seldom.
+    /// Connections that read, and carry what gateways show each other. Default 2. A handful comes on top, for what is asked seldom.
     pub readers: usize,
     /// How long a new connection may take. Default 5 s.
     pub connect_timeout: Duration,
@@ -97,7 +97,7 @@ pub struct Options {
     pub max_tenant_records: u64,
     /// Keys for encryption at rest. Default none.
     pub encryption: Option<EncryptionKeys>,
-    /// Another URL of the same server, on which notices of changes are listened to: for a pooler
+    /// Another URL of the same server, on which notices are listened to: for a pooler
     /// that gives every transaction another connection. Default: the store's own.
     pub listen_url: Option<String>,
     /// A clock in the place of the server's, for tests.
@@ -148,6 +148,7 @@ struct Core {
     name: String,
     secret: [u8; 32],
     sealer: Option<Sealer>,
+    warnings: Vec<String>,
     clock: ServerClock,
     desk: Desk,
     /// Clock, partitions and figures.
@@ -172,9 +173,12 @@ struct Desk {
     changes: Arc<Queue<calls::Change>>,
     appends: Arc<Queue<calls::Append>>,
     notes: Arc<Queue<calls::Note>>,
-    watches: Arc<Queue<calls::Watch>>,
     loads: Arc<Queue<calls::Load>>,
     reads: Arc<Queue<calls::Read>>,
+    follows: Arc<Queue<tails::Follow>>,
+    asks: Arc<Queue<tails::Ask>>,
+    followed: Arc<Queue<tails::Followed>>,
+    shows: Arc<Queue<tails::Show>>,
     writers: Arc<Lanes>,
     readers: Arc<Lanes>,
 }
@@ -184,11 +188,9 @@ impl Desk {
         let (writing, reading) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (claims, changes) = (Queue::new(&writing), Queue::new(&writing));
         let (appends, notes) = (Queue::new(&writing), Queue::new(&writing));
-        let (watches, loads, reads) = (
-            Queue::new(&writing),
-            Queue::new(&reading),
-            Queue::new(&reading),
-        );
+        let (loads, reads) = (Queue::new(&reading), Queue::new(&reading));
+        let (follows, asks) = (Queue::new(&reading), Queue::new(&reading));
+        let (followed, shows) = (Queue::new(&reading), Queue::new(&reading));
         Self {
             writers: Lanes::new(
                 vec![
@@ -196,18 +198,31 @@ impl Desk {
                     changes.clone(),
                     appends.clone(),
                     notes.clone(),
-                    watches.clone(),
                 ],
                 writing,
             ),
-            readers: Lanes::new(vec![loads.clone(), reads.clone()], reading),
+            // With those that show, nobody waits for the disk either.
+            readers: Lanes::new(
+                vec![
+                    loads.clone(),
+                    reads.clone(),
+                    follows.clone(),
+                    asks.clone(),
+                    followed.clone(),
+                    shows.clone(),
+                ],
+                reading,
+            ),
             claims,
             changes,
             appends,
             notes,
-            watches,
             loads,
             reads,
+            follows,
+            asks,
+            followed,
+            shows,
         }
     }
 }
@@ -239,17 +254,15 @@ impl PostgresStore {
         let stop = StopUnless(Some(stopped.clone()));
 
         let patience = options.timeout;
-        let (session, target, sealer, found) = runtime
+        let (session, target, sealer, found, warnings) = runtime
             .spawn(async move {
                 let (session, facts) = open(&target, patience).await?;
-                if facts.synchronous_commit == "off" {
-                    tracing::warn!(
-                        "the server runs with synchronous_commit=off; this store turns it on for \
-                         its own writes"
-                    );
+                let warnings = warnings(&facts, &target);
+                for warning in &warnings {
+                    tracing::warn!("{warning}");
                 }
                 let found = find(&session, &target, sealer.as_ref()).await?;
-                Ok((session, target, sealer, found))
+                Ok((session, target, sealer, found, warnings))
             })
             .await
             .map_err(|error| ConnectError::Tls(error.to_string()))??;
@@ -261,6 +274,7 @@ impl PostgresStore {
             name: uuid::Uuid::now_v7().to_string(),
             secret: found.secret,
             sealer,
+            warnings,
             clock: ServerClock::new(found.now),
             desk: Desk::new(),
             chores: Chores::default(),
@@ -283,6 +297,11 @@ impl PostgresStore {
         core.start();
         stop.keep();
         Ok(Self { core })
+    }
+
+    /// What an operator should know about the server's settings: a sentence each, with what to do.
+    pub fn warnings(&self) -> &[String] {
+        &self.core.warnings
     }
 }
 
@@ -342,6 +361,18 @@ async fn open(target: &Target, patience: Duration) -> Result<(Session, Facts), C
         return Err(migrate::missing(target));
     }
     Ok((Session::new(client, patience), facts))
+}
+
+/// What is worth a warning about a server: it is used all the same.
+fn warnings(facts: &Facts, target: &Target) -> Vec<String> {
+    if facts.synchronous_commit != "off" {
+        return Vec::new();
+    }
+    vec![format!(
+        "the server {} runs with synchronous_commit=off, and this store turns it on for its own \
+         writes; set it to on, so that it does not have to",
+        target.place
+    )]
 }
 
 /// Checks the tables, and reads which store they are.

@@ -20,10 +20,16 @@ pub struct Statements {
     pub change: Statement,
     pub append: Statement,
     pub note: Statement,
-    pub watch: Statement,
     pub load: Statement,
     pub read: Statement,
+    pub follow: Statement,
+    pub ask: Statement,
+    pub followed: Statement,
+    pub show: Statement,
 }
+
+/// What stands before an owner's number in a notice that is for it.
+pub const OWNER: &str = "owner ";
 
 /// The server's clock, in milliseconds.
 pub const SERVER_CLOCK: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::int8";
@@ -46,17 +52,20 @@ impl Statements {
         let channel = channel(schema);
         Self {
             claim: claim(schema),
-            change: change(schema, &channel),
-            append: append(schema, &channel),
+            change: change(schema),
+            append: append(schema),
             note: note(schema),
-            watch: watch(schema),
             load: load(schema),
             read: read(schema),
+            follow: follow(schema),
+            ask: ask(schema, &channel),
+            followed: followed(schema),
+            show: show(schema, &channel),
         }
     }
 }
 
-/// The channel on which a schema's changes are told.
+/// The channel on which gateways that share a schema tell each other to look.
 pub fn channel(schema: &str) -> String {
     format!("onlyonce_{schema}")
 }
@@ -88,7 +97,7 @@ fn claim(schema: &str) -> Statement {
         ON CONFLICT (address) DO UPDATE SET id = excluded.id, epoch = 1, claim = 1,
             until = excluded.until, period = excluded.period, attempts = excluded.attempts,
             executing = excluded.executing, chunks = 0, tenant_tag = excluded.tenant_tag,
-            key_tag = excluded.key_tag, state = 1, beside = false, watched = false,
+            key_tag = excluded.key_tag, state = 1, beside = false,
             record = excluded.record, attempt = excluded.attempt
         WHERE o.state IN (2, 4) AND o.until <= (SELECT now FROM setting)
         RETURNING address, (o.xmax = 0)"
@@ -110,7 +119,7 @@ fn claim(schema: &str) -> Statement {
 /// A compare-and-set of a record that counts. Gives, for each whose fence stood, the state and the
 /// claim that were found, whether it was written, and the attempts. What is not an arrow of the
 /// protocol is not written, whoever asks (I8).
-fn change(schema: &str, channel: &str) -> Statement {
+fn change(schema: &str) -> Statement {
     let now = clock(12);
     let text = format!(
         "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
@@ -121,7 +130,7 @@ fn change(schema: &str, channel: &str) -> Statement {
         ),
         held AS MATERIALIZED (
             SELECT w.*, o.state AS old_state, o.claim AS old_claim, o.attempt AS old_attempt,
-                o.executing AS old_executing, o.watched,
+                o.executing AS old_executing,
                 o.state = 1 OR o.state = 3 AND w.state <> 3 OR o.state = 4 AND w.state = 1 AS lawful
             FROM setting, wanted w, LATERAL (
                 SELECT * FROM {schema}.operations o
@@ -136,10 +145,8 @@ fn change(schema: &str, channel: &str) -> Statement {
                 period = CASE WHEN o.beside THEN o.period ELSE h.period END,
                 attempts = o.attempts + (h.attempt IS NOT NULL)::int4,
                 executing = CASE WHEN h.attempt IS NULL THEN o.executing ELSE o.attempts + 1 END,
-                chunks = CASE WHEN h.chunks IS NOT NULL THEN h.chunks
-                    WHEN h.claim = o.claim THEN o.chunks ELSE 0 END,
+                chunks = coalesce(h.chunks, 0),
                 beside = o.beside OR h.attempt IS NOT NULL AND o.attempt IS NOT NULL,
-                watched = o.watched AND h.state = 1 AND h.claim = o.claim,
                 record = h.record,
                 attempt = CASE WHEN h.state = 2 THEN NULL ELSE coalesce(h.attempt, o.attempt) END
             FROM held h WHERE o.address = h.address AND h.lawful
@@ -158,8 +165,7 @@ fn change(schema: &str, channel: &str) -> Statement {
             ON CONFLICT (period, id, slot) DO UPDATE
                 SET number = excluded.number, note = excluded.note
         )
-        SELECT h.address, h.old_state, h.old_claim, c.attempts,
-            CASE WHEN h.watched THEN pg_notify('{channel}', h.address::text) END IS NULL
+        SELECT h.address, h.old_state, h.old_claim, c.attempts
         FROM held h LEFT JOIN changed c USING (address)"
     );
     let types = [
@@ -180,7 +186,7 @@ fn change(schema: &str, channel: &str) -> Statement {
 }
 
 /// Adds chunks to recordings whose claim stands; gives the addresses of those.
-fn append(schema: &str, channel: &str) -> Statement {
+fn append(schema: &str) -> Statement {
     let text = format!(
         "WITH setting AS MATERIALIZED (SELECT {DURABLE}),
         wanted AS (
@@ -188,7 +194,7 @@ fn append(schema: &str, channel: &str) -> Statement {
             AS w (address, id, claim, number, bytes)
         ),
         held AS MATERIALIZED (
-            SELECT w.*, o.watched FROM setting, wanted w, LATERAL (
+            SELECT w.*, o.period, o.beside FROM setting, wanted w, LATERAL (
                 SELECT * FROM {schema}.operations o
                 WHERE o.address = w.address AND o.id = w.id AND o.claim = w.claim
                     AND o.state IN (1, 3)
@@ -196,20 +202,15 @@ fn append(schema: &str, channel: &str) -> Statement {
             ) o
         ),
         changed AS (
-            UPDATE {schema}.operations o
-            SET chunks = greatest(o.chunks, h.number + 1), beside = true
-            FROM held h WHERE o.address = h.address
-            RETURNING o.address, o.period
+            UPDATE {schema}.operations o SET beside = true
+            FROM held h WHERE o.address = h.address AND NOT h.beside
         ),
         kept AS (
             INSERT INTO {schema}.chunks (period, id, claim, number, bytes)
-            SELECT c.period, h.id, h.claim, h.number, h.bytes
-            FROM changed c JOIN held h USING (address)
+            SELECT period, id, claim, number, bytes FROM held
             ON CONFLICT (period, id, claim, number) DO UPDATE SET bytes = excluded.bytes
         )
-        SELECT h.address,
-            CASE WHEN h.watched THEN pg_notify('{channel}', h.address::text) END IS NULL
-        FROM held h"
+        SELECT address FROM held"
     );
     let types = [
         Type::UUID_ARRAY,
@@ -266,30 +267,6 @@ fn note(schema: &str) -> Statement {
     statement("note", text, &types)
 }
 
-/// Asks to be notified of changes, and gives where the records stand: after this, no change is missed.
-fn watch(schema: &str) -> Statement {
-    let text = format!(
-        "WITH setting AS MATERIALIZED (SELECT {LAZY}),
-        held AS MATERIALIZED (
-            SELECT o.* FROM setting, unnest($1::uuid[]) AS w (address), LATERAL (
-                SELECT * FROM {schema}.operations o
-                WHERE o.address = w.address AND NOT o.watched
-                FOR UPDATE
-            ) o
-        ),
-        changed AS (
-            UPDATE {schema}.operations o SET watched = true
-            FROM held h WHERE o.address = h.address
-            RETURNING o.address, o.id, o.epoch, o.chunks
-        )
-        SELECT * FROM changed
-        UNION ALL
-        SELECT address, id, epoch, chunks FROM {schema}.operations
-        WHERE address = ANY ($1::uuid[]) AND watched"
-    );
-    statement("watch", text, &[Type::UUID_ARRAY])
-}
-
 /// Records as they stand.
 fn load(schema: &str) -> Statement {
     let text = format!(
@@ -320,4 +297,130 @@ fn read(schema: &str) -> Statement {
         Type::INT4_ARRAY,
     ];
     statement("read", text, &types)
+}
+
+/// What is shown of recordings: a row a frame that was not seen whole, in order, and at least one where
+/// anything is shown at all; `$6` numbers the elements.
+fn follow(schema: &str) -> Statement {
+    let text = format!(
+        "SELECT w.place, t.in_chunks, t.ended, CASE WHEN NOT w.seen_head THEN t.head END,
+            f.begins_at, f.bytes
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bool[], $5::int8[], $6::int4[])
+            AS w (address, id, claim, seen_head, seen, place)
+        JOIN {schema}.tails t ON t.address = w.address AND t.id = w.id AND t.claim = w.claim
+        LEFT JOIN {schema}.frames f ON f.address = w.address AND f.id = w.id AND f.claim = w.claim
+            AND f.ends_at > greatest(w.seen, t.in_chunks)
+        ORDER BY w.place, f.begins_at"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BOOL_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+    ];
+    statement("follow", text, &types)
+}
+
+/// Asks owners to show recordings, and tells those who were not asked yet. Whoever heard and shows
+/// nothing is asked again after a while: what it heard may have been lost on its way.
+fn ask(schema: &str, channel: &str) -> Statement {
+    let now = clock(5);
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {LAZY}),
+        asked AS (
+            INSERT INTO {schema}.follows AS f (owner, address, id, claim, asked_at, heard)
+            SELECT owner, address, id, claim, now, false
+            FROM setting, unnest($1::int8[], $2::uuid[], $3::uuid[], $4::int8[])
+                AS w (owner, address, id, claim)
+            ORDER BY owner, address
+            ON CONFLICT (owner, address) DO UPDATE SET id = excluded.id, claim = excluded.claim,
+                asked_at = excluded.asked_at, heard = false
+            WHERE f.heard AND (f.asked_at <= excluded.asked_at - 2000
+                OR (f.id, f.claim) <> (excluded.id, excluded.claim))
+            RETURNING owner
+        )
+        SELECT pg_notify('{channel}', '{OWNER}' || owner) IS NULL FROM asked"
+    );
+    let types = [
+        Type::INT8_ARRAY,
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8,
+    ];
+    statement("ask", text, &types)
+}
+
+/// What owners are asked to show and have not heard of yet.
+fn followed(schema: &str) -> Statement {
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {LAZY}),
+        unheard AS MATERIALIZED (
+            SELECT f.owner, f.address FROM setting, {schema}.follows f
+            WHERE f.owner = ANY ($1::int8[]) AND NOT f.heard
+            ORDER BY f.owner, f.address FOR UPDATE OF f
+        )
+        UPDATE {schema}.follows f SET heard = true
+        FROM unheard u WHERE f.owner = u.owner AND f.address = u.address
+        RETURNING f.owner, f.address"
+    );
+    statement("followed", text, &[Type::INT8_ARRAY])
+}
+
+/// Shows more of recordings, unless a later claim of the same operation, or a later operation, is shown
+/// there already (I9), and tells those who wait.
+fn show(schema: &str, channel: &str) -> Statement {
+    let now = clock(10);
+    let same = "(t.id, t.claim) = (excluded.id, excluded.claim)";
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {LAZY}),
+        wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bytea[], $5::int8[],
+                $6::bool[], $7::int8[], $8::int8[], $9::bytea[])
+            AS w (address, id, claim, head, in_chunks, ended, begins_at, ends_at, bytes)
+        ),
+        shown AS (
+            INSERT INTO {schema}.tails AS t (address, id, claim, in_chunks, shown_at, ended, head)
+            SELECT address, id, claim, in_chunks, now, ended, head FROM wanted, setting
+            ORDER BY address
+            ON CONFLICT (address) DO UPDATE SET id = excluded.id, claim = excluded.claim,
+                in_chunks = CASE WHEN {same} THEN greatest(t.in_chunks, excluded.in_chunks)
+                    ELSE excluded.in_chunks END,
+                shown_at = excluded.shown_at,
+                ended = excluded.ended OR {same} AND t.ended,
+                head = CASE WHEN {same} THEN coalesce(excluded.head, t.head)
+                    ELSE excluded.head END
+            WHERE (t.id, t.claim) <= (excluded.id, excluded.claim)
+            RETURNING address, id, claim, in_chunks
+        ),
+        kept AS (
+            INSERT INTO {schema}.frames (address, id, claim, begins_at, ends_at, bytes)
+            SELECT s.address, s.id, s.claim, w.begins_at, w.ends_at, w.bytes
+            FROM shown s JOIN wanted w USING (address)
+            WHERE w.ends_at > greatest(w.begins_at, s.in_chunks)
+            ON CONFLICT (address, id, claim, begins_at) DO UPDATE
+                SET ends_at = excluded.ends_at, bytes = excluded.bytes
+        ),
+        past AS (
+            DELETE FROM {schema}.frames f USING shown s
+            WHERE f.address = s.address
+                AND ((f.id, f.claim) <> (s.id, s.claim) OR f.ends_at <= s.in_chunks)
+        )
+        SELECT pg_notify('{channel}', address::text) IS NULL FROM shown"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BOOL_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::INT8,
+    ];
+    statement("show", text, &types)
 }

@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Epoch, Fence, OperationId, Record, RecordingId, State, Timestamp,
+    Address, Attempt, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
     transition::{self, Standing},
 };
 use tokio::time::{Instant, sleep};
@@ -19,7 +19,7 @@ use super::{
     values::Id,
 };
 use crate::{
-    AttemptNote, Page, Query, Seen, Status, Store, StoreError, Stored, Swap, Swept, Write,
+    AttemptNote, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
 };
 
 impl Store for PostgresStore {
@@ -155,6 +155,32 @@ impl Store for PostgresStore {
         self.core.overdue(limit).await
     }
 
+    async fn follow(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
+        seen: Seen,
+        at_most: Duration,
+    ) -> Result<Option<Shown>, StoreError> {
+        self.core
+            .follow(address, recording, owner, seen, at_most)
+            .await
+    }
+
+    async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {
+        self.core.followed(owner).await
+    }
+
+    async fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> Result<(), StoreError> {
+        self.core.show(address, recording, shown).await
+    }
+
     fn status(&self) -> Status {
         self.core.figures.status()
     }
@@ -177,7 +203,7 @@ const COLUMNS: &str =
     "o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, r.body";
 
 impl Core {
-    fn check_open(&self) -> Result<(), StoreError> {
+    pub fn check_open(&self) -> Result<(), StoreError> {
         if self.is_closed() {
             return Err(StoreError::Unavailable("it was closed".into()));
         }
@@ -506,9 +532,7 @@ impl Core {
             )
             SELECT tenant_tag, set_config('synchronous_commit',
                 CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
-                ELSE current_setting('synchronous_commit') END, true),
-                pg_notify('{}', $1::text) IS NULL FROM gone",
-            super::sql::channel(schema)
+                ELSE current_setting('synchronous_commit') END, true) FROM gone"
         );
         let (address, id) = (Id(*address.as_bytes()), Id(*fence.id.as_bytes()));
         let epoch = fence.epoch.number() as i64;

@@ -14,11 +14,16 @@ use crate::{StoreError, Swept};
 const DELETED_AT_ONCE: i64 = 5_000;
 /// How long one sweep goes on deleting.
 const LONGEST: Duration = Duration::from_secs(2);
+/// Milliseconds for which the end of a recording is shown to those who follow it.
+const SHOWN_FOR: i64 = 10_000;
+/// Milliseconds after which whoever still follows has asked again.
+const FOLLOWED_FOR: i64 = 60_000;
 
 impl Core {
     /// One sweep.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.make_ahead().await.map_err(Failed::of_a_read)?;
+        self.forget_shown().await.map_err(Failed::of_a_read)?;
         let swept = self.delete_expired().await.map_err(Failed::of_a_read)?;
         let bytes = self.drop_partitions().await.map_err(Failed::of_a_read)?;
         self.figures.grew(-i64::try_from(bytes).unwrap_or(0));
@@ -64,6 +69,39 @@ impl Core {
                 return Ok(deleted);
             }
         }
+    }
+
+    /// Forgets what is shown of operations that do not run any more, and who followed what a while ago.
+    async fn forget_shown(&self) -> Result<(), Failed> {
+        let schema = &self.target.schema;
+        let now = sql::clock(1);
+        let tails = format!(
+            "DELETE FROM {schema}.tails t USING (
+                SELECT t.address FROM {schema}.tails t
+                WHERE t.shown_at < {now} - $2 AND NOT EXISTS (
+                    SELECT FROM {schema}.operations o WHERE o.address = t.address
+                        AND o.id = t.id AND o.claim = t.claim AND o.state = 1)
+                ORDER BY t.address LIMIT $3 FOR UPDATE OF t SKIP LOCKED
+            ) over WHERE t.address = over.address"
+        );
+        let follows = format!(
+            "DELETE FROM {schema}.follows f USING (
+                SELECT owner, address FROM {schema}.follows WHERE asked_at < {now} - $2
+                LIMIT $3 FOR UPDATE SKIP LOCKED
+            ) over WHERE f.owner = over.owner AND f.address = over.address"
+        );
+        let types = [Type::INT8, Type::INT8, Type::INT8];
+        for (text, age) in [(tails, SHOWN_FOR), (follows, FOLLOWED_FOR)] {
+            self.upkeep
+                .ask(
+                    self,
+                    &text,
+                    &types,
+                    &[&self.given_now(), &age, &DELETED_AT_ONCE],
+                )
+                .await?;
+        }
+        Ok(())
     }
 
     /// Drops the partitions that are over. One that is in use is dropped by a later sweep.

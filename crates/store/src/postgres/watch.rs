@@ -1,9 +1,8 @@
-//! Notice of changes.
+//! Notices.
 //!
-//! One connection listens. Whoever waits is registered here first, and then asks for notice at the row:
-//! the same statement says where the row stands, so that a change before it is seen at once, and one
-//! after it is notified of. Where notices do not arrive (a pooler that gives every transaction another
-//! connection, a connection that was lost) the waiter is sent to look for itself.
+//! One connection listens, and wakes whoever waits for what it hears. Where notices do not arrive
+//! (a pooler that gives every transaction another connection, a connection that was lost) those who wait
+//! look for themselves.
 
 use std::{
     collections::HashMap,
@@ -15,26 +14,20 @@ use std::{
     time::Duration,
 };
 
-use onlyonce_core::{Address, Epoch, Fence};
+use onlyonce_core::{Address, OwnerId};
 use parking_lot::Mutex;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, futures::Notified},
     time::{Instant, sleep, timeout},
 };
 use tokio_postgres::{AsyncMessage, types::Type};
 
 use super::{
     Core,
-    calls::{Stands, Watch},
     connection::{Driver, check, connect},
     sql,
 };
-use crate::Seen;
 
-/// How often a waiter without notices looks for itself.
-const POLL: Duration = Duration::from_millis(20);
-/// The longest that a waiter relies on notices alone.
-const LONGEST: Duration = Duration::from_secs(1);
 /// How often it is tried whether notices arrive.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
@@ -42,100 +35,97 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// What is notified to oneself, with the store's own word for this process behind it.
 const PROBE: &str = "probe ";
 
-/// Those who wait, by address.
+/// What one can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// More is shown of the recording there.
+    Shown(Address),
+    /// The owner is asked to show something.
+    Asked(OwnerId),
+}
+
+impl Topic {
+    /// What a notice is about, as the statements write it.
+    fn parse(payload: &str) -> Option<Self> {
+        if let Some(owner) = payload.strip_prefix(sql::OWNER) {
+            let number: i64 = owner.parse().ok()?;
+            return Some(Self::Asked(OwnerId::new(number as u64)));
+        }
+        let uuid = uuid::Uuid::try_parse(payload).ok()?;
+        Some(Self::Shown(Address::from_bytes(uuid.into_bytes())))
+    }
+}
+
+/// Those who wait.
 #[derive(Default)]
 pub struct Watchers {
-    waiting: Mutex<HashMap<Address, Waiting>>,
+    waiting: Mutex<HashMap<Topic, Waiting>>,
     listens: AtomicBool,
     probed: Notify,
 }
 
 struct Waiting {
     waiters: usize,
-    changed: Arc<Notify>,
+    told: Arc<Notify>,
 }
 
-struct Waiter<'a> {
+/// One who waits, until it is dropped.
+pub struct Waiter<'a> {
     watchers: &'a Watchers,
-    address: Address,
-    changed: Arc<Notify>,
+    topic: Topic,
+    told: Arc<Notify>,
+}
+
+impl Waiter<'_> {
+    /// The next notice from the moment on at which this is enabled.
+    pub fn told(&self) -> Notified<'_> {
+        self.told.notified()
+    }
 }
 
 impl Watchers {
-    fn register(&self, address: Address) -> Waiter<'_> {
+    /// Registers one who waits.
+    pub fn register(&self, topic: Topic) -> Waiter<'_> {
         let mut waiting = self.waiting.lock();
-        let entry = waiting.entry(address).or_insert_with(|| Waiting {
+        let entry = waiting.entry(topic).or_insert_with(|| Waiting {
             waiters: 0,
-            changed: Arc::default(),
+            told: Arc::default(),
         });
         entry.waiters += 1;
         Waiter {
             watchers: self,
-            address,
-            changed: entry.changed.clone(),
+            topic,
+            told: entry.told.clone(),
         }
     }
 
-    fn wake(&self, address: Address) {
-        if let Some(waiting) = self.waiting.lock().get(&address) {
-            waiting.changed.notify_waiters();
+    /// Whether notices arrive.
+    pub fn listens(&self) -> bool {
+        self.listens.load(Ordering::Relaxed)
+    }
+
+    fn wake(&self, topic: Topic) {
+        if let Some(waiting) = self.waiting.lock().get(&topic) {
+            waiting.told.notify_waiters();
         }
     }
 
     fn wake_all(&self) {
         for waiting in self.waiting.lock().values() {
-            waiting.changed.notify_waiters();
+            waiting.told.notify_waiters();
         }
-    }
-
-    fn is_waited(&self) -> bool {
-        !self.waiting.lock().is_empty()
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut waiting = self.watchers.waiting.lock();
-        if let Some(entry) = waiting.get_mut(&self.address) {
+        if let Some(entry) = waiting.get_mut(&self.topic) {
             entry.waiters -= 1;
             if entry.waiters == 0 {
-                waiting.remove(&self.address);
+                waiting.remove(&self.topic);
             }
         }
-    }
-}
-
-impl Core {
-    /// Waits until something at `address` is not as it was `seen`, at most so long.
-    pub async fn changed(&self, address: Address, seen: Seen, at_most: Duration) {
-        let waiter = self.watchers.register(address);
-        let mut changed = std::pin::pin!(waiter.changed.notified());
-        changed.as_mut().enable();
-        if !self.watchers.listens.load(Ordering::Relaxed) {
-            return sleep(at_most.min(POLL)).await;
-        }
-        let asked = self
-            .desk
-            .watches
-            .ask(Watch { address }, self.options.timeout)
-            .await;
-        match asked {
-            Ok(stands) if as_seen(stands).differs_from(seen) => {}
-            Ok(_) => {
-                let _ = timeout(at_most.min(LONGEST), changed).await;
-            }
-            Err(_) => sleep(at_most.min(POLL)).await,
-        }
-    }
-}
-
-fn as_seen(stands: Option<Stands>) -> Seen {
-    Seen {
-        fence: stands.map(|stands| Fence {
-            id: stands.id,
-            epoch: Epoch::new(stands.epoch),
-        }),
-        chunks: stands.map_or(0, |stands| stands.chunks),
     }
 }
 
@@ -173,8 +163,8 @@ async fn hear(core: Arc<Core>, mut driver: Driver) {
             Some(name) if name == core.name => core.watchers.probed.notify_one(),
             Some(_) => {}
             None => {
-                if let Some(address) = parse_address(notice.payload()) {
-                    core.watchers.wake(address);
+                if let Some(topic) = Topic::parse(notice.payload()) {
+                    core.watchers.wake(topic);
                 }
             }
         }
@@ -186,31 +176,19 @@ async fn probe(core: &Core, channel: &str) {
     let text = "SELECT pg_notify($1, $2)";
     let payload = format!("{PROBE}{}", core.name);
     loop {
-        let listens = core.watchers.listens.load(Ordering::Relaxed);
-        // While nobody waits, nobody needs to know.
-        if !listens || core.watchers.is_waited() {
-            let types = [Type::TEXT, Type::TEXT];
-            let asked = core
-                .chores
-                .ask(core, text, &types, &[&channel, &payload])
-                .await;
-            let probed = timeout(PROBE_PATIENCE, core.watchers.probed.notified()).await;
-            if asked.is_err() || probed.is_err() {
-                if asked.is_ok() {
-                    core.trouble(
-                        "notices of changes do not arrive, as behind a pooler; going on by asking",
-                    );
-                }
-                return;
+        let types = [Type::TEXT, Type::TEXT];
+        let asked = core
+            .chores
+            .ask(core, text, &types, &[&channel, &payload])
+            .await;
+        let probed = timeout(PROBE_PATIENCE, core.watchers.probed.notified()).await;
+        if asked.is_err() || probed.is_err() {
+            if asked.is_ok() {
+                core.trouble("notices do not arrive, as behind a pooler; going on by asking");
             }
-            core.watchers.listens.store(true, Ordering::Relaxed);
+            return;
         }
+        core.watchers.listens.store(true, Ordering::Relaxed);
         sleep(PROBE_EVERY).await;
     }
-}
-
-/// An address as the server writes it.
-fn parse_address(text: &str) -> Option<Address> {
-    let uuid = uuid::Uuid::try_parse(text).ok()?;
-    Some(Address::from_bytes(uuid.into_bytes()))
 }

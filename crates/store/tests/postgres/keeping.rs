@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use onlyonce_store::{
-    Query, Store, StoreError,
+    Query, Shown, Store, StoreError,
     postgres::{EncryptionKeys, Options},
 };
 use onlyonce_testkit::Postgres;
@@ -72,6 +72,13 @@ async fn i16_keys_and_bodies_at_rest_are_encrypted() {
         .note_attempt(at(&store, "PLAIN-key"), record.id, note())
         .await
         .expect("noted");
+    let shown = Shown {
+        head: "PLAIN head".into(),
+        bytes: "PLAIN frame".into(),
+        ..Shown::default()
+    };
+    let show = store.show(at(&store, "PLAIN-key"), record.recording(), shown);
+    show.await.expect("shown");
     let other = claim(&store, "PLAIN-other").await;
     complete(&store, "PLAIN-other", &other, &"PLAIN body".into()).await;
 

@@ -1,88 +1,199 @@
-//! Notice of changes, from one gateway to another.
+//! What one gateway shows, another is told of.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use onlyonce_store::{Seen, Store, postgres::Options};
+use bytes::{Bytes, BytesMut};
+use onlyonce_core::{Address, Epoch, OwnerId, RecordingId};
+use onlyonce_store::{
+    MAX_CHUNK, PostgresStore, Seen, Shown, Store, clock::ManualClock, postgres::Options,
+};
+use onlyonce_testkit::Postgres;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::support::{at, claim, complete, fresh_url, open};
+use crate::support::{OWNER, at, claim, fresh_url, open, schema_of};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits at `store` until the record under `key` is not as `seen`; says how long ago it was written.
-async fn latency(
-    store: &onlyonce_store::PostgresStore,
-    key: &str,
+/// Follows until there is something that was not seen.
+async fn next_shown(
+    store: &PostgresStore,
+    address: Address,
+    recording: RecordingId,
     seen: Seen,
-    mut written: tokio::sync::oneshot::Receiver<Instant>,
-) -> Duration {
-    loop {
-        store.changed(at(store, key), seen, PATIENCE).await;
-        if let Ok(written) = written.try_recv() {
-            return written.elapsed();
-        }
-        let stored = store.load(at(store, key)).await.expect("a readable record");
-        let fence = stored.map(|stored| stored.record.fence());
-        if fence != seen.fence {
-            return written
-                .await
-                .map_or(Duration::ZERO, |written| written.elapsed());
-        }
-    }
-}
-
-/// What one gateway records, another hears of within 50 ms, 99 times of 100.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notices_arrive_in_time() {
-    let url = fresh_url();
-    let writer = open(&url, Options::default()).await;
-    let reader = open(&url, Options::default()).await;
-    // Once notices are known to arrive, a wait takes as long as it is let.
-    let listens = async {
-        let record = claim(&writer, "first").await;
-        let seen = Seen {
-            fence: Some(record.fence()),
-            chunks: 0,
-        };
+) -> Shown {
+    let following = async {
         loop {
-            let started = Instant::now();
-            let wait = Duration::from_millis(300);
-            reader.changed(at(&reader, "first"), seen, wait).await;
-            if started.elapsed() >= wait {
-                return;
+            let wait = Duration::from_secs(5);
+            let shown = store.follow(address, recording, OWNER, seen, wait).await;
+            if let Some(shown) = shown.expect("a store that answers") {
+                return shown;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, listens)
-        .await
-        .expect("it listens");
+    timeout(PATIENCE, following).await.expect("it is shown")
+}
 
-    let mut latencies = Vec::new();
-    for round in 0..100 {
-        let key = format!("k{round}");
-        let record = claim(&writer, &key).await;
-        let seen = Seen {
-            fence: Some(record.fence()),
-            chunks: 0,
+async fn heard(store: &PostgresStore, owner: OwnerId) -> Vec<Address> {
+    let heard = timeout(PATIENCE, store.followed(owner)).await;
+    heard.expect("in time").expect("a store that answers")
+}
+
+/// An owner that shows one byte after the other, and a follower on another gateway.
+struct Line {
+    owner: Arc<PostgresStore>,
+    address: Address,
+    recording: RecordingId,
+    shown: u64,
+    followed: mpsc::Receiver<Instant>,
+}
+
+impl Line {
+    async fn between(owner: &Arc<PostgresStore>, follower: &Arc<PostgresStore>) -> Self {
+        let record = claim(owner, "k").await;
+        let (address, recording) = (at(owner, "k"), record.recording());
+        let (told, followed) = mpsc::channel(1);
+        let follower = follower.clone();
+        tokio::spawn(async move {
+            let mut seen = Seen::default();
+            loop {
+                let shown = next_shown(&follower, address, recording, seen).await;
+                seen.bytes = shown.from + shown.bytes.len() as u64;
+                if told.send(Instant::now()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            owner: owner.clone(),
+            address,
+            recording,
+            shown: 0,
+            followed,
+        }
+    }
+
+    /// Shows one more byte; says how long it was on its way.
+    async fn next(&mut self) -> Duration {
+        let shown = Shown {
+            from: self.shown,
+            bytes: "x".into(),
+            // As with a long answer, of which the store holds all but the newest part.
+            in_chunks: self.shown.saturating_sub(10),
+            ..Shown::default()
         };
-        let (told, written) = tokio::sync::oneshot::channel();
-        let (reader, waiting_key) = (reader.clone(), key.clone());
-        let waiting =
-            tokio::spawn(async move { latency(&reader, &waiting_key, seen, written).await });
-        // Some waiters are there first, and some come later.
-        for _ in 0..round % 10 {
-            tokio::task::yield_now().await;
-        }
-        if round % 2 == 0 {
-            let append = writer.append(at(&writer, &key), record.recording(), 0, "x".into());
-            append.await.expect("it runs");
-        } else {
-            complete(&writer, &key, &record, &"x".into()).await;
-        }
-        let _ = told.send(Instant::now());
-        latencies.push(waiting.await.expect("a waiter"));
+        self.shown += 1;
+        let began = Instant::now();
+        let showing = self.owner.show(self.address, self.recording, shown);
+        showing.await.expect("a store that answers");
+        let followed = timeout(PATIENCE, self.followed.recv()).await;
+        followed.expect("in time").expect("a follower") - began
+    }
+}
+
+/// What one gateway shows, another sees within 50 ms, 99 times of 100.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_shown_arrives_in_time() {
+    let url = fresh_url();
+    let owner = open(&url, Options::default()).await;
+    let follower = open(&url, Options::default()).await;
+    let mut line = Line::between(&owner, &follower).await;
+    // Until notices are known to arrive, followers look for themselves.
+    let mut quick = 0;
+    let started = Instant::now();
+    while quick < 20 {
+        assert!(started.elapsed() < PATIENCE, "notices do not arrive");
+        let is_quick = line.next().await < Duration::from_millis(15);
+        quick = if is_quick { quick + 1 } else { 0 };
+    }
+    let mut latencies = Vec::new();
+    for _ in 0..200 {
+        latencies.push(line.next().await);
     }
     latencies.sort_unstable();
-    let p99 = latencies[98];
-    println!("notices: p50 {:?}, p99 {p99:?}", latencies[49]);
+    let p99 = latencies[197];
+    println!("shown: p50 {:?}, p99 {p99:?}", latencies[99]);
     assert!(p99 < Duration::from_millis(50), "{latencies:?}");
+
+    let frames =
+        Postgres::shared().sql(&format!("SELECT count(*) FROM {}.frames", schema_of(&url)));
+    assert_eq!(frames, "11", "what chunks hold is not kept twice");
+}
+
+/// An owner hears once of each recording that is followed, and again where it shows nothing for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_hears_of_each_recording_that_is_followed() {
+    let url = fresh_url();
+    let clock = ManualClock::default();
+    let options = Options {
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    let owner = open(&url, options.clone()).await;
+    let follower = open(&url, options).await;
+    let follow = async |address, recording, owner| {
+        let (seen, wait) = (Seen::default(), Duration::ZERO);
+        let followed = follower.follow(address, recording, owner, seen, wait).await;
+        assert_eq!(followed.expect("a store that answers"), None);
+    };
+    let (address, first) = (at(&owner, "k"), claim(&owner, "k").await.recording());
+    let second = RecordingId {
+        claim: Epoch::new(first.claim.number() + 2),
+        ..first
+    };
+    let elsewhere = OwnerId::new(7);
+    for recording in [first, second] {
+        for asked in [OWNER, OWNER, elsewhere] {
+            follow(address, recording, asked).await;
+        }
+        assert_eq!(heard(&owner, OWNER).await, [address]);
+        assert_eq!(heard(&owner, elsewhere).await, [address]);
+    }
+    let other = at(&owner, "other");
+    let recording = claim(&owner, "other").await.recording();
+    follow(address, second, OWNER).await;
+    follow(other, recording, OWNER).await;
+    assert_eq!(heard(&owner, OWNER).await, [other], "nothing new is at k");
+    clock.advance(Duration::from_secs(2));
+    follow(address, second, OWNER).await;
+    assert_eq!(heard(&owner, OWNER).await, [address]);
+}
+
+/// Who comes late is shown in one go whatever no chunk holds, however much that is.
+#[tokio::test]
+async fn a_large_part_is_shown_whole() {
+    let url = fresh_url();
+    let store = open(&url, Options::default()).await;
+    let recording = claim(&store, "k").await.recording();
+    let address = at(&store, "k");
+    let mut body = BytesMut::zeroed(12 * MAX_CHUNK + 7);
+    fill_with_noise(&mut body);
+    let body: Bytes = body.freeze();
+    let shown = Shown {
+        head: "a head".into(),
+        bytes: body.clone(),
+        ended: true,
+        ..Shown::default()
+    };
+    store
+        .show(address, recording, shown.clone())
+        .await
+        .expect("a store that answers");
+    let seen = Seen::default();
+    assert!(next_shown(&store, address, recording, seen).await == shown);
+    // The rest follows on what was seen, wherever that ended.
+    let seen = Seen {
+        head: true,
+        bytes: MAX_CHUNK as u64 + 1,
+    };
+    let rest = next_shown(&store, address, recording, seen).await;
+    assert_eq!((rest.from, rest.head.len()), (seen.bytes, 0));
+    assert!(rest.bytes == body[MAX_CHUNK + 1..]);
+}
+
+/// Bytes that do not pack.
+fn fill_with_noise(bytes: &mut [u8]) {
+    blake3::Hasher::new().finalize_xof().fill(bytes);
 }

@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use onlyonce_store::{PostgresStore, Seen, Store, postgres::Options};
+use onlyonce_store::{PostgresStore, Seen, Shown, Store, postgres::Options};
 use onlyonce_testkit::{Pgbouncer, Postgres};
 use tokio::task::JoinSet;
 
-use crate::support::{assert_holds, at, claim, complete, finish, open};
+use crate::support::{OWNER, assert_holds, at, claim, finish, open};
 
 /// Many operations at once, through fewer connections than there are lanes.
 async fn work(stores: &[Arc<PostgresStore>], name: &str) {
@@ -52,9 +52,10 @@ async fn a_transaction_pooler_is_noticed_and_worked_with() {
     work(&[told], "told").await;
 }
 
-/// Behind a pooler, waiters look for themselves; with another way to the server, notices arrive.
+/// Behind a pooler, who follows and who is followed look for themselves; with another way to the server,
+/// notices arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_behind_a_pooler_is_served_too() {
+async fn who_follows_behind_a_pooler_is_served_too() {
     let server = Postgres::start(&[]);
     let pooler = Pgbouncer::start(&server, 3);
     let polling = open(&pooler.url(), Options::default()).await;
@@ -63,30 +64,34 @@ async fn a_waiter_behind_a_pooler_is_served_too() {
         ..Options::default()
     };
     let listening = open(&pooler.url(), options).await;
-    for (name, waiter) in [("polling", &polling), ("listening", &listening)] {
+    for (name, store) in [("polling", &polling), ("listening", &listening)] {
         let mut waits = Vec::new();
         for round in 0..20 {
             let key = format!("{name}-{round}");
-            let record = claim(&polling, &key).await;
-            let waiting = async {
-                let fence = Some(record.fence());
+            let recording = claim(&polling, &key).await.recording();
+            let address = at(store, &key);
+            let began = Instant::now();
+            let following = async {
                 loop {
-                    let stored = waiter.load(at(waiter, &key)).await.expect("a record");
-                    if stored.map(|stored| stored.record.fence()) != fence {
-                        return Instant::now();
+                    let (seen, wait) = (Seen::default(), Duration::from_secs(20));
+                    let shown = store.follow(address, recording, OWNER, seen, wait).await;
+                    if shown.expect("a store that answers").is_some() {
+                        return began.elapsed();
                     }
-                    let seen = Seen { fence, chunks: 0 };
-                    waiter
-                        .changed(at(waiter, &key), seen, Duration::from_secs(20))
-                        .await;
                 }
             };
-            let writing = async {
-                complete(&polling, &key, &record, &"x".into()).await;
-                Instant::now()
+            let showing = async {
+                let followed = store.followed(OWNER).await;
+                assert_eq!(followed.expect("a store that answers"), [address]);
+                let shown = Shown {
+                    head: "a head".into(),
+                    ..Shown::default()
+                };
+                let shown = polling.show(address, recording, shown).await;
+                shown.expect("a store that answers");
             };
-            let (heard, written) = tokio::join!(waiting, writing);
-            waits.push(heard.saturating_duration_since(written));
+            let (wait, ()) = tokio::join!(following, showing);
+            waits.push(wait);
         }
         waits.sort_unstable();
         println!("{name}: median {:?}, longest {:?}", waits[10], waits[19]);

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use onlyonce_core::Got;
 use onlyonce_store::{
-    AttemptNote, PostgresStore, Store, Swap, clock::ManualClock, postgres::Options,
+    AttemptNote, PostgresStore, Seen, Shown, Store, Swap, clock::ManualClock, postgres::Options,
 };
 use onlyonce_testkit::Postgres;
 
 use crate::support::{
-    WINDOW, assert_holds, at, claim, complete, completed, finish, fresh_url, lose, open, schema_of,
-    swap,
+    OWNER, WINDOW, assert_holds, at, claim, complete, completed, finish, fresh_url, lose, open,
+    schema_of, swap,
 };
 
 async fn open_on(url: &str, clock: &ManualClock) -> Arc<PostgresStore> {
@@ -186,4 +186,33 @@ async fn a_partition_in_use_is_dropped_later() {
         "the old one is gone, the new one is not"
     );
     driver.abort();
+}
+
+/// What is shown is forgotten some seconds after its operation has ended, and no sooner.
+#[tokio::test]
+async fn what_is_shown_is_forgotten_when_its_operation_is_over() {
+    let clock = ManualClock::default();
+    let url = fresh_url();
+    let store = open_on(&url, &clock).await;
+    let ends = claim(&store, "ends").await;
+    let runs = claim(&store, "runs").await;
+    for (key, record) in [("ends", &ends), ("runs", &runs)] {
+        let (address, recording) = (at(&store, key), record.recording());
+        let (seen, wait) = (Seen::default(), Duration::ZERO);
+        let followed = store.follow(address, recording, OWNER, seen, wait).await;
+        assert_eq!(followed.expect("a store that answers"), None);
+        let shown = Shown {
+            bytes: "x".into(),
+            ..Shown::default()
+        };
+        let shown = store.show(address, recording, shown).await;
+        shown.expect("a store that answers");
+    }
+    complete(&store, "ends", &ends, &"x".into()).await;
+    for (later, tails, follows) in [(9, 2, 2), (2, 1, 2), (50, 1, 0)] {
+        clock.advance(Duration::from_secs(later));
+        sweep(&store).await;
+        let counts = ["tails", "frames", "follows"].map(|table| count(&url, table).0);
+        assert_eq!(counts, [tails, tails, follows]);
+    }
 }

@@ -21,6 +21,8 @@ use onlyonce_store::{
 use onlyonce_testkit::Postgres;
 
 pub const LEASE: Duration = Duration::from_secs(30);
+/// Who claims what is claimed here; the upper half of the numbers is none that the server has.
+pub const OWNER: OwnerId = OwnerId::new(u64::MAX - 1);
 pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// The URL of a schema that nothing else uses, on a server that others use too.
@@ -70,7 +72,7 @@ pub fn first_claim(store: &PostgresStore, key: &str) -> Record {
         key: Key::new(key).expect("a key"),
         fingerprint: Fingerprint::from_bytes([7; 32]),
         request: RequestLine::default(),
-        owner: OwnerId::new(1),
+        owner: OWNER,
     };
     transition::claim(None, claim, store.now(), LEASE).expect("absent")
 }

@@ -22,6 +22,7 @@ CREATE TABLE operations (
     attempts int4 NOT NULL,
     -- The number of the attempt that executes.
     executing int4 NOT NULL,
+    -- Of a completed record.
     chunks int4 NOT NULL DEFAULT 0,
     -- Short keyed hashes, by which lists pass over most of what they do not want.
     tenant_tag int4 NOT NULL,
@@ -30,8 +31,6 @@ CREATE TABLE operations (
     state int2 NOT NULL,
     -- Whether chunks or attempts of it lie in its partition.
     beside bool NOT NULL DEFAULT false,
-    -- Whether a gateway wants to be notified of changes.
-    watched bool NOT NULL DEFAULT false,
     record bytea,
     attempt bytea
 ) WITH (
@@ -81,4 +80,42 @@ ALTER TABLE attempts ALTER note SET STORAGE EXTERNAL;
 CREATE TABLE periods (
     period int4 PRIMARY KEY,
     ends_at int8 NOT NULL
+);
+
+-- What gateways show each other of recordings that grow. It is never the truth about an outcome and may
+-- be lost, so nothing of it is in the log: a crash or a promotion empties these tables.
+CREATE UNLOGGED TABLE tails (
+    address uuid PRIMARY KEY,
+    id uuid NOT NULL,
+    claim int8 NOT NULL,
+    -- Bytes of the body that lie in full chunks.
+    in_chunks int8 NOT NULL,
+    shown_at int8 NOT NULL,
+    ended bool NOT NULL,
+    head bytea
+) WITH (fillfactor = 50);
+ALTER TABLE tails ALTER head SET STORAGE EXTERNAL;
+
+-- The newest bytes, by where in the body they begin.
+CREATE UNLOGGED TABLE frames (
+    address uuid NOT NULL REFERENCES tails ON DELETE CASCADE,
+    id uuid NOT NULL,
+    claim int8 NOT NULL,
+    begins_at int8 NOT NULL,
+    ends_at int8 NOT NULL,
+    bytes bytea NOT NULL,
+    PRIMARY KEY (address, id, claim, begins_at)
+);
+ALTER TABLE frames ALTER bytes SET STORAGE EXTERNAL;
+
+-- Which recordings their owners are asked to show.
+CREATE UNLOGGED TABLE follows (
+    owner int8 NOT NULL,
+    address uuid NOT NULL,
+    id uuid NOT NULL,
+    claim int8 NOT NULL,
+    asked_at int8 NOT NULL,
+    -- Whether the owner knows.
+    heard bool NOT NULL,
+    PRIMARY KEY (owner, address)
 );
