@@ -56,7 +56,11 @@ fn campaigns(total: &mut Count) -> Result<()> {
 
 /// `cargo test` over the whole workspace, with the real clients where the gateway has such tests.
 fn cargo_test() -> Result<Count> {
-    apt_install(&[("postgres", "postgresql"), ("pgbouncer", "pgbouncer")])?;
+    apt_install(&[
+        ("pg_createcluster", "postgresql"),
+        ("pgbouncer", "pgbouncer"),
+        ("redis-server", "redis-server"),
+    ])?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     if audit::has_feature("onlyonce", REAL_CLIENTS)? {
