@@ -7,20 +7,20 @@ use onlyonce_core::{
     Address, Attempt, Fence, OperationId, OwnerId, Record, RecordingId, Timestamp,
 };
 use onlyonce_store::{
-    AttemptNote, EmbeddedStore, MemoryStore, Page, PostgresStore, Query, RedisStore, Seen, Shown,
-    Status, Store, StoreError, Stored, Swap, Swept, Write,
+    AttemptNote, Cached, EmbeddedStore, MemoryStore, Page, PostgresStore, Query, RedisStore, Seen,
+    Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
 };
 
 /// One of the stores that there are.
 pub(crate) enum AnyStore {
     /// Gone with the process.
-    Memory(MemoryStore),
+    Memory(Box<MemoryStore>),
     /// Our own log in a folder.
     Embedded(EmbeddedStore),
-    /// Shared, on PostgreSQL.
-    Postgres(PostgresStore),
-    /// Shared, on Redis or Valkey.
-    Redis(RedisStore),
+    /// Shared, on PostgreSQL, with what is completed cached.
+    Postgres(Cached<PostgresStore>),
+    /// Shared, on Redis or Valkey, with what is completed cached.
+    Redis(Cached<RedisStore>),
 }
 
 /// What every store answers at once.
@@ -35,15 +35,15 @@ macro_rules! ask {
     };
 }
 
-/// What a store answers in time. The futures of those behind a network are large: boxed, they cost
-/// one that is not behind it nothing.
+/// What a store answers in time. Large futures are boxed, so that they cost those who do not await
+/// them nothing; a [`Cached`] one boxes what it asks of the store behind it.
 macro_rules! wait {
     ($any:expr, $store:ident => $answer:expr) => {
         match $any {
             AnyStore::Memory($store) => Box::pin($answer).await,
             AnyStore::Embedded($store) => $answer.await,
-            AnyStore::Postgres($store) => Box::pin($answer).await,
-            AnyStore::Redis($store) => Box::pin($answer).await,
+            AnyStore::Postgres($store) => $answer.await,
+            AnyStore::Redis($store) => $answer.await,
         }
     };
 }

@@ -2,10 +2,12 @@
 
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::Arc;
 
 use onlyonce_store::embedded::EncryptionKeys;
 use onlyonce_store::{
-    EmbeddedStore, MemoryStore, PostgresStore, RedisStore, embedded, memory, postgres, redis,
+    Cached, EmbeddedStore, MemoryStore, PostgresStore, RedisStore, cached, embedded, memory,
+    postgres, redis,
 };
 
 use crate::any_store::AnyStore;
@@ -16,17 +18,28 @@ use crate::failure::Failure;
 pub(crate) async fn store(config: &Config) -> Result<AnyStore, Failure> {
     let (store, limits) = (&config.store, &config.limits);
     Ok(match &store.url {
-        StoreUrl::Memory => AnyStore::Memory(in_memory(store, limits)),
+        StoreUrl::Memory => AnyStore::Memory(Box::new(in_memory(store, limits))),
         StoreUrl::Embedded(folder) => AnyStore::Embedded(embedded(folder, store, limits)?),
         StoreUrl::Postgres(url) => {
             let opened = PostgresStore::connect(url.expose(), postgres_options(store, limits));
-            AnyStore::Postgres(opened.await.map_err(|error| failure(&error))?)
+            let opened = opened.await.map_err(|error| failure(&error))?;
+            AnyStore::Postgres(cached(opened, store))
         }
         StoreUrl::Redis(url) => {
             let opened = RedisStore::open(url.expose(), redis_options(store));
-            AnyStore::Redis(opened.await.map_err(|error| failure(&error))?)
+            let opened = opened.await.map_err(|error| failure(&error))?;
+            AnyStore::Redis(cached(opened, store))
         }
     })
+}
+
+/// `shared`, with what is completed kept in memory for replays.
+fn cached<S: onlyonce_store::Store>(shared: S, store: &Store) -> Cached<S> {
+    let options = cached::Options {
+        bytes: store.cache_bytes,
+        ..cached::Options::default()
+    };
+    Cached::new(Arc::new(shared), options)
 }
 
 /// A store that is gone with the process.

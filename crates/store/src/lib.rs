@@ -12,6 +12,7 @@ use onlyonce_core::{
     Timestamp,
 };
 
+pub mod cached;
 pub mod clock;
 pub mod codec;
 pub mod conformance;
@@ -27,6 +28,7 @@ pub mod redis;
 mod seal;
 mod shown;
 
+pub use cached::Cached;
 pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
