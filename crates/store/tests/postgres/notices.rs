@@ -61,7 +61,7 @@ impl Line {
             loop {
                 let shown = next_shown(&follower, address, recording, seen).await;
                 seen.bytes = shown.from + shown.bytes.len() as u64;
-                if told.send(Instant::now()).await.is_err() {
+                if told.send(()).await.is_err() {
                     return;
                 }
             }
@@ -75,8 +75,8 @@ impl Line {
         }
     }
 
-    /// Shows one more byte; says how long it was on its way.
-    async fn next(&mut self) -> Duration {
+    /// Shows one more byte, and waits until it has arrived.
+    async fn next(&mut self) {
         let shown = Shown {
             from: self.shown,
             bytes: "x".into(),
@@ -85,37 +85,23 @@ impl Line {
             ..Shown::default()
         };
         self.shown += 1;
-        let began = Instant::now();
         let showing = self.owner.show(self.address, self.recording, shown);
         showing.await.expect("a store that answers");
         let followed = timeout(PATIENCE, self.followed.recv()).await;
-        followed.expect("in time").expect("a follower") - began
+        followed.expect("in time").expect("a follower");
     }
 }
 
-/// What one gateway shows, another sees within 50 ms, 99 times of 100.
+/// What one gateway shows, another sees; how fast is for the bench to say.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_shown_arrives_in_time() {
+async fn what_is_shown_arrives_and_what_chunks_hold_is_dropped() {
     let url = fresh_url();
     let owner = open(&url, Options::default()).await;
     let follower = open(&url, Options::default()).await;
     let mut line = Line::between(&owner, &follower).await;
-    // Until notices are known to arrive, followers look for themselves.
-    let mut quick = 0;
-    let started = Instant::now();
-    while quick < 20 {
-        assert!(started.elapsed() < PATIENCE, "notices do not arrive");
-        let is_quick = line.next().await < Duration::from_millis(15);
-        quick = if is_quick { quick + 1 } else { 0 };
+    for _ in 0..220 {
+        line.next().await;
     }
-    let mut latencies = Vec::new();
-    for _ in 0..200 {
-        latencies.push(line.next().await);
-    }
-    latencies.sort_unstable();
-    let p99 = latencies[197];
-    println!("shown: p50 {:?}, p99 {p99:?}", latencies[99]);
-    assert!(p99 < Duration::from_millis(50), "{latencies:?}");
 
     let frames =
         Postgres::shared().sql(&format!("SELECT count(*) FROM {}.frames", schema_of(&url)));
