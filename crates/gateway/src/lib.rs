@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 mod control;
 mod demo;
+mod doctor;
 mod failure;
 mod keys;
 mod listen;

@@ -39,7 +39,7 @@ pub(crate) fn pack(plain: &[u8]) -> Option<BytesMut> {
         return None;
     }
     let mut out =
-        BytesMut::with_capacity(3 + lz4_flex::block::get_maximum_output_size(plain.len()));
+        BytesMut::with_capacity(10 + lz4_flex::block::get_maximum_output_size(plain.len()));
     put_varint(&mut out, plain.len() as u64);
     let start = out.len();
     out.resize(out.capacity(), 0);

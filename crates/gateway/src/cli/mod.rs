@@ -11,9 +11,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Overrides, parse_address};
+use crate::doctor::Doctor;
 use crate::failure::Failure;
 use crate::store_command::StoreCommand;
-use crate::{demo, keys, start, store_command};
+use crate::{demo, doctor, keys, start, store_command};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -32,6 +33,8 @@ enum Command {
         /// The configuration file
         file: PathBuf,
     },
+    /// Look at all that a gateway depends on: store, disk, clock, upstreams, certificates, limits
+    Doctor(Doctor),
     /// Run a pretend paid provider that counts what it executes and fails on request
     Sandbox {
         /// Where to listen
@@ -98,6 +101,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(words) => start::serve(words.config()?),
         Command::Check { file } => check(&file),
+        Command::Doctor(words) => doctor::run(words),
         Command::Sandbox { listen } => start::sandbox(listen),
         Command::Demo => demo::run(),
         Command::Keys(keys) => keys::run(&keys),
@@ -228,7 +232,9 @@ mod tests {
     fn the_commands_are_the_promised_ones() {
         assert_eq!(
             commands(),
-            ["serve", "check", "sandbox", "demo", "keys", "store"]
+            [
+                "serve", "check", "doctor", "sandbox", "demo", "keys", "store"
+            ]
         );
     }
 

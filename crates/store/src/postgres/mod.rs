@@ -85,7 +85,8 @@ use crate::{clock::Clock, seal::Sealer};
 pub struct Options {
     /// Connections that write, each with one batch under way. Default 3.
     pub writers: usize,
-    /// Connections that read, and carry what gateways show each other. Default 2. A handful comes on top, for what is asked seldom.
+    /// Connections that read, and carry what gateways show each other. Default 2. A handful comes on
+    /// top, for what is asked seldom.
     pub readers: usize,
     /// How long a new connection may take. Default 5 s.
     pub connect_timeout: Duration,

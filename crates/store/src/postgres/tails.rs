@@ -117,7 +117,7 @@ impl Core {
         let head = (!head.is_empty())
             .then(|| body::close_head(sealer, recording, &head))
             .transpose()?;
-        // In pieces of which each fits a parcel.
+        // In pieces no larger than a chunk, which is what a parcel and a row are made for.
         loop {
             let piece = bytes.split_to(bytes.len().min(MAX_CHUNK));
             let to = from + piece.len() as u64;
