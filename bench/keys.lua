@@ -1,15 +1,28 @@
--- wrk: POST requests with new keys, one and the same key, or no key.
--- wrk ... -s keys.lua URL -- MODE PREFIX
+-- wrk: POST requests with new keys, one and the same key, some keys again and again, or no key.
+-- ADDRESSES="HOST:PORT ..." wrk ... -s keys.lua URL -- MODE PREFIX
 local body = '{"model":"bench","input":"one request, about as long as a short prompt to a paid API"}'
 local head, tail
 local sent = 0
 local mode
+
+-- How many keys each thread uses again and again.
+local some = 2000
+
+-- Where the threads send to, in turn. Not an argument: those are not known yet when a thread is set up.
+local addresses = {}
+for host, port in (os.getenv("ADDRESSES") or ""):gmatch("(%S+):(%d+)") do
+  addresses[#addresses + 1] = { host, port }
+end
 
 -- Each thread has its own Lua: its number keeps their keys apart.
 local threads = 0
 function setup(thread)
   threads = threads + 1
   thread:set("number", threads)
+  if #addresses > 0 then
+    local address = addresses[(threads - 1) % #addresses + 1]
+    thread.addr = wrk.lookup(address[1], address[2])[1]
+  end
 end
 
 function init(args)
@@ -28,10 +41,13 @@ function init(args)
 end
 
 function request()
-  if mode ~= "new" then
+  if mode == "some" then
+    sent = sent % some + 1
+  elseif mode == "new" then
+    sent = sent + 1
+  else
     return head
   end
-  sent = sent + 1
   return head .. sent .. tail
 end
 

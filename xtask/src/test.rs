@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::args::Args;
-use crate::command::{cargo, each_line, headline};
+use crate::command::{apt_install, cargo, each_line, headline};
 use crate::faults::gateway;
 use crate::{audit, clients, powercut, torture};
 
@@ -56,6 +56,11 @@ fn campaigns(total: &mut Count) -> Result<()> {
 
 /// `cargo test` over the whole workspace, with the real clients where the gateway has such tests.
 fn cargo_test() -> Result<Count> {
+    apt_install(&[
+        ("pg_createcluster", "postgresql"),
+        ("pgbouncer", "pgbouncer"),
+        ("redis-server", "redis-server"),
+    ])?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     if audit::has_feature("onlyonce", REAL_CLIENTS)? {

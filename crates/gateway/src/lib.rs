@@ -3,10 +3,12 @@
 //! [`config`] says what is served, [`shared`] is what its parts have in common, `start` puts them
 //! together: the proxy's workers, the control listener, the engine over an opened store.
 
+mod any_store;
 pub mod cli;
 pub mod config;
 mod control;
 mod demo;
+mod doctor;
 mod failure;
 mod keys;
 mod listen;
@@ -17,5 +19,6 @@ pub mod proxy;
 mod seldom;
 pub mod shared;
 mod start;
+mod store_command;
 
 pub use failure::Failure;

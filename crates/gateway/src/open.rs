@@ -1,17 +1,50 @@
 //! Opening the store that the configuration names.
 
+use std::fmt::Display;
 use std::path::Path;
+use std::sync::Arc;
 
-use onlyonce_store::embedded::{EncryptionKeys, Options};
-use onlyonce_store::memory::Limits;
-use onlyonce_store::{EmbeddedStore, MemoryStore};
+use onlyonce_store::embedded::EncryptionKeys;
+use onlyonce_store::{
+    Cached, EmbeddedStore, MemoryStore, PostgresStore, RedisStore, cached, embedded, memory,
+    postgres, redis,
+};
 
-use crate::config::{Encryption, Store};
+use crate::any_store::AnyStore;
+use crate::config::{Config, Encryption, Limits, Store, StoreUrl};
 use crate::failure::Failure;
 
+/// The store of `config`.
+pub(crate) async fn store(config: &Config) -> Result<AnyStore, Failure> {
+    let (store, limits) = (&config.store, &config.limits);
+    Ok(match &store.url {
+        StoreUrl::Memory => AnyStore::Memory(Box::new(in_memory(store, limits))),
+        StoreUrl::Embedded(folder) => AnyStore::Embedded(embedded(folder, store, limits)?),
+        StoreUrl::Postgres(url) => {
+            let opened = PostgresStore::connect(url.expose(), postgres_options(store, limits));
+            let opened = opened.await.map_err(|error| failure(&error))?;
+            AnyStore::Postgres(cached(opened, store))
+        }
+        StoreUrl::Redis(url) => {
+            let opened = RedisStore::open(url.expose(), redis_options(store));
+            let opened = opened.await.map_err(|error| failure(&error))?;
+            AnyStore::Redis(cached(opened, store))
+        }
+    })
+}
+
+/// `shared`, with what is completed kept in memory for replays.
+fn cached<S: onlyonce_store::Store>(shared: S, store: &Store) -> Cached<S> {
+    let options = cached::Options {
+        bytes: store.cache_bytes,
+        ..cached::Options::default()
+    };
+    Cached::new(Arc::new(shared), options)
+}
+
 /// A store that is gone with the process.
-pub(crate) fn memory(store: &Store, limits: &crate::config::Limits) -> MemoryStore {
-    MemoryStore::new().with_limits(Limits {
+fn in_memory(store: &Store, limits: &Limits) -> MemoryStore {
+    MemoryStore::new().with_limits(memory::Limits {
         records: usize::try_from(store.max_records).unwrap_or(usize::MAX),
         tenant_records: usize::try_from(limits.tenant_records).unwrap_or(usize::MAX),
         bytes: match store.max_bytes {
@@ -25,16 +58,16 @@ pub(crate) fn memory(store: &Store, limits: &crate::config::Limits) -> MemorySto
 pub(crate) fn embedded(
     folder: &Path,
     store: &Store,
-    limits: &crate::config::Limits,
+    limits: &Limits,
 ) -> Result<EmbeddedStore, Failure> {
-    let options = Options {
+    let options = embedded::Options {
         segment_bytes: u32::try_from(store.segment_bytes).unwrap_or(u32::MAX),
         cache_bytes: store.cache_bytes,
         max_bytes: store.max_bytes,
         max_records: store.max_records,
         max_tenant_records: limits.tenant_records,
         encryption: store.encryption.as_ref().map(keys),
-        ..Options::default()
+        ..embedded::Options::default()
     };
     EmbeddedStore::open(folder, options).map_err(|error| {
         // What the store says has what to do in it, after a semicolon.
@@ -51,6 +84,32 @@ pub(crate) fn embedded(
         };
         Failure::other(what, next)
     })
+}
+
+/// How the store on PostgreSQL is connected to.
+pub(crate) fn postgres_options(store: &Store, limits: &Limits) -> postgres::Options {
+    postgres::Options {
+        max_records: store.max_records,
+        max_tenant_records: limits.tenant_records,
+        encryption: store.encryption.as_ref().map(keys),
+        ..postgres::Options::default()
+    }
+}
+
+fn redis_options(store: &Store) -> redis::Options {
+    redis::Options {
+        encryption: store.encryption.as_ref().map(keys),
+        ..redis::Options::default()
+    }
+}
+
+/// What a shared store says at the start has what to do in it, after a semicolon.
+pub(crate) fn failure(error: &impl Display) -> Failure {
+    let text = error.to_string();
+    let (what, next) = text
+        .split_once("; ")
+        .unwrap_or((&text, "look at the server, and at store.url"));
+    Failure::other(what, next)
 }
 
 fn keys(encryption: &Encryption) -> EncryptionKeys {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, StoreUrl};
+use crate::config::Config;
 use crate::failure::Failure;
 use crate::shared::{Phase, Shared};
 use crate::{control, listen, open, proxy};
@@ -29,16 +29,10 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     let runtime = runtime()?;
     // Before the store: where a port is busy, the folder is not even made.
     let doors = Doors::open(&config)?;
-    match &config.store.url {
-        StoreUrl::Memory => {
-            let store = open::memory(&config.store, &config.limits);
-            runtime.block_on(until_signal(config, store, doors))
-        }
-        StoreUrl::Embedded(folder) => {
-            let store = open::embedded(folder, &config.store, &config.limits)?;
-            runtime.block_on(until_signal(config, store, doors))
-        }
-    }
+    runtime.block_on(async {
+        let store = open::store(&config).await?;
+        until_signal(config, store, doors).await
+    })
 }
 
 /// Runs the sandbox until a signal ends it.

@@ -1,13 +1,12 @@
-//! How many operations a second the embedded store claims and completes, durably.
+//! How many operations a second a store claims and completes, durably, and how many it replays.
 //!
 //! ```text
-//! cargo run --release -p onlyonce-store --example throughput -- [WAITING] [SECONDS] [FOLDER]
+//! cargo run --release -p onlyonce-store --example throughput -- [WAITING] [SECONDS] [FOLDER | URL]
 //! ```
 
 use std::{
     env,
     error::Error,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,52 +16,56 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, RequestLine, Scope,
+    Address, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, RequestLine, Scope,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{AttemptNote, EmbeddedStore, Store, Write, address, embedded::Options};
+use parking_lot::Mutex;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = env::args().skip(1);
     let waiting: u64 = args.next().map_or(Ok(64), |text| text.parse())?;
     let seconds: u64 = args.next().map_or(Ok(5), |text| text.parse())?;
-    let folder = args
-        .next()
-        .map_or_else(|| PathBuf::from("./throughput-data"), PathBuf::from);
-    let store = EmbeddedStore::open(&folder, Options::default())?;
-    let done = Arc::new(AtomicU64::new(0));
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let before = store.status();
-
-    let threads: Vec<_> = (0..2u64)
-        .map(|thread| {
-            let (store, done) = (store.clone(), done.clone());
-            std::thread::spawn(move || -> std::io::Result<()> {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?;
-                runtime.block_on(async {
-                    let share = (waiting + thread) / 2;
-                    let tasks = (0..share).map(|task| {
-                        let (store, done) = (store.clone(), done.clone());
-                        tokio::spawn(work(store, thread << 32 | task << 16, until, done))
-                    });
-                    for task in tasks.collect::<Vec<_>>() {
-                        if let Err(panic) = task.await {
-                            std::panic::resume_unwind(panic.into_panic());
-                        }
-                    }
-                });
-                Ok(())
-            })
-        })
-        .collect();
-    for thread in threads {
-        thread.join().map_err(|_| "a worker panicked")??;
+    let place = args.next().unwrap_or("./throughput-data".into());
+    if place.starts_with("postgres://") {
+        return run_postgres(&place, waiting, seconds);
     }
+    let store = EmbeddedStore::open(place.as_ref(), Options::default())?;
+    run(&Arc::new(store), waiting, seconds)
+}
 
+#[cfg(feature = "postgres")]
+fn run_postgres(url: &str, waiting: u64, seconds: u64) -> Result<(), Box<dyn Error>> {
+    use onlyonce_store::postgres::{self, Options, PostgresStore};
+
+    let store = runtime()?.block_on(async {
+        postgres::migrate(url, &Options::default()).await?;
+        PostgresStore::connect(url, Options::default()).await
+    })?;
+    run(&Arc::new(store), waiting, seconds)
+}
+
+#[cfg(not(feature = "postgres"))]
+fn run_postgres(_: &str, _: u64, _: u64) -> Result<(), Box<dyn Error>> {
+    Err("build it with --features postgres".into())
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+/// New keys first, then answers to them again.
+fn run<S: Store>(store: &Arc<S>, waiting: u64, seconds: u64) -> Result<(), Box<dyn Error>> {
+    let before = store.status();
+    let keys = Arc::new(Mutex::new(Vec::new()));
+    let until = Instant::now() + Duration::from_secs(seconds);
+    on_two_threads(waiting, |worker| {
+        work(store.clone(), worker, until, keys.clone())
+    })?;
     let after = store.status();
-    let operations = done.load(Ordering::Relaxed);
+    let operations = keys.lock().len() as u64;
     let commits = (after.commits - before.commits).max(1);
     println!("{waiting} waiting: {} operations/s", operations / seconds);
     println!(
@@ -71,13 +74,79 @@ fn main() -> Result<(), Box<dyn Error>> {
         (after.committed_writes - before.committed_writes) as f64 / commits as f64
     );
     println!(
-        "{} bytes of log an operation",
+        "{} bytes an operation",
         (after.bytes - before.bytes) / operations.max(1)
     );
+
+    let replays = Arc::new(AtomicU64::new(0));
+    let until = Instant::now() + Duration::from_secs(seconds);
+    on_two_threads(waiting, |worker| {
+        replay(store.clone(), worker, until, keys.clone(), replays.clone())
+    })?;
+    let replays = replays.load(Ordering::Relaxed);
+    println!("{waiting} waiting: {} replays/s", replays / seconds);
     Ok(())
 }
 
-async fn work(store: EmbeddedStore, worker: u64, until: Instant, done: Arc<AtomicU64>) {
+fn on_two_threads<F: Future<Output = ()> + Send + 'static>(
+    tasks: u64,
+    task: impl Fn(u64) -> F + Sync,
+) -> Result<(), Box<dyn Error>> {
+    std::thread::scope(|scope| {
+        let threads = [0, 1].map(|thread| {
+            let task = &task;
+            scope.spawn(move || -> std::io::Result<()> {
+                let share = (tasks + thread) / 2;
+                let tasks = (0..share).map(|number| task(thread << 32 | number << 16));
+                runtime()?.block_on(async {
+                    for task in tasks.map(tokio::spawn).collect::<Vec<_>>() {
+                        if let Err(panic) = task.await {
+                            std::panic::resume_unwind(panic.into_panic());
+                        }
+                    }
+                });
+                Ok(())
+            })
+        });
+        for thread in threads {
+            thread.join().map_err(|_| "a worker panicked")??;
+        }
+        Ok(())
+    })
+}
+
+type Keys = Arc<Mutex<Vec<(Address, OperationId)>>>;
+
+async fn replay<S: Store>(
+    store: Arc<S>,
+    worker: u64,
+    until: Instant,
+    keys: Keys,
+    replays: Arc<AtomicU64>,
+) {
+    let keys = keys.lock().clone();
+    let mut at = worker as usize;
+    while Instant::now() < until && !keys.is_empty() {
+        // A prime step visits them all.
+        at = (at + 7_919) % keys.len();
+        let (address, id) = keys[at];
+        let note = AttemptNote {
+            peer: "127.0.0.1:40000".into(),
+            sdk_retry_count: None,
+            got: Got::Replayed,
+        };
+        let loaded = store.load(address).await;
+        let noted = store.note_attempt(address, id, note).await;
+        if let (Ok(Some(_)), Ok(_)) = (&loaded, &noted) {
+            replays.fetch_add(1, Ordering::Relaxed);
+        } else {
+            eprintln!("replay: {:?} {noted:?}", loaded.err());
+            return;
+        }
+    }
+}
+
+async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys) {
     let started = store.now().as_millis();
     // Half of what stands in an answer repeats, as in JSON, and half does not.
     let body: String = (0..40)
@@ -164,6 +233,6 @@ async fn work(store: EmbeddedStore, worker: u64, until: Instant, done: Arc<Atomi
             eprintln!("complete: {error}");
             return;
         }
-        done.fetch_add(1, Ordering::Relaxed);
+        keys.lock().push((at, record.id));
     }
 }

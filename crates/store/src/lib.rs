@@ -12,15 +12,29 @@ use onlyonce_core::{
     Timestamp,
 };
 
+pub mod cached;
 pub mod clock;
 pub mod codec;
 pub mod conformance;
 pub mod embedded;
 pub mod memory;
+mod pack;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod parcel;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+mod seal;
 mod shown;
 
+pub use cached::Cached;
 pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;
 pub use shown::{Seen, Shown};
 
 /// A place for records and recordings that any number of tasks may use at once.
@@ -312,4 +326,14 @@ pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     let mut address = [0; 16];
     hasher.finalize_xof().fill(&mut address);
     Address::from_bytes(address)
+}
+
+/// Panics unless a completed record with a body comes with its last chunk, and no other does.
+pub(crate) fn assert_whole(write: &Write) {
+    let wants = matches!(&write.record.state, onlyonce_core::State::Completed(completed) if completed.chunks > 0);
+    assert!(
+        write.last_chunk.is_some() == wants,
+        "I3: the last chunk of {} and its completed record are one write",
+        write.record.id
+    );
 }

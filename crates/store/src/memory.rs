@@ -382,7 +382,7 @@ impl Table {
             return Ok(Swap::Lost);
         }
         assert_lawful(counts.as_deref(), &write.record);
-        assert_whole(&write);
+        crate::assert_whole(&write);
         let added = write.last_chunk.as_ref().map_or(0, |chunk| chunk.len());
         self.check_room(added, limits)?;
 
@@ -520,16 +520,6 @@ impl Table {
         }
         Ok(())
     }
-}
-
-/// Panics unless a completed record with a body comes with its last chunk, and no other does.
-fn assert_whole(write: &Write) {
-    let wants = matches!(&write.record.state, State::Completed(completed) if completed.chunks > 0);
-    assert!(
-        write.last_chunk.is_some() == wants,
-        "I3: the last chunk of {} and its completed record are one write",
-        write.record.id
-    );
 }
 
 fn full(what: &str, limit: u64) -> StoreError {

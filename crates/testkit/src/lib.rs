@@ -8,19 +8,27 @@
 //!
 //! The harness panics where a test should fail: that is how a test fails.
 
+mod between;
 mod client;
 mod control;
 mod gateway;
 mod message;
+mod pgbouncer;
+mod postgres;
+mod redis;
 mod signal;
 mod staying;
 mod upstream;
 mod wire;
 
+pub use between::Between;
 pub use client::{Client, End, Request, Response};
 pub use control::Control;
 pub use gateway::{Gateway, Run, Setup, run_to_exit};
 pub use message::{Head, parse_head};
+pub use pgbouncer::Pgbouncer;
+pub use postgres::Postgres;
+pub use redis::{RedisCluster, RedisPair, RedisServer, SYNCED};
 pub use signal::{Signal, eventually, eventually_within};
 pub use staying::Staying;
 pub use upstream::{Exchange, Refusing, Seen, Upstream};

@@ -183,14 +183,14 @@ fn drop_caches() -> bool {
 
 /// Sends new keys until there are enough; returns how many each run completed.
 fn fill(gateway: &Running, records: u64) -> Result<Vec<u64>> {
-    let url = format!("http://{}/", gateway.address);
+    let urls = [gateway.url()];
     let mut runs: Vec<u64> = Vec::new();
     let (mut done, mut seconds) = (0, 1);
     while done < records {
         if runs.len() == MOST_RUNS {
             bail!("only {done} records in {MOST_RUNS} runs");
         }
-        let one = wrk::run(&url, Keys::New, &prefix(runs.len()), 64, seconds)?;
+        let one = wrk::run(&urls, Keys::New, &prefix(runs.len()), 64, seconds)?;
         done += one.requests;
         runs.push(one.requests);
         println!("   {done} records");

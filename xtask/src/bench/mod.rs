@@ -7,6 +7,8 @@ mod million;
 mod numbers;
 mod peers;
 mod report;
+mod rounds;
+mod shared;
 mod single;
 mod streams;
 mod throughput;
@@ -58,6 +60,11 @@ const PARTS: &[Part] = &[
         name: "million",
         title: "A million records",
         measure: million::measure,
+    },
+    Part {
+        name: "shared",
+        title: "Shared stores",
+        measure: shared::measure,
     },
 ];
 

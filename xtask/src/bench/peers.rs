@@ -31,7 +31,7 @@ pub struct Running {
 
 impl Running {
     /// Starts a program and waits until it answers a question with anything at all.
-    fn start(command: &mut Command, address: SocketAddr, question: &str) -> Result<Self> {
+    pub fn start(command: &mut Command, address: SocketAddr, question: &[u8]) -> Result<Self> {
         let since = Instant::now();
         let mut child = command
             .stdin(Stdio::null())
@@ -57,7 +57,12 @@ impl Running {
         }
     }
 
-    /// The process and its children: nginx works in children.
+    /// Its page, which is at once the start of all its others.
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// The process and its children: nginx works in children, and so does PostgreSQL.
     fn processes(&self) -> Vec<u32> {
         let id = self.child.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
@@ -129,25 +134,26 @@ fn ticks(id: u32) -> u64 {
         .sum()
 }
 
-fn answers(address: SocketAddr, question: &str) -> bool {
+fn answers(address: SocketAddr, question: &[u8]) -> bool {
     let exchange = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(question.as_bytes())?;
+        stream.write_all(question)?;
         Ok(stream.read(&mut [0; 64])? > 0)
     };
     exchange().unwrap_or(false)
 }
 
 /// What every HTTP server answers somehow.
-const PAGE: &str = "GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
+const PAGE: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
 
 /// A port that is free now.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn loopback(port: u16) -> SocketAddr {
+/// A port of this machine.
+pub fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
@@ -200,7 +206,12 @@ impl Stage {
     /// The gateway on the embedded store that is there, with lines of its own in the sections of
     /// the store and of the route.
     pub fn onlyonce_with(&self, name: &str, store: &str, route: &str) -> Result<Running> {
-        let data = self.data(name);
+        let url = format!("embedded:{}", self.data(name).display());
+        self.onlyonce_on(name, &url, store, route)
+    }
+
+    /// The same on any store.
+    pub fn onlyonce_on(&self, name: &str, url: &str, store: &str, route: &str) -> Result<Running> {
         let (port, control) = (free_port()?, free_port()?);
         let config = self.folder.join(format!("{name}.toml"));
         let text = format!(
@@ -209,7 +220,7 @@ listen = "127.0.0.1:{port}"
 control = "127.0.0.1:{control}"
 
 [store]
-url = "embedded:{data}"
+url = "{url}"
 {store}
 
 [[upstream]]
@@ -229,7 +240,6 @@ upstream = "answers"
 path_prefix = "/events"
 upstream = "events"
 "#,
-            data = data.display(),
             answers = self.upstream.address,
             events = self.events,
         );
@@ -245,7 +255,12 @@ upstream = "events"
         self.folder.join(format!("{name}.data"))
     }
 
-    /// A file for a part's own use.
+    /// The program of the gateway.
+    pub fn program(&self) -> &Path {
+        &self.binary
+    }
+
+    /// A file or folder for a part's own use.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -272,16 +287,20 @@ upstream = "events"
         Running::start(&mut command, loopback(port), PAGE)
     }
 
-    /// An empty Redis that keeps nothing on disk.
-    pub fn redis(&self) -> Result<Running> {
+    /// An empty Redis that keeps nothing on disk unless it is told to.
+    pub fn redis(&self, name: &str, options: &[&str]) -> Result<Running> {
         apt_install(&[("redis-server", "redis-server")])?;
         let port = free_port()?;
+        let folder = self.file(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
         let mut command = Command::new("redis-server");
         command
             .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
             .args(["--save", "", "--dir"])
-            .arg(&self.folder);
-        Running::start(&mut command, loopback(port), "PING\r\n")
+            .arg(&folder)
+            .args(options);
+        Running::start(&mut command, loopback(port), b"PING\r\n")
     }
 
     /// Ends the upstream and removes what the parts left.

@@ -36,8 +36,8 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
     let (mut added, mut syncs) = (Vec::new(), Vec::new());
     for pair in 1..=size.pairs {
         let latency = |peer: &Running| -> Result<f64> {
-            let url = format!("http://{}/", peer.address);
-            let one = wrk::run(&url, Keys::New, &format!("pair{pair}"), 1, size.seconds)?;
+            let prefix = format!("pair{pair}");
+            let one = wrk::run(&[peer.url()], Keys::New, &prefix, 1, size.seconds)?;
             Ok(one.median * 1e3)
         };
         let (nginx, onlyonce) = (latency(&nginx)?, latency(&gateway)?);

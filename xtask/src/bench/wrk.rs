@@ -15,6 +15,8 @@ pub enum Keys {
     New,
     /// All the same one.
     One,
+    /// Some thousands, one after another and again from the first.
+    Some,
 }
 
 /// What a run measured.
@@ -30,17 +32,19 @@ pub struct Measured {
     pub p99: f64,
 }
 
-/// How many threads wrk uses for so many connections.
-pub fn threads(connections: u32) -> u32 {
-    connections.min(2)
+/// How many threads wrk uses for so many connections to so many gateways: one thread speaks to one
+/// gateway, so they spread evenly.
+pub fn threads(connections: u32, gateways: usize) -> u32 {
+    connections.min(u32::try_from(gateways).unwrap_or(u32::MAX).max(2))
 }
 
-/// Runs wrk against a URL for some seconds; `prefix` makes the keys differ between runs.
+/// Runs wrk against some URLs, alike but for their addresses, for some seconds; `prefix` makes the
+/// keys differ between runs.
 ///
 /// New keys are `PREFIX-T-N`: the Nth request of thread T, both from 1. wrk makes the first request
 /// of one thread only to look at it.
 pub fn run(
-    url: &str,
+    urls: &[String],
     keys: Keys,
     prefix: &str,
     connections: u32,
@@ -50,11 +54,13 @@ pub fn run(
         Keys::None => "none",
         Keys::New => "new",
         Keys::One => "one",
+        Keys::Some => "some",
     };
+    let url = urls.first().context("nowhere to send requests to")?;
     let mut command = Command::new("wrk");
     command
         .args([
-            &format!("-t{}", threads(connections)),
+            &format!("-t{}", threads(connections, urls.len())),
             &format!("-c{connections}"),
             &format!("-d{seconds}s"),
             "--timeout",
@@ -62,7 +68,8 @@ pub fn run(
         ])
         .arg("-s")
         .arg(root().join("bench/keys.lua"))
-        .args([url, "--", mode, prefix]);
+        .args([url, "--", mode, prefix])
+        .env("ADDRESSES", addresses(urls));
     let output = quietly("wrk", &mut command)?;
     let line = output
         .lines()
@@ -87,4 +94,23 @@ pub fn run(
         median: median / 1e3,
         p99: p99 / 1e3,
     })
+}
+
+/// What wrk connects to, as `keys.lua` reads it.
+fn addresses(urls: &[String]) -> String {
+    let address = |url: &String| url.split('/').nth(2).unwrap_or_default().to_string();
+    urls.iter().map(address).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{addresses, threads};
+
+    #[test]
+    fn every_gateway_has_a_thread() {
+        assert_eq!([1, 2, 3].map(|gateways| threads(64, gateways)), [2, 2, 3]);
+        assert_eq!(threads(1, 1), 1);
+        let urls = ["http://127.0.0.1:1/", "http://127.0.0.1:2/path"].map(String::from);
+        assert_eq!(addresses(&urls), "127.0.0.1:1 127.0.0.1:2");
+    }
 }

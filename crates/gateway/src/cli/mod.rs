@@ -11,8 +11,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Overrides, parse_address};
+use crate::doctor::Doctor;
 use crate::failure::Failure;
-use crate::{demo, keys, start};
+use crate::store_command::StoreCommand;
+use crate::{demo, doctor, keys, start, store_command};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -31,6 +33,8 @@ enum Command {
         /// The configuration file
         file: PathBuf,
     },
+    /// Look at all that a gateway depends on: store, disk, clock, upstreams, certificates, limits
+    Doctor(Doctor),
     /// Run a pretend paid provider that counts what it executes and fails on request
     Sandbox {
         /// Where to listen
@@ -41,6 +45,8 @@ enum Command {
     Demo,
     /// Look at and settle operations, over the control listener of a running gateway
     Keys(keys::Keys),
+    /// Prepare a store that gateways share
+    Store(StoreCommand),
 }
 
 #[derive(Debug, Args)]
@@ -95,9 +101,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(words) => start::serve(words.config()?),
         Command::Check { file } => check(&file),
+        Command::Doctor(words) => doctor::run(words),
         Command::Sandbox { listen } => start::sandbox(listen),
         Command::Demo => demo::run(),
         Command::Keys(keys) => keys::run(&keys),
+        Command::Store(command) => store_command::run(command),
     }
 }
 
@@ -222,7 +230,12 @@ mod tests {
 
     #[test]
     fn the_commands_are_the_promised_ones() {
-        assert_eq!(commands(), ["serve", "check", "sandbox", "demo", "keys"]);
+        assert_eq!(
+            commands(),
+            [
+                "serve", "check", "doctor", "sandbox", "demo", "keys", "store"
+            ]
+        );
     }
 
     #[test]

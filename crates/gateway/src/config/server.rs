@@ -253,6 +253,31 @@ pub enum StoreUrl {
     Embedded(PathBuf),
     /// Nothing outlives the process: for tests.
     Memory,
+    /// PostgreSQL, shared by any number of gateways. The URL may hold a password.
+    Postgres(Secret),
+    /// Redis or Valkey, likewise.
+    Redis(Secret),
+}
+
+impl StoreUrl {
+    /// Reads a URL as it stands in the configuration; `None` where it is none of ours. What follows
+    /// the scheme is the store's to read.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once(':')?;
+        match scheme {
+            "embedded" if !rest.is_empty() => Some(Self::Embedded(rest.into())),
+            "memory" if rest.is_empty() => Some(Self::Memory),
+            "postgres" | "postgresql" => Some(Self::Postgres(Secret::new(text))),
+            "redis" | "rediss" | "redis+cluster" | "rediss+cluster" | "redis+sentinel"
+            | "rediss+sentinel" => Some(Self::Redis(Secret::new(text))),
+            _ => None,
+        }
+    }
+
+    /// Whether other gateways may be at the same store.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_) | Self::Redis(_))
+    }
 }
 
 /// The keys that what is stored is sealed with.
@@ -282,7 +307,7 @@ impl Store {
             segment_bytes: 32 << 20,
             cache_bytes: 64 << 20,
             max_bytes: 64 << 30,
-            max_records: 4_000_000,
+            max_records: 0,
             lease: Duration::from_secs(30),
             released_retention: Duration::from_secs(3600),
             encryption: None,
@@ -311,9 +336,12 @@ impl Store {
                 ));
             }
         }
-        if let Some(entry) = section.take("max_records") {
-            store.max_records = entry.number(1..=1_000_000_000)?;
-        }
+        store.max_records = match section.take("max_records") {
+            Some(entry) => entry.number(1..=1_000_000_000)?,
+            // The index of the embedded store is in memory.
+            None if store.url.is_shared() => 100_000_000,
+            None => 4_000_000,
+        };
         if let Some(entry) = section.take("lease") {
             store.lease = entry.duration(OrZero::No)?;
             if store.lease < Duration::from_secs(1) {
@@ -335,15 +363,15 @@ impl Store {
 }
 
 fn store_url(entry: &Entry<'_>) -> Result<StoreUrl, ConfigError> {
-    let text = entry.filled()?;
-    match text.split_once(':') {
-        Some(("embedded", folder)) if !folder.is_empty() => Ok(StoreUrl::Embedded(folder.into())),
-        Some(("memory", "")) => Ok(StoreUrl::Memory),
-        _ => Err(entry.fail(
-            format!("cannot be \"{text}\""),
-            "write \"embedded:FOLDER\", or \"memory:\" for tests",
-        )),
-    }
+    let text = entry.secret()?;
+    StoreUrl::parse(text.expose()).ok_or_else(|| {
+        // What is no URL may be a password in the wrong place: it is not repeated.
+        entry.fail(
+            "is not the URL of a store",
+            "write \"embedded:FOLDER\", \"postgres://USER@HOST/DATABASE\", \"redis://HOST\", \
+             \"env:NAME\", or \"memory:\" for tests",
+        )
+    })
 }
 
 impl Encryption {

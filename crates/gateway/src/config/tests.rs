@@ -355,20 +355,26 @@ fn encryption_keys_are_numbered_and_one_is_active() {
 }
 
 #[test]
-fn a_store_is_embedded_or_memory() {
+fn a_store_is_embedded_shared_or_in_memory() {
     assert_eq!(
         valid("[store]\nurl = \"memory:\"").store.url,
         StoreUrl::Memory
     );
     let store = valid("[store]\nurl = \"embedded:/var/x\"\nmax_bytes = 0").store;
     assert_eq!(store.url, StoreUrl::Embedded("/var/x".into()));
-    for url in ["redis://a", "embedded:", "memory:x", "/var/x"] {
+    assert_eq!(store.max_records, 4_000_000);
+    for url in ["postgres://u:p@h/d", "rediss://h", "redis+cluster://a,b"] {
+        let store = valid(&format!("[store]\nurl = \"{url}\"")).store;
+        assert!(store.url.is_shared());
+        assert_eq!(store.max_records, 100_000_000);
+        assert!(!format!("{store:?}").contains("u:p"), "a password is shown");
+    }
+    for url in ["mysql://a:secret@b", "embedded:", "memory:x", "/var/x"] {
         refused(
             &format!("[store]\nurl = \"{url}\""),
-            &format!(
-                "line 2: `url` cannot be \"{url}\"; write \"embedded:FOLDER\", or \"memory:\" for \
-                 tests"
-            ),
+            "line 2: `url` is not the URL of a store; write \"embedded:FOLDER\", \
+             \"postgres://USER@HOST/DATABASE\", \"redis://HOST\", \"env:NAME\", or \"memory:\" for \
+             tests",
         );
     }
     refused(

@@ -46,7 +46,7 @@ use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
 use self::audience::Audiences;
-use self::tls::UpstreamTls;
+pub(crate) use self::tls::UpstreamTls;
 use self::worker::Worker;
 use crate::config::Config;
 use crate::failure::Failure;

@@ -11,11 +11,11 @@ use crate::config::{Config, Tls, Upstream};
 use crate::failure::Failure;
 
 /// How this gateway speaks TLS to each upstream.
-pub(super) struct UpstreamTls(Vec<(Box<str>, Arc<ClientConfig>)>);
+pub(crate) struct UpstreamTls(Vec<(Box<str>, Arc<ClientConfig>)>);
 
 impl UpstreamTls {
     /// Reads the roots that each upstream is trusted by.
-    pub(super) fn read(config: &Config) -> Result<Self, Failure> {
+    pub(crate) fn read(config: &Config) -> Result<Self, Failure> {
         let mut all = Vec::new();
         for upstream in config.upstreams.iter().filter(|upstream| upstream.tls) {
             all.push((upstream.name.clone(), Arc::new(client(upstream)?)));
@@ -24,7 +24,7 @@ impl UpstreamTls {
     }
 
     /// What `upstream` is spoken to with; `None` where it is reached without TLS.
-    pub(super) fn of(&self, upstream: &Upstream) -> Option<Arc<ClientConfig>> {
+    pub(crate) fn of(&self, upstream: &Upstream) -> Option<Arc<ClientConfig>> {
         let (_, config) = self.0.iter().find(|(name, _)| *name == upstream.name)?;
         Some(Arc::clone(config))
     }

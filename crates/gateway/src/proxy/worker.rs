@@ -65,7 +65,7 @@ impl<S: Store> Worker<S> {
         let paths = shared.config.routes.iter().map(path);
         let spool_folder = match &shared.config.store.url {
             StoreUrl::Embedded(folder) => folder.clone(),
-            StoreUrl::Memory => std::env::temp_dir(),
+            _ => std::env::temp_dir(),
         };
         Ok(Self {
             paths: paths.collect::<io::Result<_>>()?,

@@ -6,6 +6,7 @@
 
 mod commands;
 mod control;
+mod doctor;
 mod encryption;
 #[path = "../hostile/faults.rs"]
 mod faults;

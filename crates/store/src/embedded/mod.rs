@@ -30,19 +30,19 @@ mod log;
 mod open;
 mod recordings;
 mod recover;
-mod seal;
 mod segment;
 mod store;
 mod sweep;
 
 use std::{path::Path, sync::Arc};
 
+pub use self::open::OpenError;
 use self::{census::Census, index::Index, log::Log, store::Hot};
-pub use self::{
-    open::OpenError,
-    seal::{EncryptionKeys, SealError},
+pub use crate::seal::{EncryptionKeys, SealError};
+use crate::{
+    clock::{Clock, SystemClock},
+    seal::Sealer,
 };
-use crate::clock::{Clock, SystemClock};
 
 /// How an embedded store is opened.
 #[derive(Clone)]
@@ -89,7 +89,7 @@ struct Inner {
     index: Index,
     hot: Hot,
     secret: [u8; 32],
-    sealer: Option<seal::Sealer>,
+    sealer: Option<Sealer>,
     clock: Arc<dyn Clock>,
     max_records: u64,
     census: Census,

@@ -25,9 +25,9 @@ use super::{
     index::{Beside, Index, Slot, SlotState},
     layout::{self, SEGMENT_HEADER, SegmentHeader},
     recover::Reading,
-    seal::{SealError, Sealer},
     segment::{Segment, create_file, numbers, sync_dir},
 };
+use crate::seal::{SealError, Sealer};
 
 const META_MAGIC: &[u8; 8] = b"1ONCEDIR";
 const META_FORMAT: u32 = 1;

@@ -15,8 +15,8 @@ use super::{
     catalog::{Catalog, Item, What},
     index::Place,
     layout::{self, BATCH_HEADER, FLAG_UNREADABLE, SEGMENT_HEADER},
-    seal::Sealer,
 };
+use crate::seal::Sealer;
 
 /// What is needed to read entries.
 pub struct Reading<'a> {

@@ -307,6 +307,7 @@ impl Inner {
             match self.put_record(address, expected, &write, executed.as_ref())? {
                 Ok(None) => return Ok(Swap::Lost),
                 Ok(Some((place, attempts))) => {
+                    // Who is woken reads no sooner than it is durable.
                     self.log.gate.wait(place.end()).await.map_err(in_doubt)?;
                     return Ok(Swap::Done { attempts });
                 }

@@ -1,0 +1,82 @@
+//! `onlyonce store`: what there is to do with a store beside serving from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use onlyonce_store::postgres::{self, Migrated};
+
+use crate::config::{Config, Overrides, StoreUrl};
+use crate::failure::Failure;
+use crate::{open, start};
+
+/// The words after `onlyonce store`.
+#[derive(Debug, Args)]
+pub(crate) struct StoreCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make the tables of a store on PostgreSQL, or bring them to this version
+    Migrate {
+        /// Where the store is, or env:NAME for a URL that nobody else should see
+        #[arg(
+            value_name = "URL",
+            required_unless_present = "config",
+            conflicts_with = "config"
+        )]
+        url: Option<String>,
+        /// The configuration file whose store it is
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Does it.
+pub(crate) fn run(command: StoreCommand) -> Result<(), Failure> {
+    let Action::Migrate { url, config } = command.action;
+    let (url, options) = match (config, url) {
+        (Some(file), _) => {
+            let config = Config::from_file(&file, &Overrides::default())?;
+            let options = open::postgres_options(&config.store, &config.limits);
+            (config.store.url, options)
+        }
+        (None, url) => (
+            parse(&url.unwrap_or_default())?,
+            postgres::Options::default(),
+        ),
+    };
+    let StoreUrl::Postgres(url) = url else {
+        println!("onlyonce: this store has no tables; there is nothing to migrate");
+        return Ok(());
+    };
+    let migrated = start::runtime()?.block_on(postgres::migrate(url.expose(), &options));
+    match migrated.map_err(|error| open::failure(&error))? {
+        Migrated { from, to } if from == to => {
+            println!("onlyonce: the store has version {to} already");
+        }
+        Migrated { from: 0, to } => println!("onlyonce: the store was made, with version {to}"),
+        Migrated { from, to } => println!("onlyonce: the store went from version {from} to {to}"),
+    }
+    Ok(())
+}
+
+/// A URL from the command line.
+fn parse(text: &str) -> Result<StoreUrl, Failure> {
+    let text = match text.strip_prefix("env:") {
+        None => text.to_owned(),
+        Some(name) => std::env::var(name).map_err(|_| {
+            Failure::usage(
+                format!("the environment variable {name} is not set"),
+                format!("set {name} to the URL of the store"),
+            )
+        })?,
+    };
+    StoreUrl::parse(&text).ok_or_else(|| {
+        Failure::usage(
+            "that is not the URL of a store",
+            "write postgres://USER@HOST/DATABASE, or env:NAME",
+        )
+    })
+}

@@ -1,0 +1,43 @@
+//! Several gateways on one store, on a real PostgreSQL and a real Redis. The upstream counts: what
+//! several gateways were asked for once runs once.
+
+// In a test, an unwrap is an assertion.
+#![allow(clippy::unwrap_used)]
+
+mod one_truth;
+mod servers;
+
+use onlyonce_testkit::{Gateway, Request, Setup, Upstream};
+use servers::Server;
+
+/// The binary under test.
+const BIN: &str = env!("CARGO_BIN_EXE_onlyonce");
+
+/// A keyed `POST` with a body.
+fn post(key: &str) -> Request {
+    Request::post("/x").key(key).body("b")
+}
+
+/// A gateway before `upstream`, on the store of `server`.
+fn setup(upstream: &Upstream, server: &impl Server) -> Setup {
+    Setup::new(BIN, &upstream.url()).store(&format!("url = \"{}\"\nlease = \"2s\"", server.url()))
+}
+
+/// Two of them.
+fn two_gateways(upstream: &Upstream, server: &impl Server) -> (Gateway, Gateway) {
+    let setup = setup(upstream, server);
+    (setup.clone().start(), setup.start())
+}
+
+/// Makes a test of every function, for each kind of server.
+macro_rules! on_every_server {
+    ($($test:ident)*) => {
+        mod postgres {
+            $(#[test] fn $test() { super::$test(&mut crate::servers::OnPostgres::start()); })*
+        }
+        mod redis {
+            $(#[test] fn $test() { super::$test(&mut crate::servers::OnRedis::start()); })*
+        }
+    };
+}
+pub(crate) use on_every_server;

@@ -1,0 +1,429 @@
+//! The calls that are served in batches.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use onlyonce_core::{Address, Epoch, OperationId, RecordingId};
+use tokio_postgres::{Row as SqlRow, types::ToSql};
+
+use super::{
+    Core, body::Row, connection::Session, desk::Kind, error::Failed, period::Period, values::Id,
+};
+use crate::StoreError;
+
+/// Calls in one batch, at most.
+pub const MOST: usize = 128;
+
+/// A parameter of a statement.
+pub type Param<'a> = &'a (dyn ToSql + Sync);
+
+/// A claim where nothing counts.
+pub struct Claim {
+    pub address: Address,
+    pub id: OperationId,
+    pub until: i64,
+    pub period: Period,
+    pub tenant_tag: i32,
+    pub key_tag: i32,
+    pub record: Bytes,
+    pub attempt: Option<Bytes>,
+}
+
+/// How a claim ended.
+pub enum Claimed {
+    /// It is written. Says whether the row is a new one.
+    Done { is_new: bool },
+    /// Something counts there.
+    Lost,
+}
+
+impl Kind for Claim {
+    type Reply = Claimed;
+
+    const MOST: usize = MOST;
+    const SHARES_ADDRESSES: bool = false;
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.record.len()
+    }
+
+    fn period(&self) -> Option<Period> {
+        Some(self.period)
+    }
+
+    fn failed(failed: Failed) -> StoreError {
+        failed.of_a_write()
+    }
+
+    async fn serve(
+        session: &mut Session,
+        core: &Core,
+        calls: &[&Self],
+    ) -> Result<Vec<Claimed>, Failed> {
+        let params: [Param; 9] = [
+            &addresses(calls),
+            &column(calls, |call| Id(*call.id.as_bytes())),
+            &column(calls, |call| call.until),
+            &column(calls, |call| call.period.number()),
+            &column(calls, |call| call.tenant_tag),
+            &column(calls, |call| call.key_tag),
+            &column(calls, |call| &call.record[..]),
+            &core.given_now(),
+            &column(calls, |call| call.attempt.as_deref()),
+        ];
+        let statement = &core.statements.claim;
+        let rows = core
+            .commit(session, statement, &params, calls.len())
+            .await?;
+        let mut written = by_address(&rows, |row| row.try_get::<_, bool>(1))?;
+        Ok(column(calls, |call| match written.remove(&call.address) {
+            Some(is_new) => Claimed::Done { is_new },
+            None => Claimed::Lost,
+        }))
+    }
+}
+
+/// A compare-and-set of a record that counts.
+pub struct Change {
+    pub address: Address,
+    pub id: OperationId,
+    pub epoch: i64,
+    pub claim: i64,
+    pub state: i16,
+    pub until: Option<i64>,
+    pub period: Period,
+    pub record: Option<Bytes>,
+    pub body: Option<Bytes>,
+    pub attempt: Option<Bytes>,
+    pub chunks: Option<i32>,
+}
+
+/// How a compare-and-set ended.
+pub enum Changed {
+    /// It is written, and so many attempts there are.
+    Done { attempts: i32 },
+    /// The fence does not stand.
+    Lost,
+    /// The fence stands, and the protocol has no such arrow from where the record stands.
+    Unlawful { state: i16, claim: Epoch },
+}
+
+impl Kind for Change {
+    type Reply = Changed;
+
+    const MOST: usize = MOST;
+    const SHARES_ADDRESSES: bool = false;
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        len(&self.record) + len(&self.body)
+    }
+
+    fn period(&self) -> Option<Period> {
+        Some(self.period)
+    }
+
+    fn failed(failed: Failed) -> StoreError {
+        failed.of_a_write()
+    }
+
+    async fn serve(
+        session: &mut Session,
+        core: &Core,
+        calls: &[&Self],
+    ) -> Result<Vec<Changed>, Failed> {
+        let params: [Param; 12] = [
+            &addresses(calls),
+            &column(calls, |call| Id(*call.id.as_bytes())),
+            &column(calls, |call| call.epoch),
+            &column(calls, |call| call.claim),
+            &column(calls, |call| call.state),
+            &column(calls, |call| call.until),
+            &column(calls, |call| call.period.number()),
+            &column(calls, |call| call.record.as_deref()),
+            &column(calls, |call| call.body.as_deref()),
+            &column(calls, |call| call.attempt.as_deref()),
+            &column(calls, |call| call.chunks),
+            &core.given_now(),
+        ];
+        let statement = &core.statements.change;
+        let rows = core
+            .commit(session, statement, &params, calls.len())
+            .await?;
+        let mut found = by_address(&rows, |row| {
+            Ok((
+                row.try_get::<_, i16>(1)?,
+                row.try_get::<_, i64>(2)?,
+                row.try_get::<_, Option<i32>>(3)?,
+            ))
+        })?;
+        Ok(column(calls, |call| match found.remove(&call.address) {
+            Some((_, _, Some(attempts))) => Changed::Done { attempts },
+            Some((state, claim, None)) => Changed::Unlawful {
+                state,
+                claim: Epoch::new(claim as u64),
+            },
+            None => Changed::Lost,
+        }))
+    }
+}
+
+/// A chunk for a recording.
+pub struct Append {
+    pub address: Address,
+    pub recording: RecordingId,
+    pub number: i32,
+    pub bytes: Bytes,
+}
+
+impl Kind for Append {
+    /// Whether the claim stands.
+    type Reply = bool;
+
+    const MOST: usize = MOST;
+    const SHARES_ADDRESSES: bool = false;
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn failed(failed: Failed) -> StoreError {
+        failed.of_a_write()
+    }
+
+    async fn serve(
+        session: &mut Session,
+        core: &Core,
+        calls: &[&Self],
+    ) -> Result<Vec<bool>, Failed> {
+        let params: [Param; 5] = [
+            &addresses(calls),
+            &column(calls, |call| Id(*call.recording.operation.as_bytes())),
+            &column(calls, |call| call.recording.claim.number() as i64),
+            &column(calls, |call| call.number),
+            &column(calls, |call| &call.bytes[..]),
+        ];
+        let statement = &core.statements.append;
+        let rows = core
+            .commit(session, statement, &params, calls.len())
+            .await?;
+        let written = by_address(&rows, |_| Ok(()))?;
+        Ok(column(calls, |call| written.contains_key(&call.address)))
+    }
+}
+
+/// One more attempt of an operation.
+pub struct Note {
+    pub address: Address,
+    pub id: OperationId,
+    pub note: Bytes,
+}
+
+impl Kind for Note {
+    /// Its number; `None` where the operation is not held.
+    type Reply = Option<i32>;
+
+    // No more than the ring of one operation takes.
+    const MOST: usize = 100;
+    const SHARES_ADDRESSES: bool = true;
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn failed(failed: Failed) -> StoreError {
+        // A note that may be lost is as good as lost.
+        failed.of_a_read()
+    }
+
+    async fn serve(
+        session: &mut Session,
+        core: &Core,
+        calls: &[&Self],
+    ) -> Result<Vec<Option<i32>>, Failed> {
+        // Sorted by address, so that what is of one operation stands together.
+        let operations: Vec<&[&Self]> = calls
+            .chunk_by(|one, next| (one.address, one.id) == (next.address, next.id))
+            .collect();
+        let mut places = Vec::with_capacity(calls.len());
+        for notes in &operations {
+            places.extend(1..=notes.len() as i32);
+        }
+        let params: [Param; 7] = [
+            &column(&operations, |notes| Id(*notes[0].address.as_bytes())),
+            &column(&operations, |notes| Id(*notes[0].id.as_bytes())),
+            &column(&operations, |notes| notes.len() as i32),
+            &addresses(calls),
+            &column(calls, |call| Id(*call.id.as_bytes())),
+            &places,
+            &column(calls, |call| &call.note[..]),
+        ];
+        let rows = session
+            .run(&core.prepares, &core.statements.note, &params)
+            .await?;
+        let attempts = by_address(&rows, |row| {
+            Ok((row.try_get::<_, i32>(1)?, row.try_get::<_, Id>(2)?))
+        })?;
+        let mut replies = Vec::with_capacity(calls.len());
+        for notes in operations {
+            let last = attempts
+                .get(&notes[0].address)
+                .filter(|(_, id)| id.0 == *notes[0].id.as_bytes())
+                .map(|&(last, _)| last);
+            let len = notes.len() as i32;
+            replies.extend((1..=len).map(|place| last.map(|last| last - len + place)));
+        }
+        Ok(replies)
+    }
+}
+
+/// A record to be loaded.
+pub struct Load {
+    pub address: Address,
+}
+
+impl Kind for Load {
+    type Reply = Option<Row>;
+
+    const MOST: usize = MOST;
+    const SHARES_ADDRESSES: bool = true;
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn failed(failed: Failed) -> StoreError {
+        failed.of_a_read()
+    }
+
+    async fn serve(
+        session: &mut Session,
+        core: &Core,
+        calls: &[&Self],
+    ) -> Result<Vec<Option<Row>>, Failed> {
+        let params: [Param; 1] = [&distinct_addresses(calls)];
+        let rows = session
+            .run(&core.prepares, &core.statements.load, &params)
+            .await?;
+        let found = by_address(&rows, row)?;
+        Ok(column(calls, |call| found.get(&call.address).cloned()))
+    }
+}
+
+/// A row of `operations` that stands in the columns from the second on.
+pub fn row(row: &SqlRow) -> Result<Row, tokio_postgres::Error> {
+    let bytes = |at| -> Result<Option<Bytes>, tokio_postgres::Error> {
+        let bytes: Option<&[u8]> = row.try_get(at)?;
+        Ok(bytes.map(Bytes::copy_from_slice))
+    };
+    Ok(Row {
+        id: OperationId::from_bytes(row.try_get::<_, Id>(1)?.0),
+        epoch: row.try_get::<_, i64>(2)? as u64,
+        claim: row.try_get::<_, i64>(3)? as u64,
+        state: row.try_get(4)?,
+        until: row.try_get(5)?,
+        attempts: row.try_get(6)?,
+        record: bytes(7)?,
+        body: bytes(8)?,
+    })
+}
+
+/// A chunk to be read.
+pub struct Read {
+    pub address: Address,
+    pub recording: RecordingId,
+    pub number: i32,
+}
+
+/// A chunk that was looked for.
+#[derive(Debug, Default)]
+pub struct ReadChunk {
+    pub bytes: Option<Bytes>,
+    /// Whether it came with the record that completed the operation.
+    pub is_last: bool,
+}
+
+impl Kind for Read {
+    type Reply = ReadChunk;
+
+    const MOST: usize = 16;
+    const SHARES_ADDRESSES: bool = true;
+
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn failed(failed: Failed) -> StoreError {
+        failed.of_a_read()
+    }
+
+    async fn serve(
+        session: &mut Session,
+        core: &Core,
+        calls: &[&Self],
+    ) -> Result<Vec<ReadChunk>, Failed> {
+        let places: Vec<i32> = (0..calls.len() as i32).collect();
+        let params: [Param; 5] = [
+            &addresses(calls),
+            &column(calls, |call| Id(*call.recording.operation.as_bytes())),
+            &column(calls, |call| call.recording.claim.number() as i64),
+            &column(calls, |call| call.number),
+            &places,
+        ];
+        let rows = session
+            .run(&core.prepares, &core.statements.read, &params)
+            .await?;
+        let mut replies: Vec<ReadChunk> = calls.iter().map(|_| ReadChunk::default()).collect();
+        for row in rows {
+            let place: i32 = row.try_get(0)?;
+            let (state, chunks): (i16, i32) = (row.try_get(1)?, row.try_get(2)?);
+            let bytes: Option<&[u8]> = row.try_get(3)?;
+            let number = calls[place as usize].number;
+            replies[place as usize] = ReadChunk {
+                bytes: bytes.map(Bytes::copy_from_slice),
+                is_last: state == 2 && number == chunks - 1,
+            };
+        }
+        Ok(replies)
+    }
+}
+
+/// One value of each call.
+pub fn column<'a, C, T>(calls: &'a [C], value: impl FnMut(&'a C) -> T) -> Vec<T> {
+    calls.iter().map(value).collect()
+}
+
+/// What the calls are about.
+pub fn addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {
+    column(calls, |call| Id(*call.address().as_bytes()))
+}
+
+fn distinct_addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {
+    let mut addresses = addresses(calls);
+    addresses.dedup();
+    addresses
+}
+
+fn by_address<T>(
+    rows: &[SqlRow],
+    value: impl Fn(&SqlRow) -> Result<T, tokio_postgres::Error>,
+) -> Result<HashMap<Address, T>, Failed> {
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let address = Address::from_bytes(row.try_get::<_, Id>(0)?.0);
+        found.insert(address, value(row)?);
+    }
+    Ok(found)
+}

@@ -1,0 +1,174 @@
+//! What a store says of itself, and how many records it holds (I15).
+//!
+//! The server is asked now and then; in between, what this gateway writes and drops is counted. Other
+//! gateways' writes are seen at the next count, so limits are kept at best effort.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio_postgres::types::Type;
+
+use super::{Core, error::Failed};
+use crate::{Status, StoreError};
+
+/// How often all is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// Tables of more rows are estimated, and tenants counted on a sample.
+const COUNTED_EXACTLY: i64 = 100_000;
+
+/// The figures.
+#[derive(Default)]
+pub struct Figures {
+    records: AtomicI64,
+    bytes: AtomicI64,
+    tenants: Mutex<HashMap<i32, i64>>,
+    counted: Mutex<Option<Instant>>,
+    commits: AtomicU64,
+    writes: AtomicU64,
+    latest_commit_nanos: AtomicU64,
+    trouble: Mutex<Option<(String, Instant)>>,
+}
+
+impl Figures {
+    /// A commit took `took` and carried `writes` writes.
+    pub fn committed(&self, writes: u64, took: Duration) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.writes.fetch_add(writes, Ordering::Relaxed);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.latest_commit_nanos.store(nanos, Ordering::Relaxed);
+    }
+
+    /// This gateway wrote a new row.
+    pub fn added(&self, tenant: i32) {
+        self.records.fetch_add(1, Ordering::Relaxed);
+        *self.tenants.lock().entry(tenant).or_default() += 1;
+    }
+
+    /// This gateway dropped a row.
+    pub fn dropped(&self, tenant: i32) {
+        self.records.fetch_sub(1, Ordering::Relaxed);
+        let mut tenants = self.tenants.lock();
+        if let Some(held) = tenants.get_mut(&tenant) {
+            *held -= 1;
+            if *held <= 0 {
+                tenants.remove(&tenant);
+            }
+        }
+    }
+
+    /// This gateway wrote, or gave back, so many bytes.
+    pub fn grew(&self, bytes: i64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether one more record of `tenant` may be held.
+    pub fn check_room(&self, core: &Core, tenant: i32) -> Result<(), StoreError> {
+        let most = core.options.max_records;
+        if self.records.load(Ordering::Relaxed) >= i64::try_from(most).unwrap_or(i64::MAX) {
+            return Err(StoreError::Full(format!(
+                "store.max_records is {most} and so many are held"
+            )));
+        }
+        let most = i64::try_from(core.options.max_tenant_records).unwrap_or(i64::MAX);
+        if self
+            .tenants
+            .lock()
+            .get(&tenant)
+            .is_some_and(|&held| held >= most)
+        {
+            return Err(StoreError::OverLimit("tenant_records"));
+        }
+        Ok(())
+    }
+
+    /// There is no connection: said once a minute.
+    pub fn trouble(&self, why: &str) {
+        let mut said = self.trouble.lock();
+        let is_said = said
+            .as_ref()
+            .is_some_and(|(what, when)| what == why && when.elapsed() < COUNT_EVERY);
+        if !is_said {
+            tracing::warn!("no connection to the store: {why}");
+            *said = Some((why.to_owned(), Instant::now()));
+        }
+    }
+
+    /// What [`Store::status`](crate::Store::status) tells.
+    pub fn status(&self) -> Status {
+        let figure = |value: &AtomicI64| u64::try_from(value.load(Ordering::Relaxed)).unwrap_or(0);
+        Status {
+            poisoned: None,
+            records: figure(&self.records),
+            bytes: figure(&self.bytes),
+            commits: self.commits.load(Ordering::Relaxed),
+            committed_writes: self.writes.load(Ordering::Relaxed),
+            latest_commit: Duration::from_nanos(self.latest_commit_nanos.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl Core {
+    /// Counts again, if it is time.
+    pub async fn count_now_and_then(&self) -> Result<(), Failed> {
+        let is_time = |counted: Option<Instant>| {
+            counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY)
+        };
+        if is_time(*self.figures.counted.lock()) {
+            self.count().await?;
+        }
+        Ok(())
+    }
+
+    /// Counts records, bytes, and the records of each tenant.
+    pub async fn count(&self) -> Result<(), Failed> {
+        let schema = &self.target.schema;
+        *self.figures.counted.lock() = Some(Instant::now());
+        let text = format!(
+            "SELECT (SELECT count(*) FROM (SELECT FROM {schema}.operations LIMIT $1 + 1) AS counted),
+                (SELECT greatest(reltuples, 0)::int8 FROM pg_class
+                    WHERE oid = '{schema}.operations'::regclass),
+                (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8 FROM pg_class c
+                    WHERE c.relnamespace = '{schema}'::regnamespace AND c.relkind = 'r')"
+        );
+        let rows = self
+            .chores
+            .ask(self, &text, &[Type::INT8], &[&COUNTED_EXACTLY])
+            .await?;
+        let Some(row) = rows.first() else {
+            return Ok(());
+        };
+        let (some, estimate, bytes): (i64, i64, i64) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let is_exact = some <= COUNTED_EXACTLY;
+        let records = if is_exact { some } else { estimate.max(some) };
+        // Of a large table, as many pages are looked at as hold the rows that would be counted.
+        let share = COUNTED_EXACTLY as f64 / records.max(1) as f64;
+        let sample = if is_exact {
+            String::new()
+        } else {
+            format!("TABLESAMPLE SYSTEM ({})", 100.0 * share)
+        };
+        let text = format!(
+            "SELECT tenant_tag, count(*) FROM {schema}.operations {sample} GROUP BY tenant_tag"
+        );
+        let rows = self.chores.ask(self, &text, &[], &[]).await?;
+        let mut tenants = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let (tenant, count): (i32, i64) = (row.try_get(0)?, row.try_get(1)?);
+            let count = if is_exact {
+                count
+            } else {
+                (count as f64 / share) as i64
+            };
+            tenants.insert(tenant, count);
+        }
+        self.figures.records.store(records, Ordering::Relaxed);
+        self.figures.bytes.store(bytes, Ordering::Relaxed);
+        *self.figures.tenants.lock() = tenants;
+        Ok(())
+    }
+}

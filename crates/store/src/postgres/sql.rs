@@ -1,0 +1,426 @@
+//! The statements.
+//!
+//! Each serves a whole batch: arrays in, one row an element out. Elements come sorted by address and
+//! rows are locked one after the other in that order, so that two batches never wait for each other in
+//! a ring. Each is a transaction of its own, with nothing kept in the session, so that a pooler may
+//! give every statement another connection.
+
+use tokio_postgres::types::Type;
+
+/// A statement, and the types of its parameters.
+pub struct Statement {
+    pub name: &'static str,
+    pub text: String,
+    pub types: Vec<Type>,
+}
+
+/// All that run often.
+pub struct Statements {
+    pub claim: Statement,
+    pub change: Statement,
+    pub append: Statement,
+    pub note: Statement,
+    pub load: Statement,
+    pub read: Statement,
+    pub follow: Statement,
+    pub ask: Statement,
+    pub followed: Statement,
+    pub show: Statement,
+}
+
+/// What stands before an owner's number in a notice that is for it.
+pub const OWNER: &str = "owner ";
+
+/// The server's clock, in milliseconds.
+pub const SERVER_CLOCK: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::int8";
+
+/// The store's clock: the server's, unless a test gives the time.
+pub fn clock(parameter: u32) -> String {
+    format!("coalesce(${parameter}::int8, {SERVER_CLOCK})")
+}
+
+/// A commit of this transaction is durable, whatever the server's default is. Another setting than
+/// `off` is somebody's decision and stands.
+const DURABLE: &str = "set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
+    WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)";
+
+/// Nobody waits for the disk: a crash may forget it.
+const LAZY: &str = "set_config('synchronous_commit', 'off', true)";
+
+impl Statements {
+    pub fn new(schema: &str) -> Self {
+        let channel = channel(schema);
+        Self {
+            claim: claim(schema),
+            change: change(schema),
+            append: append(schema),
+            note: note(schema),
+            load: load(schema),
+            read: read(schema),
+            follow: follow(schema),
+            ask: ask(schema, &channel),
+            followed: followed(schema),
+            show: show(schema, &channel),
+        }
+    }
+}
+
+/// The channel on which gateways that share a schema tell each other to look.
+pub fn channel(schema: &str) -> String {
+    format!("onlyonce_{schema}")
+}
+
+fn statement(name: &'static str, text: String, types: &[Type]) -> Statement {
+    Statement {
+        name,
+        text,
+        types: types.to_vec(),
+    }
+}
+
+/// A claim of a key of which nothing counts: a new row, or one in the place of what has expired. Gives
+/// the addresses that were claimed, and whether the row is a new one.
+fn claim(schema: &str) -> Statement {
+    let now = clock(8);
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
+        wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int4[], $5::int4[],
+                $6::int4[], $7::bytea[], $9::bytea[])
+            AS w (address, id, until, period, tenant_tag, key_tag, record, attempt)
+        )
+        INSERT INTO {schema}.operations AS o (address, id, epoch, claim, until, period, attempts,
+            executing, tenant_tag, key_tag, state, record, attempt)
+        SELECT address, id, 1, 1, until, period, (attempt IS NOT NULL)::int4,
+            (attempt IS NOT NULL)::int4, tenant_tag, key_tag, 1, record, attempt
+        FROM wanted, setting ORDER BY address
+        ON CONFLICT (address) DO UPDATE SET id = excluded.id, epoch = 1, claim = 1,
+            until = excluded.until, period = excluded.period, attempts = excluded.attempts,
+            executing = excluded.executing, chunks = 0, tenant_tag = excluded.tenant_tag,
+            key_tag = excluded.key_tag, state = 1, beside = false,
+            record = excluded.record, attempt = excluded.attempt
+        WHERE o.state IN (2, 4) AND o.until <= (SELECT now FROM setting)
+        RETURNING address, (o.xmax = 0)"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT4_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::INT8,
+        Type::BYTEA_ARRAY,
+    ];
+    statement("claim", text, &types)
+}
+
+/// A compare-and-set of a record that counts. Gives, for each whose fence stood, the state and the
+/// claim that were found, whether it was written, and the attempts. What is not an arrow of the
+/// protocol is not written, whoever asks (I8).
+fn change(schema: &str) -> Statement {
+    let now = clock(12);
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
+        wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int8[], $5::int2[],
+                $6::int8[], $7::int4[], $8::bytea[], $9::bytea[], $10::bytea[], $11::int4[])
+            AS w (address, id, epoch, claim, state, until, period, record, body, attempt, chunks)
+        ),
+        held AS MATERIALIZED (
+            SELECT w.*, o.state AS old_state, o.claim AS old_claim, o.attempt AS old_attempt,
+                o.executing AS old_executing,
+                o.state = 1 OR o.state = 3 AND w.state <> 3 OR o.state = 4 AND w.state = 1 AS lawful
+            FROM setting, wanted w, LATERAL (
+                SELECT * FROM {schema}.operations o
+                WHERE o.address = w.address AND o.id = w.id AND o.epoch = w.epoch - 1
+                    AND (o.state IN (1, 3) OR o.until > setting.now)
+                FOR UPDATE
+            ) o
+        ),
+        changed AS (
+            UPDATE {schema}.operations o SET
+                epoch = h.epoch, claim = h.claim, state = h.state, until = h.until,
+                period = CASE WHEN o.beside THEN o.period ELSE h.period END,
+                attempts = o.attempts + (h.attempt IS NOT NULL)::int4,
+                executing = CASE WHEN h.attempt IS NULL THEN o.executing ELSE o.attempts + 1 END,
+                chunks = coalesce(h.chunks, 0),
+                beside = o.beside OR h.attempt IS NOT NULL AND o.attempt IS NOT NULL,
+                record = h.record,
+                attempt = CASE WHEN h.state = 2 THEN NULL ELSE coalesce(h.attempt, o.attempt) END
+            FROM held h WHERE o.address = h.address AND h.lawful
+            RETURNING o.address, o.period, o.attempts
+        ),
+        kept AS (
+            INSERT INTO {schema}.records (period, id, body, attempt)
+            SELECT c.period, h.id, h.body, h.old_attempt
+            FROM changed c JOIN held h USING (address) WHERE h.body IS NOT NULL
+        ),
+        former AS (
+            INSERT INTO {schema}.attempts (period, id, slot, number, note)
+            SELECT c.period, h.id, h.old_executing % 128, h.old_executing, h.old_attempt
+            FROM changed c JOIN held h USING (address)
+            WHERE h.attempt IS NOT NULL AND h.old_attempt IS NOT NULL
+            ON CONFLICT (period, id, slot) DO UPDATE
+                SET number = excluded.number, note = excluded.note
+        )
+        SELECT h.address, h.old_state, h.old_claim, c.attempts
+        FROM held h LEFT JOIN changed c USING (address)"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT8,
+    ];
+    statement("change", text, &types)
+}
+
+/// Adds chunks to recordings whose claim stands; gives the addresses of those.
+fn append(schema: &str) -> Statement {
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {DURABLE}),
+        wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int4[], $5::bytea[])
+            AS w (address, id, claim, number, bytes)
+        ),
+        held AS MATERIALIZED (
+            SELECT w.*, o.period, o.beside FROM setting, wanted w, LATERAL (
+                SELECT * FROM {schema}.operations o
+                WHERE o.address = w.address AND o.id = w.id AND o.claim = w.claim
+                    AND o.state IN (1, 3)
+                FOR UPDATE
+            ) o
+        ),
+        changed AS (
+            UPDATE {schema}.operations o SET beside = true
+            FROM held h WHERE o.address = h.address AND NOT h.beside
+        ),
+        kept AS (
+            INSERT INTO {schema}.chunks (period, id, claim, number, bytes)
+            SELECT period, id, claim, number, bytes FROM held
+            ON CONFLICT (period, id, claim, number) DO UPDATE SET bytes = excluded.bytes
+        )
+        SELECT address FROM held"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::BYTEA_ARRAY,
+    ];
+    statement("append", text, &types)
+}
+
+/// Notes attempts: `$3` of each operation, whose notes follow in `$4` to `$7`. Gives, for each
+/// operation that is held, the attempts that there are now.
+fn note(schema: &str) -> Statement {
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {LAZY}),
+        wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int4[]) AS w (address, id, count)
+        ),
+        held AS MATERIALIZED (
+            SELECT w.* FROM setting, wanted w, LATERAL (
+                SELECT * FROM {schema}.operations o
+                WHERE o.address = w.address AND o.id = w.id
+                FOR UPDATE
+            ) o
+        ),
+        changed AS (
+            UPDATE {schema}.operations o SET attempts = o.attempts + h.count, beside = true
+            FROM held h WHERE o.address = h.address
+            RETURNING o.address, o.id, o.period, o.attempts, h.count
+        ),
+        kept AS (
+            INSERT INTO {schema}.attempts AS a (period, id, slot, number, note)
+            SELECT c.period, c.id, (c.attempts - c.count + n.place) % 128,
+                c.attempts - c.count + n.place, n.note
+            FROM unnest($4::uuid[], $5::uuid[], $6::int4[], $7::bytea[])
+                AS n (address, id, place, note)
+            JOIN changed c USING (address, id)
+            ON CONFLICT (period, id, slot) DO UPDATE
+                SET number = excluded.number, note = excluded.note
+                WHERE excluded.number > a.number
+        )
+        SELECT address, attempts, id FROM changed"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT4_ARRAY,
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT4_ARRAY,
+        Type::BYTEA_ARRAY,
+    ];
+    statement("note", text, &types)
+}
+
+/// Records as they stand.
+fn load(schema: &str) -> Statement {
+    let text = format!(
+        "SELECT o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, r.body
+        FROM unnest($1::uuid[]) AS w (address)
+        JOIN {schema}.operations o USING (address)
+        LEFT JOIN {schema}.records r ON o.state = 2 AND r.period = o.period AND r.id = o.id"
+    );
+    statement("load", text, &[Type::UUID_ARRAY])
+}
+
+/// Chunks of recordings that stand; `$5` numbers the elements.
+fn read(schema: &str) -> Statement {
+    let text = format!(
+        "SELECT w.place, o.state, o.chunks, c.bytes
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int4[], $5::int4[])
+            AS w (address, id, claim, number, place)
+        JOIN {schema}.operations o
+            ON o.address = w.address AND o.id = w.id AND o.claim = w.claim
+        LEFT JOIN {schema}.chunks c ON c.period = o.period AND c.id = o.id AND c.claim = o.claim
+            AND c.number = w.number AND (o.state <> 2 OR w.number < o.chunks - 1)"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT4_ARRAY,
+    ];
+    statement("read", text, &types)
+}
+
+/// What is shown of recordings: a row a frame that was not seen whole, in order, and at least one where
+/// anything is shown at all; `$6` numbers the elements.
+fn follow(schema: &str) -> Statement {
+    let text = format!(
+        "SELECT w.place, t.in_chunks, t.ended, CASE WHEN NOT w.seen_head THEN t.head END,
+            f.begins_at, f.bytes
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bool[], $5::int8[], $6::int4[])
+            AS w (address, id, claim, seen_head, seen, place)
+        JOIN {schema}.tails t ON t.address = w.address AND t.id = w.id AND t.claim = w.claim
+        LEFT JOIN {schema}.frames f ON f.address = w.address AND f.id = w.id AND f.claim = w.claim
+            AND f.ends_at > greatest(w.seen, t.in_chunks)
+        ORDER BY w.place, f.begins_at"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BOOL_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+    ];
+    statement("follow", text, &types)
+}
+
+/// Asks owners to show recordings, and tells those who were not asked yet. Whoever heard and shows
+/// nothing is asked again after a while: what it heard may have been lost on its way.
+fn ask(schema: &str, channel: &str) -> Statement {
+    let now = clock(5);
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {LAZY}),
+        asked AS (
+            INSERT INTO {schema}.follows AS f (owner, address, id, claim, asked_at, heard)
+            SELECT owner, address, id, claim, now, false
+            FROM setting, unnest($1::int8[], $2::uuid[], $3::uuid[], $4::int8[])
+                AS w (owner, address, id, claim)
+            ORDER BY owner, address
+            ON CONFLICT (owner, address) DO UPDATE SET id = excluded.id, claim = excluded.claim,
+                asked_at = excluded.asked_at, heard = false
+            WHERE f.heard AND (f.asked_at <= excluded.asked_at - 2000
+                OR (f.id, f.claim) <> (excluded.id, excluded.claim))
+            RETURNING owner
+        )
+        SELECT pg_notify('{channel}', '{OWNER}' || owner) IS NULL FROM asked"
+    );
+    let types = [
+        Type::INT8_ARRAY,
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8,
+    ];
+    statement("ask", text, &types)
+}
+
+/// What owners are asked to show and have not heard of yet.
+fn followed(schema: &str) -> Statement {
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {LAZY}),
+        unheard AS MATERIALIZED (
+            SELECT f.owner, f.address FROM setting, {schema}.follows f
+            WHERE f.owner = ANY ($1::int8[]) AND NOT f.heard
+            ORDER BY f.owner, f.address FOR UPDATE OF f
+        )
+        UPDATE {schema}.follows f SET heard = true
+        FROM unheard u WHERE f.owner = u.owner AND f.address = u.address
+        RETURNING f.owner, f.address"
+    );
+    statement("followed", text, &[Type::INT8_ARRAY])
+}
+
+/// Shows more of recordings, unless a later claim of the same operation, or a later operation, is shown
+/// there already (I9), and tells those who wait.
+fn show(schema: &str, channel: &str) -> Statement {
+    let now = clock(10);
+    let same = "(t.id, t.claim) = (excluded.id, excluded.claim)";
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {LAZY}),
+        wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bytea[], $5::int8[],
+                $6::bool[], $7::int8[], $8::int8[], $9::bytea[])
+            AS w (address, id, claim, head, in_chunks, ended, begins_at, ends_at, bytes)
+        ),
+        shown AS (
+            INSERT INTO {schema}.tails AS t (address, id, claim, in_chunks, shown_at, ended, head)
+            SELECT address, id, claim, in_chunks, now, ended, head FROM wanted, setting
+            ORDER BY address
+            ON CONFLICT (address) DO UPDATE SET id = excluded.id, claim = excluded.claim,
+                in_chunks = CASE WHEN {same} THEN greatest(t.in_chunks, excluded.in_chunks)
+                    ELSE excluded.in_chunks END,
+                shown_at = excluded.shown_at,
+                ended = excluded.ended OR {same} AND t.ended,
+                head = CASE WHEN {same} THEN coalesce(excluded.head, t.head)
+                    ELSE excluded.head END
+            WHERE (t.id, t.claim) <= (excluded.id, excluded.claim)
+            RETURNING address, id, claim, in_chunks
+        ),
+        kept AS (
+            INSERT INTO {schema}.frames (address, id, claim, begins_at, ends_at, bytes)
+            SELECT s.address, s.id, s.claim, w.begins_at, w.ends_at, w.bytes
+            FROM shown s JOIN wanted w USING (address)
+            WHERE w.ends_at > greatest(w.begins_at, s.in_chunks)
+            ON CONFLICT (address, id, claim, begins_at) DO UPDATE
+                SET ends_at = excluded.ends_at, bytes = excluded.bytes
+        ),
+        past AS (
+            DELETE FROM {schema}.frames f USING shown s
+            WHERE f.address = s.address
+                AND ((f.id, f.claim) <> (s.id, s.claim) OR f.ends_at <= s.in_chunks)
+        )
+        SELECT pg_notify('{channel}', address::text) IS NULL FROM shown"
+    );
+    let types = [
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BOOL_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::INT8,
+    ];
+    statement("show", text, &types)
+}

@@ -1,0 +1,586 @@
+//! The PostgreSQL store as a [`Store`].
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Address, Attempt, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
+    transition::{self, Standing},
+};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::types::Type;
+
+use super::{
+    Core, PostgresStore,
+    body::{self, corrupt, millis, state_number, tag, until},
+    calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Read, ReadChunk, row},
+    error::Failed,
+    period::Period,
+    values::Id,
+};
+use crate::{
+    AttemptNote, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
+};
+
+impl Store for PostgresStore {
+    fn now(&self) -> Timestamp {
+        self.core.now()
+    }
+
+    fn secret(&self) -> &[u8; 32] {
+        &self.core.secret
+    }
+
+    async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
+        self.core.load(address).await
+    }
+
+    async fn compare_and_set(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        write: Write,
+    ) -> Result<Swap, StoreError> {
+        match expected {
+            None => self.core.claim(address, write).await,
+            Some(fence) => self.core.change(address, fence, write).await,
+        }
+    }
+
+    async fn append(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        chunk: u32,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        let core = &self.core;
+        core.check_open()?;
+        let sealer = core.sealer.as_ref();
+        let number = i32::try_from(chunk).map_err(|_| StoreError::Full("2^31 chunks".into()))?;
+        let call = Append {
+            address,
+            recording,
+            number,
+            bytes: body::close_chunk(sealer, address, recording, chunk, &bytes)?,
+        };
+        let len = call.bytes.len() as i64;
+        if core.desk.appends.ask(call, core.options.timeout).await? {
+            core.figures.grew(len);
+            Ok(())
+        } else {
+            Err(StoreError::Fenced)
+        }
+    }
+
+    async fn read(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        chunk: u32,
+    ) -> Result<Bytes, StoreError> {
+        let core = &self.core;
+        let missing = || corrupt(format!("chunk {chunk} of {recording} is not there"));
+        let call = Read {
+            address,
+            recording,
+            number: i32::try_from(chunk).map_err(|_| missing())?,
+        };
+        match core.desk.reads.ask(call, core.options.timeout).await? {
+            ReadChunk {
+                bytes: Some(bytes), ..
+            } => body::open_chunk(core.sealer.as_ref(), address, recording, chunk, &bytes),
+            ReadChunk { is_last: true, .. } => core
+                .load(address)
+                .await?
+                .filter(|stored| stored.record.recording() == recording)
+                .and_then(|stored| stored.last_chunk)
+                .ok_or_else(missing),
+            ReadChunk { .. } => Err(missing()),
+        }
+    }
+
+    async fn note_attempt(
+        &self,
+        address: Address,
+        id: OperationId,
+        note: AttemptNote,
+    ) -> Result<u32, StoreError> {
+        let core = &self.core;
+        core.check_open()?;
+        let note = body::close_attempt(core.sealer.as_ref(), id, note, core.now())?;
+        let call = Note { address, id, note };
+        let number = core.desk.notes.ask(call, core.options.timeout).await?;
+        number
+            .and_then(|number| u32::try_from(number).ok())
+            .ok_or_else(|| StoreError::Unavailable(format!("{id} is not held")))
+    }
+
+    async fn attempts(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> Result<Vec<Attempt>, StoreError> {
+        self.core.attempts(address, id).await
+    }
+
+    async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
+        let core = &self.core;
+        let text = format!(
+            "SELECT address FROM {}.operations WHERE id = $1",
+            core.target.schema
+        );
+        let id = Id(*id.as_bytes());
+        let rows = core.operators.ask(core, &text, &[Type::UUID], &[&id]).await;
+        let rows = rows.map_err(Failed::of_a_read)?;
+        let found = rows.first().map(|row| row.try_get::<_, Id>(0)).transpose();
+        let found = found.map_err(|error| Failed::from(error).of_a_read())?;
+        Ok(found.map(|address| Address::from_bytes(address.0)))
+    }
+
+    async fn list(&self, query: Query) -> Result<Page, StoreError> {
+        self.core.list(query).await
+    }
+
+    async fn remove(&self, address: Address, fence: Fence) -> Result<bool, StoreError> {
+        self.core.check_open()?;
+        self.core.remove(address, fence).await
+    }
+
+    async fn sweep(&self) -> Result<Swept, StoreError> {
+        self.core.sweep().await
+    }
+
+    async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
+        self.core.overdue(limit).await
+    }
+
+    async fn follow(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        owner: OwnerId,
+        seen: Seen,
+        at_most: Duration,
+    ) -> Result<Option<Shown>, StoreError> {
+        self.core
+            .follow(address, recording, owner, seen, at_most)
+            .await
+    }
+
+    async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {
+        self.core.followed(owner).await
+    }
+
+    async fn show(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        shown: Shown,
+    ) -> Result<(), StoreError> {
+        self.core.show(address, recording, shown).await
+    }
+
+    fn status(&self) -> Status {
+        self.core.figures.status()
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        const PAUSE: Duration = Duration::from_millis(5);
+        let core = &self.core;
+        core.closed.store(true, Ordering::Relaxed);
+        // All that was acknowledged is durable already; what waits still may go.
+        let deadline = Instant::now() + core.options.timeout;
+        while !core.desk.writers.is_idle() && Instant::now() < deadline {
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+}
+
+/// The columns that [`row`] takes apart, from the second on.
+const COLUMNS: &str =
+    "o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, r.body";
+
+impl Core {
+    pub fn check_open(&self) -> Result<(), StoreError> {
+        if self.is_closed() {
+            return Err(StoreError::Unavailable("it was closed".into()));
+        }
+        Ok(())
+    }
+
+    async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
+        let row = self
+            .desk
+            .loads
+            .ask(Load { address }, self.options.timeout)
+            .await?;
+        row.map(|row| body::open_row(self.sealer.as_ref(), address, row))
+            .transpose()
+    }
+
+    /// Claims where nothing counts.
+    async fn claim(&self, address: Address, write: Write) -> Result<Swap, StoreError> {
+        self.check_open()?;
+        let record = &write.record;
+        transition::assert_arrow(None, record);
+        let tenant_tag = tag(&self.secret, &record.scope.tenant);
+        self.figures.check_room(self, tenant_tag)?;
+        let sealer = self.sealer.as_ref();
+        let attempts = u32::from(write.attempt.is_some());
+        let attempt = write
+            .attempt
+            .map(|note| body::close_attempt(sealer, record.id, note, record.claimed_at))
+            .transpose()?;
+        let call = Claim {
+            address,
+            id: record.id,
+            until: until(record).unwrap_or(i64::MAX),
+            period: self.windows.guess(&record.request.route, self.now()),
+            tenant_tag,
+            key_tag: tag(&self.secret, record.key.as_str()),
+            record: body::close_record(sealer, address, record)?,
+            attempt,
+        };
+        self.ensure(call.period).await?;
+        let len = call.record.len() as i64;
+        match self.desk.claims.ask(call, self.options.timeout).await? {
+            Claimed::Done { is_new } => {
+                if is_new {
+                    self.figures.added(tenant_tag);
+                }
+                self.figures.grew(len);
+                Ok(Swap::Done { attempts })
+            }
+            Claimed::Lost => Ok(Swap::Lost),
+        }
+    }
+
+    /// Writes over a record that counts.
+    async fn change(
+        &self,
+        address: Address,
+        expected: Fence,
+        write: Write,
+    ) -> Result<Swap, StoreError> {
+        self.check_open()?;
+        crate::assert_whole(&write);
+        let Write {
+            record,
+            last_chunk,
+            attempt,
+        } = write;
+        if expected.id != record.id || expected.epoch.next() != record.epoch {
+            return self.follow_nothing(address, expected, &record).await;
+        }
+        let sealer = self.sealer.as_ref();
+        let (record_bytes, body_bytes, chunks) = match &record.state {
+            State::Completed(completed) => {
+                let last_chunk = last_chunk.unwrap_or_default();
+                let body = body::close_body(sealer, address, &record, &last_chunk)?;
+                (None, Some(body), i32::try_from(completed.chunks).ok())
+            }
+            _ => (
+                Some(body::close_record(sealer, address, &record)?),
+                None,
+                None,
+            ),
+        };
+        let period = match record.expires_at() {
+            Some(end) => Period::of(self.now(), end),
+            None => self.windows.guess(&record.request.route, self.now()),
+        };
+        let attempt = attempt
+            .map(|note| body::close_attempt(sealer, record.id, note, record.claimed_at))
+            .transpose()?;
+        let call = Change {
+            address,
+            id: expected.id,
+            epoch: record.epoch.number() as i64,
+            claim: record.claim.number() as i64,
+            state: state_number(record.state.name()),
+            until: until(&record),
+            period,
+            record: record_bytes,
+            body: body_bytes,
+            attempt,
+            chunks,
+        };
+        self.ensure(period).await?;
+        let len = call.body.as_ref().map_or(0, Bytes::len) as i64;
+        match self.desk.changes.ask(call, self.options.timeout).await? {
+            Changed::Done { attempts } => {
+                self.windows.learn(&record);
+                self.figures.grew(len);
+                Ok(Swap::Done {
+                    attempts: u32::try_from(attempts).unwrap_or(0),
+                })
+            }
+            Changed::Lost => Ok(Swap::Lost),
+            Changed::Unlawful { state, claim } => Err(unlawful(expected, claim, state, &record)),
+        }
+    }
+
+    /// The record does not follow `expected`, so it is never written: either somebody else has written
+    /// since, or it is a bug (I8, I9).
+    async fn follow_nothing(
+        &self,
+        address: Address,
+        expected: Fence,
+        record: &Record,
+    ) -> Result<Swap, StoreError> {
+        if let Some(stored) = self.load(address).await?
+            && stored.record.fence() == expected
+        {
+            transition::assert_arrow(Some(stored.record.standing()), record);
+        }
+        Ok(Swap::Lost)
+    }
+
+    async fn ensure(&self, period: Period) -> Result<(), StoreError> {
+        let ensured = self.partitions.ensure(self, &[period]).await;
+        // Nothing of the call itself has been sent yet.
+        ensured.map_err(Failed::of_a_read)
+    }
+
+    async fn attempts(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> Result<Vec<Attempt>, StoreError> {
+        let schema = &self.target.schema;
+        let text = format!(
+            "WITH o AS (SELECT * FROM {schema}.operations WHERE address = $1 AND id = $2)
+            SELECT o.executing, coalesce(o.attempt, r.attempt) FROM o
+            LEFT JOIN {schema}.records r ON o.state = 2 AND r.period = o.period AND r.id = o.id
+            UNION ALL
+            SELECT a.number, a.note FROM o
+            JOIN {schema}.attempts a ON a.period = o.period AND a.id = o.id"
+        );
+        let (address, wanted) = (Id(*address.as_bytes()), Id(*id.as_bytes()));
+        let types = [Type::UUID, Type::UUID];
+        let rows = self
+            .operators
+            .ask(self, &text, &types, &[&address, &wanted])
+            .await;
+        let mut attempts = Vec::new();
+        for row in rows.map_err(Failed::of_a_read)? {
+            let columns = row.try_get::<_, i32>(0).and_then(|number| {
+                row.try_get::<_, Option<&[u8]>>(1)
+                    .map(|note| (number, note))
+            });
+            let (number, note) = columns.map_err(|error| Failed::from(error).of_a_read())?;
+            if let Some(note) = note {
+                attempts.push(body::open_attempt(self.sealer.as_ref(), id, number, note)?);
+            }
+        }
+        attempts.sort_by_key(|attempt| attempt.number);
+        Ok(attempts)
+    }
+
+    async fn list(&self, query: Query) -> Result<Page, StoreError> {
+        let mut page = Page::default();
+        let mut older_than = query.older_than;
+        // A tag may be shared by two names, so a page may take more than one look.
+        loop {
+            let wanted = query.limit - page.records.len();
+            let found = self.look(&query, older_than, wanted + 1).await?;
+            let is_all = found.len() <= wanted;
+            for (id, stored) in found {
+                if page.records.len() == query.limit {
+                    page.next = page.records.last().map(|last| last.record.id);
+                    return Ok(page);
+                }
+                older_than = Some(id);
+                // What cannot be read is not in a list.
+                page.records
+                    .extend(stored.filter(|stored| matches(&query, &stored.record)));
+            }
+            if is_all || query.limit == 0 {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// At most `limit` of what may be wanted, newest first.
+    async fn look(
+        &self,
+        query: &Query,
+        older_than: Option<OperationId>,
+        limit: usize,
+    ) -> Result<Vec<(OperationId, Option<Stored>)>, StoreError> {
+        let schema = &self.target.schema;
+        let text = format!(
+            "SELECT {COLUMNS} FROM {schema}.operations o
+            LEFT JOIN {schema}.records r ON o.state = 2 AND r.period = o.period AND r.id = o.id
+            WHERE (o.state IN (1, 3) OR o.until > $1)
+                AND ($2::int4 IS NULL OR o.tenant_tag = $2)
+                AND ($3::int4 IS NULL OR o.key_tag = $3)
+                AND ($4::int2 IS NULL OR o.state = $4)
+                AND o.id >= $5 AND o.id < $6 AND o.id < $7
+            ORDER BY o.id DESC LIMIT $8"
+        );
+        let tenant = query
+            .tenant
+            .as_ref()
+            .map(|tenant| tag(&self.secret, tenant));
+        let key = query
+            .key
+            .as_ref()
+            .map(|key| tag(&self.secret, key.as_str()));
+        let state = query.state.map(state_number);
+        let since = query.since.map_or(Id([0; 16]), first_id);
+        let before = query.until.map_or(Id([255; 16]), first_id);
+        let older_than = older_than.map_or(Id([255; 16]), |id| Id(*id.as_bytes()));
+        let types = [
+            Type::INT8,
+            Type::INT4,
+            Type::INT4,
+            Type::INT2,
+            Type::UUID,
+            Type::UUID,
+            Type::UUID,
+            Type::INT8,
+        ];
+        let rows = self
+            .operators
+            .ask(
+                self,
+                &text,
+                &types,
+                &[
+                    &millis(self.now()),
+                    &tenant,
+                    &key,
+                    &state,
+                    &since,
+                    &before,
+                    &older_than,
+                    &(limit as i64),
+                ],
+            )
+            .await
+            .map_err(Failed::of_a_read)?;
+        self.open_rows(&rows)
+            .map(|found| found.map(|(_, id, stored)| (id, stored.ok())))
+            .collect()
+    }
+
+    async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
+        let now = super::sql::clock(1);
+        let text = format!(
+            "SELECT o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, NULL::bytea
+            FROM {}.operations o WHERE o.state = 1 AND o.until <= {now}
+            ORDER BY o.until LIMIT $2",
+            self.target.schema
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let types = [Type::INT8, Type::INT8];
+        let rows = self
+            .upkeep
+            .ask(self, &text, &types, &[&self.given_now(), &limit])
+            .await
+            .map_err(Failed::of_a_read)?;
+        let mut overdue = Vec::with_capacity(rows.len());
+        for found in self.open_rows(&rows) {
+            // What cannot be read is nobody's to write over.
+            if let (address, _, Ok(stored)) = found? {
+                overdue.push((address, (*stored.record).clone()));
+            }
+        }
+        Ok(overdue)
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn open_rows<'a>(
+        &'a self,
+        rows: &'a [tokio_postgres::Row],
+    ) -> impl Iterator<Item = Result<(Address, OperationId, Result<Stored, StoreError>), StoreError>> + 'a
+    {
+        rows.iter().map(|sql| {
+            let address: Id = sql.try_get(0).map_err(unreadable)?;
+            let address = Address::from_bytes(address.0);
+            let row = row(sql).map_err(unreadable)?;
+            let id = row.id;
+            Ok((
+                address,
+                id,
+                body::open_row(self.sealer.as_ref(), address, row),
+            ))
+        })
+    }
+
+    async fn remove(&self, address: Address, fence: Fence) -> Result<bool, StoreError> {
+        let schema = &self.target.schema;
+        let text = format!(
+            "WITH gone AS (
+                DELETE FROM {schema}.operations WHERE address = $1 AND id = $2 AND epoch = $3
+                RETURNING id, period, tenant_tag
+            ),
+            records AS (
+                DELETE FROM {schema}.records r USING gone g
+                WHERE r.period = g.period AND r.id = g.id
+            ),
+            chunks AS (
+                DELETE FROM {schema}.chunks c USING gone g
+                WHERE c.period = g.period AND c.id = g.id
+            ),
+            attempts AS (
+                DELETE FROM {schema}.attempts a USING gone g
+                WHERE a.period = g.period AND a.id = g.id
+            )
+            SELECT tenant_tag, set_config('synchronous_commit',
+                CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
+                ELSE current_setting('synchronous_commit') END, true) FROM gone"
+        );
+        let (address, id) = (Id(*address.as_bytes()), Id(*fence.id.as_bytes()));
+        let epoch = fence.epoch.number() as i64;
+        let types = [Type::UUID, Type::UUID, Type::INT8];
+        let rows = self
+            .operators
+            .ask(self, &text, &types, &[&address, &id, &epoch])
+            .await
+            .map_err(Failed::of_a_write)?;
+        let Some(row) = rows.first() else {
+            return Ok(false);
+        };
+        self.figures.dropped(row.try_get(0).map_err(unreadable)?);
+        Ok(true)
+    }
+}
+
+/// The least id of what was first claimed at `moment`.
+fn first_id(moment: Timestamp) -> Id {
+    let mut id = [0; 16];
+    id[..6].copy_from_slice(&moment.as_millis().to_be_bytes()[2..]);
+    Id(id)
+}
+
+fn matches(query: &Query, record: &Record) -> bool {
+    let Query {
+        key, tenant, state, ..
+    } = query;
+    key.as_ref().is_none_or(|key| *key == record.key)
+        && tenant
+            .as_ref()
+            .is_none_or(|tenant| *tenant == record.scope.tenant)
+        && state.is_none_or(|state| state == record.state.name())
+}
+
+fn unreadable(error: tokio_postgres::Error) -> StoreError {
+    Failed::from(error).of_a_read()
+}
+
+/// Panics where the protocol has no such arrow (I8): it is a bug that brought the record here.
+fn unlawful(fence: Fence, claim: Epoch, state: i16, record: &Record) -> StoreError {
+    if let Some(state) = body::state_name(state) {
+        let standing = Standing {
+            fence,
+            claim,
+            state,
+        };
+        transition::assert_arrow(Some(standing), record);
+    }
+    corrupt(format!("the record stands in a state numbered {state}"))
+}

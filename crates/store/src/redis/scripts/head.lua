@@ -1,0 +1,39 @@
+#!lua FLAGS
+-- What stands in front of every script. The head of a record is the field `h`; its bytes are drawn
+-- in head.rs. A head that is there and does not check is damage, and damage is never absence (I13).
+
+local sub = string.sub
+
+local function read(key)
+  local head = redis.call('HGET', key, 'h')
+  if not head then
+    return nil, redis.call('EXISTS', key) == 1
+  end
+  local good = #head == 70 and string.byte(head) == 1
+    and sub(redis.sha1hex(sub(head, 1, 62)), 1, 8) == sub(head, 63)
+  if good then
+    return head, false
+  end
+  return nil, true
+end
+
+-- The server's clock decides, unless a test gives the time.
+local function clock(given)
+  if given ~= '' then
+    return tonumber(given)
+  end
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function expired(head, now)
+  local state = sub(head, 2, 2)
+  return (state == '2' or state == '4') and now >= struct.unpack('>I8', head, 35)
+end
+
+-- Tells those who listen to a key's channel that there is something new. A server that does not let the user publish must not
+-- stop the script half-way: they ask now and then.
+local function tell(key)
+  redis.pcall('SPUBLISH', key, '')
+end
+

@@ -1,0 +1,11 @@
+//! The PostgreSQL store on real servers: how it starts, what it refuses, what it outlives.
+
+mod faults;
+mod keeping;
+mod migrations;
+mod mistakes;
+mod notices;
+mod pooler;
+mod space;
+mod support;
+mod tls;

@@ -1,0 +1,125 @@
+//! The PostgreSQL store does what a store must do, on a real server: in the clear, encrypted, and
+//! without prepared statements.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use onlyonce_core::Address;
+use onlyonce_store::{
+    PostgresStore, Store,
+    clock::ManualClock,
+    conformance::Subject,
+    postgres::{EncryptionKeys, Options, migrate},
+};
+use onlyonce_testkit::Postgres;
+
+/// Every store is a schema of its own.
+struct Schemas {
+    options: Options,
+    query: &'static str,
+    made: Vec<(Arc<PostgresStore>, String)>,
+}
+
+impl Schemas {
+    fn with(options: Options, query: &'static str) -> Self {
+        Self {
+            options,
+            query,
+            made: Vec::new(),
+        }
+    }
+
+    fn options(&self, clock: ManualClock) -> Options {
+        Options {
+            clock: Some(Arc::new(clock)),
+            ..self.options.clone()
+        }
+    }
+
+    fn schema_of(&mut self, store: &Arc<PostgresStore>) -> String {
+        let at = self
+            .made
+            .iter()
+            .position(|(made, _)| Arc::ptr_eq(made, store));
+        self.made.remove(at.expect("a store of this subject")).1
+    }
+
+    async fn open(&mut self, schema: String, clock: ManualClock) -> Arc<PostgresStore> {
+        let url = format!("{}?schema={schema}{}", Postgres::shared().url(), self.query);
+        let store = PostgresStore::connect(&url, self.options(clock)).await;
+        let store = Arc::new(store.expect("it connects"));
+        self.made.push((store.clone(), schema));
+        store
+    }
+}
+
+impl Subject for Schemas {
+    type Store = PostgresStore;
+
+    async fn make(&mut self, clock: ManualClock) -> Arc<PostgresStore> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("store_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let url = format!("{}?schema={schema}", Postgres::shared().url());
+        migrate(&url, &self.options).await.expect("tables");
+        self.open(schema, clock).await
+    }
+
+    async fn reopen(
+        &mut self,
+        store: Arc<PostgresStore>,
+        clock: ManualClock,
+    ) -> Option<Arc<PostgresStore>> {
+        store.close().await.expect("it closes");
+        let schema = self.schema_of(&store);
+        drop(store);
+        Some(self.open(schema, clock).await)
+    }
+
+    async fn damage(
+        &mut self,
+        store: Arc<PostgresStore>,
+        clock: ManualClock,
+        address: Address,
+    ) -> Option<Arc<PostgresStore>> {
+        let schema = self.schema_of(&store);
+        let address = u128::from_be_bytes(*address.as_bytes());
+        let flipped = |column| format!("set_byte({column}, 20, get_byte({column}, 20) # 64)");
+        let (record, body) = (flipped("record"), flipped("body"));
+        Postgres::shared().sql(&format!(
+            "UPDATE {schema}.operations SET record = {record} WHERE address = '{address:032x}';
+            UPDATE {schema}.records r SET body = {body} FROM {schema}.operations o
+            WHERE o.address = '{address:032x}' AND r.period = o.period AND r.id = o.id"
+        ));
+        drop(store);
+        Some(self.open(schema, clock).await)
+    }
+}
+
+mod in_the_clear {
+    use super::*;
+
+    onlyonce_store::conformance_tests!(Schemas::with(Options::default(), ""));
+}
+
+mod encrypted {
+    use super::*;
+
+    onlyonce_store::conformance_tests!(Schemas::with(
+        Options {
+            encryption: Some(EncryptionKeys {
+                active: 1,
+                keys: [(1, [7; 32])].into()
+            }),
+            ..Options::default()
+        },
+        ""
+    ));
+}
+
+mod without_prepared_statements {
+    use super::*;
+
+    onlyonce_store::conformance_tests!(Schemas::with(Options::default(), "&prepared=off"));
+}
