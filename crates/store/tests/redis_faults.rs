@@ -298,6 +298,9 @@ mod opening {
         warned(&unlogged, &unlogged.url(), "keeps no log").await;
         let lazy = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "everysec"]);
         warned(&lazy, &lazy.url(), "before it syncs").await;
+        let options = [&SYNCED[..], &["--no-appendfsync-on-rewrite", "yes"]].concat();
+        let now_and_then = RedisServer::start(&options);
+        warned(&now_and_then, &now_and_then.url(), "before it syncs").await;
 
         // As managed services have it.
         let synced = RedisServer::start(&SYNCED);

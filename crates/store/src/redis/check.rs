@@ -88,7 +88,9 @@ impl<'a> Info<'a> {
             let version = version.to_owned();
             return Err(Refusal::Old { place, version });
         }
-        match (self.get("redis_mode") == "cluster", cluster) {
+        // Valkey's own name for it comes second.
+        let mode = [self.get("redis_mode"), self.get("server_mode")];
+        match (mode.contains(&"cluster"), cluster) {
             (true, false) => return Err(Refusal::InCluster { place }),
             (false, true) => return Err(Refusal::NotInCluster { place }),
             _ => {}
@@ -110,16 +112,15 @@ impl<'a> Info<'a> {
 pub async fn warnings(servers: &Servers, node: &Node) -> Result<Vec<String>, Failure> {
     let place = &node.place;
     let mut ask = redis::cmd("CONFIG");
-    ask.arg("GET").arg(&["appendonly", "appendfsync"]);
+    ask.arg("GET").arg(&["appendonly", "*appendfsync*"]);
     let (log, sync) = match servers.send_to(node, &ask).await {
         Ok(answer) => {
             let config: HashMap<String, String> =
                 redis::from_redis_value(answer).unwrap_or_default();
             let is = |name: &str, value: &str| config.get(name).is_some_and(|held| held == value);
-            (
-                Some(!is("appendonly", "no")),
-                Some(is("appendfsync", "always")),
-            )
+            // While the log is rewritten, it may be that nothing is synced.
+            let always = is("appendfsync", "always") && !is("no-appendfsync-on-rewrite", "yes");
+            (Some(!is("appendonly", "no")), Some(always))
         }
         // Managed services forbid it; whether there is a log is said elsewhere too.
         Err(Failure::Refused { .. }) => {
@@ -143,8 +144,9 @@ pub async fn warnings(servers: &Servers, node: &Node) -> Result<Vec<String>, Fai
         ),
         (Some(true), Some(true)) => return Ok(Vec::new()),
         (_, Some(false)) => format!(
-            "{place} acknowledges before it syncs (appendfsync is not always): a crash of its \
-             machine loses the latest claims, and their keys run again; set appendfsync to always"
+            "{place} acknowledges before it syncs (appendfsync is not always, or not while the log is \
+             rewritten): a crash of its machine loses the latest claims, and their keys run again; \
+             set appendfsync to always and no-appendfsync-on-rewrite to no"
         ),
         _ => format!(
             "{place} does not tell whether it syncs what it acknowledges; see to it that \
@@ -189,6 +191,10 @@ mod tests {
             ),
             (
                 "redis_version:7.2.0\r\nredis_mode:cluster\r\nrole:master\r\n",
+                "redis+cluster://",
+            ),
+            (
+                "redis_version:7.2.4\r\nserver_mode:cluster\r\nrole:master\r\n",
                 "redis+cluster://",
             ),
         ] {

@@ -321,7 +321,7 @@ impl Servers {
     }
 
     /// Looks for the servers anew at the next request.
-    fn doubt_map(&self) {
+    pub fn doubt_map(&self) {
         self.stale.store(true, Ordering::Release);
     }
 

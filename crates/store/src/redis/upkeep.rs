@@ -39,6 +39,8 @@ impl Inner {
             })
             .await?;
         self.hush().await;
+        // There may be another master, and the former one may not know.
+        self.servers.doubt_map();
         self.measure_clocks().await?;
         self.count().await?;
         Ok(swept)
