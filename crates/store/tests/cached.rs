@@ -243,6 +243,23 @@ async fn i11_a_warm_record_is_not_replayed_a_millisecond_after_its_window() {
 }
 
 #[tokio::test]
+async fn i04_the_next_operation_of_a_key_is_not_replayed_with_chunks_of_the_former_one() {
+    let bench = Bench::new();
+    let gateway = bench.gateway();
+    for body in [["one", "two"], ["eins", "zwei"]] {
+        let chunks = body.map(Bytes::from);
+        let record = finished(&gateway, 1, &chunks).await;
+        for _ in 0..2 {
+            for (chunk, bytes) in (0..).zip(&chunks) {
+                let read = gateway.read(address(1), record.recording(), chunk).await;
+                assert_eq!(read.expect("up"), *bytes);
+            }
+        }
+        bench.clock.advance(WINDOW);
+    }
+}
+
+#[tokio::test]
 async fn a_removal_by_another_gateway_is_seen_within_the_bound() {
     let bench = Bench::new();
     let [here, there] = [bench.gateway(), bench.gateway()];
@@ -306,6 +323,24 @@ async fn a_write_that_fails_or_loses_leaves_nothing_warm() {
         let stored = gateway.load(address(2)).await.expect("up").expect("held");
         assert_eq!(*stored.record == completion, written);
     }
+}
+
+#[tokio::test]
+async fn a_write_that_is_under_way_leaves_nothing_warm() {
+    let bench = Bench::new();
+    let gateway = Arc::new(bench.gateway());
+    finished(&*gateway, 1, &["x".into()]).await;
+    let stalled = bench.store.faults().hold(Call::Write);
+    let writer = gateway.clone();
+    let write = tokio::spawn(async move {
+        let record = claim_of(&*writer, 1);
+        put(&*writer, 1, None, &record, None).await
+    });
+    stalled.until_waiting(1).await;
+    assert!(!bench.is_warm(&gateway, address(1)).await);
+    write.abort();
+    assert!(write.await.is_err_and(|error| error.is_cancelled()));
+    assert!(!bench.is_warm(&gateway, address(1)).await);
 }
 
 #[tokio::test]
