@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -81,7 +81,7 @@ async fn serve(stream: TcpStream) -> Result<()> {
             .context("no number")?
             .parse()
             .with_context(|| format!("not for streams: {path}"))?;
-        let mut body = vec![0; content_length(&head)];
+        let mut body = vec![0; content_length(&head).unwrap_or(0)];
         stream.read_exact(&mut body).await?;
         let answer = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
                       transfer-encoding: chunked\r\n\r\n";
@@ -117,8 +117,11 @@ pub fn sent_at(line: &[u8]) -> Option<u64> {
 /// Appends the next chunk of a body; false at its end.
 pub async fn read_chunk(stream: &mut BufReader<TcpStream>, into: &mut Vec<u8>) -> Result<bool> {
     let mut line = String::new();
-    stream.read_line(&mut line).await?;
-    let size = usize::from_str_radix(line.trim(), 16).context("the stream broke off")?;
+    if stream.read_line(&mut line).await? == 0 {
+        bail!("the stream broke off");
+    }
+    let size = usize::from_str_radix(line.trim(), 16);
+    let size = size.with_context(|| format!("not the length of a chunk: {line:?}"))?;
     let start = into.len();
     into.resize(start + size + 2, 0);
     stream.read_exact(&mut into[start..]).await?;
@@ -135,11 +138,11 @@ pub async fn read_head(stream: &mut BufReader<TcpStream>) -> Result<String> {
     Ok(String::from_utf8(head)?)
 }
 
-fn content_length(head: &str) -> usize {
+/// How long the body is, where the head says that.
+pub fn content_length(head: &str) -> Option<usize> {
     let lower = head.to_ascii_lowercase();
     let line = lower
         .lines()
         .find_map(|line| line.strip_prefix("content-length:"));
     line.and_then(|length| length.trim().parse().ok())
-        .unwrap_or(0)
 }

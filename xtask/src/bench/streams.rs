@@ -134,8 +134,13 @@ async fn stream(to: SocketAddr, key: String, count: u64) -> Result<(f64, Vec<f64
     Ok(((first - start) as f64 / 1e6, delays))
 }
 
-/// Asks for a stream and reads the head of the answer.
+/// Asks for a stream and reads the head of the answer, whose body comes in chunks while it runs.
 pub async fn open(to: SocketAddr, key: &str, count: u64) -> Result<BufReader<TcpStream>> {
+    Ok(ask(to, key, count).await?.1)
+}
+
+/// Asks for a stream and gives the head of the answer.
+pub async fn ask(to: SocketAddr, key: &str, count: u64) -> Result<(String, BufReader<TcpStream>)> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
@@ -148,5 +153,5 @@ pub async fn open(to: SocketAddr, key: &str, count: u64) -> Result<BufReader<Tcp
     if !head.starts_with("HTTP/1.1 200") {
         bail!("{key}: {}", head.lines().next().unwrap_or_default());
     }
-    Ok(stream)
+    Ok((head, stream))
 }

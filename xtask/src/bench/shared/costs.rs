@@ -61,18 +61,21 @@ const LOADS: &[Load] = &[
     },
 ];
 
+/// How long it takes until a server has the files and its processes the statements that they use
+/// again and again, in seconds.
+const WARM_UP: u64 = 2;
+
 /// New keys on the embedded store, to compare with.
 pub fn embedded(stage: &Stage, size: &Size) -> Result<Cost> {
     println!("   embedded: costs");
     let gateway = stage.onlyonce("costs-embedded")?;
+    let run = |prefix, seconds| {
+        let urls = [gateway.url()];
+        wrk::run(&urls, Keys::New, prefix, CONNECTIONS, seconds)
+    };
+    run("warm", WARM_UP)?;
     let before = gateway.cpu();
-    let run = wrk::run(
-        &[gateway.url()],
-        Keys::New,
-        "cost",
-        CONNECTIONS,
-        size.seconds,
-    )?;
+    let run = run("cost", size.seconds)?;
     Ok(Cost {
         what: "embedded, new key, 64 connections".to_string(),
         rate: run.rate,
@@ -81,8 +84,8 @@ pub fn embedded(stage: &Stage, size: &Size) -> Result<Cost> {
     })
 }
 
-/// Every kind of load on one engine; also says how much of the first of them stays.
-pub fn of(stage: &Stage, size: &Size, engine: Engine, figures: &mut String) -> Result<Vec<Cost>> {
+/// Every kind of load on one engine; also says, in `held`, how much of the first of them stays.
+pub fn of(stage: &Stage, size: &Size, engine: Engine, held: &mut String) -> Result<Vec<Cost>> {
     let server = Server::start(stage, engine, "costs")?;
     server.keep_log()?;
     let mut costs = Vec::new();
@@ -90,36 +93,39 @@ pub fn of(stage: &Stage, size: &Size, engine: Engine, figures: &mut String) -> R
         let held_before = (number == 0).then(|| server.held()).transpose()?;
         let (cost, records) = measure(stage, size, &server, load)?;
         if let Some(before) = held_before {
-            write_held(figures, &server, &before, records)?;
+            write_held(held, &server, &before, records)?;
         }
         costs.push(cost);
     }
     Ok(costs)
 }
 
-/// One load, by a gateway that comes for it and goes: what it counted is complete only then.
+/// One load, by a gateway that comes for it and goes: what it counted is complete only then. Also how
+/// many requests there were in all.
 fn measure(stage: &Stage, size: &Size, server: &Server, load: &Load) -> Result<(Cost, u64)> {
-    let run = |gateway: &Running, prefix: &str, seconds| {
-        let urls = [gateway.url()];
-        wrk::run(&urls, load.keys, prefix, load.connections, seconds)
+    let run = |gateway: &Running, name: &str, seconds| {
+        // What is replayed has been made by the run that warms up.
+        let prefix = match load.keys {
+            Keys::New => format!("{name}{}", load.connections),
+            _ => "cost".to_string(),
+        };
+        wrk::run(
+            &[gateway.url()],
+            load.keys,
+            &prefix,
+            load.connections,
+            seconds,
+        )
     };
     let name = "costs";
-    if load.keys == Keys::Some {
-        // Makes the records; what that costs is counted before.
-        let warm = gateway(stage, server, name, load.store)?;
-        run(&warm, "cost", 2)?;
-        warm.stop()?;
-    }
+    let warm = gateway(stage, server, name, load.store)?;
+    let warmed = run(&warm, "warm", WARM_UP)?;
+    warm.stop()?;
     let counted_before = server.counted()?;
     let gateway = gateway(stage, server, name, load.store)?;
     let (sent_before, received_before) = server.traffic()?;
     let (gateway_before, server_before) = (gateway.cpu(), server.cpu());
-    let prefix = if load.keys == Keys::Some {
-        "cost".to_string()
-    } else {
-        format!("cost{}", load.connections)
-    };
-    let measured = run(&gateway, &prefix, size.seconds)?;
+    let measured = run(&gateway, "cost", size.seconds)?;
     let operations = measured.requests as f64;
     let gateway_cpu = (gateway.cpu() - gateway_before).div_f64(operations);
     let server_cpu = (server.cpu() - server_before).div_f64(operations);
@@ -143,12 +149,12 @@ fn measure(stage: &Stage, size: &Size, server: &Server, load: &Load) -> Result<(
             cpu: server_cpu,
         }),
     };
-    Ok((cost, measured.requests))
+    Ok((cost, warmed.requests + measured.requests))
 }
 
 /// How much of each record stays.
 fn write_held(
-    figures: &mut String,
+    text: &mut String,
     server: &Server,
     before: &[(String, f64)],
     records: u64,
@@ -167,19 +173,19 @@ fn write_held(
         Engine::Redis => String::new(),
     };
     writeln!(
-        figures,
+        text,
         "\n{name} holds of each of {records} finished records with 1 KB of JSON, in bytes: {}{all}.",
         parts.join(", ")
     )?;
     Ok(())
 }
 
-/// A table of all of them.
-pub fn write(figures: &mut String, costs: &[Cost]) -> Result<()> {
+/// A table of all of them, and what is held.
+pub fn write(figures: &mut String, costs: &[Cost], held: &str) -> Result<()> {
     figures.push_str(
         "\n### What one operation costs\n\n\
          Each line is a run of its own, divided by its requests. A round trip is a transaction of PostgreSQL\n\
-         or a script of Redis; operations that come together share them. Redis does not count its syncs.\n\
+         or a command of Redis; operations that come together share them. Redis does not count its syncs.\n\
          CPU is that of all processes of a program, in µs.\n\n\
          | store, operation | operations/s | round trips | syncs of the log | bytes of log | bytes to the server | bytes from it | CPU of the gateway | CPU of the server |\n\
          |---|---|---|---|---|---|---|---|---|\n",
@@ -207,5 +213,6 @@ pub fn write(figures: &mut String, costs: &[Cost]) -> Result<()> {
             }
         }
     }
+    figures.push_str(held);
     Ok(())
 }

@@ -64,17 +64,18 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
          `store.cache_bytes = 0`, \"warm\" one that has the recording in its cache.\n",
         size.pairs, size.seconds
     );
+    let mut held = String::new();
     let mut costs = vec![costs::embedded(stage, size)?];
     for least in ENGINES {
         let engine = least.engine;
         println!("   {}: costs", engine.name());
-        costs.extend(costs::of(stage, size, engine, &mut figures)?);
+        costs.extend(costs::of(stage, size, engine, &mut held)?);
         let set = Set::start(stage, engine)?;
         writeln!(figures, "\n{}.", set.server.described()?)?;
         set.throughput(stage, size, least, &mut targets, &mut figures)?;
         set.joins(&mut targets, &mut figures)?;
     }
-    costs::write(&mut figures, &costs)?;
+    costs::write(&mut figures, &costs, &held)?;
     Ok(Section { targets, figures })
 }
 
@@ -196,6 +197,12 @@ impl Set {
             joined.first_byte_p99,
             MOST_FIRST_BYTE,
             "ms",
+        ));
+        targets.push(Target::at_least(
+            format!("{name}, joiners that had a byte while the stream ran"),
+            joined.in_time as f64,
+            joins::JOINS as f64,
+            "",
         ));
         writeln!(
             figures,

@@ -15,7 +15,7 @@ use crate::command::{apt_install, quietly};
 /// Whom PostgreSQL runs as where we are root, whom it refuses.
 const USER: &str = "postgres";
 
-/// A client's wish for TLS, which PostgreSQL answers with one byte once it takes connections.
+/// A client's wish for TLS, which PostgreSQL answers with one byte.
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 
 /// How long the last connections, and a rewrite of a log, may take to end.
@@ -47,7 +47,7 @@ pub struct Server {
 /// What a server has counted since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
-    /// Transactions, or scripts.
+    /// Transactions, or commands.
     pub calls: f64,
     /// How often its log was synced, where it counts that.
     pub syncs: Option<f64>,
@@ -157,9 +157,14 @@ impl Server {
             }
             Engine::Redis => {
                 let info = self.redis_cli(&["INFO", "everything"])?;
-                let scripts = text_of(&info, "cmdstat_evalsha").unwrap_or_default();
+                // A look is an HMGET, all else that an operation does is a script; what the scripts
+                // call is counted too, and is no round trip.
+                let calls = ["cmdstat_hmget", "cmdstat_evalsha"].map(|command| {
+                    let counted = text_of(&info, command).unwrap_or_default();
+                    sum_of(&counted.replace(',', " "), "calls=")
+                });
                 Ok(Counted {
-                    calls: sum_of(&scripts.replace(',', " "), "calls="),
+                    calls: calls.iter().sum(),
                     syncs: None,
                     log_bytes: number_of(&info, "aof_current_size")?,
                 })
@@ -265,7 +270,14 @@ fn start_postgres(folder: &Path) -> Result<Running> {
         postgres.args(["-c", setting]);
     }
     postgres.stderr(fs::File::create(folder.join("log"))?);
-    Running::start(&mut postgres, loopback(port), SSL_REQUEST)
+    let running = Running::start(&mut postgres, loopback(port), SSL_REQUEST)?;
+    // It answers before it is ready.
+    wait("PostgreSQL is not ready", || {
+        let mut ready = Command::new(postgres_programs().join("pg_isready"));
+        ready.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string(), "-U", USER]);
+        Ok(ready.status()?.success())
+    })?;
+    Ok(running)
 }
 
 /// A program of PostgreSQL, as a user whom it accepts.
