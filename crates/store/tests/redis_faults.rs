@@ -883,6 +883,47 @@ mod failing {
         set(to, &["STABLE"]);
     }
 
+    /// The weaker promise, measured: what is acknowledged before the replica has it may be gone.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failover_forgets_at_most_the_last_moments() {
+        const MOMENTS: Duration = Duration::from_secs(1);
+        let mut pair = RedisPair::start(&SYNCED);
+        let store = open_with(&pair.url(), Duration::from_secs(1)).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let tasks: Vec<_> = (0..16)
+            .map(|task| tokio::spawn(load(store.clone(), format!("{task}"), stop.clone())))
+            .collect();
+        while store.status().records < 500 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        pair.master.kill();
+        let killed = store.now();
+        stop.store(true, Ordering::SeqCst);
+        let ends = join_all(tasks).await;
+        eventually_within(2 * PATIENCE, "the replica is promoted", || {
+            let info = pair.replica.try_command(&["INFO", "replication"]);
+            info.is_ok_and(|info| info.contains("role:master"))
+        });
+        resumes(&store, "resumed").await;
+        let (mut total, mut forgotten) = (0, 0);
+        for (address, acked) in ends.into_iter().flat_map(|acked| acked.expect("no panic")) {
+            let (Acked::Claimed(record) | Acked::Completed(record)) = acked;
+            total += 1;
+            let stored = store.load(address).await.expect("an answer");
+            if stored.is_none_or(|stored| stored.record.epoch < record.epoch) {
+                forgotten += 1;
+                let before = killed.since(record.claimed_at);
+                assert!(
+                    before < MOMENTS,
+                    "{} was forgotten after {before:?}",
+                    record.id
+                );
+            }
+        }
+        println!("the failover forgot {forgotten} of {total} acknowledged operations");
+        assert!(total >= 500, "only {total} were acknowledged");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_moves_within_a_cluster_is_followed() {
         let cluster = RedisCluster::start(3, &SYNCED);
