@@ -384,6 +384,39 @@ mod opening {
         );
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_that_is_loading_is_waited_for() {
+        // A millisecond a key.
+        let mut server = RedisServer::start(&["--key-load-delay", "1000"]);
+        let store = open(&server.url()).await;
+        for number in 0..500 {
+            claim(&store, &format!("k{number}")).await.expect("claimed");
+        }
+        assert_eq!(server.command(&["SAVE"]), "OK");
+        let url = server.url();
+        server.kill();
+        let restarting = std::thread::spawn(move || {
+            server.restart();
+            server
+        });
+        let start = Instant::now();
+        loop {
+            match RedisStore::open(&url, Options::default()).await {
+                Ok(opened) => {
+                    assert_eq!(opened.status().records, 500);
+                    break;
+                }
+                // It does not listen yet.
+                Err(OpenError::Server(Refusal::Unreachable { .. })) => {
+                    assert!(start.elapsed() < PATIENCE, "it does not start");
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        restarting.join().expect("restarted");
+    }
+
     #[tokio::test]
     async fn a_store_without_its_secret_is_refused() {
         let server = RedisServer::start(&[]);

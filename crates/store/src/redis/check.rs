@@ -95,6 +95,10 @@ impl<'a> Info<'a> {
             (false, true) => return Err(Refusal::NotInCluster { place }),
             _ => {}
         }
+        if self.get("loading") == "1" {
+            let why = "it is loading what it holds".to_owned();
+            return Err(Refusal::NotReady { place, why });
+        }
         if self.get("role") != "master" {
             return Err(Refusal::Replica { place });
         }

@@ -4,9 +4,12 @@
 //! PREFIX:{TAG}:meta    [magic 8][format u32][sealed u8][secret][crc u32]
 //! ```
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -28,6 +31,9 @@ use crate::{
 
 const MAGIC: &[u8; 8] = b"1ONCERED";
 const FORMAT: u32 = 1;
+/// How long servers may take to load what they hold.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 const LABEL: &[u8] = b"onlyonce secret";
 
 /// Why a Redis store does not open.
@@ -85,6 +91,7 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
             response_timeout: options.response_timeout,
         },
     );
+    wait_until_ready(&servers).await?;
     let home = servers.home().await?;
     let (meta, secret) = secret(&servers, sealer.as_ref()).await?;
     // From now on, a server without it is not this store's.
@@ -116,6 +123,26 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
     Ok(RedisStore {
         inner: Arc::new(inner),
     })
+}
+
+/// Waits for servers that are still loading what they hold.
+async fn wait_until_ready(servers: &Servers) -> Result<(), Failure> {
+    let started = Instant::now();
+    loop {
+        match are_ready(servers).await {
+            Err(Failure::Unsent(Refusal::NotReady { .. })) if started.elapsed() < READY_WITHIN => {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+async fn are_ready(servers: &Servers) -> Result<(), Failure> {
+    for node in servers.all().await? {
+        servers.send_to(&node, &redis::cmd("TIME")).await?;
+    }
+    Ok(())
 }
 
 /// The store's secret, and the bytes that hold it; drawn where there is none. Of gateways that
