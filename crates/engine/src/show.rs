@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     future::poll_fn,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
@@ -28,15 +29,18 @@ impl<S: Store> Shared<S> {
     pub(crate) async fn show_followed(self: &Arc<Self>) {
         let mut shown = HashSet::new();
         let mut showing = FuturesUnordered::new();
+        // Kept from round to round: dropped halfway, it may have taken requests out of the store.
+        let mut asking = pin!(self.store.followed(self.owner));
         loop {
             let followed = tokio::select! {
-                followed = self.store.followed(self.owner) => followed,
+                followed = &mut asking => followed,
                 Some(address) = showing.next() => {
                     shown.remove(&address);
                     self.followed.store(shown.len(), Ordering::Relaxed);
                     continue;
                 }
             };
+            asking.set(self.store.followed(self.owner));
             let addresses = match followed {
                 Ok(addresses) => addresses,
                 Err(error) => {

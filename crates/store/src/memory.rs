@@ -302,7 +302,9 @@ impl Store for MemoryStore {
     }
 
     async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {
-        Ok(self.tails.followed(owner).await)
+        let addresses = self.tails.followed(owner).await;
+        self.faults.meet(Call::Followed).await?;
+        Ok(addresses)
     }
 
     async fn show(

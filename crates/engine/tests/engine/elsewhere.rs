@@ -283,6 +283,44 @@ async fn l6_a_joiner_elsewhere_follows_on_after_the_store_was_away() {
 }
 
 #[tokio::test]
+async fn a_follower_is_heard_though_another_recording_ends_at_that_moment() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (ends, _reader) = world.execute("ends").await;
+    let joiner = tokio::spawn(read(world.neighbour(2).join("ends").await));
+    eventually("it is followed", || async { world.engine.followed() == 1 }).await;
+
+    let (mut execution, _reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    let gate = world.store.faults().hold(Call::Followed);
+    // It asks once, and then waits.
+    let record = world.record("k").await.expect("held");
+    let (store, address) = (world.store.clone(), world.address("k"));
+    let following = tokio::spawn(async move {
+        let (recording, patience) = (record.recording(), Duration::from_secs(20));
+        let owner = OwnerId::new(1);
+        store
+            .follow(address, recording, owner, Seen::default(), patience)
+            .await
+    });
+    gate.until_waiting(1).await;
+    ends.respond_whole(head(200), "done".into(), no_trailers())
+        .await
+        .expect("durable");
+    joiner.await.expect("answered");
+    eventually("its end was shown", || async {
+        world.engine.followed() == 0
+    })
+    .await;
+    drop(gate);
+    let shown = following.await.expect("no panic").expect("a store");
+    assert!(shown.is_some_and(|shown| !shown.head.is_empty()));
+}
+
+#[tokio::test]
 async fn a_mirror_is_gone_once_its_execution_has_ended() {
     let world = World::new();
     let neighbour = world.neighbour(2);

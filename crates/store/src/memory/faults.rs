@@ -56,6 +56,8 @@ pub enum Call {
     Read,
     /// [`Store::note_attempt`](crate::Store::note_attempt).
     Note,
+    /// [`Store::followed`](crate::Store::followed), once it has taken what it is to return.
+    Followed,
 }
 
 impl Call {
