@@ -87,6 +87,7 @@ impl<S: Store> Engine<S> {
             policy,
             request,
             slot: None,
+            looks_first: false,
         };
         let begun = attempt.decide().await;
         if let (Err(trouble), Some(slot)) = (&begun, attempt.slot.take()) {
@@ -104,6 +105,8 @@ struct Attempt<'a, S: Store> {
     request: Request,
     /// Once it wants to write. While it is held, every other attempt for the key waits.
     slot: Option<Slot<S>>,
+    /// Once it is known that a claim may not be all there is to do.
+    looks_first: bool,
 }
 
 impl<S: Store> Attempt<'_, S> {
@@ -112,7 +115,15 @@ impl<S: Store> Attempt<'_, S> {
             if self.slot.is_none()
                 && let Some(live) = self.shared.registry.at(self.address)
             {
+                self.looks_first = true;
                 match self.meet(live).await? {
+                    Some(begin) => return Ok(begin),
+                    None => continue,
+                }
+            }
+            if self.seems_new() {
+                self.looks_first = true;
+                match self.claim_unseen().await? {
                     Some(begin) => return Ok(begin),
                     None => continue,
                 }
@@ -176,6 +187,30 @@ impl<S: Store> Attempt<'_, S> {
                 Decision::Refuse(refusal) => return Ok(self.refuse(refusal, stored).await),
                 Decision::Join | Decision::Execute { .. } => return Ok(self.follow(stored).await),
             }
+        }
+    }
+
+    /// Whether to claim without a look, which spares a new key a round trip.
+    fn seems_new(&self) -> bool {
+        let is_retry = self.request.sdk_retry_count.is_some_and(|count| count > 0);
+        !self.looks_first && !is_retry && self.shared.store.claim_first(self.address)
+    }
+
+    /// Claims as if nothing counted: the compare-and-set says whether that is so. `None` where it is
+    /// not, or where only a new key would be refused: the look tells.
+    async fn claim_unseen(&mut self) -> Result<Option<Begin<S>>, Trouble> {
+        match self.want() {
+            Want::Mine(slot) => self.slot = Some(slot),
+            Want::Theirs(live) => return self.meet(live).await,
+        }
+        let now = self.shared.store.now();
+        match self.claim(None, now).await {
+            Ok(None) | Err(Trouble::Full(_) | Trouble::OverLimit(_) | Trouble::ShuttingDown) => {
+                // Whoever waited looks for themselves, all at once.
+                self.slot = None;
+                Ok(None)
+            }
+            claimed => claimed,
         }
     }
 

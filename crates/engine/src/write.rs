@@ -100,6 +100,8 @@ impl<S: Store> Shared<S> {
         match self.store.compare_and_set(address, expected, write).await {
             Ok(Swap::Done { attempts }) => Ok(Claimed::Done(attempts)),
             Ok(Swap::Lost) => Ok(Claimed::Lost),
+            // What is there and cannot be read counts as unknown (I13): a look tells.
+            Err(StoreError::Corrupt(_)) if expected.is_none() => Ok(Claimed::Lost),
             Err(StoreError::InDoubt(what)) => {
                 self.read_claim_back(address, expected, mark, what).await
             }

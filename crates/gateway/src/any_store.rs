@@ -61,6 +61,10 @@ impl Store for AnyStore {
         wait!(self, store => store.load(address))
     }
 
+    fn claim_first(&self, address: Address) -> bool {
+        ask!(self, store => store.claim_first(address))
+    }
+
     async fn compare_and_set(
         &self,
         address: Address,

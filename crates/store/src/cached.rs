@@ -31,8 +31,10 @@ use crate::{
     clock::{Clock, SystemClock},
 };
 
+mod newness;
 mod notes;
 
+use newness::Newness;
 use notes::{Notes, Tally};
 
 /// How many locks guard the changes of entries: addresses are hashes, and spread evenly.
@@ -64,6 +66,9 @@ impl Default for Options {
 
 /// A shared store, with the completed recordings that this process has seen kept in its memory.
 ///
+/// While most keys are new, an attempt had better claim without a look ([`Store::claim_first`]), which
+/// spares a round trip.
+///
 /// A load is answered from here if the record is completed, its window has not ended on the store's
 /// clock (I11), and the store has confirmed it within [`Options::confirmed_for`]. A claim, and every
 /// other write, always asks the store (I12). While that is down, what is warm is still replayed for
@@ -83,6 +88,7 @@ pub struct Cached<S> {
     warm: Cache<Place, Warm, Weight>,
     /// How often something has changed, by address: what was loaded meanwhile is not kept.
     changes: Box<[Mutex<u64>]>,
+    newness: Newness,
     notes: Arc<Notes>,
     noting: AbortHandle,
 }
@@ -111,6 +117,7 @@ impl<S: Store> Cached<S> {
             confirmed_for: options.confirmed_for,
             warm: cache(options.bytes),
             changes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            newness: Newness::default(),
             notes,
             noting: noting.abort_handle(),
         }
@@ -176,6 +183,9 @@ impl<S: Store> Cached<S> {
     async fn load_and_keep(&self, address: Address) -> Result<Option<Stored>, StoreError> {
         let look = self.look(address);
         let loaded = self.store.load(address).await;
+        if let Ok(found) = &loaded {
+            self.newness.learn(found.is_none());
+        }
         let Ok(Some(mut stored)) = loaded else {
             // Where nothing was said, the next answer tells whether the entry was true.
             if matches!(loaded, Ok(None) | Err(StoreError::Corrupt(_))) {
@@ -217,6 +227,9 @@ impl<S: Store> Cached<S> {
             )
         });
         let swap = self.store.compare_and_set(address, expected, write).await?;
+        if expected.is_none() {
+            self.newness.learn(swap != Swap::Lost);
+        }
         if let (Swap::Done { attempts }, Some((expires_at, record, last_chunk))) = (swap, completes)
         {
             let tally = self.notes.tally(address, record.id);
@@ -280,6 +293,10 @@ impl<S: Store> Store for Cached<S> {
             Some(warm) => Ok(Some(warm.stored())),
             None => Box::pin(self.load_and_keep(address)).await,
         }
+    }
+
+    fn claim_first(&self, address: Address) -> bool {
+        self.newness.prevails() && self.warm(address).is_none()
     }
 
     async fn compare_and_set(

@@ -59,6 +59,13 @@ pub trait Store: Send + Sync + 'static {
         address: Address,
     ) -> impl Future<Output = Result<Option<Stored>, StoreError>> + Send;
 
+    /// Whether an attempt at `address` had better claim at once, and look only where that is lost. A
+    /// guess of what costs less, where a look is a round trip; either order is right.
+    fn claim_first(&self, address: Address) -> bool {
+        let _ = address;
+        false
+    }
+
     /// Writes `write.record` if the record that counts at `address` has the fence `expected`;
     /// `None` expects that none counts (absent, or expired on the store's clock).
     ///

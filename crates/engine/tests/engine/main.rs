@@ -1,5 +1,5 @@
 //! The engine over the store in memory, on a clock that the tests move; and, where a test needs no store
-//! that fails on request, over the embedded store too.
+//! that fails on request, over the embedded store too, and over a cache as shared stores have it.
 
 #![allow(missing_docs)]
 
@@ -9,6 +9,7 @@ mod join_faults;
 mod outcomes;
 mod recording_faults;
 mod shutdown;
+mod unseen;
 mod upkeep;
 mod world;
 
@@ -28,6 +29,18 @@ mod over_memory {
 #[path = "."]
 mod over_embedded {
     pub type World = crate::world::WorldOver<onlyonce_store::EmbeddedStore>;
+
+    mod joins;
+    mod late;
+    mod operator;
+    mod recordings;
+    mod two_gateways;
+}
+
+#[allow(clippy::duplicate_mod)]
+#[path = "."]
+mod over_cached {
+    pub type World = crate::world::WorldOver<onlyonce_store::Cached<onlyonce_store::MemoryStore>>;
 
     mod joins;
     mod late;

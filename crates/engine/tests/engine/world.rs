@@ -16,7 +16,9 @@ use onlyonce_engine::{
     Begin, Broken, Engine, Execution, Frame, Kind, Reader, Refused, Request, RoutePolicy, Settings,
     Start, Trouble,
 };
-use onlyonce_store::{EmbeddedStore, MemoryStore, Store, clock::ManualClock, embedded::Options};
+use onlyonce_store::{
+    Cached, EmbeddedStore, MemoryStore, Store, cached, clock::ManualClock, embedded::Options,
+};
 use tempfile::TempDir;
 
 pub const CHUNK: usize = 16;
@@ -66,6 +68,14 @@ impl Backend for EmbeddedStore {
         };
         let store = Self::open(folder.path(), options).expect("a new folder");
         (store, Some(folder))
+    }
+}
+
+impl Backend for Cached<MemoryStore> {
+    fn make(clock: ManualClock) -> (Self, Option<TempDir>) {
+        let shared = Arc::new(MemoryStore::with_clock(clock.clone()));
+        let cached = Self::with_clock(shared, cached::Options::default(), clock);
+        (cached, None)
     }
 }
 
@@ -167,13 +177,20 @@ impl<S: Backend> WorldOver<S> {
     pub fn with(settings: Settings) -> Self {
         let clock = ManualClock::default();
         let (store, folder) = S::make(clock.clone());
-        let store = Arc::new(store);
-        let engine = Engine::new(store.clone(), OwnerId::new(1), settings);
         Self {
+            folder: folder.map(Arc::new),
+            ..Self::over(store, clock, 1, settings)
+        }
+    }
+
+    /// The engine of `owner` over `store`.
+    pub fn over(store: S, clock: ManualClock, owner: u64, settings: Settings) -> Self {
+        let store = Arc::new(store);
+        Self {
+            engine: Engine::new(store.clone(), OwnerId::new(owner), settings),
             store,
             clock,
-            engine,
-            folder: folder.map(Arc::new),
+            folder: None,
         }
     }
 

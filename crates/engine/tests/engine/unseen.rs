@@ -1,0 +1,183 @@
+//! Claims without a look, where most keys are new. What does not need faults runs in `over_cached`.
+
+use std::{sync::Arc, time::Duration};
+
+use onlyonce_core::{Refusal, StateName, UnknownReason};
+use onlyonce_engine::{Begin, Settings, Trouble};
+use onlyonce_store::{
+    Cached, MemoryStore, Store,
+    cached::Options,
+    clock::ManualClock,
+    memory::{Call, Fault, Limits},
+};
+
+use crate::world::{WorldOver, name, other_request, read, request, settings};
+
+type World = WorldOver<Cached<MemoryStore>>;
+
+const CLAIM: Call = Call::WriteOf(StateName::InFlight);
+
+/// Gateways on one store, each with a cache of its own.
+struct Shared {
+    store: Arc<MemoryStore>,
+    clock: ManualClock,
+}
+
+impl Shared {
+    fn new(limits: Limits) -> Self {
+        let clock = ManualClock::default();
+        let store = MemoryStore::with_clock(clock.clone()).with_limits(limits);
+        Self {
+            store: Arc::new(store),
+            clock,
+        }
+    }
+
+    fn gateway(&self, owner: u64, settings: Settings) -> World {
+        let options = Options::default();
+        let cached = Cached::with_clock(self.store.clone(), options, self.clock.clone());
+        World::over(cached, self.clock.clone(), owner, settings)
+    }
+
+    /// Two gateways, the first of which has completed the key `k`, and the other has seen nothing.
+    async fn with_completed(limits: Limits) -> (Self, World) {
+        let shared = Self::new(limits);
+        shared
+            .gateway(1, settings())
+            .completed("k", "charged")
+            .await;
+        let other = shared.gateway(2, settings());
+        assert!(other.store.claim_first(other.address("k")));
+        (shared, other)
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_claimed_without_a_look() {
+    let shared = Shared::new(Limits::default());
+    let world = shared.gateway(1, settings());
+    let _gate = shared.store.faults().hold(Call::Load);
+    let begun = tokio::time::timeout(Duration::from_secs(20), world.execute("k"));
+    let (execution, _) = begun.await.expect("nothing is loaded");
+    drop(execution);
+}
+
+#[tokio::test]
+async fn a_retry_that_says_so_looks_first() {
+    let shared = Shared::new(Limits::default());
+    let world = shared.gateway(1, settings());
+    let gate = shared.store.faults().hold(Call::Load);
+    let retry = {
+        let mut retry = request("k");
+        retry.sdk_retry_count = Some(1);
+        let world = world.clone();
+        tokio::spawn(async move { world.begin(retry).await })
+    };
+    gate.until_waiting(1).await;
+    assert_eq!(shared.store.status().records, 0);
+    drop(gate);
+    let begun = retry.await.expect("answered");
+    assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
+}
+
+#[tokio::test]
+async fn i01_a_used_key_is_replayed_whoever_finished_it() {
+    let (_shared, world) = Shared::with_completed(Limits::default()).await;
+    assert_eq!(read(world.replay("k").await).await.body, b"charged");
+}
+
+#[tokio::test]
+async fn i06_another_request_changes_nothing() {
+    let (shared, world) = Shared::with_completed(Limits::default()).await;
+    let before = world.record("k").await;
+    let refused = shared
+        .gateway(3, settings())
+        .refused(other_request("k"))
+        .await;
+    assert_eq!(
+        (refused.refusal, refused.ticket),
+        (Refusal::KeyReused, None)
+    );
+    assert_eq!(world.record("k").await, before);
+}
+
+#[tokio::test]
+async fn i13_what_cannot_be_read_is_unknown() {
+    let (shared, world) = Shared::with_completed(Limits::default()).await;
+    shared.store.faults().corrupt(world.address("k"));
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::Unreadable));
+}
+
+#[tokio::test]
+async fn i14_a_claim_in_doubt_is_read_back() {
+    let shared = Shared::new(Limits::default());
+    let world = shared.gateway(1, settings());
+    shared.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    let (execution, reader) = world.execute("k").await;
+    assert_eq!(reader.ticket().attempt, 1);
+    drop(execution);
+}
+
+#[tokio::test]
+async fn i15_what_is_finished_is_replayed_by_a_store_that_is_full() {
+    let one = Limits {
+        records: 1,
+        ..Limits::default()
+    };
+    let (_shared, world) = Shared::with_completed(one).await;
+    world.replay("k").await;
+    let trouble = world.trouble(request("new")).await;
+    assert!(matches!(trouble, Trouble::Full(_)), "{trouble:?}");
+}
+
+#[tokio::test]
+async fn i15_what_is_finished_is_replayed_at_the_limit_of_live_operations() {
+    let (shared, _) = Shared::with_completed(Limits::default()).await;
+    let one = Settings {
+        live_operations: 1,
+        ..settings()
+    };
+    let world = shared.gateway(3, one);
+    let (_execution, _reader) = world.execute("other").await;
+    world.replay("k").await;
+    assert_eq!(
+        world.trouble(request("new")).await,
+        Trouble::OverLimit("live_operations")
+    );
+}
+
+#[tokio::test]
+async fn hostile_093_what_is_finished_is_replayed_while_the_process_stops() {
+    let (_shared, world) = Shared::with_completed(Limits::default()).await;
+    let (execution, _reader) = world.execute("other").await;
+    let engine = world.engine.clone();
+    let shutdown = tokio::spawn(async move { engine.shutdown(Duration::from_secs(60)).await });
+    tokio::task::yield_now().await;
+    world.replay("k").await;
+    assert_eq!(world.trouble(request("new")).await, Trouble::ShuttingDown);
+    drop(execution);
+    shutdown.await.expect("ended");
+}
+
+/// Whoever waits for a claim that is lost looks for himself, beside the others.
+#[tokio::test]
+async fn l5_attempts_at_a_used_key_do_not_wait_for_each_other() {
+    let (shared, world) = Shared::with_completed(Limits::default()).await;
+    let claims = shared.store.faults().hold(CLAIM);
+    let attempts: Vec<_> = (0..20)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move { read(world.replay("k").await).await.body })
+        })
+        .collect();
+    claims.until_waiting(1).await;
+    tokio::task::yield_now().await;
+    let looks = shared.store.faults().hold(Call::Load);
+    drop(claims);
+    looks.until_waiting(20).await;
+    drop(looks);
+    for attempt in attempts {
+        assert_eq!(attempt.await.expect("answered"), b"charged");
+    }
+}
