@@ -335,6 +335,17 @@ pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     Address::from_bytes(address)
 }
 
+/// Something is there and cannot be read (I13).
+pub(crate) fn corrupt(why: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(why.to_string())
+}
+
+/// A short keyed hash, by which lists pass over most of what they do not want.
+pub(crate) fn tag(secret: &[u8; 32], text: &str) -> u32 {
+    let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
 /// Panics unless a completed record with a body comes with its last chunk, and no other does.
 pub(crate) fn assert_whole(write: &Write) {
     let wants = matches!(&write.record.state, onlyonce_core::State::Completed(completed) if completed.chunks > 0);

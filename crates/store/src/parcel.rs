@@ -10,7 +10,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    StoreError,
+    StoreError, corrupt,
     pack::{pack, unpack},
     seal::Sealer,
 };
@@ -119,10 +119,6 @@ fn checksum(label: &Label, flags: u8, body: &[u8]) -> u32 {
     hasher.update(&label[..len]);
     hasher.update(body);
     hasher.finalize()
-}
-
-fn corrupt(why: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(why.to_string())
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use onlyonce_core::{Address, Attempt, OperationId, Timestamp};
 
 use super::{
     Inner,
-    body::{self, RecordBody, corrupt},
+    body::{self, RecordBody},
     catalog::What,
     index::Shard,
     layout::Kind,
     log::NewEntry,
 };
-use crate::{AttemptNote, StoreError};
+use crate::{AttemptNote, StoreError, corrupt};
 
 impl Inner {
     pub fn note_attempt(

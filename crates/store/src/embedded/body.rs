@@ -18,8 +18,10 @@ use super::{
 use crate::{
     StoreError,
     codec::{self, put_block, put_varint, take_attempt, take_block, take_varint},
+    corrupt,
     pack::{pack, unpack},
     seal::Sealer,
+    tag,
 };
 
 /// The body of a record's entry.
@@ -93,12 +95,6 @@ impl RecordBody {
             state: record.state.name(),
         }
     }
-}
-
-/// A short keyed hash, by which lists pass over most of what they do not want.
-pub fn tag(secret: &[u8; 32], text: &str) -> u32 {
-    let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
-    u32::from_be_bytes([a, b, c, d])
 }
 
 pub fn encode_chunk(recording: RecordingId, number: u32, bytes: &[u8]) -> BytesMut {
@@ -226,10 +222,6 @@ fn associated(head: &EntryHead) -> [u8; 18] {
     out[1] = head.flags;
     out[2..].copy_from_slice(head.address.as_bytes());
     out
-}
-
-pub fn corrupt(why: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(why.to_string())
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use onlyonce_core::{Address, StateName, UnknownReason, transition};
 
 use super::{
     Inner,
-    body::{RecordBody, corrupt},
+    body::RecordBody,
     index::{Place, SlotState},
     layout::Kind,
     log::NotTaken,
     store::refused,
 };
-use crate::{StoreError, Write};
+use crate::{StoreError, Write, corrupt};
 
 impl Inner {
     /// Makes the operations unknown that the former process left in flight, and the completed ones

@@ -5,14 +5,14 @@ use onlyonce_core::{Address, RecordingId, State, StateName};
 
 use super::{
     EmbeddedStore, Inner,
-    body::{self, RecordBody, corrupt},
+    body::{self, RecordBody},
     catalog::What,
     index::{Place, Shard, Slot, SlotState},
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
     store::{refused, unavailable},
 };
-use crate::StoreError;
+use crate::{StoreError, corrupt};
 
 impl EmbeddedStore {
     pub(super) async fn append_chunk(

@@ -14,13 +14,15 @@ use quick_cache::{Weighter, sync::Cache};
 
 use super::{
     EmbeddedStore, Inner,
-    body::{self, RecordBody, corrupt, tag},
+    body::{self, RecordBody},
     catalog::What,
     index::{Place, Slot, SlotState},
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
 };
-use crate::{AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write};
+use crate::{
+    AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write, corrupt, tag,
+};
 
 /// Completed records that were asked for, with their last chunks.
 pub type Hot = Cache<Address, Warm, Weight>;

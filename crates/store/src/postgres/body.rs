@@ -21,6 +21,7 @@ use onlyonce_core::{
 use crate::{
     AttemptNote, StoreError, Stored,
     codec::{self, put_block, take_attempt, take_block},
+    corrupt,
     parcel::{self, Label},
     seal::Sealer,
 };
@@ -229,12 +230,6 @@ pub fn open_frame(
     parcel::open(sealer, &shown_label(FRAME, recording, from), bytes)
 }
 
-/// A short keyed hash, by which lists pass over most of what they do not want.
-pub fn tag(secret: &[u8; 32], text: &str) -> i32 {
-    let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
-    i32::from_be_bytes([a, b, c, d])
-}
-
 fn label(kind: u8, address: Address, id: OperationId) -> Label {
     Label::new(kind, &[address.as_bytes(), id.as_bytes()])
 }
@@ -260,8 +255,4 @@ fn shown_label(kind: u8, recording: RecordingId, from: u64) -> Label {
             &from.to_be_bytes(),
         ],
     )
-}
-
-pub fn corrupt(why: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(why.to_string())
 }

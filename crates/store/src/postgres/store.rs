@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     Core, PostgresStore,
-    body::{self, corrupt, millis, state_number, tag, until},
+    body::{self, millis, state_number, until},
     calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Read, ReadChunk, row},
     error::Failed,
     period::Period,
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     AttemptNote, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
+    corrupt,
 };
 
 impl Store for PostgresStore {
@@ -220,12 +221,17 @@ impl Core {
             .transpose()
     }
 
+    /// A tag as it stands in a column.
+    fn tag(&self, text: &str) -> i32 {
+        crate::tag(&self.secret, text).cast_signed()
+    }
+
     /// Claims where nothing counts.
     async fn claim(&self, address: Address, write: Write) -> Result<Swap, StoreError> {
         self.check_open()?;
         let record = &write.record;
         transition::assert_arrow(None, record);
-        let tenant_tag = tag(&self.secret, &record.scope.tenant);
+        let tenant_tag = self.tag(&record.scope.tenant);
         self.figures.check_room(self, tenant_tag)?;
         let sealer = self.sealer.as_ref();
         let attempts = u32::from(write.attempt.is_some());
@@ -239,7 +245,7 @@ impl Core {
             until: until(record).unwrap_or(i64::MAX),
             period: self.windows.guess(&record.request.route, self.now()),
             tenant_tag,
-            key_tag: tag(&self.secret, record.key.as_str()),
+            key_tag: self.tag(record.key.as_str()),
             record: body::close_record(sealer, address, record)?,
             attempt,
         };
@@ -421,14 +427,8 @@ impl Core {
                 AND o.id >= $5 AND o.id < $6 AND o.id < $7
             ORDER BY o.id DESC LIMIT $8"
         );
-        let tenant = query
-            .tenant
-            .as_ref()
-            .map(|tenant| tag(&self.secret, tenant));
-        let key = query
-            .key
-            .as_ref()
-            .map(|key| tag(&self.secret, key.as_str()));
+        let tenant = query.tenant.as_ref().map(|tenant| self.tag(tenant));
+        let key = query.key.as_ref().map(|key| self.tag(key.as_str()));
         let state = query.state.map(state_number);
         let since = query.since.map_or(Id([0; 16]), first_id);
         let before = query.until.map_or(Id([255; 16]), first_id);

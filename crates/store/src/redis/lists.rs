@@ -13,9 +13,8 @@ use super::{
     head::Head,
     names::{Member, SHARDS, Shard},
     servers::Request,
-    tag,
 };
-use crate::{Page, Query, StoreError, Stored};
+use crate::{Page, Query, StoreError, Stored, tag};
 
 /// Requests that wait for servers at once.
 const AT_ONCE: usize = 64;

@@ -52,7 +52,6 @@ use parking_lot::RwLock;
 pub use self::{failure::Refusal, open::OpenError, url::UrlError};
 use self::{figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
 use crate::{
-    StoreError,
     clock::Clock,
     seal::{EncryptionKeys, Sealer},
 };
@@ -130,16 +129,6 @@ impl RedisStore {
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
     }
-}
-
-fn corrupt(why: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(why.to_string())
-}
-
-/// A short keyed hash, by which lists pass over most of what they do not want.
-fn tag(secret: &[u8; 32], text: &str) -> u32 {
-    let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
-    u32::from_be_bytes([a, b, c, d])
 }
 
 impl std::fmt::Debug for RedisStore {

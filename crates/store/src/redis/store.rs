@@ -14,19 +14,20 @@ use onlyonce_core::{
 use redis::{Cmd, Value};
 
 use super::{
-    Inner, RedisStore, corrupt,
+    Inner, RedisStore,
     failure::Failure,
     head::{self, HEAD, Head, Tags},
     names::shard_of,
     scripts::{self, Script},
     servers::Request,
-    tag,
 };
 use crate::{
     AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Shown, Status, Store, StoreError, Stored,
     Swap, Swept, Write,
     codec::{self, take_attempt},
+    corrupt,
     parcel::{self, Label},
+    tag,
 };
 
 /// For so long after its end a record is still held, if nobody sweeps it: the server's own expiry
