@@ -231,6 +231,19 @@ pub struct AttemptNote {
     pub got: Got,
 }
 
+impl AttemptNote {
+    /// The attempt with this number, that came at this moment.
+    pub(crate) fn at(self, number: u32, at: Timestamp) -> Attempt {
+        Attempt {
+            number,
+            at,
+            peer: self.peer,
+            sdk_retry_count: self.sdk_retry_count,
+            got: self.got,
+        }
+    }
+}
+
 /// How a compare-and-set ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {

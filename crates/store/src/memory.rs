@@ -557,13 +557,7 @@ impl Entry {
 
     fn note(&mut self, note: AttemptNote, at: Timestamp) -> u32 {
         self.attempts_made += 1;
-        self.attempts.push_back(Attempt {
-            number: self.attempts_made,
-            at,
-            peer: note.peer,
-            sdk_retry_count: note.sdk_retry_count,
-            got: note.got,
-        });
+        self.attempts.push_back(note.at(self.attempts_made, at));
         if self.attempts.len() > MAX_ATTEMPTS_KEPT {
             self.attempts.pop_front();
         }

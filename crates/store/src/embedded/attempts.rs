@@ -1,6 +1,6 @@
 //! Attempts: notes beside a record, kept at best effort.
 
-use onlyonce_core::{Address, Attempt, OperationId, Timestamp};
+use onlyonce_core::{Address, Attempt, OperationId};
 
 use super::{
     Inner,
@@ -97,17 +97,5 @@ impl Inner {
         }
         attempts.sort_by_key(|attempt| attempt.number);
         Ok(attempts)
-    }
-}
-
-impl AttemptNote {
-    pub(super) fn at(&self, number: u32, at: Timestamp) -> Attempt {
-        Attempt {
-            number,
-            at,
-            peer: self.peer.clone(),
-            sdk_retry_count: self.sdk_retry_count,
-            got: self.got,
-        }
     }
 }

@@ -392,7 +392,7 @@ impl Inner {
             .and_then(|slot| slot.beside.as_ref()?.executing.as_ref())
             .or(executed);
         let executing = match &write.attempt {
-            Some(note) => Some(note.at(attempts, write.record.claimed_at)),
+            Some(note) => Some(note.clone().at(attempts, write.record.claimed_at)),
             None => in_progress.cloned(),
         };
         let body = RecordBody {

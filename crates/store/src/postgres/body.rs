@@ -165,15 +165,8 @@ pub fn close_attempt(
     note: AttemptNote,
     at: Timestamp,
 ) -> Result<Bytes, StoreError> {
-    let attempt = Attempt {
-        number: 0,
-        at,
-        peer: note.peer,
-        sdk_retry_count: note.sdk_retry_count,
-        got: note.got,
-    };
     let mut plain = BytesMut::with_capacity(64);
-    codec::encode_attempt(&attempt, &mut plain);
+    codec::encode_attempt(&note.at(0, at), &mut plain);
     parcel::close(sealer, &Label::new(ATTEMPT, &[id.as_bytes()]), &plain)
 }
 

@@ -535,15 +535,8 @@ impl Inner {
         note: AttemptNote,
     ) -> Result<Bytes, StoreError> {
         // The script counts; the number stands in the name of the field.
-        let attempt = Attempt {
-            number: 0,
-            at: self.now(),
-            peer: note.peer,
-            sdk_retry_count: note.sdk_retry_count,
-            got: note.got,
-        };
         let mut plain = BytesMut::with_capacity(64);
-        codec::encode_attempt(&attempt, &mut plain);
+        codec::encode_attempt(&note.at(0, self.now()), &mut plain);
         let label = Label::new(ATTEMPT, &[address.as_bytes(), id.as_bytes()]);
         parcel::close(self.sealer.as_ref(), &label, &plain)
     }
