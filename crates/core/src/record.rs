@@ -76,6 +76,15 @@ impl Record {
         }
     }
 
+    /// When the record is to be looked at again: at the end of its lease while it is in flight, and when
+    /// it [stops to count](Self::expires_at) after that. `None` for what never ends by itself.
+    pub fn until(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::InFlight { lease_until, .. } => Some(*lease_until),
+            _ => self.expires_at(),
+        }
+    }
+
     /// When the record stops to count, if it ever does: a completed one at the end of its window,
     /// a released one when it is of no more interest. Never while running, never while unknown.
     pub fn expires_at(&self) -> Option<Timestamp> {

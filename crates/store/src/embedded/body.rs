@@ -8,7 +8,7 @@
 //! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use onlyonce_core::{Address, Attempt, Epoch, OperationId, Record, RecordingId, State};
+use onlyonce_core::{Address, Attempt, Epoch, OperationId, Record, RecordingId, State, Timestamp};
 
 use super::{
     catalog::{RecordItem, What},
@@ -74,10 +74,6 @@ impl RecordBody {
     /// What the index keeps of it.
     pub fn item(&self, secret: &[u8; 32]) -> RecordItem {
         let record = &self.record;
-        let until = match &record.state {
-            State::InFlight { lease_until, .. } => lease_until.as_millis(),
-            _ => record.expires_at().map_or(0, |end| end.as_millis()),
-        };
         let chunks = match &record.state {
             // The last one lies with the record.
             State::Completed(completed) => completed.chunks.saturating_sub(1),
@@ -88,7 +84,7 @@ impl RecordBody {
             epoch: record.epoch.number() as u32,
             claim: record.claim.number() as u32,
             attempts: self.attempts,
-            until,
+            until: record.until().map_or(0, Timestamp::as_millis),
             chunks,
             tenant_tag: tag(secret, &record.scope.tenant),
             key_tag: tag(secret, record.key.as_str()),
@@ -226,9 +222,7 @@ fn associated(head: &EntryHead) -> [u8; 18] {
 
 #[cfg(test)]
 mod tests {
-    use onlyonce_core::{
-        Completed, Fingerprint, Head, HeaderBlock, Key, RequestLine, Scope, Timestamp,
-    };
+    use onlyonce_core::{Completed, Fingerprint, Head, HeaderBlock, Key, RequestLine, Scope};
 
     use super::*;
 

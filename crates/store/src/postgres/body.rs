@@ -63,15 +63,6 @@ pub fn state_name(number: i16) -> Option<StateName> {
         .find(|&name| state_number(name) == number)
 }
 
-/// The end of a lease or a window; `None` for what never ends by itself.
-pub fn until(record: &Record) -> Option<i64> {
-    let until = match &record.state {
-        State::InFlight { lease_until, .. } => Some(*lease_until),
-        _ => record.expires_at(),
-    };
-    until.map(millis)
-}
-
 /// A moment as the server keeps it. Its end of time is ours.
 pub fn millis(moment: Timestamp) -> i64 {
     i64::try_from(moment.as_millis()).unwrap_or(i64::MAX)
@@ -122,7 +113,7 @@ pub fn open_row(sealer: Option<&Sealer>, address: Address, row: Row) -> Result<S
         && record.epoch.number() == row.epoch
         && record.claim.number() == row.claim
         && state_number(record.state.name()) == row.state
-        && until(&record) == row.until;
+        && record.until().map(millis) == row.until;
     if !is_whole {
         return Err(corrupt(
             "the columns of its row are not those of the record",

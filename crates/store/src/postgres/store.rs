@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     Core, PostgresStore,
-    body::{self, millis, state_number, until},
+    body::{self, millis, state_number},
     calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Read, ReadChunk, row},
     error::Failed,
     period::Period,
@@ -242,7 +242,7 @@ impl Core {
         let call = Claim {
             address,
             id: record.id,
-            until: until(record).unwrap_or(i64::MAX),
+            until: record.until().map_or(i64::MAX, millis),
             period: self.windows.guess(&record.request.route, self.now()),
             tenant_tag,
             key_tag: self.tag(record.key.as_str()),
@@ -306,7 +306,7 @@ impl Core {
             epoch: record.epoch.number() as i64,
             claim: record.claim.number() as i64,
             state: state_number(record.state.name()),
-            until: until(&record),
+            until: record.until().map(millis),
             period,
             record: record_bytes,
             body: body_bytes,

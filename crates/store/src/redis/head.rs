@@ -13,7 +13,8 @@
 use aws_lc_rs::digest;
 use bytes::{Buf, BufMut};
 use onlyonce_core::{
-    Address, Epoch, Fence, OperationId, Record, RecordingId, State, StateName, transition::Standing,
+    Address, Epoch, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
+    transition::Standing,
 };
 
 use super::names::Member;
@@ -55,10 +56,7 @@ pub enum BadHead {
 
 impl Head {
     pub fn of(record: &Record, tags: Tags, token: [u8; 8]) -> Self {
-        let until = match &record.state {
-            State::InFlight { lease_until, .. } => lease_until.as_millis(),
-            _ => record.expires_at().map_or(0, |end| end.as_millis()),
-        };
+        let until = record.until().map_or(0, Timestamp::as_millis);
         let chunks = match &record.state {
             State::Completed(completed) => completed.chunks,
             _ => 0,
