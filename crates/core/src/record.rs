@@ -176,6 +176,21 @@ impl StateName {
         Self::Released,
     ];
 
+    /// The number under which stores keep it; never given to another state.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::InFlight => 1,
+            Self::Completed => 2,
+            Self::Unknown => 3,
+            Self::Released => 4,
+        }
+    }
+
+    /// The state with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.number() == number)
+    }
+
     /// `in_flight`, `completed`, `unknown` or `released`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -419,7 +434,11 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_survives_its_number() {
+    fn states_and_reasons_survive_their_numbers() {
+        for state in StateName::ALL {
+            assert_eq!(StateName::from_number(state.number()), Some(state));
+        }
+        assert_eq!(StateName::from_number(0), None);
         for &reason in UnknownReason::ALL {
             assert_eq!(UnknownReason::from_number(reason.number()), Some(reason));
         }

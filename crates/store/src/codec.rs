@@ -43,7 +43,7 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
     ] {
         put_block(out, text.as_bytes());
     }
-    out.put_u8(state_number(record.state.name()));
+    out.put_u8(record.state.name().number());
     match &record.state {
         State::InFlight {
             owner,
@@ -122,10 +122,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
 
 fn decode_state(bytes: &mut Bytes) -> Result<State, DecodeError> {
     let number = take_u8(bytes, "state")?;
-    let name = StateName::ALL
-        .into_iter()
-        .find(|&name| state_number(name) == number)
-        .ok_or(DecodeError::Malformed("state"))?;
+    let name = StateName::from_number(number).ok_or(DecodeError::Malformed("state"))?;
     Ok(match name {
         StateName::InFlight => State::InFlight {
             owner: OwnerId::new(u64::from_be_bytes(take_array(bytes, "owner")?)),
@@ -191,15 +188,6 @@ pub fn take_attempt(bytes: &mut Bytes) -> Result<Attempt, DecodeError> {
         },
         got: Got::from_number(take_u8(bytes, "attempt")?).ok_or(malformed)?,
     })
-}
-
-const fn state_number(name: StateName) -> u8 {
-    match name {
-        StateName::InFlight => 1,
-        StateName::Completed => 2,
-        StateName::Unknown => 3,
-        StateName::Released => 4,
-    }
 }
 
 /// Appends a varint: seven bits a byte, lowest first.

@@ -47,20 +47,13 @@ pub struct Row {
 }
 
 /// The number of a state in its column.
-pub const fn state_number(state: StateName) -> i16 {
-    match state {
-        StateName::InFlight => 1,
-        StateName::Completed => 2,
-        StateName::Unknown => 3,
-        StateName::Released => 4,
-    }
+pub fn state_number(state: StateName) -> i16 {
+    state.number().into()
 }
 
 /// The state whose number stands in a column.
 pub fn state_name(number: i16) -> Option<StateName> {
-    StateName::ALL
-        .into_iter()
-        .find(|&name| state_number(name) == number)
+    StateName::from_number(u8::try_from(number).ok()?)
 }
 
 /// A moment as the server keeps it. Its end of time is ours.

@@ -180,18 +180,11 @@ pub const fn arrows_to(to: StateName) -> &'static str {
 }
 
 const fn state_digit(state: StateName) -> u8 {
-    match state {
-        StateName::InFlight => b'1',
-        StateName::Completed => b'2',
-        StateName::Unknown => b'3',
-        StateName::Released => b'4',
-    }
+    b'0' + state.number()
 }
 
 fn state_of(digit: u8) -> Option<StateName> {
-    StateName::ALL
-        .into_iter()
-        .find(|&state| state_digit(state) == digit)
+    StateName::from_number(digit.checked_sub(b'0')?)
 }
 
 fn check(bytes: &[u8]) -> [u8; 8] {
