@@ -5,7 +5,7 @@
 //! follows, so that an operation that nobody joins elsewhere costs nothing more. What is shown is
 //! never the truth about an outcome. It may be lost, and then who follows sees the answer later.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// A part of a recording, as its owner shows it to those who follow on other gateways.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,4 +40,23 @@ impl Shown {
             || self.in_chunks > seen.bytes
             || (!self.bytes.is_empty() && self.from + self.bytes.len() as u64 > seen.bytes)
     }
+}
+
+/// The bytes of a body from `from` on, as far as they lie in `frames` without a gap. Frames come with
+/// where they begin, in that order; one that is not needed is not opened.
+pub(crate) fn joined<F, E>(
+    from: u64,
+    frames: impl IntoIterator<Item = (u64, F)>,
+    mut open: impl FnMut(u64, F) -> Result<Bytes, E>,
+) -> Result<Bytes, E> {
+    let mut bytes = BytesMut::new();
+    for (start, frame) in frames {
+        let Some(known) = (from + bytes.len() as u64).checked_sub(start) else {
+            break;
+        };
+        let frame = open(start, frame)?;
+        let known = usize::try_from(known).unwrap_or(usize::MAX);
+        bytes.extend_from_slice(frame.get(known..).unwrap_or_default());
+    }
+    Ok(bytes.freeze())
 }

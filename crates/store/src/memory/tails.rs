@@ -3,10 +3,11 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use onlyonce_core::{Address, Epoch, OperationId, OwnerId, RecordingId};
 use parking_lot::Mutex;
 use tokio::{
@@ -14,7 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{Seen, Shown};
+use crate::{Seen, Shown, shown::joined};
 
 #[derive(Default)]
 pub(super) struct Tails {
@@ -149,18 +150,12 @@ impl Tail {
     /// What follows on `seen`, as far as it lies here without a gap.
     fn after(&self, seen: Seen) -> Shown {
         let from = seen.bytes.max(self.in_chunks);
-        let mut bytes = BytesMut::new();
-        for (start, frame) in &self.frames {
-            let reached = from + bytes.len() as u64;
-            if *start <= reached && reached < start + frame.len() as u64 {
-                // No longer than a frame, so it fits.
-                bytes.extend_from_slice(&frame[(reached - start) as usize..]);
-            }
-        }
+        let frames = self.frames.iter().map(|(&start, frame)| (start, frame));
+        let Ok(bytes) = joined(from, frames, |_, frame| Ok::<_, Infallible>(frame.clone()));
         Shown {
             head: self.head.clone(),
             from,
-            bytes: bytes.freeze(),
+            bytes,
             in_chunks: self.in_chunks,
             ended: self.ended,
         }

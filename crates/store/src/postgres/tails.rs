@@ -12,7 +12,7 @@
 
 use std::{collections::HashMap, pin::pin, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use onlyonce_core::{Address, OwnerId, RecordingId};
 use tokio::time::{Instant, timeout};
 
@@ -25,7 +25,7 @@ use super::{
     values::Id,
     watch::Topic,
 };
-use crate::{MAX_CHUNK, Seen, Shown, StoreError};
+use crate::{MAX_CHUNK, Seen, Shown, StoreError, shown::joined};
 
 /// How often who waits looks where notices arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -180,20 +180,13 @@ impl Tail {
             .map(|head| body::open_head(sealer, recording, &head))
             .transpose()?;
         let from = seen.bytes.max(self.in_chunks);
-        let mut bytes = BytesMut::new();
-        for (start, frame) in self.frames {
-            let reached = from + bytes.len() as u64;
-            if start > reached {
-                break;
-            }
-            let frame = body::open_frame(sealer, recording, start, &frame)?;
-            let known = usize::try_from(reached - start).unwrap_or(usize::MAX);
-            bytes.extend_from_slice(frame.get(known..).unwrap_or_default());
-        }
+        let bytes = joined(from, self.frames, |start, frame| {
+            body::open_frame(sealer, recording, start, &frame)
+        })?;
         Ok(Shown {
             head: head.unwrap_or_default(),
             from,
-            bytes: bytes.freeze(),
+            bytes,
             in_chunks: self.in_chunks,
             ended: self.ended,
         })

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use onlyonce_core::{Address, OwnerId, RecordingId};
 use redis::Value;
 use tokio::time::{Instant, timeout_at};
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     Seen, Shown, StoreError,
     parcel::{self, Label},
+    shown::joined,
 };
 
 /// What is shown is kept for so long after more of it was, while the operation runs.
@@ -157,21 +158,15 @@ impl Inner {
         };
         let in_chunks = int(in_chunks)?;
         let from = seen.bytes.max(in_chunks);
-        let mut tail = BytesMut::new();
+        let mut frames = Vec::new();
         while let (Some(start), Some(frame)) = (told.next(), told.next()) {
-            let start = int(start)?;
-            let frame = open(SHOWN_BYTES, start, bytes(frame)?)?;
-            // What follows on what was seen, as far as it lies there without a gap.
-            let reached = from + tail.len() as u64;
-            let known = reached.checked_sub(start);
-            if let Some(rest) = known.and_then(|known| frame.get(usize::try_from(known).ok()?..)) {
-                tail.extend_from_slice(rest);
-            }
+            frames.push((int(start)?, bytes(frame)?));
         }
+        let tail = joined(from, frames, |start, frame| open(SHOWN_BYTES, start, frame))?;
         Ok(Some(Shown {
             head,
             from,
-            bytes: tail.freeze(),
+            bytes: tail,
             in_chunks,
             ended: !bytes(ended)?.is_empty(),
         }))
