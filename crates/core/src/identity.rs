@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
+use crate::Timestamp;
+
 /// Where a key is unique: a tenant and a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Scope {
@@ -39,6 +41,12 @@ impl OperationId {
     /// The sixteen bytes, most significant first.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
+    }
+
+    /// When the key was first claimed: the first 48 bits (RFC 9562, 5.7).
+    pub const fn first_claimed(&self) -> Timestamp {
+        let [a, b, c, d, e, f, ..] = *self.as_bytes();
+        Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
     }
 }
 
@@ -182,5 +190,17 @@ impl Address {
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Address({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_knows_when_its_key_was_first_claimed() {
+        let id = OperationId::new(1_767_225_600_000, &[255; 10]);
+        let claimed = Timestamp::from_millis(1_767_225_600_000);
+        assert_eq!(id.first_claimed(), claimed);
     }
 }

@@ -76,8 +76,8 @@ impl Record {
         }
     }
 
-    /// When the record is to be looked at again: at the end of its lease while it is in flight, and when
-    /// it [stops to count](Self::expires_at) after that. `None` for what never ends by itself.
+    /// The end of the lease while it is in flight, and else when it [stops to count](Self::expires_at).
+    /// `None` for what never ends by itself.
     pub fn until(&self) -> Option<Timestamp> {
         match &self.state {
             State::InFlight { lease_until, .. } => Some(*lease_until),

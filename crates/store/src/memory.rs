@@ -337,7 +337,7 @@ impl Store for MemoryStore {
 
 /// Whether `query` wants `record`; the cursor and the limit are not looked at.
 fn matches(query: &Query, record: &Record) -> bool {
-    let claimed = first_claimed(record.id);
+    let claimed = record.id.first_claimed();
     query.key.as_ref().is_none_or(|key| *key == record.key)
         && query
             .tenant
@@ -346,12 +346,6 @@ fn matches(query: &Query, record: &Record) -> bool {
         && query.state.is_none_or(|state| state == record.state.name())
         && query.since.is_none_or(|since| claimed >= since)
         && query.until.is_none_or(|until| claimed < until)
-}
-
-/// When the operation was first claimed: the first 48 bits of its id (RFC 9562, 5.7).
-fn first_claimed(id: OperationId) -> Timestamp {
-    let [a, b, c, d, e, f, ..] = *id.as_bytes();
-    Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
 }
 
 #[derive(Default)]

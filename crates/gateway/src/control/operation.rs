@@ -1,6 +1,6 @@
 //! An operation as JSON.
 
-use onlyonce_core::{Attempt, HeaderBlock, OperationId, Record, State, Timestamp};
+use onlyonce_core::{Attempt, HeaderBlock, Record, State};
 use onlyonce_engine::Operation;
 use onlyonce_store::Stored;
 use serde::Serialize;
@@ -57,7 +57,7 @@ impl From<&Stored> for OperationView {
             key: record.key.to_string(),
             state: record.state.name().as_str(),
             epoch: record.epoch.number(),
-            created_at: show_moment(created_at(record.id)),
+            created_at: show_moment(record.id.first_claimed()),
             completed_at: None,
             expires_at: record.expires_at().map(show_moment),
             lease_until: None,
@@ -109,12 +109,6 @@ impl From<&Attempt> for AttemptView {
             got: attempt.got.as_str(),
         }
     }
-}
-
-/// When the key was first claimed: the first 48 bits of a UUIDv7 are milliseconds.
-fn created_at(id: OperationId) -> Timestamp {
-    let [a, b, c, d, e, f, ..] = *id.as_bytes();
-    Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
 }
 
 fn header_list(headers: &HeaderBlock) -> Vec<(String, String)> {

@@ -545,10 +545,6 @@ impl Inner {
             .key
             .as_ref()
             .map(|key| tag(&self.secret, key.as_str()));
-        let started = |id: OperationId| {
-            let [a, b, c, d, e, f, ..] = *id.as_bytes();
-            Timestamp::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
-        };
         let mut found = Vec::new();
         for shard in self.index.shards() {
             let matching = shard.iter().filter(|(_, slot)| {
@@ -560,8 +556,12 @@ impl Inner {
                     && tenant.is_none_or(|tag| slot.tenant_tag == tag)
                     && key.is_none_or(|tag| slot.key_tag == tag)
                     && query.older_than.is_none_or(|id| slot.id < id)
-                    && query.since.is_none_or(|since| started(slot.id) >= since)
-                    && query.until.is_none_or(|until| started(slot.id) < until)
+                    && query
+                        .since
+                        .is_none_or(|since| slot.id.first_claimed() >= since)
+                    && query
+                        .until
+                        .is_none_or(|until| slot.id.first_claimed() < until)
             });
             found.extend(matching.map(|(address, slot)| (slot.id, address)));
         }
