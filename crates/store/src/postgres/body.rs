@@ -120,28 +120,6 @@ pub fn open_row(sealer: Option<&Sealer>, address: Address, row: Row) -> Result<S
     })
 }
 
-/// A chunk of a recording.
-pub fn close_chunk(
-    sealer: Option<&Sealer>,
-    address: Address,
-    recording: RecordingId,
-    number: u32,
-    bytes: &[u8],
-) -> Result<Bytes, StoreError> {
-    parcel::close(sealer, &chunk_label(address, recording, number), bytes)
-}
-
-/// Takes a chunk back.
-pub fn open_chunk(
-    sealer: Option<&Sealer>,
-    address: Address,
-    recording: RecordingId,
-    number: u32,
-    bytes: &[u8],
-) -> Result<Bytes, StoreError> {
-    parcel::open(sealer, &chunk_label(address, recording, number), bytes)
-}
-
 /// An attempt, whose number the server will give it.
 pub fn close_attempt(
     sealer: Option<&Sealer>,
@@ -151,7 +129,7 @@ pub fn close_attempt(
 ) -> Result<Bytes, StoreError> {
     let mut plain = BytesMut::with_capacity(64);
     codec::encode_attempt(&note.at(0, at), &mut plain);
-    parcel::close(sealer, &Label::new(ATTEMPT, &[id.as_bytes()]), &plain)
+    parcel::close(sealer, &attempt_label(id), &plain)
 }
 
 /// Takes an attempt back, and gives it its number.
@@ -161,7 +139,7 @@ pub fn open_attempt(
     number: i32,
     note: &[u8],
 ) -> Result<Attempt, StoreError> {
-    let mut plain = parcel::open(sealer, &Label::new(ATTEMPT, &[id.as_bytes()]), note)?;
+    let mut plain = parcel::open(sealer, &attempt_label(id), note)?;
     let attempt = take_attempt(&mut plain).map_err(corrupt)?;
     Ok(Attempt {
         number: u32::try_from(number).map_err(corrupt)?,
@@ -169,49 +147,16 @@ pub fn open_attempt(
     })
 }
 
-/// A head that is shown.
-pub fn close_head(
-    sealer: Option<&Sealer>,
-    recording: RecordingId,
-    head: &[u8],
-) -> Result<Bytes, StoreError> {
-    parcel::close(sealer, &shown_label(HEAD, recording, 0), head)
-}
-
-/// Takes a head back that is shown.
-pub fn open_head(
-    sealer: Option<&Sealer>,
-    recording: RecordingId,
-    head: &[u8],
-) -> Result<Bytes, StoreError> {
-    parcel::open(sealer, &shown_label(HEAD, recording, 0), head)
-}
-
-/// Bytes of a body that are shown, and begin at `from`.
-pub fn close_frame(
-    sealer: Option<&Sealer>,
-    recording: RecordingId,
-    from: u64,
-    bytes: &[u8],
-) -> Result<Bytes, StoreError> {
-    parcel::close(sealer, &shown_label(FRAME, recording, from), bytes)
-}
-
-/// Takes bytes back that are shown.
-pub fn open_frame(
-    sealer: Option<&Sealer>,
-    recording: RecordingId,
-    from: u64,
-    bytes: &[u8],
-) -> Result<Bytes, StoreError> {
-    parcel::open(sealer, &shown_label(FRAME, recording, from), bytes)
+fn attempt_label(id: OperationId) -> Label {
+    Label::new(ATTEMPT, &[id.as_bytes()])
 }
 
 fn label(kind: u8, address: Address, id: OperationId) -> Label {
     Label::new(kind, &[address.as_bytes(), id.as_bytes()])
 }
 
-fn chunk_label(address: Address, recording: RecordingId, number: u32) -> Label {
+/// The label of a chunk of a recording.
+pub fn chunk_label(address: Address, recording: RecordingId, number: u32) -> Label {
     Label::new(
         CHUNK,
         &[
@@ -221,6 +166,16 @@ fn chunk_label(address: Address, recording: RecordingId, number: u32) -> Label {
             &number.to_be_bytes(),
         ],
     )
+}
+
+/// The label of a head that is shown.
+pub fn head_label(recording: RecordingId) -> Label {
+    shown_label(HEAD, recording, 0)
+}
+
+/// The label of bytes of a body that are shown, and begin at `from`.
+pub fn frame_label(recording: RecordingId, from: u64) -> Label {
+    shown_label(FRAME, recording, from)
 }
 
 fn shown_label(kind: u8, recording: RecordingId, from: u64) -> Label {

@@ -243,11 +243,6 @@ impl Kind for Note {
         self.address
     }
 
-    fn failed(failed: Failed) -> StoreError {
-        // A note that may be lost is as good as lost.
-        failed.of_a_read()
-    }
-
     async fn serve(
         session: &mut Session,
         core: &Core,
@@ -302,10 +297,6 @@ impl Kind for Load {
 
     fn address(&self) -> Address {
         self.address
-    }
-
-    fn failed(failed: Failed) -> StoreError {
-        failed.of_a_read()
     }
 
     async fn serve(
@@ -363,10 +354,6 @@ impl Kind for Read {
 
     fn address(&self) -> Address {
         self.address
-    }
-
-    fn failed(failed: Failed) -> StoreError {
-        failed.of_a_read()
     }
 
     async fn serve(

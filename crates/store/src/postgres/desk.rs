@@ -59,8 +59,11 @@ pub trait Kind: Send + Sync + Sized + 'static {
         None
     }
 
-    /// What the caller is told of a failure.
-    fn failed(failed: Failed) -> StoreError;
+    /// What the caller is told of a failure: that of a read, which what may be lost or done twice is as
+    /// good as.
+    fn failed(failed: Failed) -> StoreError {
+        failed.of_a_read()
+    }
 
     /// Serves a batch, which is sorted by address: one reply a call, in order.
     fn serve(

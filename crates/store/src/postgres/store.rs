@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     Core, PostgresStore,
-    body::{self, millis, state_number},
+    body::{self, chunk_label, millis, state_number},
     calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Read, ReadChunk, row},
     error::Failed,
     period::Period,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     AttemptNote, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
-    corrupt,
+    corrupt, parcel,
 };
 
 impl Store for PostgresStore {
@@ -63,7 +63,7 @@ impl Store for PostgresStore {
             address,
             recording,
             number,
-            bytes: body::close_chunk(sealer, address, recording, chunk, &bytes)?,
+            bytes: parcel::close(sealer, &chunk_label(address, recording, chunk), &bytes)?,
         };
         let len = call.bytes.len() as i64;
         if core.desk.appends.ask(call, core.options.timeout).await? {
@@ -90,7 +90,10 @@ impl Store for PostgresStore {
         match core.desk.reads.ask(call, core.options.timeout).await? {
             ReadChunk {
                 bytes: Some(bytes), ..
-            } => body::open_chunk(core.sealer.as_ref(), address, recording, chunk, &bytes),
+            } => {
+                let label = chunk_label(address, recording, chunk);
+                parcel::open(core.sealer.as_ref(), &label, &bytes)
+            }
             ReadChunk { is_last: true, .. } => core
                 .load(address)
                 .await?

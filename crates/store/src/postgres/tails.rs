@@ -17,7 +17,8 @@ use onlyonce_core::{Address, OwnerId, RecordingId};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Core, body,
+    Core,
+    body::{frame_label, head_label},
     calls::{MOST, Param, addresses, column},
     connection::Session,
     desk::Kind,
@@ -25,7 +26,7 @@ use super::{
     values::Id,
     watch::Topic,
 };
-use crate::{MAX_CHUNK, Seen, Shown, StoreError, shown::joined};
+use crate::{MAX_CHUNK, Seen, Shown, StoreError, parcel, shown::joined};
 
 /// How often who waits looks where notices arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -115,7 +116,7 @@ impl Core {
             ended,
         } = shown;
         let head = (!head.is_empty())
-            .then(|| body::close_head(sealer, recording, &head))
+            .then(|| parcel::close(sealer, &head_label(recording), &head))
             .transpose()?;
         // In pieces no larger than a chunk, which is what a parcel and a row are made for.
         loop {
@@ -130,7 +131,7 @@ impl Core {
                 ended: ended && is_last,
                 from: place(from),
                 to: place(to),
-                bytes: body::close_frame(sealer, recording, from, &piece)?,
+                bytes: parcel::close(sealer, &frame_label(recording, from), &piece)?,
             };
             self.desk.shows.ask(show, self.options.timeout).await?;
             if is_last {
@@ -177,11 +178,11 @@ impl Tail {
         let sealer = core.sealer.as_ref();
         let head = self
             .head
-            .map(|head| body::open_head(sealer, recording, &head))
+            .map(|head| parcel::open(sealer, &head_label(recording), &head))
             .transpose()?;
         let from = seen.bytes.max(self.in_chunks);
         let bytes = joined(from, self.frames, |start, frame| {
-            body::open_frame(sealer, recording, start, &frame)
+            parcel::open(sealer, &frame_label(recording, start), &frame)
         })?;
         Ok(Shown {
             head: head.unwrap_or_default(),
@@ -202,10 +203,6 @@ impl Kind for Follow {
 
     fn address(&self) -> Address {
         self.address
-    }
-
-    fn failed(failed: Failed) -> StoreError {
-        failed.of_a_read()
     }
 
     async fn serve(
@@ -262,11 +259,6 @@ impl Kind for Ask {
         self.address
     }
 
-    fn failed(failed: Failed) -> StoreError {
-        // Asking twice is as good as once.
-        failed.of_a_read()
-    }
-
     async fn serve(session: &mut Session, core: &Core, calls: &[&Self]) -> Result<Vec<()>, Failed> {
         let params: [Param; 5] = [
             &column(calls, |call| call.owner.number() as i64),
@@ -296,10 +288,6 @@ impl Kind for Followed {
     fn address(&self) -> Address {
         // It is about no address more than another.
         Address::from_bytes([0; 16])
-    }
-
-    fn failed(failed: Failed) -> StoreError {
-        failed.of_a_read()
     }
 
     async fn serve(
@@ -347,11 +335,6 @@ impl Kind for Show {
 
     fn bytes(&self) -> usize {
         self.bytes.len()
-    }
-
-    fn failed(failed: Failed) -> StoreError {
-        // What may be lost is as good as lost.
-        failed.of_a_read()
     }
 
     async fn serve(session: &mut Session, core: &Core, calls: &[&Self]) -> Result<Vec<()>, Failed> {
