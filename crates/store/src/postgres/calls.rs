@@ -66,7 +66,7 @@ impl Kind for Claim {
     ) -> Result<Vec<Claimed>, Failed> {
         let params: [Param; 9] = [
             &addresses(calls),
-            &column(calls, |call| Id(*call.id.as_bytes())),
+            &column(calls, |call| Id::from(call.id)),
             &column(calls, |call| call.until),
             &column(calls, |call| call.period.number()),
             &column(calls, |call| call.tenant_tag),
@@ -142,7 +142,7 @@ impl Kind for Change {
     ) -> Result<Vec<Changed>, Failed> {
         let params: [Param; 12] = [
             &addresses(calls),
-            &column(calls, |call| Id(*call.id.as_bytes())),
+            &column(calls, |call| Id::from(call.id)),
             &column(calls, |call| call.epoch),
             &column(calls, |call| call.claim),
             &column(calls, |call| call.state),
@@ -210,8 +210,8 @@ impl Kind for Append {
     ) -> Result<Vec<bool>, Failed> {
         let params: [Param; 5] = [
             &addresses(calls),
-            &column(calls, |call| Id(*call.recording.operation.as_bytes())),
-            &column(calls, |call| call.recording.claim.number() as i64),
+            &column(calls, |call| Id::from(call.recording.operation)),
+            &column(calls, |call| claim(call.recording)),
             &column(calls, |call| call.number),
             &column(calls, |call| &call.bytes[..]),
         ];
@@ -257,11 +257,11 @@ impl Kind for Note {
             places.extend(1..=notes.len() as i32);
         }
         let params: [Param; 7] = [
-            &column(&operations, |notes| Id(*notes[0].address.as_bytes())),
-            &column(&operations, |notes| Id(*notes[0].id.as_bytes())),
+            &column(&operations, |notes| Id::from(notes[0].address)),
+            &column(&operations, |notes| Id::from(notes[0].id)),
             &column(&operations, |notes| notes.len() as i32),
             &addresses(calls),
-            &column(calls, |call| Id(*call.id.as_bytes())),
+            &column(calls, |call| Id::from(call.id)),
             &places,
             &column(calls, |call| &call.note[..]),
         ];
@@ -275,7 +275,7 @@ impl Kind for Note {
         for notes in operations {
             let last = attempts
                 .get(&notes[0].address)
-                .filter(|(_, id)| id.0 == *notes[0].id.as_bytes())
+                .filter(|(_, id)| *id == Id::from(notes[0].id))
                 .map(|&(last, _)| last);
             let len = notes.len() as i32;
             replies.extend((1..=len).map(|place| last.map(|last| last - len + place)));
@@ -320,7 +320,7 @@ pub fn row(row: &SqlRow) -> Result<Row, tokio_postgres::Error> {
         Ok(bytes.map(Bytes::copy_from_slice))
     };
     Ok(Row {
-        id: OperationId::from_bytes(row.try_get::<_, Id>(1)?.0),
+        id: OperationId::from(row.try_get::<_, Id>(1)?),
         epoch: row.try_get::<_, i64>(2)? as u64,
         claim: row.try_get::<_, i64>(3)? as u64,
         state: row.try_get(4)?,
@@ -364,8 +364,8 @@ impl Kind for Read {
         let places: Vec<i32> = (0..calls.len() as i32).collect();
         let params: [Param; 5] = [
             &addresses(calls),
-            &column(calls, |call| Id(*call.recording.operation.as_bytes())),
-            &column(calls, |call| call.recording.claim.number() as i64),
+            &column(calls, |call| Id::from(call.recording.operation)),
+            &column(calls, |call| claim(call.recording)),
             &column(calls, |call| call.number),
             &places,
         ];
@@ -394,7 +394,12 @@ pub fn column<'a, C, T>(calls: &'a [C], value: impl FnMut(&'a C) -> T) -> Vec<T>
 
 /// What the calls are about.
 pub fn addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {
-    column(calls, |call| Id(*call.address().as_bytes()))
+    column(calls, |call| Id::from(call.address()))
+}
+
+/// The claim that a recording is of, as the server keeps it.
+pub fn claim(recording: RecordingId) -> i64 {
+    recording.claim.number() as i64
 }
 
 fn distinct_addresses<K: Kind>(calls: &[&K]) -> Vec<Id> {
@@ -409,7 +414,7 @@ fn by_address<T>(
 ) -> Result<HashMap<Address, T>, Failed> {
     let mut found = HashMap::with_capacity(rows.len());
     for row in rows {
-        let address = Address::from_bytes(row.try_get::<_, Id>(0)?.0);
+        let address = Address::from(row.try_get::<_, Id>(0)?);
         found.insert(address, value(row)?);
     }
     Ok(found)

@@ -39,9 +39,13 @@ pub fn clock(parameter: u32) -> String {
     format!("coalesce(${parameter}::int8, {SERVER_CLOCK})")
 }
 
+/// The columns that [`row`](super::calls::row) takes apart, from the second on.
+pub const COLUMNS: &str =
+    "o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, r.body";
+
 /// A commit of this transaction is durable, whatever the server's default is. Another setting than
 /// `off` is somebody's decision and stands.
-const DURABLE: &str = "set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
+pub const DURABLE: &str = "set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)";
 
 /// Nobody waits for the disk: a crash may forget it.
@@ -270,7 +274,7 @@ fn note(schema: &str) -> Statement {
 /// Records as they stand.
 fn load(schema: &str) -> Statement {
     let text = format!(
-        "SELECT o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, r.body
+        "SELECT {COLUMNS}
         FROM unnest($1::uuid[]) AS w (address)
         JOIN {schema}.operations o USING (address)
         LEFT JOIN {schema}.records r ON o.state = 2 AND r.period = o.period AND r.id = o.id"

@@ -16,6 +16,7 @@ use super::{
     calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Read, ReadChunk, row},
     error::Failed,
     period::Period,
+    sql::{self, COLUMNS, DURABLE},
     values::Id,
 };
 use crate::{
@@ -134,12 +135,12 @@ impl Store for PostgresStore {
             "SELECT address FROM {}.operations WHERE id = $1",
             core.target.schema
         );
-        let id = Id(*id.as_bytes());
+        let id = Id::from(id);
         let rows = core.operators.ask(core, &text, &[Type::UUID], &[&id]).await;
         let rows = rows.map_err(Failed::of_a_read)?;
         let found = rows.first().map(|row| row.try_get::<_, Id>(0)).transpose();
-        let found = found.map_err(|error| Failed::from(error).of_a_read())?;
-        Ok(found.map(|address| Address::from_bytes(address.0)))
+        let found = found.map_err(unreadable)?;
+        Ok(found.map(Address::from))
     }
 
     async fn list(&self, query: Query) -> Result<Page, StoreError> {
@@ -201,10 +202,6 @@ impl Store for PostgresStore {
         Ok(())
     }
 }
-
-/// The columns that [`row`] takes apart, from the second on.
-const COLUMNS: &str =
-    "o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, r.body";
 
 impl Core {
     pub fn check_open(&self) -> Result<(), StoreError> {
@@ -367,7 +364,7 @@ impl Core {
             SELECT a.number, a.note FROM o
             JOIN {schema}.attempts a ON a.period = o.period AND a.id = o.id"
         );
-        let (address, wanted) = (Id(*address.as_bytes()), Id(*id.as_bytes()));
+        let (address, wanted) = (Id::from(address), Id::from(id));
         let types = [Type::UUID, Type::UUID];
         let rows = self
             .operators
@@ -379,7 +376,7 @@ impl Core {
                 row.try_get::<_, Option<&[u8]>>(1)
                     .map(|note| (number, note))
             });
-            let (number, note) = columns.map_err(|error| Failed::from(error).of_a_read())?;
+            let (number, note) = columns.map_err(unreadable)?;
             if let Some(note) = note {
                 attempts.push(body::open_attempt(self.sealer.as_ref(), id, number, note)?);
             }
@@ -435,7 +432,7 @@ impl Core {
         let state = query.state.map(state_number);
         let since = query.since.map_or(Id([0; 16]), first_id);
         let before = query.until.map_or(Id([255; 16]), first_id);
-        let older_than = older_than.map_or(Id([255; 16]), |id| Id(*id.as_bytes()));
+        let older_than = older_than.map_or(Id([255; 16]), Id::from);
         let types = [
             Type::INT8,
             Type::INT4,
@@ -471,7 +468,7 @@ impl Core {
     }
 
     async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
-        let now = super::sql::clock(1);
+        let now = sql::clock(1);
         let text = format!(
             "SELECT o.address, o.id, o.epoch, o.claim, o.state, o.until, o.attempts, o.record, NULL::bytea
             FROM {}.operations o WHERE o.state = 1 AND o.until <= {now}
@@ -503,7 +500,7 @@ impl Core {
     {
         rows.iter().map(|sql| {
             let address: Id = sql.try_get(0).map_err(unreadable)?;
-            let address = Address::from_bytes(address.0);
+            let address = Address::from(address);
             let row = row(sql).map_err(unreadable)?;
             let id = row.id;
             Ok((
@@ -533,11 +530,9 @@ impl Core {
                 DELETE FROM {schema}.attempts a USING gone g
                 WHERE a.period = g.period AND a.id = g.id
             )
-            SELECT tenant_tag, set_config('synchronous_commit',
-                CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
-                ELSE current_setting('synchronous_commit') END, true) FROM gone"
+            SELECT tenant_tag, {DURABLE} FROM gone"
         );
-        let (address, id) = (Id(*address.as_bytes()), Id(*fence.id.as_bytes()));
+        let (address, id) = (Id::from(address), Id::from(fence.id));
         let epoch = fence.epoch.number() as i64;
         let types = [Type::UUID, Type::UUID, Type::INT8];
         let rows = self

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     Core,
     body::{frame_label, head_label},
-    calls::{MOST, Param, addresses, column},
+    calls::{MOST, Param, addresses, claim, column},
     connection::Session,
     desk::Kind,
     error::Failed,
@@ -213,7 +213,7 @@ impl Kind for Follow {
         let places: Vec<i32> = (0..calls.len() as i32).collect();
         let params: [Param; 6] = [
             &addresses(calls),
-            &column(calls, |call| operation(call.recording)),
+            &column(calls, |call| Id::from(call.recording.operation)),
             &column(calls, |call| claim(call.recording)),
             &column(calls, |call| call.seen.head),
             &column(calls, |call| place(call.seen.bytes)),
@@ -263,7 +263,7 @@ impl Kind for Ask {
         let params: [Param; 5] = [
             &column(calls, |call| call.owner.number() as i64),
             &addresses(calls),
-            &column(calls, |call| operation(call.recording)),
+            &column(calls, |call| Id::from(call.recording.operation)),
             &column(calls, |call| claim(call.recording)),
             &core.given_now(),
         ];
@@ -301,7 +301,7 @@ impl Kind for Followed {
             .await?;
         let mut followed: HashMap<i64, Vec<Address>> = HashMap::new();
         for row in rows {
-            let address = Address::from_bytes(row.try_get::<_, Id>(1)?.0);
+            let address = Address::from(row.try_get::<_, Id>(1)?);
             followed.entry(row.try_get(0)?).or_default().push(address);
         }
         Ok(column(calls, |call| {
@@ -340,7 +340,7 @@ impl Kind for Show {
     async fn serve(session: &mut Session, core: &Core, calls: &[&Self]) -> Result<Vec<()>, Failed> {
         let params: [Param; 10] = [
             &addresses(calls),
-            &column(calls, |call| operation(call.recording)),
+            &column(calls, |call| Id::from(call.recording.operation)),
             &column(calls, |call| claim(call.recording)),
             &column(calls, |call| call.head.as_deref()),
             &column(calls, |call| call.in_chunks),
@@ -355,12 +355,4 @@ impl Kind for Show {
             .await?;
         Ok(vec![(); calls.len()])
     }
-}
-
-fn operation(recording: RecordingId) -> Id {
-    Id(*recording.operation.as_bytes())
-}
-
-fn claim(recording: RecordingId) -> i64 {
-    recording.claim.number() as i64
 }

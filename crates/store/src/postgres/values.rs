@@ -1,6 +1,7 @@
 //! Values as the server knows them.
 
 use bytes::{BufMut, BytesMut};
+use onlyonce_core::{Address, OperationId};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 type AnyError = Box<dyn std::error::Error + Sync + Send>;
@@ -9,6 +10,30 @@ type AnyError = Box<dyn std::error::Error + Sync + Send>;
 /// byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id(pub [u8; 16]);
+
+impl From<Address> for Id {
+    fn from(address: Address) -> Self {
+        Self(*address.as_bytes())
+    }
+}
+
+impl From<OperationId> for Id {
+    fn from(id: OperationId) -> Self {
+        Self(*id.as_bytes())
+    }
+}
+
+impl From<Id> for Address {
+    fn from(id: Id) -> Self {
+        Self::from_bytes(id.0)
+    }
+}
+
+impl From<Id> for OperationId {
+    fn from(id: Id) -> Self {
+        Self::from_bytes(id.0)
+    }
+}
 
 impl ToSql for Id {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, AnyError> {
