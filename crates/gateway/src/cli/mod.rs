@@ -1,5 +1,7 @@
 //! The command line: what may be typed, and what it leads to.
 
+mod served;
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -10,8 +12,8 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub(crate) use self::served::Served;
 use crate::config::{Config, Overrides, parse_address};
-use crate::doctor::Doctor;
 use crate::failure::Failure;
 use crate::store_command::StoreCommand;
 use crate::{demo, doctor, keys, start, store_command};
@@ -34,7 +36,7 @@ enum Command {
         file: PathBuf,
     },
     /// Look at all that a gateway depends on: store, disk, clock, upstreams, certificates, limits
-    Doctor(Doctor),
+    Doctor(Served),
     /// Run a pretend paid provider that counts what it executes and fails on request
     Sandbox {
         /// Where to listen
@@ -51,34 +53,14 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Serve {
-    /// The address of the only upstream
-    #[arg(
-        long,
-        value_name = "URL",
-        required_unless_present = "config",
-        conflicts_with = "config"
-    )]
-    upstream: Option<String>,
-    /// What is known about the upstream: generic, openai, anthropic, gemini or stripe
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "generic",
-        conflicts_with = "config"
-    )]
-    preset: String,
-    /// The configuration file
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    served: Served,
     /// Where requests come in [default: 127.0.0.1:8787]
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     listen: Option<SocketAddr>,
     /// Where the control listener is [default: 127.0.0.1:8788]
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     control: Option<SocketAddr>,
-    /// The data folder [default: ./onlyonce-data]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
 }
 
 /// Runs the command line `words`, the program's name first, and gives its exit code: 0 when all
@@ -101,7 +83,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(words) => start::serve(words.config()?),
         Command::Check { file } => check(&file),
-        Command::Doctor(words) => doctor::run(words),
+        Command::Doctor(served) => doctor::run(served),
         Command::Sandbox { listen } => start::sandbox(listen),
         Command::Demo => demo::run(),
         Command::Keys(keys) => keys::run(&keys),
@@ -114,19 +96,9 @@ impl Serve {
         let overrides = Overrides {
             listen: self.listen,
             control: self.control,
-            data: self.data,
+            ..Overrides::default()
         };
-        let config = match (&self.config, &self.upstream) {
-            (Some(file), _) => Config::from_file(file, &overrides)?,
-            (None, Some(url)) => Config::for_upstream(url, &self.preset, &overrides)?,
-            (None, None) => {
-                return Err(Failure::usage(
-                    "serve needs an upstream",
-                    "add --upstream URL, or --config FILE",
-                ));
-            }
-        };
-        Ok(config)
+        self.served.config(overrides)
     }
 }
 

@@ -11,15 +11,14 @@ mod store;
 mod upstream;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval_at};
 
 use self::finding::{Finding, Verdict};
+use crate::cli::Served;
 use crate::config::{Config, Overrides};
 use crate::failure::Failure;
 use crate::proxy::UpstreamTls;
@@ -28,40 +27,13 @@ use crate::start;
 /// After how long, and then how often, a check that lasts is told of.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The words after `onlyonce doctor`.
-#[derive(Debug, Args)]
-pub(crate) struct Doctor {
-    /// The configuration file
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "upstream",
-        conflicts_with = "upstream"
-    )]
-    config: Option<PathBuf>,
-    /// The address of the only upstream, in the place of a file
-    #[arg(long, value_name = "URL")]
-    upstream: Option<String>,
-    /// What is known about the upstream: generic, openai, anthropic, gemini or stripe
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "generic",
-        conflicts_with = "config"
-    )]
-    preset: String,
-    /// The data folder [default: ./onlyonce-data]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-}
-
 /// Runs every check.
 ///
 /// # Errors
 ///
 /// Mistakes in the configuration, and that something would keep a gateway from its work.
-pub(crate) fn run(words: Doctor) -> Result<(), Failure> {
-    let config = Arc::new(words.config()?);
+pub(crate) fn run(served: Served) -> Result<(), Failure> {
+    let config = Arc::new(served.config(Overrides::default())?);
     start::check_files(&config)?;
     let tls = UpstreamTls::read(&config)?;
     let runtime = start::runtime()?;
@@ -76,26 +48,6 @@ pub(crate) fn run(words: Doctor) -> Result<(), Failure> {
     // A name that is still being looked up is not waited for.
     runtime.shutdown_background();
     report.end()
-}
-
-impl Doctor {
-    fn config(self) -> Result<Config, Failure> {
-        let overrides = Overrides {
-            data: self.data,
-            ..Overrides::default()
-        };
-        let config = match (&self.config, &self.upstream) {
-            (Some(file), _) => Config::from_file(file, &overrides)?,
-            (None, Some(url)) => Config::for_upstream(url, &self.preset, &overrides)?,
-            (None, None) => {
-                return Err(Failure::usage(
-                    "doctor needs to know what is to be served",
-                    "add --config FILE, or --upstream URL",
-                ));
-            }
-        };
-        Ok(config)
-    }
 }
 
 /// Looks at all upstreams at once: one that does not answer takes its time.
