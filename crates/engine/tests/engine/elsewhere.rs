@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce_core::{OwnerId, ReleaseReason, UnknownReason};
-use onlyonce_engine::{Broken, Frame, Kind, Reader, Start};
+use onlyonce_engine::{Broken, Execution, Frame, Kind, Reader, Start};
 use onlyonce_store::{
     MemoryStore, Seen, Store,
     memory::{Call, Fault},
@@ -30,6 +30,34 @@ impl Drop for Running {
     }
 }
 
+/// An execution of the key `k` that has its head, and its own reader.
+async fn answering(world: &World) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
+    let (mut execution, reader) = world.execute("k").await;
+    answer(&mut execution).await;
+    (execution, reader)
+}
+
+async fn answer(execution: &mut Execution<MemoryStore>) {
+    let headed = execution.head(head(200), Kind::Executed).await;
+    headed.expect("head");
+}
+
+/// An execution of which a joiner elsewhere has seen a half; its own reader comes before the joiner.
+async fn half_told(
+    world: &World,
+) -> (
+    Execution<MemoryStore>,
+    Reader<MemoryStore>,
+    Reader<MemoryStore>,
+) {
+    let (mut execution, reader) = world.execute("k").await;
+    let mut joiner = world.neighbour(2).join("k").await;
+    answer(&mut execution).await;
+    execution.push("half".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 4).await, b"half");
+    (execution, reader, joiner)
+}
+
 /// The next `len` bytes of a body that still grows.
 async fn next_bytes(reader: &mut Reader<MemoryStore>, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -48,10 +76,7 @@ async fn a_joiner_elsewhere_gets_every_byte_as_it_comes() {
     let _running = Running::of(&world);
     let (mut execution, _reader) = world.execute("k").await;
     let mut joiner = world.neighbour(2).join("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
+    answer(&mut execution).await;
     let started = joiner.start().await;
     assert_eq!(
         started,
@@ -85,11 +110,7 @@ async fn a_joiner_elsewhere_gets_every_byte_as_it_comes() {
 async fn a_joiner_elsewhere_that_comes_late_gets_what_was_recorded_before_it_came() {
     let world = World::new();
     let _running = Running::of(&world);
-    let (mut execution, _reader) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
+    let (mut execution, _reader) = answering(&world).await;
     let whole = body(5 * CHUNK + 7);
     execution
         .push(whole.slice(..4 * CHUNK + 3))
@@ -119,11 +140,7 @@ async fn a_joiner_elsewhere_that_comes_late_gets_what_was_recorded_before_it_cam
 async fn i15_a_slow_joiner_elsewhere_reads_from_the_store_what_left_memory() {
     let world = World::new();
     let _running = Running::of(&world);
-    let (mut execution, _reader) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
+    let (mut execution, _reader) = answering(&world).await;
     let neighbour = world.neighbour(2);
     let mut fast = neighbour.join("k").await;
     let slow = neighbour.join("k").await;
@@ -177,14 +194,7 @@ async fn i03_the_last_byte_is_not_shown_before_the_record_is_durable() {
 async fn i05_a_joiner_elsewhere_of_a_broken_answer_gets_a_broken_body() {
     let world = World::new();
     let _running = Running::of(&world);
-    let (mut execution, _reader) = world.execute("k").await;
-    let mut joiner = world.neighbour(2).join("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
-    execution.push("half".into()).await.expect("pushed");
-    assert_eq!(next_bytes(&mut joiner, 4).await, b"half");
+    let (execution, _reader, mut joiner) = half_told(&world).await;
     execution
         .lose(UnknownReason::Truncated)
         .await
@@ -197,14 +207,7 @@ async fn i05_a_joiner_elsewhere_of_a_broken_answer_gets_a_broken_body() {
 async fn i05_a_joiner_elsewhere_of_an_owner_that_dies_gets_a_broken_body() {
     let world = World::new();
     let running = Running::of(&world);
-    let (mut execution, _reader) = world.execute("k").await;
-    let mut joiner = world.neighbour(2).join("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
-    execution.push("half".into()).await.expect("pushed");
-    assert_eq!(next_bytes(&mut joiner, 4).await, b"half");
+    let (execution, _reader, mut joiner) = half_told(&world).await;
     drop(running);
     std::mem::forget(execution);
     world.clock.advance(LEASE);
@@ -238,11 +241,7 @@ async fn i18_a_joiner_elsewhere_gets_the_answer_that_says_nothing_ran() {
 async fn i09_what_an_owner_shows_after_its_lease_is_not_taken_for_the_next_ones() {
     let paused = World::new();
     let _running = Running::of(&paused);
-    let (mut execution, _reader) = paused.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
+    let (mut execution, _reader) = answering(&paused).await;
     execution.push("old".into()).await.expect("pushed");
     let mut before = paused.neighbour(3).join("k").await;
     assert_eq!(next_bytes(&mut before, 3).await, b"old");
@@ -267,11 +266,7 @@ async fn i09_what_an_owner_shows_after_its_lease_is_not_taken_for_the_next_ones(
 async fn l6_a_joiner_elsewhere_follows_on_after_the_store_was_away() {
     let world = World::new();
     let _running = Running::of(&world);
-    let (mut execution, _reader) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
+    let (mut execution, _reader) = answering(&world).await;
     let mut joiner = world.neighbour(2).join("k").await;
     execution.push("abc".into()).await.expect("pushed");
     assert_eq!(next_bytes(&mut joiner, 3).await, b"abc");
@@ -290,11 +285,7 @@ async fn a_follower_is_heard_though_another_recording_ends_at_that_moment() {
     let joiner = tokio::spawn(read(world.neighbour(2).join("ends").await));
     eventually("it is followed", || async { world.engine.followed() == 1 }).await;
 
-    let (mut execution, _reader) = world.execute("k").await;
-    execution
-        .head(head(200), Kind::Executed)
-        .await
-        .expect("head");
+    let (_execution, _reader) = answering(&world).await;
     let gate = world.store.faults().hold(Call::Followed);
     // It asks once, and then waits.
     let record = world.record("k").await.expect("held");
