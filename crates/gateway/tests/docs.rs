@@ -45,7 +45,8 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of all tests: functions under a test attribute, and the rules of the conformance suite.
+/// The names of all tests: functions under a test attribute, those that run on every server, and the
+/// rules of the conformance suite.
 fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in fs::read_dir(root().join("crates")).expect("the crates") {
@@ -56,8 +57,17 @@ fn tests() -> BTreeSet<String> {
         let is_suite = file
             .components()
             .any(|part| part.as_os_str() == "conformance");
+        let source = text(&file);
+        let listed = source.split_once("\non_every_server! {");
+        let listed = listed.and_then(|(_, rest)| rest.split_once('}'));
+        names.extend(
+            listed
+                .iter()
+                .flat_map(|(list, _)| list.split_whitespace())
+                .map(str::to_owned),
+        );
         let mut is_test = false;
-        for line in text(&file).lines().map(str::trim_start) {
+        for line in source.lines().map(str::trim_start) {
             if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
                 is_test = true;
             }
