@@ -127,6 +127,9 @@ impl Set {
             least.new_keys,
             "",
         ));
+        if self.server.engine == Engine::Redis {
+            self.synced_each_second(stage, size, least, targets, figures)?;
+        }
 
         println!("   {name}: replays");
         const EMBEDDED: usize = NGINX + 1;
@@ -155,6 +158,35 @@ impl Set {
             format!("{name}, replay warm, ratio to nginx, median"),
             replays.ratio(WARM, NGINX),
             LEAST_WARM,
+            "",
+        ));
+        Ok(())
+    }
+
+    /// New keys where Redis syncs its log each second, so that a crash of its machine may forget the
+    /// last ones.
+    fn synced_each_second(
+        &self,
+        stage: &Stage,
+        size: &Size,
+        least: &Least,
+        targets: &mut Vec<Target>,
+        figures: &mut String,
+    ) -> Result<()> {
+        println!("   Redis: new keys, synced each second");
+        self.server.sync_log("everysec")?;
+        let peers: Vec<Peer> = self.new_keys(stage)?.into_iter().take(2).collect();
+        let rounds = Rounds::run(&peers, size)?;
+        self.server.sync_log("always")?;
+        rounds.write(
+            figures,
+            "Redis, `appendfsync everysec`: every request a new key",
+        )?;
+        targets.push(Target::at_least(
+            "Redis, appendfsync everysec, every request a new key, ratio to nginx, median"
+                .to_owned(),
+            rounds.ratio(NGINX + 1, NGINX),
+            least.new_keys,
             "",
         ));
         Ok(())

@@ -189,6 +189,15 @@ impl Server {
         Ok(())
     }
 
+    /// When Redis syncs its log from now on: `always` or `everysec`.
+    pub fn sync_log(&self, when: &str) -> Result<()> {
+        let ended = self.redis_cli(&["CONFIG", "SET", "appendfsync", when])?;
+        if ended.trim() != "OK" {
+            bail!("Redis said: {ended}");
+        }
+        Ok(())
+    }
+
     /// What the store holds, in bytes, by where; the clients may be connected.
     pub fn held(&self) -> Result<Vec<(String, f64)>> {
         match self.engine {
