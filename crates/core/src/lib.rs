@@ -19,6 +19,8 @@
 pub mod decision;
 pub mod identity;
 pub mod key;
+pub mod metered;
+mod numbered;
 pub mod record;
 pub mod time;
 pub mod transition;
@@ -26,6 +28,7 @@ pub mod transition;
 pub use decision::{Concurrent, Decision, Held, OnUnknown, Policy, Refusal, decide, view};
 pub use identity::{Address, Epoch, Fence, Fingerprint, OperationId, OwnerId, RecordingId, Scope};
 pub use key::{Key, KeyError};
+pub use metered::{Basis, Cost, Metered, Source, Unit, Usage, Usd};
 pub use record::{
     Attempt, Completed, Got, Head, HeaderBlock, Record, ReleaseReason, RequestLine, State,
     StateName, UnknownReason,

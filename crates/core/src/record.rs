@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, RecordingId, Scope, Timestamp,
-    transition::Standing,
+    numbered::numbered, transition::Standing,
 };
 
 /// The stored state of an operation.
@@ -307,41 +307,7 @@ impl fmt::Debug for HeaderBlock {
     }
 }
 
-macro_rules! reasons {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant,)* }
-
-        impl $name {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant),*];
-
-            /// The number under which stores keep it; never given to another reason.
-            pub const fn number(self) -> u8 {
-                match self { $(Self::$variant => $number,)* }
-            }
-
-            /// The reason with this number.
-            pub const fn from_number(number: u8) -> Option<Self> {
-                match number { $($number => Some(Self::$variant),)* _ => None }
-            }
-
-            /// The reason in words, for pages and messages.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
-}
-
-reasons! {
+numbered! {
     /// Why nobody can say whether an operation ran.
     UnknownReason {
         /// The connection to the upstream broke after the first byte of the request was sent.
@@ -369,7 +335,7 @@ reasons! {
     }
 }
 
-reasons! {
+numbered! {
     /// How it is known that nothing ran (I10).
     ReleaseReason {
         /// No byte of the request was written.
@@ -396,7 +362,7 @@ pub struct Attempt {
     pub got: Got,
 }
 
-reasons! {
+numbered! {
     /// What an attempt got.
     Got {
         /// It was executed.

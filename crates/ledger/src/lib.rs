@@ -1,0 +1,1 @@
+//! What ran, what it cost, and what was not spent twice.
