@@ -60,6 +60,7 @@ fn cargo_test() -> Result<Count> {
         ("pg_createcluster", "postgresql"),
         ("pgbouncer", "pgbouncer"),
         ("redis-server", "redis-server"),
+        ("ip", "iproute2"),
     ])?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -21,6 +21,7 @@ use crate::control::Control;
 #[derive(Clone)]
 pub struct Setup {
     binary: PathBuf,
+    ip: IpAddr,
     upstream_url: String,
     server: String,
     store: String,
@@ -38,6 +39,7 @@ impl Setup {
     pub fn new(binary: &str, upstream_url: &str) -> Self {
         Self {
             binary: binary.into(),
+            ip: Ipv4Addr::LOCALHOST.into(),
             upstream_url: upstream_url.to_owned(),
             server: String::new(),
             store: String::new(),
@@ -49,6 +51,18 @@ impl Setup {
             wrapper: Vec::new(),
             data: None,
         }
+    }
+
+    /// Another binary.
+    pub fn binary(mut self, binary: &str) -> Self {
+        self.binary = binary.into();
+        self
+    }
+
+    /// The address that both listeners take their ports on; 127.0.0.1 unless set.
+    pub fn listen(mut self, ip: IpAddr) -> Self {
+        self.ip = ip;
+        self
     }
 
     /// Lines for `[server]`.
@@ -113,7 +127,7 @@ impl Setup {
             format!("url = \"embedded:{}\"\n", data.display())
         };
         format!(
-            "[server]\nlisten = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\nworkers = 2\n{}\n\
+            "[server]\nlisten = \"{ip}:0\"\ncontrol = \"{ip}:0\"\nworkers = 2\n{}\n\
              [store]\n{store}{}\n[limits]\n{}\n\
              [[upstream]]\nname = \"up\"\nurl = \"{}\"\n{}\n\
              [[route]]\nupstream = \"up\"\n{}\n{}",
@@ -123,7 +137,8 @@ impl Setup {
             self.upstream_url,
             self.upstream,
             self.route,
-            self.extra
+            self.extra,
+            ip = self.ip,
         )
     }
 

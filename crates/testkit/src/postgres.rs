@@ -61,8 +61,14 @@ impl Postgres {
     /// A replica that follows this server.
     #[track_caller]
     pub fn start_replica(&self, settings: &[&str]) -> Self {
+        self.start_replica_over(self.port, settings)
+    }
+
+    /// As [`Postgres::start_replica`], where this server is reached by another port.
+    #[track_caller]
+    pub fn start_replica_over(&self, port: u16, settings: &[&str]) -> Self {
         let replica = Self::prepare(settings);
-        let port = self.port.to_string();
+        let port = port.to_string();
         let data = replica.data();
         replica.run(
             "pg_basebackup",
@@ -208,6 +214,16 @@ impl Postgres {
             "pg_dump",
             &[&args[..], &["-n", schema, "-d", "postgres"]].concat(),
         )
+    }
+
+    /// From now on, trusts everybody who comes from `network` (`10.0.0.0/8`), too.
+    #[track_caller]
+    pub fn trust(&self, network: &str) {
+        let rights = self.folder.join("data/pg_hba.conf");
+        let before = fs::read_to_string(&rights).expect("its rights");
+        let line = format!("host all all {network} trust");
+        fs::write(&rights, format!("{before}{line}\n")).expect("its rights");
+        self.sql("SELECT pg_reload_conf()");
     }
 
     /// Gives a file to the user that the server runs as, for its eyes alone.

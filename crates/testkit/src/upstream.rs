@@ -1,7 +1,7 @@
 //! An upstream that a test scripts byte by byte and that counts what reached it.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -50,7 +50,12 @@ pub struct Exchange {
 impl Upstream {
     /// Calls the script for every request whose head was read whole.
     pub fn scripted(script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> Self {
-        Self::raw_counted(move |shared, mut wire, _| {
+        Self::scripted_at(Ipv4Addr::LOCALHOST.into(), script)
+    }
+
+    /// As [`Upstream::scripted`], on another address of this machine.
+    pub fn scripted_at(ip: IpAddr, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> Self {
+        Self::raw_counted(ip, move |shared, mut wire, _| {
             while let Ok(head) = wire.take_head() {
                 let number = {
                     let mut seen = shared.seen.lock().expect("the list of requests");
@@ -98,11 +103,15 @@ impl Upstream {
 
     /// Hands each raw connection to the script, with its number from 1. Counts nothing itself.
     pub fn raw(script: impl Fn(Wire, usize) + Send + Sync + 'static) -> Self {
-        Self::raw_counted(move |_, wire, number| script(wire, number))
+        let ip = Ipv4Addr::LOCALHOST.into();
+        Self::raw_counted(ip, move |_, wire, number| script(wire, number))
     }
 
-    fn raw_counted(script: impl Fn(&Arc<Shared>, Wire, usize) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for the upstream");
+    fn raw_counted(
+        ip: IpAddr,
+        script: impl Fn(&Arc<Shared>, Wire, usize) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("a port for the upstream");
         let addr = listener.local_addr().expect("the upstream's address");
         let shared = Arc::new(Shared::default());
         let script = Arc::new(script);

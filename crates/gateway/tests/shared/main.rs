@@ -4,8 +4,12 @@
 // In a test, an unwrap is an assertion.
 #![allow(clippy::unwrap_used)]
 
+mod failover;
+mod load;
+mod nodes;
 mod one_truth;
 mod servers;
+mod versions;
 
 use onlyonce_testkit::{Gateway, Request, Setup, Upstream};
 use servers::Server;
@@ -29,14 +33,23 @@ fn two_gateways(upstream: &Upstream, server: &impl Server) -> (Gateway, Gateway)
     (setup.clone().start(), setup.start())
 }
 
-/// Makes a test of every function, for each kind of server.
+/// Runs a test on a server of its own.
+fn alone<S: Server>(test: fn(&mut S)) {
+    test(&mut S::start());
+}
+
+/// Makes a test of every function, for each kind of server: `run` gives it what it takes.
 macro_rules! on_every_server {
-    ($($test:ident)*) => {
+    ($run:ident: $($test:ident)*) => {
         mod postgres {
-            $(#[test] fn $test() { super::$test(&mut crate::servers::OnPostgres::start()); })*
+            $(#[test] fn $test() {
+                super::$run::<crate::servers::OnPostgres>(super::$test);
+            })*
         }
         mod redis {
-            $(#[test] fn $test() { super::$test(&mut crate::servers::OnRedis::start()); })*
+            $(#[test] fn $test() {
+                super::$run::<crate::servers::OnRedis>(super::$test);
+            })*
         }
     };
 }

@@ -6,9 +6,9 @@ use std::time::Instant;
 use onlyonce_testkit::{Client, Response, Signal, Upstream, eventually};
 
 use crate::servers::Server;
-use crate::{on_every_server, post, setup, two_gateways};
+use crate::{alone, on_every_server, post, setup, two_gateways};
 
-on_every_server! {
+on_every_server! { alone:
     a_retry_on_another_gateway_is_replayed
     a_retry_on_another_gateway_joins_byte_for_byte
     a_large_answer_is_joined_and_replayed_elsewhere
