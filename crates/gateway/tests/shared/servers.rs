@@ -26,6 +26,8 @@ pub trait Server: Sized {
     fn pause(&self);
     /// `SIGCONT`.
     fn resume(&self);
+    /// What a gateway says of that which runs, and connects anew.
+    const IS_NEWER: &str;
     /// Has the store say that it was changed by a newer program, and that this one cannot use it.
     fn make_newer(&self);
 
@@ -75,6 +77,8 @@ impl Server for OnPostgres {
     fn resume(&self) {
         self.0.resume();
     }
+
+    const IS_NEWER: &str = "start the newer program";
 
     fn make_newer(&self) {
         add_migration(&self.0, 999, 999);
@@ -133,6 +137,8 @@ impl Server for OnRedis {
     fn resume(&self) {
         self.0.resume();
     }
+
+    const IS_NEWER: &str = "does not hold the store that was opened";
 
     fn make_newer(&self) {
         const READ: &str = "return (redis.call('GET', KEYS[1]):gsub('.', function(c) \

@@ -1,9 +1,10 @@
 //! A store that a newer program has changed, under gateways of this one.
 //!
-//! What differs between two versions, as far as others can see, is what the store says of itself. An
-//! older binary itself is run by `a_rolling_restart_under_load_loses_nothing`, when it is given one.
+//! What differs between two versions, as far as others can see, is what the store says of itself, and
+//! that can be made up; an older binary beside this one is for [`nodes`](crate::nodes), when it is given
+//! one.
 
-use onlyonce_testkit::Signal;
+use onlyonce_testkit::{Signal, eventually};
 
 use crate::load::{Load, Targets, Verdict, working_upstream};
 use crate::servers::{OnPostgres, Server, add_migration};
@@ -33,7 +34,18 @@ fn a_newer_store_stops_no_gateway_that_runs_and_lets_no_older_one_start<S: Serve
     let verdict = Verdict::of(&upstream, &load.stop());
     println!("under a newer store: {verdict}; the older one said: {said:?}");
     assert_eq!(verdict.expect_clean().unknown, 0);
-    gateway.send(&post("k-0-0")).expect_mark("replayed");
+
+    // What connects anew finds out, and fails closed.
+    let hits = upstream.hits();
+    server.kill();
+    server.restart();
+    eventually("it says why it refuses", || {
+        gateway
+            .send(&post("late"))
+            .expect_problem(503, "store-unavailable");
+        gateway.stderr().contains(S::IS_NEWER)
+    });
+    assert_eq!(upstream.hits(), hits);
 }
 
 /// Migrations add, so that what runs goes on, and what is started again starts.

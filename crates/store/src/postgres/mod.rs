@@ -477,6 +477,8 @@ impl Core {
         let (target, patience, id) = (self.target.clone(), self.options.timeout, self.id);
         let opening = self.runtime.spawn(async move {
             let (session, facts) = open(&target, patience).await?;
+            // A newer program may have migrated the store since.
+            migrate::check_version(session.client(), &target).await?;
             let text = format!("SELECT id FROM {}.store", target.schema);
             let asked = session.ask(&text, &[], &[]).await;
             let rows = asked.map_err(|failed| target.server_error(failed))?;
