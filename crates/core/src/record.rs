@@ -52,6 +52,11 @@ impl Record {
         }
     }
 
+    /// Whether writing this record is what gives an attempt the right to execute; a renewal is not.
+    pub fn is_new_claim(&self) -> bool {
+        matches!(self.state, State::InFlight { .. }) && self.claim == self.epoch
+    }
+
     /// Where the record stands.
     pub fn standing(&self) -> Standing {
         Standing {

@@ -338,6 +338,7 @@ impl<S: Store> Attempt<'_, S> {
             peer: self.request.peer.clone(),
             sdk_retry_count: self.request.sdk_retry_count,
             got,
+            at: None,
         }
     }
 

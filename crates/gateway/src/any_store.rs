@@ -7,8 +7,8 @@ use onlyonce_core::{
     Address, Attempt, Fence, OperationId, OwnerId, Record, RecordingId, Timestamp,
 };
 use onlyonce_store::{
-    AttemptNote, Cached, EmbeddedStore, MemoryStore, Page, PostgresStore, Query, RedisStore, Seen,
-    Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
+    AttemptNote, Cached, EmbeddedStore, Mark, MemoryStore, Page, PostgresStore, Query, RedisStore,
+    Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Walked, Write,
 };
 
 /// One of the stores that there are.
@@ -152,6 +152,18 @@ impl Store for AnyStore {
         shown: Shown,
     ) -> Result<(), StoreError> {
         wait!(self, store => store.show(address, recording, shown))
+    }
+
+    async fn mark(&self) -> Result<Option<Mark>, StoreError> {
+        wait!(self, store => store.mark())
+    }
+
+    async fn set_mark(&self, expected: Option<Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        wait!(self, store => store.set_mark(expected, to))
+    }
+
+    async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
+        wait!(self, store => store.walk(after, limit))
     }
 
     fn status(&self) -> Status {

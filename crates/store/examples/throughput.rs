@@ -134,6 +134,7 @@ async fn replay<S: Store>(
             peer: "127.0.0.1:40000".into(),
             sdk_retry_count: None,
             got: Got::Replayed,
+            at: None,
         };
         let loaded = store.load(address).await;
         let noted = store.note_attempt(address, id, note).await;
@@ -192,6 +193,7 @@ async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys) 
             peer: "127.0.0.1:40000".into(),
             sdk_retry_count: None,
             got: Got::Executed,
+            at: None,
         };
         let write = Write {
             record: record.clone(),

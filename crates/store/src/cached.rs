@@ -27,7 +27,8 @@ use quick_cache::{Weighter, sync::Cache};
 use tokio::task::AbortHandle;
 
 use crate::{
-    AttemptNote, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
+    AttemptNote, Mark, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept,
+    Walked, Write,
     clock::{Clock, SystemClock},
 };
 
@@ -406,6 +407,18 @@ impl<S: Store> Store for Cached<S> {
         shown: Shown,
     ) -> Result<(), StoreError> {
         Box::pin(self.store.show(address, recording, shown)).await
+    }
+
+    async fn mark(&self) -> Result<Option<Mark>, StoreError> {
+        Box::pin(self.store.mark()).await
+    }
+
+    async fn set_mark(&self, expected: Option<Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        Box::pin(self.store.set_mark(expected, to)).await
+    }
+
+    async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
+        Box::pin(self.store.walk(after, limit)).await
     }
 
     fn status(&self) -> Status {

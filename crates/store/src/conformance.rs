@@ -36,6 +36,7 @@ mod claims;
 mod durability;
 mod joins;
 mod lists;
+mod marks;
 mod recordings;
 mod upkeep;
 mod windows;
@@ -45,6 +46,7 @@ pub use claims::*;
 pub use durability::*;
 pub use joins::*;
 pub use lists::*;
+pub use marks::*;
 pub use recordings::*;
 pub use upkeep::*;
 pub use windows::*;
@@ -162,6 +164,14 @@ macro_rules! conformance_tests {
             a_key_is_claimed_again_before_and_after_a_sweep
             overdue_begins_where_the_lease_ends
             overdue_is_cut_at_its_limit
+            a_mark_is_set_where_it_is_the_one_expected
+            a_store_that_moved_takes_no_claim_and_settles_what_runs
+            what_settles_beside_a_refused_claim_is_written
+            no_claim_lands_once_a_store_moved
+            a_mark_survives_a_restart
+            a_walk_comes_by_everything_once
+            i13_a_walk_comes_by_what_cannot_be_read
+            an_attempt_keeps_the_time_that_it_brings
             the_status_counts_records_and_writes
             the_clock_is_the_one_given
             stores_have_secrets_of_their_own
@@ -200,6 +210,7 @@ mod tests {
             include_str!("conformance/durability.rs"),
             include_str!("conformance/joins.rs"),
             include_str!("conformance/lists.rs"),
+            include_str!("conformance/marks.rs"),
             include_str!("conformance/recordings.rs"),
             include_str!("conformance/upkeep.rs"),
             include_str!("conformance/windows.rs"),

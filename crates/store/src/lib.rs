@@ -17,6 +17,7 @@ pub mod clock;
 pub mod codec;
 pub mod conformance;
 pub mod embedded;
+mod mark;
 pub mod memory;
 mod pack;
 #[cfg(any(feature = "postgres", feature = "redis"))]
@@ -30,6 +31,7 @@ mod shown;
 
 pub use cached::Cached;
 pub use embedded::EmbeddedStore;
+pub use mark::Mark;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
@@ -184,6 +186,29 @@ pub trait Store: Send + Sync + 'static {
         async { Ok(()) }
     }
 
+    /// What the store is marked as.
+    fn mark(&self) -> impl Future<Output = Result<Option<Mark>, StoreError>> + Send;
+
+    /// Marks the store as `to`, durably, where it is marked as `expected`; says whether it was. To say
+    /// the same mark again ends what was begun and broke off.
+    ///
+    /// Once this has returned with [`Mark::Moved`], no claim is taken any more, from whichever
+    /// gateway: [`StoreError::Unavailable`], and nothing is written. All other writes are taken.
+    fn set_mark(
+        &self,
+        expected: Option<Mark>,
+        to: Option<Mark>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// The next places at which something is held, at most `limit`, in an order of the store's own
+    /// that begins after `after`; empty at the end. Whatever stands there: what has expired and was not
+    /// swept yet, and what cannot be read (I13). What comes while this goes on may be left out.
+    fn walk(
+        &self,
+        after: Option<Walked>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Walked>, StoreError>> + Send;
+
     /// Whether the store takes writes, and what it holds. Cheap.
     fn status(&self) -> Status;
 
@@ -196,6 +221,15 @@ pub const MAX_CHUNK: usize = 256 << 10;
 
 /// How many attempts of one operation a store keeps at least; older ones may be forgotten.
 pub const MAX_ATTEMPTS_KEPT: usize = 100;
+
+/// A place that [`Store::walk`] came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Walked {
+    /// Where something is held.
+    pub address: Address,
+    /// The operation, as far as the store's index knows.
+    pub id: OperationId,
+}
 
 /// A record as it was found.
 #[derive(Clone, Debug)]
@@ -229,14 +263,16 @@ pub struct AttemptNote {
     pub sdk_retry_count: Option<u32>,
     /// What it got.
     pub got: Got,
+    /// When it came, on the store's clock, where that is not now: it was noted in another store first.
+    pub at: Option<Timestamp>,
 }
 
 impl AttemptNote {
-    /// The attempt with this number, that came at this moment.
-    pub(crate) fn at(self, number: u32, at: Timestamp) -> Attempt {
+    /// The attempt with this number; it came now, unless it says when.
+    pub(crate) fn numbered(self, number: u32, now: Timestamp) -> Attempt {
         Attempt {
             number,
-            at,
+            at: self.at.unwrap_or(now),
             peer: self.peer,
             sdk_retry_count: self.sdk_retry_count,
             got: self.got,

@@ -16,8 +16,8 @@ use onlyonce_core::{
 use parking_lot::Mutex;
 
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Shown, Status, Store, StoreError, Stored,
-    Swap, Swept, Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Mark, Page, Query, Seen, Shown, Status, Store, StoreError,
+    Stored, Swap, Swept, Walked, Write,
     clock::{Clock, SystemClock},
 };
 
@@ -317,6 +317,32 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn mark(&self) -> Result<Option<Mark>, StoreError> {
+        Ok(self.table.lock().mark.clone())
+    }
+
+    async fn set_mark(&self, expected: Option<Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        let mut table = self.table.lock();
+        let is_expected = table.mark == expected;
+        if is_expected {
+            table.mark = to;
+        }
+        Ok(is_expected)
+    }
+
+    async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
+        let table = self.table.lock();
+        let mut walked: Vec<Walked> = table
+            .addresses
+            .iter()
+            .map(|(&id, &address)| Walked { address, id })
+            .filter(|walked| after.is_none_or(|after| *walked > after))
+            .collect();
+        walked.sort_unstable();
+        walked.truncate(limit);
+        Ok(walked)
+    }
+
     fn status(&self) -> Status {
         let table = self.table.lock();
         Status {
@@ -355,6 +381,7 @@ struct Table {
     bytes: u64,
     writes: u64,
     latest_write: Duration,
+    mark: Option<Mark>,
     closed: bool,
 }
 
@@ -378,6 +405,11 @@ impl Table {
             return Ok(Swap::Lost);
         }
         assert_lawful(counts.as_deref(), &write.record);
+        if write.record.is_new_claim()
+            && let Some(refusal) = self.mark.as_ref().and_then(Mark::refusal)
+        {
+            return Err(refusal);
+        }
         crate::assert_whole(&write);
         let added = write.last_chunk.as_ref().map_or(0, |chunk| chunk.len());
         self.check_room(added, limits)?;
@@ -549,9 +581,10 @@ impl Entry {
         }
     }
 
-    fn note(&mut self, note: AttemptNote, at: Timestamp) -> u32 {
+    fn note(&mut self, note: AttemptNote, now: Timestamp) -> u32 {
         self.attempts_made += 1;
-        self.attempts.push_back(note.at(self.attempts_made, at));
+        self.attempts
+            .push_back(note.numbered(self.attempts_made, now));
         if self.attempts.len() > MAX_ATTEMPTS_KEPT {
             self.attempts.pop_front();
         }

@@ -65,6 +65,7 @@ async fn claim_over(
         peer: "".into(),
         sdk_retry_count: None,
         got: Got::Executed,
+        at: None,
     };
     let write = Write {
         record: record.clone(),

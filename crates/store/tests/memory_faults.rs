@@ -42,6 +42,7 @@ fn write(record: Record) -> Write {
             peer: "".into(),
             sdk_retry_count: None,
             got: Got::Executed,
+            at: None,
         }),
     }
 }

@@ -87,6 +87,7 @@ async fn put_claim(store: &RedisStore, kept: &Kept) -> Result<Swap, StoreError> 
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: None,
         got: Got::Executed,
+        at: None,
     };
     let write = Write {
         record: kept.record.clone(),
@@ -361,6 +362,7 @@ mod opening {
             peer: "".into(),
             sdk_retry_count: None,
             got: Got::Joined,
+            at: None,
         };
         assert_eq!(
             store.note_attempt(address, id, note).await.expect("noted"),

@@ -188,6 +188,7 @@ async fn claim_and_remove(store: &AnyStore, lease: Duration) -> Result<Duration,
             peer: TENANT.into(),
             sdk_retry_count: None,
             got: Got::Executed,
+            at: None,
         }),
     };
     let started = Instant::now();

@@ -284,6 +284,7 @@ pub(super) fn note(got: Got) -> AttemptNote {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: Some(2),
         got,
+        at: None,
     }
 }
 

@@ -24,7 +24,7 @@ impl Inner {
             return Err(corrupt(format!("{id} is not there any more")));
         };
         slot.attempts += 1;
-        let attempt = note.at(slot.attempts, self.clock.now());
+        let attempt = note.numbered(slot.attempts, self.clock.now());
         let number = attempt.number;
         self.put_attempt(&mut shard, address, id, &attempt);
         Ok(number)

@@ -231,7 +231,12 @@ impl Index {
 
     /// The shard of `address`, locked.
     pub fn shard(&self, address: Address) -> MutexGuard<'_, Shard> {
-        self.shards[usize::from(address.as_bytes()[15]) % SHARDS].lock()
+        self.shards[Self::number_of(address)].lock()
+    }
+
+    /// The number of the shard of `address`.
+    pub fn number_of(address: Address) -> usize {
+        usize::from(address.as_bytes()[15]) % SHARDS
     }
 
     /// Every shard, one after another.

@@ -34,12 +34,18 @@ mod segment;
 mod store;
 mod sweep;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use parking_lot::Mutex;
 
 pub use self::open::OpenError;
 use self::{census::Census, index::Index, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
 use crate::{
+    Mark,
     clock::{Clock, SystemClock},
     seal::Sealer,
 };
@@ -93,6 +99,10 @@ struct Inner {
     clock: Arc<dyn Clock>,
     max_records: u64,
     census: Census,
+    dir: PathBuf,
+    mark: Mutex<Option<Mark>>,
+    /// Whether that mark keeps claims away.
+    refuses_claims: AtomicBool,
     /// Held as long as the store is.
     _lock: std::fs::File,
 }
@@ -133,6 +143,9 @@ impl EmbeddedStore {
             clock,
             max_records: options.max_records,
             census,
+            dir: dir.to_owned(),
+            refuses_claims: AtomicBool::new(open::refuses_claims(opened.mark.as_ref())),
+            mark: Mutex::new(opened.mark),
             _lock: opened.lock,
         };
         let store = Self {
@@ -147,6 +160,21 @@ impl EmbeddedStore {
             })?;
         Ok(store)
     }
+}
+
+/// Makes a store in the data folder `dir` with the secret `secret`, marked as `mark`. Says whether it did:
+/// where there is a store already, nothing is changed.
+///
+/// # Errors
+///
+/// See [`OpenError`].
+pub fn make(
+    dir: &Path,
+    options: &Options,
+    secret: &[u8; 32],
+    mark: &Mark,
+) -> Result<bool, OpenError> {
+    open::make(dir, options, secret, mark)
 }
 
 impl std::fmt::Debug for EmbeddedStore {

@@ -3,6 +3,7 @@
 //! ```text
 //! LOCK              held by the one process that has the folder open
 //! meta              [magic 8][format u32][sealed u8][secret][crc u32]
+//! mark              what the store is marked as, in words; mostly not there
 //! seg-00000001.log  the log; see `layout`
 //! seg-00000001.idx  what it holds; see `catalog`
 //! ```
@@ -27,7 +28,10 @@ use super::{
     recover::Reading,
     segment::{Segment, create_file, numbers, sync_dir},
 };
-use crate::seal::{SealError, Sealer};
+use crate::{
+    Mark,
+    seal::{SealError, Sealer},
+};
 
 const META_MAGIC: &[u8; 8] = b"1ONCEDIR";
 const META_FORMAT: u32 = 1;
@@ -70,6 +74,12 @@ pub enum OpenError {
         "the file {0} is missing or damaged; restore the data folder from a copy, nothing was changed"
     )]
     Meta(PathBuf),
+    /// The file `mark` cannot be read.
+    #[error(
+        "the file {0} is damaged, and it is not known whether the records moved to another store; \
+         restore the data folder from a copy, nothing was changed"
+    )]
+    Mark(PathBuf),
     /// It is encrypted, and not with the keys that are configured.
     #[error(
         "the data folder is encrypted and does not open: {0}; configure the key in store.encryption"
@@ -89,6 +99,7 @@ pub enum OpenError {
 pub struct Opened {
     pub lock: File,
     pub secret: [u8; 32],
+    pub mark: Option<Mark>,
     pub sealer: Option<Sealer>,
     pub index: Index,
     pub segments: BTreeMap<u32, Arc<Segment>>,
@@ -114,6 +125,7 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
     let mut opened = Opened {
         lock,
         secret,
+        mark: read_mark(dir)?,
         sealer,
         index: Index::new(),
         segments: BTreeMap::new(),
@@ -123,6 +135,29 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
     };
     opened.read_segments(dir, &numbers)?;
     Ok(opened)
+}
+
+/// As [`super::make`].
+pub fn make(
+    dir: &Path,
+    options: &Options,
+    secret: &[u8; 32],
+    mark: &Mark,
+) -> Result<bool, OpenError> {
+    let at = |error| OpenError::Io {
+        path: dir.to_owned(),
+        error,
+    };
+    make_dir(dir).map_err(at)?;
+    let _lock = lock(dir)?;
+    if dir.join("meta").exists() || !numbers(dir).map_err(at)?.is_empty() {
+        return Ok(false);
+    }
+    let sealer = options.encryption.as_ref().map(Sealer::new).transpose()?;
+    // First: there is no moment at which it is a store like any other.
+    write_mark(dir, Some(mark))?;
+    write_meta(dir, secret, sealer.as_ref())?;
+    Ok(true)
 }
 
 impl Opened {
@@ -439,16 +474,44 @@ fn write_meta(dir: &Path, secret: &[u8; 32], sealer: Option<&Sealer>) -> Result<
     }
     let crc = crc32fast::hash(&out);
     out.put_u32(crc);
-    let path = dir.join("meta");
-    let temporary = dir.join("meta.new");
+    replace(dir, "meta", &out)
+}
+
+/// Puts `bytes` in the place of the file `name`, durably and as a whole.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), OpenError> {
+    let path = dir.join(name);
+    let temporary = path.with_extension("new");
     (|| {
         let mut file = create_file(&temporary)?;
-        file.write_all(&out)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         sync_dir(dir)
     })()
     .map_err(|error| OpenError::Io { path, error })
+}
+
+/// Marks the folder durably.
+pub fn write_mark(dir: &Path, mark: Option<&Mark>) -> Result<(), OpenError> {
+    replace(
+        dir,
+        "mark",
+        mark.map(Mark::encode).unwrap_or_default().as_bytes(),
+    )
+}
+
+pub fn refuses_claims(mark: Option<&Mark>) -> bool {
+    mark.is_some_and(|mark| mark.refusal().is_some())
+}
+
+fn read_mark(dir: &Path) -> Result<Option<Mark>, OpenError> {
+    let path = dir.join("mark");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(OpenError::Io { path, error }),
+    };
+    Mark::decode(&String::from_utf8_lossy(&bytes)).map_err(|_| OpenError::Mark(path))
 }
 
 fn read_header(segment: &Segment) -> io::Result<SegmentHeader> {

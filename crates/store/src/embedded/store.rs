@@ -16,12 +16,14 @@ use super::{
     EmbeddedStore, Inner,
     body::{self, RecordBody},
     catalog::What,
-    index::{Place, Slot, SlotState},
+    index::{Index, Place, Slot, SlotState},
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
+    open,
 };
 use crate::{
-    AttemptNote, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Write, corrupt, tag,
+    AttemptNote, Mark, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Walked, Write,
+    corrupt, tag,
 };
 
 /// Completed records that were asked for, with their last chunks.
@@ -167,6 +169,42 @@ impl Store for EmbeddedStore {
         Ok(overdue)
     }
 
+    async fn mark(&self) -> Result<Option<Mark>, StoreError> {
+        Ok(self.inner.mark.lock().clone())
+    }
+
+    async fn set_mark(&self, expected: Option<Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.set_mark(expected.as_ref(), to))
+            .await
+            .map_err(|error| StoreError::InDoubt(error.to_string()))?
+    }
+
+    async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
+        let mut walked = Vec::new();
+        // Shards go by the last byte of an address, so this is their order.
+        let first = after.map_or(0, |after| Index::number_of(after.address));
+        for (number, shard) in self.inner.index.shards().enumerate().skip(first) {
+            let mut here: Vec<Walked> = shard
+                .iter()
+                .map(|(address, slot)| Walked {
+                    address,
+                    id: slot.id,
+                })
+                .filter(|walked| {
+                    number > first || after.is_none_or(|after| walked.address > after.address)
+                })
+                .collect();
+            here.sort_unstable();
+            walked.extend(here);
+            if walked.len() >= limit {
+                walked.truncate(limit);
+                break;
+            }
+        }
+        Ok(walked)
+    }
+
     fn status(&self) -> Status {
         let log = &self.inner.log;
         let figures = log.figures();
@@ -219,6 +257,24 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Marks the folder, and waits for the claims that saw it without the mark.
+    fn set_mark(&self, expected: Option<&Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        {
+            let mut mark = self.mark.lock();
+            if mark.as_ref() != expected {
+                return Ok(false);
+            }
+            open::write_mark(&self.dir, to.as_ref())
+                .map_err(|error| StoreError::InDoubt(error.to_string()))?;
+            let refuses = open::refuses_claims(to.as_ref());
+            self.refuses_claims.store(refuses, Ordering::Relaxed);
+            *mark = to;
+        }
+        // A claim looks at the mark under the lock of its shard.
+        self.index.shards().for_each(drop);
+        Ok(true)
     }
 
     /// Whether the record at `address` lies at `place` still.
@@ -366,6 +422,12 @@ impl Inner {
             return Ok(Ok(None));
         }
         transition::assert_arrow(held.and_then(Slot::standing), &write.record);
+        if self.refuses_claims.load(Ordering::Relaxed)
+            && write.record.is_new_claim()
+            && let Some(refusal) = self.mark.lock().as_ref().and_then(Mark::refusal)
+        {
+            return Err(refusal);
+        }
         if let State::Completed(completed) = &write.record.state {
             let beside = completed.chunks.saturating_sub(1);
             if held.is_none_or(|slot| !slot.has_chunks(beside)) {
@@ -392,7 +454,7 @@ impl Inner {
             .and_then(|slot| slot.beside.as_ref()?.executing.as_ref())
             .or(executed);
         let executing = match &write.attempt {
-            Some(note) => Some(note.clone().at(attempts, write.record.claimed_at)),
+            Some(note) => Some(note.clone().numbered(attempts, write.record.claimed_at)),
             None => in_progress.cloned(),
         };
         let body = RecordBody {

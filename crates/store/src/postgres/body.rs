@@ -125,10 +125,10 @@ pub fn close_attempt(
     sealer: Option<&Sealer>,
     id: OperationId,
     note: AttemptNote,
-    at: Timestamp,
+    now: Timestamp,
 ) -> Result<Bytes, StoreError> {
     let mut plain = BytesMut::with_capacity(64);
-    codec::encode_attempt(&note.at(0, at), &mut plain);
+    codec::encode_attempt(&note.numbered(0, now), &mut plain);
     parcel::close(sealer, &attempt_label(id), &plain)
 }
 

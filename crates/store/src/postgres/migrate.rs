@@ -40,10 +40,25 @@ pub struct Migrated {
 
 /// Brings the schema at `target` to the version of this program.
 pub async fn migrate(target: &Target) -> Result<Migrated, ConnectError> {
+    let birth = Birth {
+        secret: random()?,
+        mark: None,
+    };
+    begin(target, &birth).await
+}
+
+/// What a store that is not there yet is born with.
+pub struct Birth {
+    pub secret: [u8; 32],
+    pub mark: Option<String>,
+}
+
+/// As [`migrate`]; where there is no store yet, it is made as `birth` has it.
+pub async fn begin(target: &Target, birth: &Birth) -> Result<Migrated, ConnectError> {
     let (mut client, _) = open(target).await?;
     let mut from = None;
     loop {
-        let (found, next) = step(&mut client, target).await?;
+        let (found, next) = step(&mut client, target, birth).await?;
         let from = *from.get_or_insert(found);
         if next == KNOWN {
             return Ok(Migrated { from, to: KNOWN });
@@ -52,7 +67,11 @@ pub async fn migrate(target: &Target) -> Result<Migrated, ConnectError> {
 }
 
 /// One transaction: gives the version that was found, and the one that stands there now.
-async fn step(client: &mut Client, target: &Target) -> Result<(i32, i32), ConnectError> {
+async fn step(
+    client: &mut Client,
+    target: &Target,
+    birth: &Birth,
+) -> Result<(i32, i32), ConnectError> {
     let failed = |error| refused(target, &error);
     let schema = &target.schema;
     let transaction = client.transaction().await.map_err(failed)?;
@@ -97,11 +116,13 @@ async fn step(client: &mut Client, target: &Target) -> Result<(i32, i32), Connec
 
     transaction.batch_execute(next.text).await.map_err(failed)?;
     if found == 0 {
-        let (id, secret) = (Uuid::from_bytes(random()?).into_bytes(), random::<32>()?);
-        let insert = "INSERT INTO store (id, secret, sealed) VALUES ($1, $2, false)";
-        let id = super::values::Id(id);
-        let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-            [(&id, Type::UUID), (&&secret[..], Type::BYTEA)];
+        let insert = "INSERT INTO store (id, secret, sealed, mark) VALUES ($1, $2, false, $3)";
+        let id = super::values::Id(Uuid::from_bytes(random()?).into_bytes());
+        let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
+            (&id, Type::UUID),
+            (&&birth.secret[..], Type::BYTEA),
+            (&birth.mark, Type::TEXT),
+        ];
         transaction
             .query_typed(insert, &params)
             .await

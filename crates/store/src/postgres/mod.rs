@@ -34,6 +34,7 @@ mod connection;
 mod desk;
 mod error;
 mod figures;
+mod mark;
 mod migrate;
 mod partitions;
 mod period;
@@ -78,7 +79,7 @@ use self::{
 };
 pub use self::{error::ConnectError, migrate::Migrated};
 pub use crate::seal::{EncryptionKeys, SealError};
-use crate::{clock::Clock, seal::Sealer};
+use crate::{Mark, clock::Clock, seal::Sealer};
 
 /// How a store is connected to.
 #[derive(Clone)]
@@ -129,6 +130,27 @@ impl Default for Options {
 /// See [`ConnectError`]; a schema that is newer than this program is left as it is.
 pub async fn migrate(url: &str, options: &Options) -> Result<Migrated, ConnectError> {
     migrate::migrate(&Target::parse(url, options.connect_timeout)?).await
+}
+
+/// Makes a store at `url` with the secret `secret`, marked as `mark`. Says whether it did: where there is a
+/// store already, nothing is changed.
+///
+/// # Errors
+///
+/// See [`ConnectError`].
+pub async fn make(
+    url: &str,
+    options: &Options,
+    secret: &[u8; 32],
+    mark: &Mark,
+) -> Result<bool, ConnectError> {
+    let birth = migrate::Birth {
+        secret: *secret,
+        mark: Some(mark.encode()),
+    };
+    let target = Target::parse(url, options.connect_timeout)?;
+    let made = migrate::begin(&target, &birth).await?;
+    Ok(made.from == 0)
 }
 
 /// The store on PostgreSQL. Gone with its last handle; what it keeps stays.

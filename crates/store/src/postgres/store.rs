@@ -20,8 +20,8 @@ use super::{
     values::Id,
 };
 use crate::{
-    AttemptNote, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Write,
-    corrupt, parcel,
+    AttemptNote, Mark, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept,
+    Walked, Write, corrupt, parcel,
 };
 
 impl Store for PostgresStore {
@@ -186,6 +186,18 @@ impl Store for PostgresStore {
         self.core.show(address, recording, shown).await
     }
 
+    async fn mark(&self) -> Result<Option<Mark>, StoreError> {
+        self.core.mark().await
+    }
+
+    async fn set_mark(&self, expected: Option<Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        self.core.set_mark(expected.as_ref(), to.as_ref()).await
+    }
+
+    async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
+        self.core.walk(after, limit).await
+    }
+
     fn status(&self) -> Status {
         self.core.figures.status()
     }
@@ -324,7 +336,12 @@ impl Core {
                 })
             }
             Changed::Lost => Ok(Swap::Lost),
-            Changed::Unlawful { state, claim } => Err(unlawful(expected, claim, state, &record)),
+            Changed::Unlawful { state, claim } => {
+                if record.is_new_claim() {
+                    self.refusal().await?;
+                }
+                Err(unlawful(expected, claim, state, &record))
+            }
         }
     }
 
@@ -566,7 +583,7 @@ fn matches(query: &Query, record: &Record) -> bool {
         && state.is_none_or(|state| state == record.state.name())
 }
 
-fn unreadable(error: tokio_postgres::Error) -> StoreError {
+pub fn unreadable(error: tokio_postgres::Error) -> StoreError {
     Failed::from(error).of_a_read()
 }
 

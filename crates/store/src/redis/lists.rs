@@ -17,7 +17,7 @@ use super::{
 use crate::{Page, Query, StoreError, Stored, tag};
 
 /// Requests that wait for servers at once.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
 /// Operations that a page looks at, at most, before it gives what it has and a cursor.
 const MOST_SEEN: usize = 50_000;
 /// Operations that are looked at together.

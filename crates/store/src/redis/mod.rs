@@ -28,6 +28,7 @@ mod failure;
 mod figures;
 mod head;
 mod lists;
+mod mark;
 mod names;
 mod node;
 mod open;
@@ -52,6 +53,7 @@ use parking_lot::RwLock;
 pub use self::{failure::Refusal, open::OpenError, url::UrlError};
 use self::{figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
 use crate::{
+    Mark,
     clock::Clock,
     seal::{EncryptionKeys, Sealer},
 };
@@ -129,6 +131,21 @@ impl RedisStore {
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
     }
+}
+
+/// Makes a store on the servers that `url` names with the secret `secret`, marked as `mark`. Says whether it
+/// did: where there is a store already, nothing is changed.
+///
+/// # Errors
+///
+/// See [`OpenError`].
+pub async fn make(
+    url: &str,
+    options: &Options,
+    secret: &[u8; 32],
+    mark: &Mark,
+) -> Result<bool, OpenError> {
+    open::make(url, options, secret, mark).await
 }
 
 impl std::fmt::Debug for RedisStore {

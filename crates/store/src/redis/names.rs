@@ -9,6 +9,7 @@
 //! PREFIX:{TAG}:ADDRESS:frames    stream: the newest bytes of it, by where they begin
 //! PREFIX:{TAG}:asked:OWNER       set: the addresses that an owner is asked to show
 //! PREFIX:{TAG}:meta         string, in shard 0 only: the store's secret
+//! PREFIX:{TAG}:mark         string: what the store is marked as; mostly not there
 //! ```
 //!
 //! A member is `[id 16][address 16][tag of the tenant u32]`. An operation's shard is the first byte of
@@ -98,6 +99,10 @@ impl Names {
 
     pub fn meta(&self) -> String {
         self.of(HOME, "meta")
+    }
+
+    pub fn mark(&self, shard: Shard) -> String {
+        self.of(shard, "mark")
     }
 
     fn of(&self, shard: Shard, name: &str) -> String {

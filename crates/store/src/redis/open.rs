@@ -25,7 +25,7 @@ use super::{
     url::{Target, UrlError},
 };
 use crate::{
-    StoreError,
+    Mark, StoreError,
     seal::{SealError, Sealer},
 };
 
@@ -75,23 +75,7 @@ impl From<Failure> for OpenError {
 }
 
 pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> {
-    let target = Target::parse(url)?;
-    let sealer = options.encryption.as_ref().map(Sealer::new).transpose()?;
-    let tls = target.tls;
-    if tls {
-        // The client library takes the provider of the process. If there is one, it stays.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    }
-    let servers = Servers::new(
-        target,
-        Dialing {
-            tls,
-            root_certificates: options.root_certificates,
-            connect_timeout: options.connect_timeout,
-            response_timeout: options.response_timeout,
-        },
-    );
-    wait_until_ready(&servers).await?;
+    let (servers, sealer) = dial(url, &options).await?;
     let home = servers.home().await?;
     let (meta, secret) = secret(&servers, sealer.as_ref()).await?;
     // From now on, a server without it is not this store's.
@@ -123,6 +107,53 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
     Ok(RedisStore {
         inner: Arc::new(inner),
     })
+}
+
+/// As [`super::make`].
+pub async fn make(
+    url: &str,
+    options: &Options,
+    secret: &[u8; 32],
+    mark: &Mark,
+) -> Result<bool, OpenError> {
+    let (servers, sealer) = dial(url, options).await?;
+    let key = servers.names.meta();
+    if figures::records(&servers)
+        .await?
+        .iter()
+        .any(|&records| records > 0)
+    {
+        return Ok(false);
+    }
+    let meta = encode(sealer.as_ref(), secret)?;
+    // Both or neither: there is no moment at which it is a store like any other.
+    let mut set = redis::cmd("MSETNX");
+    set.arg(key).arg(&*meta);
+    set.arg(servers.names.mark(HOME)).arg(mark.encode());
+    let set = servers.call(&Request::plain(HOME, set)).await;
+    Ok(set.map_err(Failure::of_write)? == redis::Value::Int(1))
+}
+
+/// The servers that `url` names, ready, and what seals.
+async fn dial(url: &str, options: &Options) -> Result<(Servers, Option<Sealer>), OpenError> {
+    let target = Target::parse(url)?;
+    let sealer = options.encryption.as_ref().map(Sealer::new).transpose()?;
+    let tls = target.tls;
+    if tls {
+        // The client library takes the provider of the process. If there is one, it stays.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    }
+    let servers = Servers::new(
+        target,
+        Dialing {
+            tls,
+            root_certificates: options.root_certificates.clone(),
+            connect_timeout: options.connect_timeout,
+            response_timeout: options.response_timeout,
+        },
+    );
+    wait_until_ready(&servers).await?;
+    Ok((servers, sealer))
 }
 
 /// Waits for servers that are still loading what they hold.
@@ -187,13 +218,17 @@ fn bytes_of(value: redis::Value) -> Option<Vec<u8>> {
 fn draw(sealer: Option<&Sealer>) -> Result<BytesMut, OpenError> {
     let mut secret = [0; 32];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| SealError::Cipher)?;
+    encode(sealer, &secret)
+}
+
+fn encode(sealer: Option<&Sealer>, secret: &[u8; 32]) -> Result<BytesMut, OpenError> {
     let mut out = BytesMut::with_capacity(96);
     out.put_slice(MAGIC);
     out.put_u32(FORMAT);
     out.put_u8(sealer.is_some().into());
     match sealer {
-        Some(sealer) => out.put_slice(&sealer.seal(LABEL, &secret)?),
-        None => out.put_slice(&secret),
+        Some(sealer) => out.put_slice(&sealer.seal(LABEL, secret)?),
+        None => out.put_slice(secret),
     }
     let crc = crc32fast::hash(&out);
     out.put_u32(crc);

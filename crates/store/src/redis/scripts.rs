@@ -65,6 +65,8 @@ pub static REMOVE: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/remove.lua")));
 pub static SPOIL: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/spoil.lua")));
+pub static MARK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(FREEING, include_str!("scripts/mark.lua")));
 pub static SHOW: LazyLock<Script> =
     LazyLock::new(|| Script::new(STRICT, include_str!("scripts/show.lua")));
 pub static SHOWN: LazyLock<Script> =

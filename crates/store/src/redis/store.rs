@@ -22,8 +22,8 @@ use super::{
     servers::Request,
 };
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Page, Query, Seen, Shown, Status, Store, StoreError, Stored,
-    Swap, Swept, Write,
+    AttemptNote, MAX_ATTEMPTS_KEPT, Mark, Page, Query, Seen, Shown, Status, Store, StoreError,
+    Stored, Swap, Swept, Walked, Write,
     codec::{self, take_attempt},
     corrupt,
     parcel::{self, Label},
@@ -182,6 +182,18 @@ impl Store for RedisStore {
         self.inner.show(address, recording, shown).await
     }
 
+    async fn mark(&self) -> Result<Option<Mark>, StoreError> {
+        self.inner.mark().await
+    }
+
+    async fn set_mark(&self, expected: Option<Mark>, to: Option<Mark>) -> Result<bool, StoreError> {
+        self.inner.set_mark(expected.as_ref(), to.as_ref()).await
+    }
+
+    async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
+        self.inner.walk(after, limit).await
+    }
+
     fn status(&self) -> Status {
         self.inner.figures.status()
     }
@@ -262,7 +274,7 @@ impl Inner {
         let started = Instant::now();
         crate::assert_whole(&write);
         let record = &write.record;
-        let claims = record.state.name() == StateName::InFlight && record.claim == record.epoch;
+        let claims = record.is_new_claim();
         let tenant_tag = tag(&self.secret, &record.scope.tenant);
         if expected.is_none() {
             self.check_room(tenant_tag)?;
@@ -296,6 +308,13 @@ impl Inner {
                 Ok(Swap::Done { attempts })
             }
             [Value::Int(-3), Value::BulkString(held)] => refuse_unlawful(&held, record),
+            [Value::Int(-4), Value::BulkString(mark)] => {
+                let mark = Mark::decode(&String::from_utf8_lossy(&mark))?;
+                Err(mark
+                    .as_ref()
+                    .and_then(Mark::refusal)
+                    .unwrap_or_else(unexpected))
+            }
             [Value::Int(0), _] => Ok(Swap::Lost),
             [Value::Int(-1), _] => Err(damaged()),
             [Value::Int(-2), _] => {
@@ -349,9 +368,9 @@ impl Inner {
         };
         let (names, shard) = (&self.servers.names, shard_of(address));
         let mut command = script.call();
-        command.arg(4).arg(names.record(address));
+        command.arg(5).arg(names.record(address));
         command.arg(names.ids(shard)).arg(names.leases(shard));
-        command.arg(names.ends(shard));
+        command.arg(names.ends(shard)).arg(names.mark(shard));
         command.arg(expected_fence).arg(arrows).arg(&head);
         command.arg(&*body).arg(&*last_chunk).arg(&*note);
         command.arg(new.until).arg(new.chunks);
@@ -536,7 +555,7 @@ impl Inner {
     ) -> Result<Bytes, StoreError> {
         // The script counts; the number stands in the name of the field.
         let mut plain = BytesMut::with_capacity(64);
-        codec::encode_attempt(&note.at(0, self.now()), &mut plain);
+        codec::encode_attempt(&note.numbered(0, self.now()), &mut plain);
         let label = Label::new(ATTEMPT, &[address.as_bytes(), id.as_bytes()]);
         parcel::close(self.sealer.as_ref(), &label, &plain)
     }
@@ -572,7 +591,7 @@ fn refuse_unlawful(held: &[u8], record: &Record) -> ! {
     unreachable!("I8: the script refused {} a lawful arrow", record.id);
 }
 
-fn int(value: Value) -> Result<i64, StoreError> {
+pub fn int(value: Value) -> Result<i64, StoreError> {
     match value {
         Value::Int(int) => Ok(int),
         _ => Err(unexpected()),

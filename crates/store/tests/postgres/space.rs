@@ -94,6 +94,7 @@ async fn i11_what_counts_outlives_its_partition() {
         peer: "joiner".into(),
         sdk_retry_count: None,
         got: Got::Joined,
+        at: None,
     };
     let mut kept = Vec::new();
     for key in ["running", "unknown", "long"] {

@@ -82,6 +82,7 @@ pub fn note() -> AttemptNote {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: None,
         got: Got::Executed,
+        at: None,
     }
 }
 

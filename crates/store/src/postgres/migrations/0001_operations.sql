@@ -4,7 +4,9 @@ CREATE TABLE store (
     id uuid NOT NULL,
     -- Under which addresses and fingerprints are hashed; sealed where an encryption key is configured.
     secret bytea NOT NULL,
-    sealed bool NOT NULL
+    sealed bool NOT NULL,
+    -- What it is marked as, while its records move to another store or come from one.
+    mark text
 );
 
 -- One thin row an operation, unique by its address. It holds what a compare-and-set looks at, and the
@@ -41,6 +43,28 @@ CREATE TABLE operations (
 );
 -- What is stored is packed, and may be sealed: the server need not try to compress it.
 ALTER TABLE operations ALTER record SET STORAGE EXTERNAL, ALTER attempt SET STORAGE EXTERNAL;
+-- Claims are refused where the records move to another store. The triggers are off until then. To switch them
+-- on takes a lock that waits for every claim under way, and every later one runs into them: also those
+-- of a gateway that was paused. A first claim is an insert; a later one gives the row another claim or id.
+CREATE FUNCTION refuse_claim() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    mark text;
+BEGIN
+    -- Among what else is written in the same statement, it is left out.
+    IF TG_OP = 'UPDATE' THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('SELECT mark FROM %I.store', TG_TABLE_SCHEMA) INTO mark;
+    RAISE EXCEPTION 'its records %', coalesce(mark, 'were to move');
+END
+$$;
+CREATE TRIGGER refuse_first_claim BEFORE INSERT ON operations
+    FOR EACH ROW EXECUTE FUNCTION refuse_claim();
+CREATE TRIGGER refuse_later_claim BEFORE UPDATE ON operations
+    FOR EACH ROW WHEN (NEW.claim <> OLD.claim OR NEW.id <> OLD.id)
+    EXECUTE FUNCTION refuse_claim();
+ALTER TABLE operations DISABLE TRIGGER refuse_first_claim, DISABLE TRIGGER refuse_later_claim;
+
 CREATE INDEX operations_id ON operations (id);
 CREATE INDEX operations_until ON operations (until);
 

@@ -1,12 +1,13 @@
 -- The compare-and-set of a record, and all that goes with it.
 --
--- KEYS  record, ids, leases, ends
+-- KEYS  record, ids, leases, ends, mark of the store
 -- ARGV  fence expected or '', states it may come from, new head, body, last chunk or '',
 --       note of the attempt or '', until when, chunks, its member, milliseconds kept beyond
 --       the end, time or '', latest time or ''
 -- Gives {token, 1, attempts}; {token, 2, attempts} for an operation that is new; {token, 0, 0} when it
 -- lost; {token, -1, 0} for a damaged record; {token, -2, 0} when it came too late; and
--- {token, -3, held head} where the drawing has no such arrow (I8). The token is the new head's.
+-- {token, -3, held head} where the drawing has no such arrow (I8); {token, -4, mark} for a claim where
+-- the store takes none any more. The token is the new head's.
 
 local key, ids, leases, ends = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local new, member = ARGV[3], ARGV[9]
@@ -43,6 +44,13 @@ if not claims then
 end
 if not string.find(ARGV[2], from, 1, true) or sub(new, 27, 34) ~= claim then
   return {token, -3, from ~= '0' and held or ''}
+end
+
+if claims then
+  local mark = redis.call('GET', KEYS[5])
+  if mark and sub(mark, 1, 6) == 'moved ' then
+    return {token, -4, mark}
+  end
 end
 
 -- What expired makes room.
