@@ -7,6 +7,7 @@ mod any_store;
 pub mod cli;
 pub mod config;
 mod control;
+mod copy;
 mod demo;
 mod doctor;
 mod failure;

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use futures_util::FutureExt;
 use onlyonce_store::postgres::{self, Migrated};
 
 use crate::config::{Config, Overrides, StoreUrl};
+use crate::copy::Sides;
 use crate::failure::Failure;
 use crate::{open, start};
 
@@ -31,11 +33,46 @@ enum Action {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Move all records from one store to a new one, so that no key that was used runs again
+    Copy {
+        /// The store that the records are in, or env:NAME
+        from: String,
+        /// The store to make and to fill, or env:NAME
+        to: String,
+        /// A configuration file with the keys of [store.encryption] that both stores are sealed with
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Give up a copy that is not finished: serve from the first store again
+        #[arg(long)]
+        cancel: bool,
+    },
 }
 
 /// Does it.
 pub(crate) fn run(command: StoreCommand) -> Result<(), Failure> {
-    let Action::Migrate { url, config } = command.action;
+    match command.action {
+        Action::Migrate { url, config } => migrate(url, config),
+        Action::Copy {
+            from,
+            to,
+            config,
+            cancel,
+        } => {
+            let config = config
+                .map(|file| Config::from_file(&file, &Overrides::default()))
+                .transpose()?;
+            let encryption = config.and_then(|config| config.store.encryption);
+            let sides = Sides::new(parse(&from)?, parse(&to)?, encryption)?;
+            start::runtime()?.block_on(if cancel {
+                sides.cancel().boxed()
+            } else {
+                sides.copy().boxed()
+            })
+        }
+    }
+}
+
+fn migrate(url: Option<String>, config: Option<PathBuf>) -> Result<(), Failure> {
     let (url, options) = match (config, url) {
         (Some(file), _) => {
             let config = Config::from_file(&file, &Overrides::default())?;
@@ -76,7 +113,7 @@ fn parse(text: &str) -> Result<StoreUrl, Failure> {
     StoreUrl::parse(&text).ok_or_else(|| {
         Failure::usage(
             "that is not the URL of a store",
-            "write postgres://USER@HOST/DATABASE, or env:NAME",
+            "write embedded:FOLDER, postgres://USER@HOST/DATABASE, redis://HOST, or env:NAME",
         )
     })
 }

@@ -274,10 +274,41 @@ impl StoreUrl {
         }
     }
 
+    /// The store as messages name it: its password is not in it.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Embedded(folder) => {
+                let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+                format!("embedded:{}", folder.display())
+            }
+            Self::Memory => "memory:".to_owned(),
+            Self::Postgres(url) => without_password(url.expose(), true),
+            Self::Redis(url) => without_password(url.expose(), false),
+        }
+    }
+
     /// Whether other gateways may be at the same store.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Postgres(_) | Self::Redis(_))
     }
+}
+
+/// A URL with what says which store it is, and nothing else: the user is part of that where it names the
+/// database.
+fn without_password(url: &str, with_user: bool) -> String {
+    const KEPT: [&str; 6] = ["host", "port", "dbname", "schema", "prefix", "master"];
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    let (scheme, rest) = base.split_once("://").unwrap_or(("", base));
+    let (login, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let user = login
+        .split(':')
+        .next()
+        .filter(|user| with_user && !user.is_empty());
+    let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+    let is_kept = |pair: &&str| KEPT.contains(&pair.split('=').next().unwrap_or_default());
+    let kept: Vec<_> = query.split('&').filter(is_kept).collect();
+    let mark = if kept.is_empty() { "" } else { "?" };
+    format!("{scheme}://{user}{host}{mark}{}", kept.join("&"))
 }
 
 /// The keys that what is stored is sealed with.
@@ -300,18 +331,23 @@ impl std::fmt::Debug for Encryption {
 }
 
 impl Store {
-    pub(crate) fn read(root: &mut Section<'_>, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let mut section = root.table_or_empty("store")?;
-        let mut store = Self {
-            url: StoreUrl::Embedded("./onlyonce-data".into()),
+    /// The store at `url`, all else by default.
+    pub(crate) fn at(url: StoreUrl) -> Self {
+        Self {
+            max_records: most_records(&url),
+            url,
             segment_bytes: 32 << 20,
             cache_bytes: 64 << 20,
             max_bytes: 64 << 30,
-            max_records: 0,
             lease: Duration::from_secs(30),
             released_retention: Duration::from_secs(3600),
             encryption: None,
-        };
+        }
+    }
+
+    pub(crate) fn read(root: &mut Section<'_>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut section = root.table_or_empty("store")?;
+        let mut store = Self::at(StoreUrl::Embedded("./onlyonce-data".into()));
         if let Some(entry) = section.take("url") {
             store.url = store_url(&entry)?;
         }
@@ -338,9 +374,7 @@ impl Store {
         }
         store.max_records = match section.take("max_records") {
             Some(entry) => entry.number(1..=1_000_000_000)?,
-            // The index of the embedded store is in memory.
-            None if store.url.is_shared() => 100_000_000,
-            None => 4_000_000,
+            None => most_records(&store.url),
         };
         if let Some(entry) = section.take("lease") {
             store.lease = entry.duration(OrZero::No)?;
@@ -359,6 +393,15 @@ impl Store {
         }
         section.finish()?;
         Ok(store)
+    }
+}
+
+fn most_records(url: &StoreUrl) -> u64 {
+    // The index of the embedded store is in memory.
+    if url.is_shared() {
+        100_000_000
+    } else {
+        4_000_000
     }
 }
 
@@ -452,10 +495,9 @@ pub struct Limits {
     pub tenant_records: u64,
 }
 
-impl Limits {
-    pub(crate) fn read(root: &mut Section<'_>) -> Result<Self, ConfigError> {
-        let mut section = root.table_or_empty("limits")?;
-        let mut limits = Self {
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
             request_body: 64 << 20,
             spool_above: 1 << 20,
             response_body: 256 << 20,
@@ -463,7 +505,14 @@ impl Limits {
             live_operations: 20_000,
             tenant_live: 10_000,
             tenant_records: 2_000_000,
-        };
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn read(root: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let mut section = root.table_or_empty("limits")?;
+        let mut limits = Self::default();
         if let Some(entry) = section.take("request_body") {
             limits.request_body = entry.size(1..=(1 << 40))?;
         }

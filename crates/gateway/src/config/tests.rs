@@ -909,3 +909,21 @@ fn the_documentation_of_presets_releases_what_they_release() {
         assert_eq!(documented, policy, "{preset}");
     }
 }
+
+#[test]
+fn a_store_is_named_without_its_password() {
+    for (url, place) in [
+        (
+            "postgres://me:secret@db:5432/app?schema=o&password=secret&sslmode=require",
+            "postgres://me@db:5432/app?schema=o",
+        ),
+        (
+            "redis://:s@cret@cache:6379/3?prefix=p",
+            "redis://cache:6379/3?prefix=p",
+        ),
+        ("embedded:/var/x", "embedded:/var/x"),
+        ("memory:", "memory:"),
+    ] {
+        assert_eq!(StoreUrl::parse(url).unwrap().place(), place);
+    }
+}

@@ -4,6 +4,7 @@
 // In a test, an unwrap is an assertion.
 #![allow(clippy::unwrap_used)]
 
+mod copy;
 mod failover;
 mod load;
 mod nodes;

@@ -23,7 +23,7 @@ on_every_server! { alone:
 }
 
 /// An upstream that sends half of its answer, and the rest once told.
-fn held() -> (Upstream, Signal) {
+pub(crate) fn held() -> (Upstream, Signal) {
     let go = Signal::new();
     let upstream = {
         let go = go.clone();

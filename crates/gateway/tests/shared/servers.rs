@@ -41,6 +41,12 @@ pub trait Server: Sized {
 
 pub struct OnPostgres(pub Postgres);
 
+impl OnPostgres {
+    pub fn sql(&self, text: &str) -> String {
+        self.0.sql(text)
+    }
+}
+
 impl Server for OnPostgres {
     fn start_at(ip: IpAddr) -> Self {
         let server = if ip.is_loopback() {
