@@ -1,9 +1,9 @@
 //! Four gateways over one store: a small shell around the protocol, as the engine is a large one.
 
 use onlyonce_core::{
-    Concurrent, Decision, Epoch, Fence, Head, HeaderBlock, Held, Key, OnUnknown, OperationId,
-    OwnerId, Policy, Record, Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp,
-    UnknownReason, decide,
+    Concurrent, Decision, Epoch, Head, HeaderBlock, Held, Key, OnUnknown, OperationId, OwnerId,
+    Policy, Record, RecordingId, Refusal, ReleaseReason, RequestLine, Scope, State, StateName,
+    Timestamp, UnknownReason, decide,
     transition::{self, Claim, Response},
     view,
 };
@@ -12,9 +12,9 @@ mod outside;
 mod settling;
 
 use crate::{
-    KEYS, LEASE, OWNERS, fingerprint,
+    KEYS, LAG, LEASE, MARGIN, OWNERS, fingerprint,
     reference::{By, Fate, Token},
-    world::{Ack, World},
+    world::{Ack, Loaded, Ticket, World, Write},
 };
 
 /// One inbound request, and how far its gateway has come with it.
@@ -31,11 +31,14 @@ struct Attempt {
 enum Stage {
     Deciding,
     Claiming(Claimed),
+    /// Its claim is on its way.
+    AwaitingClaim(Claimed, Ticket),
     ReadingBackClaim(Claimed),
     /// The claim is durable, and nothing is sent.
     Ready(Own),
     Sent(Own, usize),
     Settling(Own, Settlement),
+    AwaitingSettlement(Own, Settlement, Box<Record>, Ticket),
     ReadingBackSettlement(Own, Settlement, Box<Record>),
     /// The client was told that the outcome is unknown; the upstream may answer yet.
     Late(Own, usize),
@@ -47,7 +50,9 @@ enum Stage {
 #[derive(Clone)]
 struct Claimed {
     record: Record,
-    expected: Option<Fence>,
+    /// What it is to replace.
+    base: Option<Record>,
+    timeline: u64,
 }
 
 /// What the owner of an execution knows of it.
@@ -59,8 +64,7 @@ struct Own {
 
 #[derive(Clone, Copy)]
 struct Joined {
-    id: OperationId,
-    owner: OwnerId,
+    recording: RecordingId,
     claimed_at: Timestamp,
 }
 
@@ -85,8 +89,9 @@ struct Gateway {
 
 /// Something done from outside any request.
 struct Chore {
+    gateway: usize,
     key: usize,
-    seen: Fence,
+    seen: Record,
     what: What,
 }
 
@@ -96,6 +101,7 @@ enum What {
     Expire,
     OperatorSaysNo,
     OperatorKnows(u32),
+    OperatorRemoves,
 }
 
 pub struct Gateways {
@@ -130,7 +136,9 @@ impl Gateways {
 
     /// One thing happens somewhere.
     pub fn step(&mut self) {
-        match self.world.random.below(100) {
+        // Behind a network, as much happens on the way to the store.
+        let things = if self.world.model.shared { 150 } else { 100 };
+        match self.world.random.below(things) {
             0..14 => self.request_comes(),
             14..72 => self.attempt_goes_on(),
             72..80 => self.lease_is_renewed(),
@@ -139,13 +147,14 @@ impl Gateways {
             89..93 => self.somebody_looks_around(),
             93..97 => self.chore_is_done(),
             97..99 => self.gateway_dies(),
-            _ => self.wall_clock_jumps(),
+            99 => self.wall_clock_jumps(),
+            _ => self.world.something_happens(),
         }
     }
 
     /// Faults stop: within a bound everything has an outcome (L1, L2, L3, L6).
     pub fn finish(&mut self) {
-        self.world.faults = false;
+        self.world.calms_down();
         for _ in 0..40 {
             for index in 0..self.attempts.len() {
                 self.go_on(index);
@@ -156,12 +165,12 @@ impl Gateways {
             if self.attempts.iter().all(|one| one.stage.is_done()) {
                 break;
             }
-            self.world.now = self.world.now.after(LEASE / 4);
+            self.world.pass(LEASE / 4);
         }
         let waits = self.attempts.iter().any(|one| !one.stage.is_done());
         assert!(!waits, "L2: an attempt is not answered");
 
-        self.world.now = self.world.now.after(LEASE);
+        self.world.outlive(LEASE + LAG);
         for key in 0..KEYS {
             let now = self.world.now;
             let fp = self.world.reference.fingerprint_of(key, now).unwrap_or(0);
@@ -231,10 +240,20 @@ impl Gateways {
         let next = match stage {
             Stage::Deciding => self.decides(index),
             Stage::Claiming(claim) => self.claims(index, claim),
+            Stage::AwaitingClaim(claim, ticket) => match self.world.hear(ticket) {
+                Some(ack) => self.claim_is_answered(index, claim, ack),
+                None => Stage::AwaitingClaim(claim, ticket),
+            },
             Stage::ReadingBackClaim(claim) => self.reads_back_claim(index, claim),
             Stage::Ready(own) => self.sends(index, own),
             Stage::Sent(own, line) => self.hears(index, own, line),
             Stage::Settling(own, settlement) => self.settles(index, own, settlement),
+            Stage::AwaitingSettlement(own, settlement, next, ticket) => {
+                match self.world.hear(ticket) {
+                    Some(ack) => self.settlement_is_answered(index, own, settlement, *next, ack),
+                    None => Stage::AwaitingSettlement(own, settlement, next, ticket),
+                }
+            }
             Stage::ReadingBackSettlement(own, settlement, next) => {
                 self.reads_back_settlement(index, own, settlement, *next)
             }
@@ -259,64 +278,43 @@ impl Gateways {
             policy,
             ..
         } = self.attempts[index];
-        if self.world.load_fails() {
-            return self.tell(index, "store unavailable at the load");
+        if self.world.model.shared && self.executes(gateway, key) {
+            return self.meets_its_own(index);
         }
+        let Some(loaded) = self.world.load(gateway, key) else {
+            return self.tell(index, "store unavailable at the load");
+        };
         if self.world.faults && self.world.random.chance(1) {
             let decision = decide(Held::Unreadable, &fingerprint(fp), &policy);
             let unknown = Refusal::Unknown(UnknownReason::Unreadable);
             assert_eq!(decision, Decision::Refuse(unknown), "I13");
             return self.tell(index, "refused: unreadable");
         }
-        let now = self.world.now;
-        let held = view(self.world.slot(key), now);
+        let now = self.world.clock(gateway);
+        let held = view(loaded.record.as_ref(), now);
         let decision = decide(held, &fingerprint(fp), &policy);
-        let expected = self.world.reference.expected(key, now, fp, &policy);
+        let version = loaded.version;
+        let expected = self.world.reference.expected(version, now, fp, &policy);
         assert_eq!(decision, expected, "attempt {index} was told otherwise");
         match decision {
-            Decision::Execute { after } if self.gateways[gateway].claiming[key] => {
-                // It waits for the claim that its own process is making.
-                let _ = after;
-                Stage::Deciding
-            }
-            Decision::Execute { after } => self.begins_claim(index, after),
-            Decision::Replay => {
-                let record = self.world.counting(key).expect("it was decided about");
-                let State::Completed(completed) = &record.state else {
-                    panic!("I3: a replay of {}", record.state.name());
-                };
-                let (id, answer) = (record.id, completed.body_len as u32);
-                self.world.reference.saw_a_replay(key, now, answer);
-                self.world.reference.saw_the_end(id, answer);
-                self.tell(index, "replayed")
-            }
+            // It waits for the claim that its own process is making.
+            Decision::Execute { .. } if self.gateways[gateway].claiming[key] => Stage::Deciding,
+            Decision::Execute { after } => self.begins_claim(index, &loaded, after, now),
+            Decision::Replay => self.replays(index, &loaded, now),
             Decision::Join => {
-                let record = self.world.counting(key).expect("it was decided about");
-                let State::InFlight { owner, .. } = record.state else {
-                    panic!("I8: a join of {}", record.state.name());
-                };
-                let joined = Joined {
-                    id: record.id,
-                    owner,
-                    claimed_at: record.claimed_at,
-                };
+                let record = loaded.record.expect("it was decided about");
+                let running = record.state.name();
+                assert_eq!(running, StateName::InFlight, "I8: a join");
                 self.world.coverage.count("joined");
-                Stage::Joined(joined)
+                Stage::Joined(Joined {
+                    recording: record.recording(),
+                    claimed_at: record.claimed_at,
+                })
             }
             Decision::ExpireLease => {
-                let record = self
-                    .world
-                    .counting(key)
-                    .expect("it was decided about")
-                    .clone();
-                let (fence, reason) = (record.fence(), UnknownReason::LeasePassed);
-                let next = transition::expire(Some(&record), fence, reason, now);
-                let next = next.expect("it is in flight");
-                let by = By::Expiry {
-                    owner_is_dead: false,
-                };
+                let record = loaded.record.expect("it was decided about");
                 self.world.coverage.count("an attempt finds a lease passed");
-                self.world.write(key, Some(fence), &next, by, now);
+                self.expires(gateway, key, &record, now);
                 Stage::Deciding
             }
             Decision::Refuse(Refusal::KeyReused) => self.tell(index, "refused: key reused"),
@@ -325,7 +323,56 @@ impl Gateways {
         }
     }
 
-    fn begins_claim(&mut self, index: usize, after: Epoch) -> Stage {
+    /// Whether this very process executes the operation. It knows, whatever the store has forgotten.
+    fn executes(&self, gateway: usize, key: usize) -> bool {
+        let mut here = self.attempts.iter().filter(|one| one.gateway == gateway);
+        here.any(|one| one.key == key && one.stage.is_live())
+    }
+
+    /// It waits, as if it had joined, and decides when that is over.
+    fn meets_its_own(&mut self, index: usize) -> Stage {
+        match self.attempts[index].policy.concurrent {
+            Concurrent::Reject => self.tell(index, "refused: in flight"),
+            Concurrent::Join => Stage::Deciding,
+        }
+    }
+
+    fn replays(&mut self, index: usize, loaded: &Loaded, now: Timestamp) -> Stage {
+        let record = loaded.record.as_ref().expect("it was decided about");
+        let State::Completed(completed) = &record.state else {
+            panic!("I3: a replay of {}", record.state.name());
+        };
+        let (id, answer) = (record.id, completed.body_len as u32);
+        let reference = &mut self.world.reference;
+        reference.saw_a_replay(loaded.version, loaded.source, now, answer);
+        reference.saw_the_end(id, answer);
+        self.tell(index, "replayed")
+    }
+
+    /// Declares the owner of `record` dead.
+    fn expires(&mut self, gateway: usize, key: usize, record: &Record, now: Timestamp) {
+        let reason = UnknownReason::LeasePassed;
+        let next = transition::expire(Some(record), record.fence(), reason, now);
+        self.world.write(Write {
+            gateway,
+            key,
+            base: Some(record),
+            record: &next.expect("it is in flight"),
+            by: By::Expiry {
+                owner_is_dead: false,
+            },
+            read_at: now,
+            waits: false,
+        });
+    }
+
+    fn begins_claim(
+        &mut self,
+        index: usize,
+        loaded: &Loaded,
+        after: Epoch,
+        now: Timestamp,
+    ) -> Stage {
         let attempt = &self.attempts[index];
         let (key, fp) = (attempt.key, attempt.fp);
         let gateway = &mut self.gateways[attempt.gateway];
@@ -344,30 +391,42 @@ impl Gateways {
             request: RequestLine::default(),
             owner: OwnerId::new(gateway.owner),
         };
-        let held = self.world.counting(key);
-        let expected = held.map(Record::fence);
+        let held = loaded.counting(now);
         assert_eq!(held.map_or(Epoch::ZERO, |record| record.epoch), after);
-        let record = transition::claim(held, claim, self.world.now, LEASE);
+        let record = transition::claim(held, claim, now, LEASE);
         Stage::Claiming(Claimed {
             record: record.expect("it was decided so"),
-            expected,
+            base: held.cloned(),
+            timeline: self.world.timeline,
         })
     }
 
     fn claims(&mut self, index: usize, claim: Claimed) -> Stage {
         let attempt = &self.attempts[index];
-        let (gateway, key) = (attempt.gateway, attempt.key);
+        let gateway = attempt.gateway;
         let by = By::Claim {
             fp: attempt.fp,
             resend: attempt.policy.on_unknown == OnUnknown::Resend,
             owner: self.gateways[gateway].owner,
+            timeline: claim.timeline,
         };
-        let read_at = claim.record.claimed_at;
-        let ack = self
-            .world
-            .write(key, claim.expected, &claim.record, by, read_at);
+        let ack = self.world.write(Write {
+            gateway,
+            key: attempt.key,
+            base: claim.base.as_ref(),
+            record: &claim.record,
+            by,
+            read_at: claim.record.claimed_at,
+            waits: true,
+        });
+        self.claim_is_answered(index, claim, ack)
+    }
+
+    fn claim_is_answered(&mut self, index: usize, claim: Claimed, ack: Ack) -> Stage {
+        let Attempt { gateway, key, .. } = self.attempts[index];
         match ack {
             Ack::InDoubt => return Stage::ReadingBackClaim(claim),
+            Ack::OnItsWay(ticket) => return Stage::AwaitingClaim(claim, ticket),
             Ack::Done | Ack::Lost | Ack::Unavailable => {
                 self.gateways[gateway].claiming[key] = false;
             }
@@ -384,6 +443,7 @@ impl Gateways {
             id: claim.record.id,
             epoch: claim.record.epoch,
             owner: self.gateways[gateway].owner,
+            timeline: claim.timeline,
         };
         Stage::Ready(Own {
             record: claim.record,
@@ -393,13 +453,12 @@ impl Gateways {
 
     /// I14: a lost acknowledgement is resolved by reading back, and never by claiming again.
     fn reads_back_claim(&mut self, index: usize, claim: Claimed) -> Stage {
-        if self.world.load_fails() {
+        let Attempt { gateway, key, .. } = self.attempts[index];
+        let Some(loaded) = self.world.load(gateway, key) else {
             return Stage::ReadingBackClaim(claim);
-        }
-        let attempt = &self.attempts[index];
-        let (gateway, key) = (attempt.gateway, attempt.key);
+        };
         self.gateways[gateway].claiming[key] = false;
-        if self.world.slot(key) == Some(&claim.record) {
+        if loaded.record.as_ref() == Some(&claim.record) {
             self.world.coverage.count("a claim in doubt is one's own");
             return self.owns(gateway, claim);
         }
@@ -410,8 +469,9 @@ impl Gateways {
         let State::InFlight { lease_until, .. } = own.record.state else {
             panic!("I2: {} sends", own.record.state.name());
         };
-        // Past its lease, others may have taken it for dead.
-        if self.world.now >= lease_until {
+        // Past its lease, others may have taken it for dead; and no two clocks are the same.
+        let gateway = self.attempts[index].gateway;
+        if self.world.clock(gateway).after(MARGIN) >= lease_until {
             self.world
                 .coverage
                 .count("a lease passes before the first byte");
@@ -471,30 +531,32 @@ impl Gateways {
 
     /// Joiners of another gateway's execution watch the record. They never execute (I18).
     fn follows(&mut self, index: usize, joined: Joined) -> Stage {
-        if self.world.load_fails() {
+        let Attempt { gateway, key, .. } = self.attempts[index];
+        let Some(loaded) = self.world.load(gateway, key) else {
             return Stage::Joined(joined);
-        }
-        let key = self.attempts[index].key;
-        let now = self.world.now;
-        let (answer, same) = match view(self.world.slot(key), now) {
+        };
+        let now = self.world.clock(gateway);
+        let (answer, same) = match view(loaded.record.as_ref(), now) {
             Held::Record {
                 record,
                 lease_passed,
-            } if record.id == joined.id => match &record.state {
-                State::InFlight { owner, .. } => (
-                    None,
-                    !lease_passed
-                        && *owner == joined.owner
-                        && record.claimed_at == joined.claimed_at,
-                ),
-                State::Completed(completed) => (Some(completed.body_len as u32), true),
-                State::Unknown { .. } | State::Released { .. } => (None, false),
-            },
+            } if record.recording() == joined.recording => {
+                if record.claimed_at != joined.claimed_at {
+                    self.world.follows_a_twin();
+                }
+                match &record.state {
+                    State::InFlight { .. } => (None, !lease_passed),
+                    State::Completed(completed) => (Some(completed.body_len as u32), true),
+                    State::Unknown { .. } | State::Released { .. } => (None, false),
+                }
+            }
             _ => (None, false),
         };
         match answer {
             Some(answer) => {
-                self.world.reference.saw_the_end(joined.id, answer);
+                self.world
+                    .reference
+                    .saw_the_end(joined.recording.operation, answer);
                 self.tell(index, "a joiner gets the whole answer")
             }
             None if same => Stage::Joined(joined),
@@ -504,6 +566,17 @@ impl Gateways {
 }
 
 impl Stage {
+    fn is_live(&self) -> bool {
+        matches!(
+            self,
+            Self::Ready(_)
+                | Self::Sent(..)
+                | Self::Settling(..)
+                | Self::AwaitingSettlement(..)
+                | Self::ReadingBackSettlement(..)
+        )
+    }
+
     fn is_done(&self) -> bool {
         matches!(self, Self::Done)
     }

@@ -1,12 +1,17 @@
 //! What must be true, said without the protocol's own code: the upstream's ledger, what each
 //! write meant, and what each client saw. It panics where a guarantee is broken.
 
+use std::time::Duration;
+
 use onlyonce_core::{
     Concurrent, Decision, Epoch, Fence, OnUnknown, OperationId, Policy, Record, Refusal, State,
     Timestamp, UnknownReason,
 };
 
-use crate::{LEASE, RETENTION, WINDOW, fingerprint};
+use crate::{
+    CONFIRMED_FOR, LAG, LEASE, RETENTION, WINDOW, coverage::Coverage, fingerprint, models::Model,
+    world::Source,
+};
 
 /// One claim, as its owner remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +19,42 @@ pub struct Token {
     pub id: OperationId,
     pub epoch: Epoch,
     pub owner: u64,
+    /// How often the store had forgotten something by then: it may give an epoch twice.
+    pub timeline: u64,
 }
+
+impl Token {
+    /// The same record says both: a process that claims again at the same moment what was forgotten.
+    fn is(self, other: Self) -> bool {
+        let Self { timeline, .. } = other;
+        Self { timeline, ..self } == other
+    }
+}
+
+/// A number for each thing that ever stood under a key; 0 is for nothing.
+pub type Version = usize;
 
 /// What a writer means by a write, and the time that it read for it.
 #[derive(Clone, Copy, Debug)]
 pub enum By {
-    Claim { fp: u8, resend: bool, owner: u64 },
+    Claim {
+        fp: u8,
+        resend: bool,
+        owner: u64,
+        timeline: u64,
+    },
     Renewal(Token),
     Completion(Token, u32),
     Loss(Token),
-    Expiry { owner_is_dead: bool },
+    Expiry {
+        owner_is_dead: bool,
+    },
     Release(Token),
-    Operator { seen: Fence, answer: Option<u32> },
+    Operator {
+        seen: Fence,
+        answer: Option<u32>,
+    },
+    Removal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,37 +89,180 @@ struct Execution {
     key: usize,
     claim: Token,
     fate: Fate,
-    /// The end of the window, where its answer, or an operator's, was recorded.
-    answered_until: Option<Timestamp>,
-    operator_said_no: bool,
+    /// The end of the window, where its answer, or an operator's, was recorded, and by which commit.
+    answered: Option<(Timestamp, usize)>,
+    /// The commit by which an operator said that it did not run, or removed the record.
+    dismissed: Option<usize>,
+    /// Its claim does not stand, through no fault of the protocol: the store has forgotten it, or the
+    /// clock was moved.
+    disowned: bool,
 }
 
-#[derive(Default)]
+/// What stood under a key for a while.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    operation: Option<Operation>,
+    /// When something else took its place, in true time.
+    replaced_at: Option<Duration>,
+}
+
+struct Answer {
+    id: OperationId,
+    answer: u32,
+    commit: usize,
+    /// A client has had it whole.
+    seen: bool,
+}
+
 pub struct Reference {
-    operations: Vec<Option<Operation>>,
+    model: &'static Model,
+    pub coverage: Coverage,
+    /// True time since the start.
+    elapsed: Duration,
+    /// The latest that any server's clock has said.
+    highest: Timestamp,
+    versions: Vec<Standing>,
+    current: Vec<Version>,
+    /// What is written, until its version is known.
+    written: Option<(usize, Option<Operation>)>,
+    commits: usize,
     ledger: Vec<Execution>,
-    answers: Vec<(OperationId, u32)>,
+    answers: Vec<Answer>,
+    forgotten_answers: Vec<(OperationId, u32)>,
+    claims: Vec<(Token, usize)>,
+    /// Claims that do not stand any more, and whose owners could not know.
+    disowned: Vec<Token>,
+    /// Claims whose lease was found to have passed.
+    expired: Vec<Token>,
+    renewals: Vec<(Token, usize)>,
+    /// Claims of which a renewal was forgotten: their lease may pass before their owner thinks so.
+    shortened: Vec<Token>,
 }
 
 impl Reference {
-    pub fn new(keys: usize) -> Self {
+    pub fn new(keys: usize, model: &'static Model, start: Timestamp) -> Self {
+        let nothing = Standing {
+            operation: None,
+            replaced_at: None,
+        };
         Self {
-            operations: vec![None; keys],
-            ..Self::default()
+            model,
+            coverage: Coverage::default(),
+            elapsed: Duration::ZERO,
+            highest: start,
+            versions: vec![nothing],
+            current: vec![0; keys],
+            written: None,
+            commits: 0,
+            ledger: Vec::new(),
+            answers: Vec::new(),
+            forgotten_answers: Vec::new(),
+            claims: Vec::new(),
+            disowned: Vec::new(),
+            expired: Vec::new(),
+            renewals: Vec::new(),
+            shortened: Vec::new(),
         }
     }
 
-    /// What counts for `key` at `now`.
-    fn counting(&self, key: usize, now: Timestamp) -> Option<Operation> {
-        self.operations[key].filter(|operation| match operation.phase {
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    pub fn highest(&self) -> Timestamp {
+        self.highest
+    }
+
+    pub fn pass(&mut self, span: Duration, now: Timestamp) {
+        self.elapsed += span;
+        self.clock_is_set(now);
+    }
+
+    pub fn clock_is_set(&mut self, now: Timestamp) {
+        self.highest = self.highest.max(now);
+    }
+
+    fn stood(&self, version: Version, now: Timestamp) -> Option<Operation> {
+        let operation = self.versions[version].operation;
+        operation.filter(|operation| match operation.phase {
             Phase::Answered { until, .. } | Phase::Freed { until } => now < until,
             Phase::Running { .. } | Phase::Unknown(_) => true,
         })
     }
 
-    /// What an attempt that reads `key` at `now` must be told.
-    pub fn expected(&self, key: usize, now: Timestamp, fp: u8, policy: &Policy) -> Decision {
-        let Some(operation) = self.counting(key, now) else {
+    /// What counts for `key` at `now`.
+    fn counting(&self, key: usize, now: Timestamp) -> Option<Operation> {
+        self.stood(self.current[key], now)
+    }
+
+    /// What was just written has this version, and is the last of so many commits.
+    pub fn stands(&mut self, commits: usize, version: Version) {
+        let (key, operation) = self.written.take().expect("something was written");
+        assert_eq!(version, self.versions.len());
+        self.versions.push(Standing {
+            operation,
+            replaced_at: None,
+        });
+        self.versions[self.current[key]].replaced_at = Some(self.elapsed);
+        self.current[key] = version;
+        self.commits += 1;
+        assert_eq!(commits, self.commits);
+    }
+
+    /// The store has forgotten all commits but the first `kept`; `current` is what stands now.
+    pub fn forget(&mut self, kept: usize, current: &[Version]) {
+        for (key, &version) in current.iter().enumerate() {
+            self.versions[self.current[key]].replaced_at = Some(self.elapsed);
+            self.versions[version].replaced_at = None;
+            self.current[key] = version;
+        }
+        self.commits = kept;
+        let (answers, forgotten) = std::mem::take(&mut self.answers)
+            .into_iter()
+            .partition(|one| one.commit < kept);
+        self.answers = answers;
+        for one in forgotten {
+            if one.seen {
+                self.coverage
+                    .count("forgotten: an answer that a client has");
+            }
+            self.forgotten_answers.push((one.id, one.answer));
+        }
+        let (claims, forgotten): (Vec<_>, Vec<_>) =
+            self.claims.iter().partition(|(_, commit)| *commit < kept);
+        self.claims = claims;
+        self.disowned
+            .extend(forgotten.iter().map(|(token, _)| *token));
+        let (renewals, forgotten): (Vec<_>, Vec<_>) =
+            self.renewals.iter().partition(|(_, commit)| *commit < kept);
+        self.renewals = renewals;
+        self.shortened
+            .extend(forgotten.iter().map(|(token, _)| *token));
+        for line in &mut self.ledger {
+            line.answered = line.answered.filter(|(_, commit)| *commit < kept);
+            line.dismissed = line.dismissed.filter(|commit| *commit < kept);
+            line.disowned |= self.disowned.contains(&line.claim);
+        }
+    }
+
+    /// What stands under `key` is what the reference holds.
+    pub fn check(&self, key: usize, record: Option<&Record>) {
+        let operation = self.versions[self.current[key]].operation;
+        match (record, operation) {
+            (None, None) => {}
+            (Some(record), Some(operation)) => {
+                assert_eq!(record.id, operation.id);
+                assert_eq!(record.epoch, operation.epoch);
+                assert_eq!(record.fingerprint, fingerprint(operation.fp));
+                check_content(record, operation.phase, operation.claim.owner);
+            }
+            (record, operation) => panic!("{record:?} stands, and {operation:?} was meant"),
+        }
+    }
+
+    /// What an attempt must be told that reads this at `now`.
+    pub fn expected(&self, read: Version, now: Timestamp, fp: u8, policy: &Policy) -> Decision {
+        let Some(operation) = self.stood(read, now) else {
             return Decision::Execute { after: Epoch::ZERO };
         };
         let again = Decision::Execute {
@@ -112,7 +284,7 @@ impl Reference {
     }
 
     pub fn runs(&self, key: usize) -> bool {
-        let operation = &self.operations[key];
+        let operation = self.versions[self.current[key]].operation;
         operation.is_some_and(|one| matches!(one.phase, Phase::Running { .. }))
     }
 
@@ -135,8 +307,8 @@ impl Reference {
         let epoch = before.map_or(0, |operation| operation.epoch.number());
         let raised = record.epoch.number() == epoch + 1;
         assert!(raised, "I9: {by:?} wrote {:?} after {epoch}", record.epoch);
-        if let By::Claim { fp, resend, owner } = by {
-            self.claimed(key, record, (fp, resend, owner), before, read_at);
+        if let By::Claim { fp, resend, .. } = by {
+            self.claimed(key, record, (fp, resend), before, by, read_at);
             return;
         }
         let Some(mut operation) = before else {
@@ -149,14 +321,13 @@ impl Reference {
         let same = record.fingerprint == fingerprint(operation.fp);
         assert!(same, "I6: {by:?} changed the fingerprint");
         let ours = |token: Token| {
-            assert_eq!(
-                operation.claim, token,
-                "I9: {by:?} comes from another claim"
-            );
+            let claim = operation.claim;
+            assert!(claim.is(token), "I9: {by:?} comes from another claim");
         };
         operation.phase = match (by, operation.phase) {
             (By::Renewal(token), Phase::Running { lease_until }) => {
                 ours(token);
+                self.renewals.push((token, self.commits));
                 Phase::Running {
                     lease_until: lease_until.max(read_at.after(LEASE)),
                 }
@@ -182,8 +353,15 @@ impl Reference {
                 }
             }
             (By::Expiry { owner_is_dead }, Phase::Running { lease_until }) => {
-                let due = owner_is_dead || lease_until <= now;
+                // The clocks of Redis' gateways are off to either side.
+                let ahead = if self.model.tokens {
+                    LAG / 2
+                } else {
+                    Duration::ZERO
+                };
+                let due = owner_is_dead || lease_until <= self.highest.max(now).after(ahead);
                 assert!(due, "I8: a live owner was declared dead");
+                self.expired.push(operation.claim);
                 unknown(record)
             }
             (By::Operator { seen, answer }, Phase::Unknown(_)) => {
@@ -195,7 +373,7 @@ impl Reference {
                         let lines = self.ledger.iter_mut();
                         lines
                             .filter(|line| line.claim.id == record.id)
-                            .for_each(|line| line.operator_said_no = true);
+                            .for_each(|line| line.dismissed = Some(self.commits));
                         Phase::Freed {
                             until: read_at.after(RETENTION),
                         }
@@ -206,17 +384,117 @@ impl Reference {
         };
         operation.epoch = record.epoch;
         check_content(record, operation.phase, operation.claim.owner);
-        self.operations[key] = Some(operation);
+        self.written = Some((key, Some(operation)));
+    }
+
+    /// A write has landed whose fence was given to another record too, since the store has forgotten
+    /// the one that its writer means. The guarantees of who stood there are gone; what stands now is
+    /// still what somebody meant.
+    pub fn written_over_a_twin(&mut self, key: usize, by: By, record: &Record, read_at: Timestamp) {
+        let mut operation = self.disown(key);
+        let mut claim = operation.claim;
+        if let By::Renewal(token)
+        | By::Completion(token, _)
+        | By::Loss(token)
+        | By::Release(token) = by
+        {
+            claim = token;
+        }
+        operation.phase = match (by, &record.state) {
+            (By::Completion(_, answer), _)
+            | (
+                By::Operator {
+                    answer: Some(answer),
+                    ..
+                },
+                _,
+            ) => self.answer(key, record.id, answer, read_at),
+            (
+                By::Claim {
+                    owner, timeline, ..
+                },
+                _,
+            ) => {
+                claim = Token {
+                    id: record.id,
+                    epoch: record.epoch,
+                    owner,
+                    timeline,
+                };
+                Phase::Running {
+                    lease_until: read_at.after(LEASE),
+                }
+            }
+            (_, State::InFlight { lease_until, .. }) => Phase::Running {
+                lease_until: *lease_until,
+            },
+            (_, State::Unknown { reason, .. }) => Phase::Unknown(*reason),
+            (_, State::Released { forget_at, .. }) => Phase::Freed { until: *forget_at },
+            (by, State::Completed(_)) => panic!("I5: {by:?} invents an answer"),
+        };
+        if claim != operation.claim {
+            self.disowned.retain(|one| *one != claim);
+            self.claims.push((claim, self.commits));
+        }
+        operation.claim = claim;
+        operation.epoch = record.epoch;
+        operation.fp = crate::number_of(&record.fingerprint);
+        operation.resend_of = match record.state {
+            State::InFlight { resend_of, .. } => resend_of,
+            _ => operation.resend_of,
+        };
+        check_content(record, operation.phase, operation.claim.owner);
+        self.written = Some((key, Some(operation)));
+    }
+
+    /// Nothing can be said any more of what was executed for what stands under `key`.
+    fn disown(&mut self, key: usize) -> Operation {
+        let operation = self.versions[self.current[key]].operation;
+        let operation = operation.expect("a fence is that of a record");
+        let lines = self.ledger.iter_mut();
+        lines
+            .filter(|line| line.claim.id == operation.id)
+            .for_each(|line| line.disowned = true);
+        self.disowned.push(operation.claim);
+        operation
+    }
+
+    /// An operator has removed what has the fence of a record that the store has forgotten.
+    pub fn removed_a_twin(&mut self, key: usize) {
+        self.disown(key);
+        self.written = Some((key, None));
+    }
+
+    /// An operator removes the completed record under `key`.
+    pub fn removed(&mut self, key: usize, now: Timestamp) {
+        let operation = self.counting(key, now).expect("a record counts there");
+        assert!(
+            matches!(operation.phase, Phase::Answered { .. }),
+            "I8: {operation:?} was removed"
+        );
+        for line in self.ledger.iter_mut().filter(|line| line.key == key) {
+            if line.claim.id == operation.id {
+                line.dismissed = Some(self.commits);
+            }
+        }
+        self.written = Some((key, None));
     }
 
     fn claimed(
         &mut self,
         key: usize,
         record: &Record,
-        (fp, resend, owner): (u8, bool, u64),
+        (fp, resend): (u8, bool),
         before: Option<Operation>,
+        by: By,
         read_at: Timestamp,
     ) {
+        let By::Claim {
+            owner, timeline, ..
+        } = by
+        else {
+            panic!("{by:?} is no claim");
+        };
         let mut resend_of = None;
         if let Some(before) = before {
             assert_eq!(record.id, before.id, "I8: a claim changed the id");
@@ -236,52 +514,92 @@ impl Reference {
             lease_until: read_at.after(LEASE),
         };
         check_content(record, phase, owner);
-        self.operations[key] = Some(Operation {
+        let claim = Token {
+            id: record.id,
+            epoch: record.epoch,
+            owner,
+            timeline,
+        };
+        self.claims.push((claim, self.commits));
+        let operation = Operation {
             id: record.id,
             epoch: record.epoch,
             fp,
-            claim: Token {
-                id: record.id,
-                epoch: record.epoch,
-                owner,
-            },
+            claim,
             resend_of,
             phase,
-        });
+        };
+        self.written = Some((key, Some(operation)));
     }
 
     fn answer(&mut self, key: usize, id: OperationId, answer: u32, read_at: Timestamp) -> Phase {
         let until = read_at.after(WINDOW);
+        let commit = self.commits;
         for line in self.ledger.iter_mut().filter(|line| line.claim.id == id) {
             assert_eq!(line.key, key);
-            line.answered_until = Some(until);
+            line.answered = Some((until, commit));
         }
-        let first = self.answers.iter().find(|(one, _)| *one == id);
+        let first = self.answers.iter().find(|one| one.id == id);
         assert!(first.is_none(), "I8: completed twice");
-        self.answers.push((id, answer));
+        self.answers.push(Answer {
+            id,
+            answer,
+            commit,
+            seen: false,
+        });
         Phase::Answered { answer, until }
     }
 
     /// The first byte of a request goes upstream; gives the number of its line in the ledger.
     pub fn sent(&mut self, key: usize, token: Token, resend: bool, now: Timestamp) -> usize {
-        let holds = self.operations[key]
+        let current = self.versions[self.current[key]].operation;
+        let holds = current
             .is_some_and(|one| one.claim == token && matches!(one.phase, Phase::Running { .. }));
-        assert!(holds, "I2: {token:?} sends without a claim that holds");
-        if let Some(last) = self.ledger.iter().rfind(|line| line.key == key) {
-            let again = last.fate == Fate::DidNotRun
-                || last.operator_said_no
-                || last.answered_until.is_some_and(|until| until <= now)
-                || (resend && last.answered_until.is_none());
-            assert!(again, "I1: a second execution at {now:?} after {last:?}");
+        if !holds {
+            self.sends_without_a_claim(token);
+        } else {
+            self.sends_again(key, resend, now);
         }
         self.ledger.push(Execution {
             key,
             claim: token,
             fate: Fate::Pending,
-            answered_until: None,
-            operator_said_no: false,
+            answered: None,
+            dismissed: None,
+            disowned: !holds,
         });
         self.ledger.len() - 1
+    }
+
+    fn sends_without_a_claim(&mut self, token: Token) {
+        if self.disowned.contains(&token) {
+            self.coverage
+                .count("forgotten: a claim that is sent afterwards");
+            return;
+        }
+        // Its lease had passed for others, on a clock that was moved, or without a renewal.
+        let differs = self.model.clock_moves || self.shortened.contains(&token);
+        let was_early = differs && self.expired.contains(&token);
+        assert!(was_early, "I2: {token:?} sends without a claim that holds");
+        self.coverage.count("forgotten: how long a lease is");
+    }
+
+    fn sends_again(&mut self, key: usize, resend: bool, now: Timestamp) {
+        let mut before = self.ledger.iter().filter(|line| line.key == key);
+        let last = before.rfind(|line| !line.disowned);
+        if let Some(last) = last {
+            let answered_until = last.answered.map(|(until, _)| until);
+            let again = last.fate == Fate::DidNotRun
+                || last.dismissed.is_some()
+                || answered_until.is_some_and(|until| until <= self.highest.max(now))
+                || (resend && answered_until.is_none());
+            assert!(again, "I1: a second execution at {now:?} after {last:?}");
+        }
+        let lines = self.ledger.iter().rev().filter(|line| line.key == key);
+        let mut disowned = lines.take_while(|line| line.disowned);
+        if disowned.any(|line| line.fate != Fate::DidNotRun) {
+            self.coverage.count("forgotten: a key runs again");
+        }
     }
 
     pub fn decided(&mut self, line: usize, fate: Fate) {
@@ -289,21 +607,49 @@ impl Reference {
     }
 
     /// A client has seen the end of an answer of the operation `id`.
-    pub fn saw_the_end(&self, id: OperationId, answer: u32) {
-        let recorded = self.answers.iter().find(|(one, _)| *one == id);
-        match recorded {
-            None => panic!("I3: a client saw an end that is not recorded"),
-            Some((_, first)) => assert_eq!(*first, answer, "I4: two answers for one key"),
+    pub fn saw_the_end(&mut self, id: OperationId, answer: u32) {
+        let recorded = self.answers.iter_mut().find(|one| one.id == id);
+        if let Some(first) = recorded
+            && first.answer == answer
+        {
+            first.seen = true;
+            return;
         }
+        let was_forgotten = self.forgotten_answers.contains(&(id, answer));
+        match self.answers.iter().any(|one| one.id == id) {
+            false => assert!(
+                was_forgotten,
+                "I3: a client saw an end that is not recorded"
+            ),
+            true => assert!(was_forgotten, "I4: two answers for one key"),
+        }
+        self.coverage
+            .count("forgotten: an answer that a client has");
     }
 
-    /// A client has been answered from the record of `key`, read at `now`.
-    pub fn saw_a_replay(&self, key: usize, now: Timestamp, answer: u32) {
-        match self.counting(key, now).map(|operation| operation.phase) {
+    /// A client has been answered from the record `read`, at `now` on its gateway's clock.
+    pub fn saw_a_replay(&mut self, read: Version, source: Source, now: Timestamp, answer: u32) {
+        match self.stood(read, now).map(|operation| operation.phase) {
             Some(Phase::Answered { answer: first, .. }) => {
                 assert_eq!(first, answer, "I4: the replay differs");
             }
             other => panic!("I3: a replay from {other:?}"),
+        }
+        let Some(replaced_at) = self.versions[read].replaced_at else {
+            return;
+        };
+        let age = self.elapsed - replaced_at;
+        match source {
+            Source::Store => panic!("I4: a replay of what does not stand any more"),
+            Source::Memory => {
+                assert!(
+                    age < CONFIRMED_FOR,
+                    "I4: a replay of what was replaced {age:?} ago"
+                );
+                self.coverage
+                    .count("replayed from memory though it was replaced");
+            }
+            Source::Former => self.coverage.count("replayed from a former primary"),
         }
     }
 }

@@ -1,9 +1,15 @@
 //! What happens apart from any request: renewals, sweepers, operators, deaths, time.
 
-use onlyonce_core::{Held, NotLawful, Record, Resolution, State, UnknownReason, transition, view};
+use onlyonce_core::{
+    Held, NotLawful, Record, Resolution, State, StateName, UnknownReason, transition, view,
+};
 
 use super::{Attempt, Chore, Gateways, Stage, What, response};
-use crate::{KEYS, LEASE, OWNERS, RETENTION, WINDOW, reference::By, world::Ack};
+use crate::{
+    KEYS, LEASE, OWNERS, RETENTION, WINDOW,
+    reference::By,
+    world::{Ack, Write},
+};
 
 impl Gateways {
     pub(super) fn lease_is_renewed(&mut self) {
@@ -17,19 +23,34 @@ impl Gateways {
             return;
         }
         let index = owners[self.world.random.below(owners.len())];
-        let Attempt { key, ref stage, .. } = self.attempts[index];
+        let Attempt {
+            gateway,
+            key,
+            ref stage,
+            ..
+        } = self.attempts[index];
         let (Stage::Ready(own) | Stage::Sent(own, _)) = stage else {
             return;
         };
         let own = own.clone();
-        let (fence, now) = (own.record.fence(), self.world.now);
+        let (fence, now) = (own.record.fence(), self.world.clock(gateway));
         let next = transition::renew(Some(&own.record), fence, now, LEASE).expect("it runs");
-        let by = By::Renewal(own.token);
-        let ack = self.world.write(key, Some(fence), &next, by, now);
+        let ack = self.world.write(Write {
+            gateway,
+            key,
+            base: Some(&own.record),
+            record: &next,
+            by: By::Renewal(own.token),
+            read_at: now,
+            waits: false,
+        });
         let written = match ack {
             Ack::Done => true,
-            Ack::InDoubt => self.world.slot(key) == Some(&next),
-            Ack::Lost | Ack::Unavailable => false,
+            Ack::InDoubt => {
+                let loaded = self.world.load(gateway, key);
+                loaded.is_some_and(|loaded| loaded.record.as_ref() == Some(&next))
+            }
+            Ack::Lost | Ack::Unavailable | Ack::OnItsWay(_) => false,
         };
         self.world.coverage.count("a lease is renewed");
         match &mut self.attempts[index].stage {
@@ -63,32 +84,44 @@ impl Gateways {
                 }
             }
         };
-        self.world.now = now.after(span);
+        self.world.pass(span);
         self.world.note(|| format!("{span:?} have passed"));
     }
 
     /// A sweeper or an operator reads a record, and will act on it later.
     pub(super) fn somebody_looks_around(&mut self) {
         let key = self.world.random.below(KEYS);
-        let now = self.world.now;
+        let gateway = self.world.random.below(OWNERS);
+        let Some(loaded) = self.world.load(gateway, key) else {
+            return;
+        };
+        let now = self.world.clock(gateway);
         let Held::Record {
             record,
             lease_passed,
-        } = view(self.world.slot(key), now)
+        } = view(loaded.record.as_ref(), now)
         else {
             return;
         };
-        let seen = record.fence();
-        let state = record.state.name();
+        let removes = record.state.name() == StateName::Completed;
         let what = match self.world.random.below(4) {
             0 | 1 if lease_passed => What::Expire,
+            0 if removes => What::OperatorRemoves,
             2 => What::OperatorSaysNo,
             3 => What::OperatorKnows(self.new_answer()),
             _ => return,
         };
-        self.world
-            .note(|| format!("somebody has seen {state}, {seen:?}"));
-        self.chores.push(Chore { key, seen, what });
+        let seen = record.clone();
+        self.world.note(|| {
+            let (state, fence) = (seen.state.name(), seen.fence());
+            format!("somebody has seen {state}, {fence:?}")
+        });
+        self.chores.push(Chore {
+            gateway,
+            key,
+            seen,
+            what,
+        });
     }
 
     pub(super) fn chore_is_done(&mut self) {
@@ -96,13 +129,26 @@ impl Gateways {
             return;
         }
         let index = self.world.random.below(self.chores.len());
-        let Chore { key, seen, what } = self.chores.swap_remove(index);
-        let now = self.world.now;
-        let held = self.world.counting(key);
+        let chore = self.chores.swap_remove(index);
+        let (gateway, key, seen) = (chore.gateway, chore.key, chore.seen.fence());
+        if let What::OperatorRemoves = chore.what {
+            self.world.remove(gateway, key, &chore.seen);
+            return;
+        }
+        let Some(loaded) = self.world.load(gateway, key) else {
+            return;
+        };
+        let now = self.world.clock(gateway);
+        let held = loaded.counting(now);
         let expected = held.map(Record::fence);
-        let (next, by) = match what {
-            What::Expire => (
-                transition::expire(held, seen, UnknownReason::LeasePassed, now),
+        // A sweeper writes over what it has seen, an operator over what it finds.
+        let base = match chore.what {
+            What::Expire if expected == Some(seen) => Some(&chore.seen),
+            _ => held,
+        };
+        let (next, by) = match chore.what {
+            What::Expire | What::OperatorRemoves => (
+                transition::expire(base, seen, UnknownReason::LeasePassed, now),
                 By::Expiry {
                     owner_is_dead: false,
                 },
@@ -121,12 +167,20 @@ impl Gateways {
         };
         match next {
             Ok(next) => {
-                self.world.coverage.count(match what {
-                    What::Expire => "a sweeper expires a lease",
+                self.world.coverage.count(match chore.what {
+                    What::Expire | What::OperatorRemoves => "a sweeper expires a lease",
                     What::OperatorSaysNo => "an operator says that it did not run",
                     What::OperatorKnows(_) => "an operator knows the answer",
                 });
-                self.world.write(key, expected, &next, by, now);
+                self.world.write(Write {
+                    gateway,
+                    key,
+                    base,
+                    record: &next,
+                    by,
+                    read_at: now,
+                    waits: false,
+                });
             }
             Err(NotLawful::Fenced { .. }) => {
                 self.world.coverage.count("a chore is fenced off");
@@ -145,18 +199,19 @@ impl Gateways {
         self.dead.push(old);
         self.gateways[number].owner = 10 * (self.dead.len() as u64 + 1) + number as u64;
         self.gateways[number].claiming = [false; KEYS];
+        self.world.forget_memory(number);
         for attempt in self.attempts.iter_mut().filter(|one| one.gateway == number) {
             attempt.stage = Stage::Done;
         }
         self.world.coverage.count("a gateway dies");
         self.world.note(|| format!("gateway {number} dies"));
         // The embedded store's next life knows at once that the one before it is gone (L3).
-        if self.world.random.chance(50) {
-            self.marks_the_claims_of(old);
+        if !self.world.model.shared && self.world.random.chance(50) {
+            self.marks_the_claims_of(number, old);
         }
     }
 
-    pub(super) fn marks_the_claims_of(&mut self, dead: u64) {
+    pub(super) fn marks_the_claims_of(&mut self, gateway: usize, dead: u64) {
         for key in 0..KEYS {
             let now = self.world.now;
             let Some(record) = self.world.counting(key).cloned() else {
@@ -170,8 +225,15 @@ impl Gateways {
                     owner_is_dead: true,
                 };
                 self.world.coverage.count("a dead owner's claim is marked");
-                self.world
-                    .write(key, Some(fence), &next.expect("it runs"), by, now);
+                self.world.write(Write {
+                    gateway,
+                    key,
+                    base: Some(&record),
+                    record: &next.expect("it runs"),
+                    by,
+                    read_at: now,
+                    waits: false,
+                });
             }
         }
     }

@@ -1,25 +1,30 @@
 //! How an execution ends: the outcome is written, and then told.
 
-use onlyonce_core::{NotLawful, Record, ReleaseReason, UnknownReason, transition};
+use onlyonce_core::{Record, ReleaseReason, UnknownReason, transition};
 
-use super::{Gateways, Own, Settlement, Stage, response};
+use super::{Attempt, Gateways, Own, Settlement, Stage, response};
 use crate::{
     RETENTION, WINDOW,
     reference::{By, Token},
-    world::Ack,
+    world::{Ack, Write},
 };
 
 impl Gateways {
     pub(super) fn settles(&mut self, index: usize, own: Own, settlement: Settlement) -> Stage {
-        let key = self.attempts[index].key;
+        let Attempt { gateway, key, .. } = self.attempts[index];
         // A gateway goes by what it remembers, or looks again: the fence holds either way.
         let looks = self.world.random.chance(30);
-        let held = match looks {
-            true => self.world.counting(key),
-            false => Some(&own.record),
-        };
-        let expected = held.map(Record::fence);
-        let (fence, now, token) = (own.record.fence(), self.world.now, own.token);
+        let now = self.world.clock(gateway);
+        if looks {
+            let Some(loaded) = self.world.load(gateway, key) else {
+                return self.tries_again(index, own, settlement);
+            };
+            if loaded.counting(now).map(Record::fence) != Some(own.record.fence()) {
+                return self.lost(index, settlement);
+            }
+        }
+        let held = Some(&own.record);
+        let (fence, token) = (own.record.fence(), own.token);
         let (next, by) = match settlement {
             Settlement::Completed(answer) => (
                 transition::complete(held, fence, response(answer), now, WINDOW),
@@ -37,15 +42,34 @@ impl Gateways {
                 By::Loss(token),
             ),
         };
-        let next = match next {
-            Ok(next) => next,
-            Err(NotLawful::Fenced { .. }) if looks => return self.lost(index, settlement),
-            Err(error) => panic!("attempt {index}: {error}"),
-        };
-        match self.world.write(key, expected, &next, by, now) {
+        let next = next.unwrap_or_else(|error| panic!("attempt {index}: {error}"));
+        let ack = self.world.write(Write {
+            gateway,
+            key,
+            base: held,
+            record: &next,
+            by,
+            read_at: now,
+            waits: true,
+        });
+        self.settlement_is_answered(index, own, settlement, next, ack)
+    }
+
+    pub(super) fn settlement_is_answered(
+        &mut self,
+        index: usize,
+        own: Own,
+        settlement: Settlement,
+        next: Record,
+        ack: Ack,
+    ) -> Stage {
+        match ack {
             Ack::Done => self.settled(index, own.token, settlement, next),
             Ack::Lost => self.lost(index, settlement),
             Ack::InDoubt => Stage::ReadingBackSettlement(own, settlement, Box::new(next)),
+            Ack::OnItsWay(ticket) => {
+                Stage::AwaitingSettlement(own, settlement, Box::new(next), ticket)
+            }
             Ack::Unavailable => self.tries_again(index, own, settlement),
         }
     }
@@ -66,10 +90,11 @@ impl Gateways {
         settlement: Settlement,
         next: Record,
     ) -> Stage {
-        if self.world.load_fails() {
+        let Attempt { gateway, key, .. } = self.attempts[index];
+        let Some(loaded) = self.world.load(gateway, key) else {
             return Stage::ReadingBackSettlement(own, settlement, Box::new(next));
-        }
-        let held = self.world.slot(self.attempts[index].key);
+        };
+        let held = loaded.record.as_ref();
         if held == Some(&next) {
             self.world.coverage.count("an outcome in doubt was written");
             return self.settled(index, own.token, settlement, next);
