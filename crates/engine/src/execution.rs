@@ -18,6 +18,9 @@ use crate::{
     writer::Writer,
 };
 
+/// The part of a lease before whose end nothing is sent any more. A lease is renewed long before.
+const SEND_MARGIN: u32 = 10;
+
 /// The right, and the duty, to execute one operation: its claim is durable.
 ///
 /// It is consumed by settling. Dropped before that, the operation becomes unknown
@@ -60,9 +63,10 @@ impl<S: Store> Execution<S> {
         self.writer.fence()
     }
 
-    /// Whether the claim is believed still, on the store's clock. Asked right before the first byte
-    /// goes out: a process that stood still in between may have been taken for dead, and then it must
-    /// send nothing (I1, I9). What follows on `false` is [`Execution::not_sent`], which releases the
+    /// Whether the claim is believed still, on the store's clock, and for another tenth of a lease: no
+    /// two gateways have quite the same idea of that clock, and the byte leaves a little later. Asked
+    /// right before the first byte goes out: a process that stood still in between may have been taken
+    /// for dead, and then it must send nothing (I1, I9). What follows on `false` is [`Execution::not_sent`], which releases the
     /// key if nobody else has written since.
     pub fn may_send(&self) -> bool {
         let state = self.writer.live.state.lock();
@@ -76,7 +80,12 @@ impl<S: Store> Execution<S> {
             ) => *lease_until,
             _ => return false,
         };
-        self.writer.shared.store.now() < lease_until
+        let shared = &self.writer.shared;
+        shared
+            .store
+            .now()
+            .after(shared.settings.lease / SEND_MARGIN)
+            < lease_until
     }
 
     /// The key: the same for every execution of the operation, so what is made of it to send
