@@ -114,6 +114,8 @@ pub struct Gateways {
     resends: bool,
     /// Bodies differ: answer number n has n bytes.
     answers: u32,
+    /// All claims that were ever tried.
+    claimed: Vec<Record>,
 }
 
 impl Gateways {
@@ -131,6 +133,7 @@ impl Gateways {
             dead: Vec::new(),
             resends,
             answers: 0,
+            claimed: Vec::new(),
         }
     }
 
@@ -393,9 +396,17 @@ impl Gateways {
         };
         let held = loaded.counting(now);
         assert_eq!(held.map_or(Epoch::ZERO, |record| record.epoch), after);
-        let record = transition::claim(held, claim, now, LEASE);
+        let record = transition::claim(held, claim, now, LEASE).expect("it was decided so");
+        // Two claims of one process over one record are told apart by their time alone, and no clock
+        // stands still for as long as it does here.
+        if self.world.model.shared && self.claimed.contains(&record) {
+            self.gateways[self.attempts[index].gateway].claiming[key] = false;
+            self.world.coverage.count("a claim waits for its clock");
+            return Stage::Deciding;
+        }
+        self.claimed.push(record.clone());
         Stage::Claiming(Claimed {
-            record: record.expect("it was decided so"),
+            record,
             base: held.cloned(),
             timeline: self.world.timeline,
         })

@@ -2,7 +2,7 @@
 //! wrong between them, drawn from a seed. Once for each kind of store (`models`).
 //!
 //! `ONLYONCE_SEEDS` says how many seeds are run over each store (unless set, 100,000 over the embedded
-//! one and 25,000 over each other), `ONLYONCE_SEED` runs one and prints what happened in it, and
+//! one and 30,000 over each other), `ONLYONCE_SEED` runs one and prints what happened in it, and
 //! `ONLYONCE_STORE` leaves all stores out but one.
 
 use std::{
@@ -108,7 +108,7 @@ fn no_seed_breaks_a_guarantee() {
 }
 
 fn run_all(model: &'static Model) {
-    let usual = if model.shared { 25_000 } else { 100_000 };
+    let usual = if model.shared { 30_000 } else { 100_000 };
     let seeds = number_from("ONLYONCE_SEEDS").unwrap_or(usual);
     let next = AtomicU64::new(0);
     let failed = AtomicU64::new(u64::MAX);
