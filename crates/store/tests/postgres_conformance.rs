@@ -95,6 +95,24 @@ impl Subject for Schemas {
         drop(store);
         Some(self.open(schema, clock).await)
     }
+
+    async fn damage_chunk(
+        &mut self,
+        store: Arc<PostgresStore>,
+        _: ManualClock,
+        address: Address,
+    ) -> Option<Arc<PostgresStore>> {
+        let made = self.made.iter().find(|(made, _)| Arc::ptr_eq(made, &store));
+        let schema = &made.expect("a store of this subject").1;
+        let address = u128::from_be_bytes(*address.as_bytes());
+        let damaged = Postgres::shared().sql(&format!(
+            "UPDATE {schema}.chunks c SET bytes = set_byte(bytes, 20, get_byte(bytes, 20) # 64)
+            FROM {schema}.operations o WHERE o.address = '{address:032x}' AND c.period = o.period
+                AND c.id = o.id AND c.number = 0 RETURNING 'damaged'"
+        ));
+        assert_eq!(damaged, "damaged");
+        Some(store)
+    }
 }
 
 mod in_the_clear {

@@ -3,11 +3,17 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use onlyonce_core::{Address, Epoch, OperationId, RecordingId};
+use onlyonce_core::{Address, Epoch, OperationId, RecordingId, StateName};
 use tokio_postgres::{Row as SqlRow, types::ToSql};
 
 use super::{
-    Core, body::Row, connection::Session, desk::Kind, error::Failed, period::Period, values::Id,
+    Core,
+    body::{Row, state_number},
+    connection::Session,
+    desk::Kind,
+    error::Failed,
+    period::Period,
+    values::Id,
 };
 use crate::StoreError;
 
@@ -342,8 +348,8 @@ pub struct Read {
 #[derive(Debug, Default)]
 pub struct ReadChunk {
     pub bytes: Option<Bytes>,
-    /// Whether it came with the record that completed the operation.
-    pub is_last: bool,
+    /// Of a completed record, the chunks that it has; the last one stands beside the record.
+    pub completed_chunks: Option<u32>,
 }
 
 impl Kind for Read {
@@ -377,10 +383,10 @@ impl Kind for Read {
             let place: i32 = row.try_get(0)?;
             let (state, chunks): (i16, i32) = (row.try_get(1)?, row.try_get(2)?);
             let bytes: Option<&[u8]> = row.try_get(3)?;
-            let number = calls[place as usize].number;
+            let is_completed = state == state_number(StateName::Completed);
             replies[place as usize] = ReadChunk {
                 bytes: bytes.map(Bytes::copy_from_slice),
-                is_last: state == 2 && number == chunks - 1,
+                completed_chunks: u32::try_from(chunks).ok().filter(|_| is_completed),
             };
         }
         Ok(replies)

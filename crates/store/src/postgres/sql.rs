@@ -303,6 +303,33 @@ fn read(schema: &str) -> Statement {
     statement("read", text, &types)
 }
 
+/// A completed record that counts becomes the unknown one `$4`, under the fence that it has; its attempt
+/// moves back beside it. Runs so seldom that it is not prepared.
+pub fn spoil(schema: &str) -> Statement {
+    let now = clock(5);
+    let text = format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
+        held AS MATERIALIZED (
+            SELECT o.address, o.id, o.period FROM setting, LATERAL (
+                SELECT * FROM {schema}.operations o
+                WHERE o.address = $1 AND o.id = $2 AND o.epoch = $3 AND o.state = 2
+                    AND o.until > setting.now
+                FOR UPDATE
+            ) o
+        ),
+        former AS (
+            DELETE FROM {schema}.records r USING held h
+            WHERE r.period = h.period AND r.id = h.id
+            RETURNING r.attempt
+        )
+        UPDATE {schema}.operations o SET state = 3, until = NULL, chunks = 0, record = $4,
+            attempt = (SELECT attempt FROM former)
+        FROM held h WHERE o.address = h.address"
+    );
+    let types = [Type::UUID, Type::UUID, Type::INT8, Type::BYTEA, Type::INT8];
+    statement("spoil", text, &types)
+}
+
 /// What is shown of recordings: a row a frame that was not seen whole, in order, and at least one where
 /// anything is shown at all; `$6` numbers the elements.
 fn follow(schema: &str) -> Statement {

@@ -13,10 +13,10 @@ use tokio_postgres::types::Type;
 use super::{
     Core, PostgresStore,
     body::{self, chunk_label, millis, state_number},
-    calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Read, ReadChunk, row},
+    calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Param, Read, row},
     error::Failed,
     period::Period,
-    sql::{self, COLUMNS, DURABLE},
+    sql::{self, COLUMNS, DURABLE, Statement},
     values::Id,
 };
 use crate::{
@@ -88,21 +88,29 @@ impl Store for PostgresStore {
             recording,
             number: i32::try_from(chunk).map_err(|_| missing())?,
         };
-        match core.desk.reads.ask(call, core.options.timeout).await? {
-            ReadChunk {
-                bytes: Some(bytes), ..
-            } => {
+        let found = core.desk.reads.ask(call, core.options.timeout).await?;
+        let read = match &found.bytes {
+            Some(bytes) => {
                 let label = chunk_label(address, recording, chunk);
-                parcel::open(core.sealer.as_ref(), &label, &bytes)
+                parcel::open(core.sealer.as_ref(), &label, bytes)
             }
-            ReadChunk { is_last: true, .. } => core
-                .load(address)
-                .await?
-                .filter(|stored| stored.record.recording() == recording)
-                .and_then(|stored| stored.last_chunk)
-                .ok_or_else(missing),
-            ReadChunk { .. } => Err(missing()),
+            // The last one stands beside the record.
+            None if chunk.checked_add(1) == found.completed_chunks => {
+                return core
+                    .load(address)
+                    .await?
+                    .filter(|stored| stored.record.recording() == recording)
+                    .and_then(|stored| stored.last_chunk)
+                    .ok_or_else(missing);
+            }
+            None => Err(missing()),
+        };
+        if let Err(error) = &read
+            && found.completed_chunks.is_some_and(|chunks| chunk < chunks)
+        {
+            core.spoil(address, recording, error).await?;
         }
+        read
     }
 
     async fn note_attempt(
@@ -359,6 +367,35 @@ impl Core {
             transition::assert_arrow(Some(stored.record.standing()), record);
         }
         Ok(Swap::Lost)
+    }
+
+    /// A completed record whose recording cannot be read is unknown from now on, for everybody, under
+    /// the fence that it has (I13).
+    async fn spoil(
+        &self,
+        address: Address,
+        recording: RecordingId,
+        why: &StoreError,
+    ) -> Result<(), StoreError> {
+        let id = recording.operation;
+        let held = self.load(address).await?.map(|stored| stored.record);
+        let Some(held) = held.filter(|held| held.recording() == recording) else {
+            return Ok(());
+        };
+        tracing::error!(operation = %id, %why, "its recording cannot be read; it is unknown now");
+        let unknown = Record::clone(&held).without_recording();
+        let record = body::close_record(self.sealer.as_ref(), address, &unknown)?;
+        let params: [Param; 5] = [
+            &Id::from(address),
+            &Id::from(id),
+            &(held.epoch.number() as i64),
+            &&record[..],
+            &self.given_now(),
+        ];
+        let Statement { text, types, .. } = sql::spoil(&self.target.schema);
+        // Where another record stands by now, there is nothing to do.
+        let asked = self.chores.ask(self, &text, &types, &params).await;
+        asked.map(drop).map_err(Failed::of_a_write)
     }
 
     async fn ensure(&self, period: Period) -> Result<(), StoreError> {

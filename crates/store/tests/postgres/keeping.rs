@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use onlyonce_store::{
-    Query, Shown, Store, StoreError,
+    Query, Shown, Store, StoreError, Swap,
     postgres::{EncryptionKeys, Options},
 };
 use onlyonce_testkit::Postgres;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    at, claim, complete, finish, fresh_url, lose, note, open, open_fresh, schema_of, try_claim,
+    assert_holds, at, claim, complete, completed, finish, fresh_url, lose, note, open, open_fresh,
+    schema_of, swap, try_claim,
 };
 
 /// What was acknowledged is on the disk, also where the server's own default is not to wait for it.
@@ -230,4 +232,38 @@ async fn i11_the_clock_is_the_server_s() {
             "{after:?} is behind {server}"
         );
     }
+}
+
+/// A completed record that lacks a chunk is unknown, keeps its attempts, and takes a late answer under
+/// the fence that it has.
+#[tokio::test]
+async fn i13_a_completed_record_without_a_chunk_is_unknown_and_takes_an_answer() {
+    let url = fresh_url();
+    let store = open(&url, Options::default()).await;
+    let (address, body) = (at(&store, "k"), Bytes::from_static(b"hello"));
+    let claimed = claim(&store, "k").await;
+    let append = store.append(address, claimed.recording(), 0, body.clone());
+    append.await.expect("it runs");
+    let held = completed(&store, &claimed, 2, &body);
+    let swapped = swap(&store, "k", Some(&claimed), &held, Some(body.clone())).await;
+    assert!(matches!(swapped, Ok(Swap::Done { .. })), "{swapped:?}");
+    let attempts = store.attempts(address, held.id).await.expect("an answer");
+
+    let delete = format!("DELETE FROM {}.chunks", schema_of(&url));
+    Postgres::shared().sql(&delete);
+    let read = store.read(address, held.recording(), 0).await;
+    assert!(matches!(read, Err(StoreError::Corrupt(_))), "{read:?}");
+    let unknown = held.without_recording();
+    // For another gateway, too.
+    for store in [&store, &open(&url, Options::default()).await] {
+        assert_holds(store, "k", &unknown).await;
+        let kept = store.attempts(address, unknown.id).await;
+        assert_eq!(kept.expect("an answer"), attempts);
+    }
+    let answered = complete(&store, "k", &unknown, &body).await;
+    assert_holds(&store, "k", &answered).await;
+    let read = store.read(address, answered.recording(), 0).await;
+    assert_eq!(read.expect("its chunk"), body);
+    let kept = store.attempts(address, answered.id).await;
+    assert_eq!(kept.expect("an answer"), attempts);
 }
