@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    io::{self, BufRead, BufReader, Write as _},
+    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -388,35 +390,38 @@ mod opening {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_server_that_is_loading_is_waited_for() {
-        // A millisecond a key.
-        let mut server = RedisServer::start(&["--key-load-delay", "1000"]);
+        // A millisecond a key, and connections are served in between.
+        let mut server = RedisServer::start(&[
+            "--key-load-delay",
+            "1000",
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ]);
         let store = open(&server.url()).await;
         for number in 0..500 {
             claim(&store, &format!("k{number}")).await.expect("claimed");
         }
         assert_eq!(server.command(&["SAVE"]), "OK");
-        let url = server.url();
+        let (url, port) = (server.url(), server.port());
         server.kill();
         let restarting = std::thread::spawn(move || {
             server.restart();
             server
         });
-        let start = Instant::now();
-        loop {
-            match RedisStore::open(&url, Options::default()).await {
-                Ok(opened) => {
-                    assert_eq!(opened.status().records, 500);
-                    break;
-                }
-                // It does not listen yet.
-                Err(OpenError::Server(Refusal::Unreachable { .. })) => {
-                    assert!(start.elapsed() < PATIENCE, "it does not start");
-                    tokio::task::yield_now().await;
-                }
-                Err(error) => panic!("{error}"),
-            }
-        }
+        eventually("it is loading", || {
+            ping(port).is_ok_and(|answer| answer.starts_with("-LOADING"))
+        });
+        let opened = RedisStore::open(&url, Options::default()).await;
+        assert_eq!(opened.expect("it waits").status().records, 500);
         restarting.join().expect("restarted");
+    }
+
+    fn ping(port: u16) -> io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Ok(line)
     }
 
     #[tokio::test]
