@@ -21,6 +21,9 @@
 //! # fn main() {}
 //! ```
 //!
+//! What may go wrong between a store and what it keeps is for a [`Faulty`] subject, which takes its rules
+//! with [`fault_tests!`](crate::fault_tests).
+//!
 //! A rule panics where the backend breaks it. Rules that need a hook which the subject does not
 //! have pass at once.
 
@@ -34,6 +37,7 @@ mod attempts;
 mod bench;
 mod claims;
 mod durability;
+mod faults;
 mod joins;
 mod lists;
 mod marks;
@@ -44,6 +48,7 @@ mod windows;
 pub use attempts::*;
 pub use claims::*;
 pub use durability::*;
+pub use faults::*;
 pub use joins::*;
 pub use lists::*;
 pub use marks::*;
@@ -198,6 +203,22 @@ macro_rules! conformance_tests {
     };
 }
 
+/// Makes a `#[tokio::test]` of every rule about faults, for the [`Faulty`] subject that the expression
+/// gives.
+#[macro_export]
+macro_rules! fault_tests {
+    ($subject:expr) => {
+        $crate::conformance_tests! { @rules $subject;
+            i12_a_cut_line_refuses_and_service_resumes
+            i14_a_stall_ends_in_errors_and_nothing_is_doubled
+            i14_a_lost_answer_is_in_doubt_and_read_back
+            l5_a_stalled_connection_stalls_nobody_longer_than_its_time_out
+            i09_answers_in_the_other_order_leave_one_winner
+            i01_a_late_answer_is_not_taken_for_that_of_a_later_call
+        }
+    };
+}
+
 #[cfg(test)]
 mod tests {
     /// A rule that is not in the macro's list would never run.
@@ -208,6 +229,7 @@ mod tests {
             include_str!("conformance/attempts.rs"),
             include_str!("conformance/claims.rs"),
             include_str!("conformance/durability.rs"),
+            include_str!("conformance/faults.rs"),
             include_str!("conformance/joins.rs"),
             include_str!("conformance/lists.rs"),
             include_str!("conformance/marks.rs"),

@@ -1,10 +1,13 @@
 //! A cached store does what a store must do.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::Address;
 use onlyonce_store::{
-    Cached, MemoryStore, cached::Options, clock::ManualClock, conformance::Subject,
+    Cached, MemoryStore,
+    cached::Options,
+    clock::ManualClock,
+    conformance::{Fault, Faulty, Subject, cannot_in_memory},
 };
 
 /// Over a store in memory, which a test can damage behind the cache's back.
@@ -49,3 +52,24 @@ impl Subject for OverMemory {
 }
 
 onlyonce_store::conformance_tests!(OverMemory::default());
+
+impl Faulty for OverMemory {
+    fn time_out(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn cannot(&self, fault: Fault) -> Option<&'static str> {
+        cannot_in_memory(fault)
+    }
+
+    fn disturb(&self, fault: Fault) {
+        let store = self.0.as_ref().expect("it was made");
+        store.faults().disturb(fault);
+    }
+
+    fn heal(&self) {
+        self.0.as_ref().expect("it was made").faults().heal();
+    }
+}
+
+onlyonce_store::fault_tests!(OverMemory::default());

@@ -1,12 +1,12 @@
 //! The embedded store does what a store must do: in the clear, encrypted, and in small segments.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use onlyonce_core::Address;
 use onlyonce_store::{
     EmbeddedStore, Store,
     clock::ManualClock,
-    conformance::Subject,
+    conformance::{Fault, Faulty, Subject, cannot_on_a_disk},
     embedded::{EncryptionKeys, Options},
 };
 use tempfile::TempDir;
@@ -98,6 +98,22 @@ impl Subject for Embedded {
     }
 }
 
+impl Faulty for Embedded {
+    fn time_out(&self) -> Duration {
+        Duration::MAX
+    }
+
+    fn cannot(&self, fault: Fault) -> Option<&'static str> {
+        cannot_on_a_disk(fault)
+    }
+
+    fn disturb(&self, fault: Fault) {
+        unreachable!("{fault:?} cannot happen");
+    }
+
+    fn heal(&self) {}
+}
+
 const CHUNK: u8 = 2;
 
 /// Flips a byte in the body of each entry of `address` whose kind is wanted.
@@ -129,6 +145,7 @@ mod in_the_clear {
     use super::*;
 
     onlyonce_store::conformance_tests!(Embedded::with(Options::default()));
+    onlyonce_store::fault_tests!(Embedded::with(Options::default()));
 }
 
 mod encrypted {

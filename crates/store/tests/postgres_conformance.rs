@@ -1,24 +1,34 @@
 //! The PostgreSQL store does what a store must do, on a real server: in the clear, encrypted, and
 //! without prepared statements.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+mod line;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use onlyonce_core::Address;
 use onlyonce_store::{
     PostgresStore, Store,
     clock::ManualClock,
-    conformance::Subject,
+    conformance::{Fault, Faulty, Subject},
     postgres::{EncryptionKeys, Options, migrate},
 };
-use onlyonce_testkit::Postgres;
+use onlyonce_testkit::{Between, Postgres};
+
+/// How long a call waits behind a line. Other tests take the machine's time.
+const TIME_OUT: Duration = Duration::from_secs(1);
 
 /// Every store is a schema of its own.
 struct Schemas {
     options: Options,
     query: &'static str,
+    /// What stands before the server, where it is to be disturbed.
+    line: Option<Between>,
     made: Vec<(Arc<PostgresStore>, String)>,
 }
 
@@ -27,8 +37,33 @@ impl Schemas {
         Self {
             options,
             query,
+            line: None,
             made: Vec::new(),
         }
+    }
+
+    /// Behind a line that a test can disturb.
+    fn behind_a_line(query: &'static str) -> Self {
+        let options = Options {
+            timeout: TIME_OUT,
+            connect_timeout: TIME_OUT,
+            ..Options::default()
+        };
+        Self {
+            line: Some(Between::start(Postgres::shared().port())),
+            ..Self::with(options, query)
+        }
+    }
+
+    fn line(&self) -> &Between {
+        self.line.as_ref().expect("behind a line")
+    }
+
+    fn url(&self, schema: &str) -> String {
+        let port = self.line.as_ref().map(Between::port);
+        let port = port.unwrap_or_else(|| Postgres::shared().port());
+        let query = self.query;
+        format!("postgres://postgres@127.0.0.1:{port}/postgres?schema={schema}{query}")
     }
 
     fn options(&self, clock: ManualClock) -> Options {
@@ -47,7 +82,7 @@ impl Schemas {
     }
 
     async fn open(&mut self, schema: String, clock: ManualClock) -> Arc<PostgresStore> {
-        let url = format!("{}?schema={schema}{}", Postgres::shared().url(), self.query);
+        let url = self.url(&schema);
         let store = PostgresStore::connect(&url, self.options(clock)).await;
         let store = Arc::new(store.expect("it connects"));
         self.made.push((store.clone(), schema));
@@ -140,4 +175,39 @@ mod without_prepared_statements {
     use super::*;
 
     onlyonce_store::conformance_tests!(Schemas::with(Options::default(), "&prepared=off"));
+}
+
+impl Faulty for Schemas {
+    fn time_out(&self) -> Duration {
+        TIME_OUT
+    }
+
+    fn sends_at_once(&self) -> bool {
+        self.query.contains("prepared=off")
+    }
+
+    fn disturb(&self, fault: Fault) {
+        line::disturb(self.line(), fault);
+    }
+
+    fn heal(&self) {
+        self.line().let_go();
+    }
+
+    async fn beside(&mut self, clock: ManualClock) -> Option<Arc<PostgresStore>> {
+        let schema = self.made.last()?.1.clone();
+        Some(self.open(schema, clock).await)
+    }
+}
+
+mod behind_a_line {
+    use super::*;
+
+    onlyonce_store::fault_tests!(Schemas::behind_a_line(""));
+}
+
+mod behind_a_line_without_prepared_statements {
+    use super::*;
+
+    onlyonce_store::fault_tests!(Schemas::behind_a_line("&prepared=off"));
 }

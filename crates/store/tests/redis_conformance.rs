@@ -1,6 +1,8 @@
 //! The Redis store does what a store must do: on one server, on a cluster, by a sentinel, encrypted,
 //! and over TLS.
 
+mod line;
+
 use std::{
     sync::{
         Arc, Mutex, Weak,
@@ -11,10 +13,13 @@ use std::{
 
 use onlyonce_core::Address;
 use onlyonce_store::{
-    RedisStore, Store, clock::ManualClock, conformance::Subject, embedded::EncryptionKeys,
+    RedisStore, Store,
+    clock::ManualClock,
+    conformance::{Fault, Faulty, Subject},
+    embedded::EncryptionKeys,
     redis::Options,
 };
-use onlyonce_testkit::{RedisCluster, RedisPair, RedisServer, SYNCED};
+use onlyonce_testkit::{Between, RedisCluster, RedisPair, RedisServer, SYNCED};
 
 /// What the rules of one module share; gone with the last rule that runs.
 struct Shared<T>(Mutex<Weak<T>>);
@@ -82,7 +87,11 @@ impl<S: Servers> Redis<S> {
     fn new(servers: Arc<S>, options: Options, damaged: &'static str) -> Self {
         Self {
             servers,
-            options,
+            options: Options {
+                // Other tests take the machine's time.
+                response_timeout: Duration::from_secs(30),
+                ..options
+            },
             damaged,
             stores: Vec::new(),
         }
@@ -93,8 +102,6 @@ impl<S: Servers> Redis<S> {
         let sign = if url.contains('?') { '&' } else { '?' };
         let options = Options {
             clock: Some(Arc::new(clock)),
-            // Other tests take the machine's time.
-            response_timeout: Duration::from_secs(30),
             ..self.options.clone()
         };
         let store = RedisStore::open(&format!("{url}{sign}prefix={prefix}"), options).await;
@@ -219,5 +226,65 @@ mod by_a_sentinel {
         PAIR.get(|| RedisPair::start(&[])),
         Options::default(),
         "r",
+    ));
+}
+
+/// One server, and a line to it that a test can disturb. A cluster and sentinels name their servers'
+/// own places, past any line.
+struct Behind {
+    server: Arc<RedisServer>,
+    line: Between,
+}
+
+impl Servers for Behind {
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.line.port())
+    }
+
+    fn each(&self) -> Vec<&RedisServer> {
+        vec![&self.server]
+    }
+}
+
+impl Redis<Behind> {
+    fn behind_a_line(server: Arc<RedisServer>) -> Self {
+        let line = Between::start(server.port());
+        let servers = Arc::new(Behind { server, line });
+        let mut behind = Self::new(servers, Options::default(), "h");
+        behind.options.response_timeout = TIME_OUT;
+        behind.options.connect_timeout = TIME_OUT;
+        behind
+    }
+}
+
+/// How long a call waits behind a line.
+const TIME_OUT: Duration = Duration::from_secs(1);
+
+impl Faulty for Redis<Behind> {
+    fn time_out(&self) -> Duration {
+        TIME_OUT
+    }
+
+    fn disturb(&self, fault: Fault) {
+        line::disturb(&self.servers.line, fault);
+    }
+
+    fn heal(&self) {
+        self.servers.line.let_go();
+    }
+
+    async fn beside(&mut self, clock: ManualClock) -> Option<Arc<RedisStore>> {
+        let prefix = self.stores.last()?.1.clone();
+        Some(self.open(prefix, clock).await)
+    }
+}
+
+mod behind_a_line {
+    use super::*;
+
+    static SERVER: Shared<RedisServer> = Shared::new();
+
+    onlyonce_store::fault_tests!(Redis::behind_a_line(
+        SERVER.get(|| RedisServer::start(&SYNCED))
     ));
 }

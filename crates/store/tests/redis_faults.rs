@@ -683,52 +683,13 @@ mod failing {
             matches!(claimed, Err(StoreError::InDoubt(_))),
             "{claimed:?}"
         );
-        between.mend();
+        between.let_go();
         resumes(&store, "mended").await;
         let stored = store.load(kept.address).await.expect("an answer");
         assert_eq!(*stored.expect("it was written").record, kept.record);
         // Whoever claims it now loses.
         let again = put_claim(&store, &new_claim(&store, "k")).await;
         assert_eq!(again.expect("an answer"), Swap::Lost);
-    }
-
-    #[tokio::test]
-    async fn i12_without_a_server_nothing_is_sent_and_it_is_known() {
-        let server = RedisServer::start(&[]);
-        let between = Between::start(server.port());
-        let store = open(&format!("redis://127.0.0.1:{}", between.port())).await;
-        claim(&store, "before").await.expect("claimed");
-        between.cut();
-        let mut unavailable = 0;
-        for number in 0..20 {
-            match claim(&store, &format!("k{number}")).await {
-                Err(StoreError::Unavailable(_)) => unavailable += 1,
-                // The one that found the line cut.
-                Err(StoreError::InDoubt(_)) => {}
-                other => panic!("{:?}", other.map(|kept| kept.record)),
-            }
-        }
-        assert!(unavailable >= 19, "{unavailable} of 20");
-        between.mend();
-        resumes(&store, "mended").await;
-    }
-
-    #[tokio::test]
-    async fn l6_a_connection_that_hangs_is_replaced() {
-        let server = RedisServer::start(&[]);
-        let between = Between::start(server.port());
-        let url = format!("redis://127.0.0.1:{}", between.port());
-        let store = open_with(&url, Duration::from_millis(300)).await;
-        claim(&store, "before").await.expect("claimed");
-        between.hang();
-        let claimed = claim(&store, "k").await.map(drop);
-        assert!(
-            matches!(claimed, Err(StoreError::InDoubt(_))),
-            "{claimed:?}"
-        );
-        claim(&store, "next")
-            .await
-            .expect("over another connection");
     }
 
     #[tokio::test]
