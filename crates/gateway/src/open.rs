@@ -141,6 +141,7 @@ pub(crate) fn postgres_options(store: &Store, limits: &Limits) -> postgres::Opti
         max_records: store.max_records,
         max_tenant_records: limits.tenant_records,
         encryption: store.encryption.as_ref().map(keys),
+        listen_url: store.listen_url.as_ref().map(|url| url.expose().to_owned()),
         ..postgres::Options::default()
     }
 }

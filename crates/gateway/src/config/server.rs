@@ -230,6 +230,8 @@ impl Server {
 pub struct Store {
     /// Which store.
     pub url: StoreUrl,
+    /// Another URL of the same PostgreSQL server, on which notices are heard.
+    pub listen_url: Option<Secret>,
     /// Bytes of a log file of the embedded store.
     pub segment_bytes: u64,
     /// Bytes of recordings that stay in memory.
@@ -336,6 +338,7 @@ impl Store {
         Self {
             max_records: most_records(&url),
             url,
+            listen_url: None,
             segment_bytes: 32 << 20,
             cache_bytes: 64 << 20,
             max_bytes: 64 << 30,
@@ -353,6 +356,9 @@ impl Store {
         }
         if let Some(data) = &overrides.data {
             store.url = StoreUrl::Embedded(data.clone());
+        }
+        if let Some(entry) = section.take("listen_url") {
+            store.listen_url = Some(listen_url(&entry, &store.url)?);
         }
         if let Some(entry) = section.take("segment_bytes") {
             store.segment_bytes = entry.size((1 << 20)..=(1 << 30))?;
@@ -415,6 +421,22 @@ fn store_url(entry: &Entry<'_>) -> Result<StoreUrl, ConfigError> {
              \"env:NAME\", or \"memory:\" for tests",
         )
     })
+}
+
+fn listen_url(entry: &Entry<'_>, url: &StoreUrl) -> Result<Secret, ConfigError> {
+    if !matches!(url, StoreUrl::Postgres(_)) {
+        return Err(entry.fail(
+            "is for a store on PostgreSQL, and url is another one",
+            "take it away",
+        ));
+    }
+    match StoreUrl::parse(entry.secret()?.expose()) {
+        Some(StoreUrl::Postgres(url)) => Ok(url),
+        _ => Err(entry.fail(
+            "is not the URL of a PostgreSQL server",
+            "write \"postgres://USER@HOST/DATABASE\" past the pooler, or \"env:NAME\"",
+        )),
+    }
 }
 
 impl Encryption {

@@ -377,6 +377,25 @@ fn a_store_is_embedded_shared_or_in_memory() {
              tests",
         );
     }
+    let listen_url = "listen_url = \"postgres://u:p@h/d\"";
+    let store = valid(&format!(
+        "[store]\nurl = \"postgres://pooler/d\"\n{listen_url}"
+    ))
+    .store;
+    assert_eq!(
+        store.listen_url.as_ref().map(|url| url.expose()),
+        Some("postgres://u:p@h/d")
+    );
+    assert!(!format!("{store:?}").contains("u:p"), "a password is shown");
+    refused(
+        &format!("[store]\nurl = \"redis://h\"\n{listen_url}"),
+        "line 3: `listen_url` is for a store on PostgreSQL, and url is another one; take it away",
+    );
+    refused(
+        "[store]\nurl = \"postgres://h/d\"\nlisten_url = \"h:5432\"",
+        "line 3: `listen_url` is not the URL of a PostgreSQL server; write \
+         \"postgres://USER@HOST/DATABASE\" past the pooler, or \"env:NAME\"",
+    );
     refused(
         "[store]\nlease = \"10ms\"",
         "line 2: `lease` is below one second; write at least \"1s\"",

@@ -12,9 +12,8 @@ use onlyonce_testkit::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::one_truth::held;
 use crate::servers::{OnPostgres, OnRedis, Server};
-use crate::{BIN, alone, on_every_server, post};
+use crate::{BIN, alone, held, on_every_server, post};
 
 on_every_server! { alone:
     what_runs_on_the_source_ends_there_and_is_replayed_from_the_target

@@ -9,10 +9,11 @@ mod failover;
 mod load;
 mod nodes;
 mod one_truth;
+mod pooler;
 mod servers;
 mod versions;
 
-use onlyonce_testkit::{Gateway, Request, Setup, Upstream};
+use onlyonce_testkit::{Gateway, Request, Setup, Signal, Upstream};
 use servers::Server;
 
 /// The binary under test.
@@ -21,6 +22,23 @@ const BIN: &str = env!("CARGO_BIN_EXE_onlyonce");
 /// A keyed `POST` with a body.
 fn post(key: &str) -> Request {
     Request::post("/x").key(key).body("b")
+}
+
+/// An upstream that sends half of its answer, and the rest once told.
+fn held() -> (Upstream, Signal) {
+    let go = Signal::new();
+    let upstream = {
+        let go = go.clone();
+        Upstream::scripted(move |exchange| {
+            exchange.read_body();
+            exchange.start_chunked(200, &[("content-type", "text/plain")]);
+            exchange.chunk(format!("execution {} begun", exchange.number));
+            go.wait();
+            exchange.chunk(", and ended");
+            exchange.end_chunks();
+        })
+    };
+    (upstream, go)
 }
 
 /// A gateway before `upstream`, on the store of `server`.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use onlyonce_testkit::{Client, Response, Signal, Upstream, eventually};
 
 use crate::servers::Server;
-use crate::{alone, on_every_server, post, setup, two_gateways};
+use crate::{alone, held, on_every_server, post, setup, two_gateways};
 
 on_every_server! { alone:
     a_retry_on_another_gateway_is_replayed
@@ -20,23 +20,6 @@ on_every_server! { alone:
     i12_a_server_that_hangs_sends_nothing_and_service_resumes
     a_kill_of_the_server_loses_nothing_that_was_acknowledged
     a_gateway_that_leaves_hands_over
-}
-
-/// An upstream that sends half of its answer, and the rest once told.
-pub(crate) fn held() -> (Upstream, Signal) {
-    let go = Signal::new();
-    let upstream = {
-        let go = go.clone();
-        Upstream::scripted(move |exchange| {
-            exchange.read_body();
-            exchange.start_chunked(200, &[("content-type", "text/plain")]);
-            exchange.chunk(format!("execution {} begun", exchange.number));
-            go.wait();
-            exchange.chunk(", and ended");
-            exchange.end_chunks();
-        })
-    };
-    (upstream, go)
 }
 
 #[track_caller]

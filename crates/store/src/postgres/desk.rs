@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_postgres::error::SqlState;
 
-use super::{Core, connection::Session, error::Failed, period::Period};
+use super::{Core, connection::Session, error::Failed, figures::Trouble, period::Period};
 use crate::StoreError;
 
 /// Bytes of a batch beyond which it takes no more calls.
@@ -322,7 +322,7 @@ impl Lanes {
                     if self.connected.load(Ordering::Relaxed) == 0 {
                         self.give_up(&why);
                     }
-                    core.trouble(&why);
+                    core.figures.trouble(Trouble::Connecting, &why);
                     sleep(pause).await;
                     pause = (pause * 2).min(RECONNECT_MAX);
                 }

@@ -20,6 +20,20 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// Tables of more rows are estimated, and tenants counted on a sample.
 const COUNTED_EXACTLY: i64 = 100_000;
 
+/// The same trouble is said again after so long.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// And so long after, another reason for it.
+const NEWS_AFTER: Duration = Duration::from_secs(10);
+
+/// What goes wrong beside the calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trouble {
+    /// A lane has no connection.
+    Connecting,
+    /// Nobody tells this gateway what others show.
+    Listening,
+}
+
 /// The figures.
 #[derive(Default)]
 pub struct Figures {
@@ -30,7 +44,7 @@ pub struct Figures {
     commits: AtomicU64,
     writes: AtomicU64,
     latest_commit_nanos: AtomicU64,
-    trouble: Mutex<Option<(String, Instant)>>,
+    troubles: Mutex<HashMap<Trouble, (String, Instant)>>,
 }
 
 impl Figures {
@@ -85,15 +99,27 @@ impl Figures {
         Ok(())
     }
 
-    /// There is no connection: said once a minute.
-    pub fn trouble(&self, why: &str) {
-        let mut said = self.trouble.lock();
-        let is_said = said
-            .as_ref()
-            .is_some_and(|(what, when)| what == why && when.elapsed() < COUNT_EVERY);
-        if !is_said {
-            tracing::warn!("no connection to the store: {why}");
-            *said = Some((why.to_owned(), Instant::now()));
+    /// Says what goes wrong, unless that was said a moment ago.
+    pub fn trouble(&self, what: Trouble, why: &str) {
+        let mut troubles = self.troubles.lock();
+        let is_said = troubles.get(&what).is_some_and(|(said, when)| {
+            let pause = if said == why {
+                SAID_AGAIN_AFTER
+            } else {
+                NEWS_AFTER
+            };
+            when.elapsed() < pause
+        });
+        if is_said {
+            return;
+        }
+        troubles.insert(what, (why.to_owned(), Instant::now()));
+        match what {
+            Trouble::Connecting => tracing::warn!("no connection to the store: {why}"),
+            Trouble::Listening => tracing::warn!(
+                "notices are not heard, and joins across gateways go on by asking: {why}; see \
+                 store.listen_url in docs/configuration.md"
+            ),
         }
     }
 

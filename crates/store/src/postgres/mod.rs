@@ -547,11 +547,6 @@ impl Core {
         Ok(rows)
     }
 
-    /// There is no connection. Said once, until there is one again.
-    fn trouble(&self, why: &str) {
-        self.figures.trouble(why);
-    }
-
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }

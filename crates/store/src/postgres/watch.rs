@@ -18,6 +18,7 @@ use onlyonce_core::{Address, OwnerId};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, futures::Notified},
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_postgres::{AsyncMessage, types::Type};
@@ -25,6 +26,8 @@ use tokio_postgres::{AsyncMessage, types::Type};
 use super::{
     Core,
     connection::{Driver, check, connect},
+    error::describe,
+    figures::Trouble,
     sql,
 };
 
@@ -132,24 +135,46 @@ impl Drop for Waiter<'_> {
 /// Listens as long as the store is there.
 pub async fn listen(core: Arc<Core>) {
     loop {
-        let started = Instant::now();
-        if let Ok((client, driver)) = connect(&core.listen_target).await {
-            let notices = tokio::spawn(hear(core.clone(), driver));
-            // To listen through a pooler would have others hear what is meant for us.
-            let is_direct = check(&client, &core.listen_target, started)
-                .await
-                .is_ok_and(|facts| !facts.is_pooled);
-            let channel = sql::channel(&core.target.schema);
-            let listen = format!("LISTEN {channel}");
-            let listening = timeout(core.options.timeout, client.batch_execute(&listen));
-            if is_direct && matches!(listening.await, Ok(Ok(()))) {
-                probe(&core, &channel).await;
+        if let Err(why) = listen_once(&core).await {
+            // Where there is no server at all, that is said already.
+            if core.desk.readers.connected.load(Ordering::Relaxed) > 0 {
+                core.figures.trouble(Trouble::Listening, &why);
             }
-            core.watchers.listens.store(false, Ordering::Relaxed);
-            core.watchers.wake_all();
-            notices.abort();
         }
         sleep(RECONNECT_PAUSE).await;
+    }
+}
+
+/// Listens on one connection for as long as notices arrive. Says why they do not, unless they did until
+/// the connection was lost.
+async fn listen_once(core: &Arc<Core>) -> Result<(), String> {
+    let target = &core.listen_target;
+    let started = Instant::now();
+    let (client, driver) = connect(target).await.map_err(|error| error.to_string())?;
+    let _notices = AbortOnDrop(tokio::spawn(hear(core.clone(), driver)));
+    let facts = check(&client, target, started).await;
+    if facts.map_err(|error| error.to_string())?.is_pooled {
+        // To listen through a pooler would have others hear what is meant for us.
+        return Err(format!("a pooler stands before {}", target.place));
+    }
+    let channel = sql::channel(&core.target.schema);
+    let listen = format!("LISTEN {channel}");
+    match timeout(core.options.timeout, client.batch_execute(&listen)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(describe(&error)),
+        Err(_) => return Err(format!("{} does not answer", target.place)),
+    }
+    let probed = probe(core, &channel).await;
+    core.watchers.listens.store(false, Ordering::Relaxed);
+    core.watchers.wake_all();
+    probed
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -171,8 +196,9 @@ async fn hear(core: Arc<Core>, mut driver: Driver) {
     }
 }
 
-/// Tries now and then whether notices arrive; returns when they do not any more.
-async fn probe(core: &Core, channel: &str) {
+/// Tries now and then whether notices arrive; returns when they do not, or not any more. It is an error
+/// where they never did.
+async fn probe(core: &Core, channel: &str) -> Result<(), String> {
     let text = "SELECT pg_notify($1, $2)";
     let payload = format!("{PROBE}{}", core.name);
     loop {
@@ -183,10 +209,14 @@ async fn probe(core: &Core, channel: &str) {
             .await;
         let probed = timeout(PROBE_PATIENCE, core.watchers.probed.notified()).await;
         if asked.is_err() || probed.is_err() {
-            if asked.is_ok() {
-                core.trouble("notices do not arrive, as behind a pooler; going on by asking");
-            }
-            return;
+            let never = asked.is_ok() && !core.watchers.listens();
+            return match never {
+                true => Err(format!(
+                    "what is notified does not reach {}, as with a pooler or another database",
+                    core.listen_target.place
+                )),
+                false => Ok(()),
+            };
         }
         core.watchers.listens.store(true, Ordering::Relaxed);
         sleep(PROBE_EVERY).await;
