@@ -25,6 +25,7 @@ use onlyonce_store::{
 use onlyonce_testkit::{
     Between, PATIENCE, RedisCluster, RedisPair, RedisServer, SYNCED, eventually, eventually_within,
 };
+use tokio::runtime::Handle;
 
 const LEASE: Duration = Duration::from_secs(30);
 const WINDOW: Duration = Duration::from_secs(3600);
@@ -404,16 +405,16 @@ mod opening {
         assert_eq!(server.command(&["SAVE"]), "OK");
         let (url, port) = (server.url(), server.port());
         server.kill();
-        let restarting = std::thread::spawn(move || {
-            server.restart();
-            server
+        let opened = tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| server.restart());
+                eventually("it is loading", || {
+                    ping(port).is_ok_and(|answer| answer.starts_with("-LOADING"))
+                });
+                Handle::current().block_on(RedisStore::open(&url, Options::default()))
+            })
         });
-        eventually("it is loading", || {
-            ping(port).is_ok_and(|answer| answer.starts_with("-LOADING"))
-        });
-        let opened = RedisStore::open(&url, Options::default()).await;
         assert_eq!(opened.expect("it waits").status().records, 500);
-        restarting.join().expect("restarted");
     }
 
     fn ping(port: u16) -> io::Result<String> {
