@@ -81,6 +81,7 @@ mod live;
 mod operator;
 mod reader;
 mod recording;
+mod seldom;
 mod show;
 mod trouble;
 mod upkeep;
@@ -93,6 +94,7 @@ pub use execution::Execution;
 pub use late::Late;
 pub use operator::{Operation, Purge, Resolution};
 pub use reader::{Frame, Kind, Reader, Start};
+pub use seldom::Seldom;
 pub use trouble::{Broken, PushError, Refused, ResolveError, Trouble, Unsettled};
 pub use upkeep::Upkeep;
 
@@ -157,6 +159,8 @@ pub(crate) struct Shared<S> {
     pub(crate) abandoned: Abandoned,
     pub(crate) late: Gates,
     pub(crate) ids: Ids,
+    /// Of upkeep that the store did not let be done.
+    store_down: Seldom,
     followed: AtomicUsize,
     stopping: AtomicBool,
     /// Notified when the last live operation ends.
@@ -183,6 +187,7 @@ impl<S: Store> Engine<S> {
                 abandoned: Abandoned::default(),
                 late: Gates::default(),
                 ids: Ids::new(owner),
+                store_down: Seldom::default(),
                 followed: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
                 emptied: Notify::new(),

@@ -86,9 +86,17 @@ impl<S: Store> Shared<S> {
         match self.store.sweep().await {
             Ok(swept) => swept,
             Err(error) => {
-                tracing::warn!(%error, "the store could not be swept");
+                self.left_undone("the store could not be swept", &error);
                 Swept::default()
             }
+        }
+    }
+
+    /// Upkeep that is tried again in a moment. While a store is down, a line now and then is enough.
+    fn left_undone(&self, what: &str, error: &impl std::fmt::Display) {
+        match self.store_down.turn(Instant::now().into_std()) {
+            Some(held_back) => tracing::warn!(held_back, %error, "{what}; it is tried again"),
+            None => tracing::debug!(%error, "{what}; it is tried again"),
         }
     }
 
@@ -141,7 +149,7 @@ impl<S: Store> Shared<S> {
             }
             // It is tried again in the next round.
             Err(error) => {
-                tracing::warn!(%error, "a lease could not be renewed");
+                self.left_undone("a lease could not be renewed", &error);
                 false
             }
         }
@@ -207,7 +215,7 @@ impl<S: Store> Shared<S> {
             let overdue = match self.store.overdue(OVERDUE_PAGE).await {
                 Ok(overdue) => overdue,
                 Err(error) => {
-                    tracing::warn!(%error, "the store did not tell which claims are overdue");
+                    self.left_undone("the store did not tell which claims are overdue", &error);
                     return expired;
                 }
             };
@@ -238,7 +246,7 @@ impl<S: Store> Shared<S> {
         match written {
             Ok(written) => written,
             Err(error) => {
-                tracing::warn!(operation = %record.id, %error, "an overdue claim could not be expired");
+                self.left_undone("an overdue claim could not be expired", &error);
                 false
             }
         }

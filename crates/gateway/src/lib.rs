@@ -17,7 +17,6 @@ pub mod metrics;
 mod open;
 mod presets;
 pub mod proxy;
-mod seldom;
 pub mod shared;
 mod start;
 mod store_command;

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use onlyonce_core::OwnerId;
-use onlyonce_engine::{Engine, Settings};
+use onlyonce_engine::{Engine, Seldom, Settings};
 use onlyonce_http::{HashKeys, Tenants, TenantsError};
 use onlyonce_store::Store;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::seldom::Seldom;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
 pub struct Shared<S: Store> {

@@ -358,7 +358,11 @@ fn problem_of<S: Store>(worker: &Worker<S>, trouble: Trouble) -> Problem {
     let limits = &worker.shared.config.limits;
     if let Trouble::Unavailable(_) | Trouble::InDoubt(_) | Trouble::Full(_) = trouble {
         match worker.shared.store_down.turn(std::time::Instant::now()) {
-            Some(held_back) => tracing::error!(held_back, "requests are refused: {trouble}"),
+            Some(held_back) => tracing::error!(
+                held_back,
+                "requests are refused, and nothing is sent for them: {trouble}{}",
+                what_to_do(&trouble)
+            ),
             None => tracing::debug!("a request is refused: {trouble}"),
         }
     }
@@ -387,6 +391,14 @@ fn problem_of<S: Store>(worker: &Worker<S>, trouble: Trouble) -> Problem {
         Trouble::ShuttingDown => Problem::ShuttingDown {
             retry_after: COME_AGAIN,
         },
+    }
+}
+
+/// What an operator can do, where the store does not say so itself after a semicolon.
+fn what_to_do(trouble: &Trouble) -> &'static str {
+    match trouble.to_string().contains("; ") {
+        true => "",
+        false => "; look at the store's server or disk, and at what `onlyonce doctor` says",
     }
 }
 

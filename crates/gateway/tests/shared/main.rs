@@ -7,8 +7,10 @@
 mod copy;
 mod failover;
 mod load;
+mod mistakes;
 mod nodes;
 mod one_truth;
+mod outages;
 mod pooler;
 mod servers;
 mod versions;

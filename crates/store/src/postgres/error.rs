@@ -177,7 +177,7 @@ impl Failed {
             Self::NotSent(why) => StoreError::Unavailable(why),
             Self::Broken(why) => StoreError::InDoubt(why),
             Self::Refused { code, why } if code == SqlState::DISK_FULL => {
-                StoreError::Full(format!("the server's disk: {why}"))
+                StoreError::Full(format!("the server's disk: {why}; make room there"))
             }
             Self::Refused { why, .. } => StoreError::Unavailable(why),
         }

@@ -40,6 +40,17 @@ pub enum Refusal {
         /// What it said.
         why: String,
     },
+    /// Somebody is there, and ends every new connection.
+    #[error(
+        "{place} hangs up on new connections ({why}), as it does where maxclients are connected; raise \
+         maxclients, or look at its log"
+    )]
+    HangsUp {
+        /// The server.
+        place: String,
+        /// How it was noticed.
+        why: String,
+    },
     /// It is busy with something that passes.
     #[error("{place} is not ready: {why}; it is asked again")]
     NotReady {
@@ -165,6 +176,10 @@ impl Refusal {
                 place,
                 why: "it did not answer in time".to_owned(),
             },
+            _ if error.is_connection_refusal() => Self::Unreachable { place, why },
+            _ if error.is_connection_dropped() || why.contains("max number of clients") => {
+                Self::HangsUp { place, why }
+            }
             _ => Self::Unreachable { place, why },
         }
     }

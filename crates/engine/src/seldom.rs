@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 /// At most one line in this time.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Says when it is time for a line again.
+/// Says when it is time for a line again: at once, and then every 10 seconds.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<State>);
+pub struct Seldom(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -20,7 +20,7 @@ struct State {
 impl Seldom {
     /// The number of lines that were held back since the last one, where it is time for one at `now`;
     /// otherwise this one is held back too.
-    pub(crate) fn turn(&self, now: Instant) -> Option<u64> {
+    pub fn turn(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock();
         let is_soon = |spoken| now.saturating_duration_since(spoken) < PAUSE;
         if state.spoken.is_some_and(is_soon) {
