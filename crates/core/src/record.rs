@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, RecordingId, Scope, Timestamp,
+    Epoch, Fence, Fingerprint, Key, Metered, OperationId, OwnerId, RecordingId, Scope, Timestamp,
     numbered::numbered, transition::Standing,
 };
 
@@ -33,6 +33,9 @@ pub struct Record {
     pub request: RequestLine,
     /// Where it stands.
     pub state: State,
+    /// What the latest execution used and cost, as far as its answer has told: of a completed record
+    /// for good, of an unknown one at least so much. `None` where nothing is metered.
+    pub metered: Option<Box<Metered>>,
 }
 
 impl Record {

@@ -89,6 +89,8 @@ pub fn claim(
             lease_until: now.after(lease),
             resend_of,
         },
+        // What an execution before it may have cost is not forgotten while this one runs.
+        metered: held.and_then(|record| record.metered.clone()),
     };
     assert_lawful(held, &next);
     Ok(next)
@@ -273,9 +275,15 @@ fn no_arrow(record: &Record, to: StateName) -> NotLawful {
 }
 
 fn follow(record: &Record, state: State) -> Record {
+    let metered = match state.name() {
+        // What did not run used nothing.
+        StateName::Released => None,
+        _ => record.metered.clone(),
+    };
     let next = Record {
         epoch: record.epoch.next(),
         state,
+        metered,
         ..record.clone()
     };
     assert_lawful(Some(record), &next);

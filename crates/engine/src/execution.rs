@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Fence, Head, HeaderBlock, Key, OperationId, Record, ReleaseReason, State, UnknownReason,
+    Fence, Head, HeaderBlock, Key, Metered, OperationId, Record, ReleaseReason, State,
+    UnknownReason,
 };
 use onlyonce_store::Store;
 use tokio::runtime::Handle;
@@ -104,6 +105,12 @@ impl<S: Store> Execution<S> {
     /// says it: the piece that completes it is withheld until the record is durable (I3).
     pub fn declare_len(&mut self, bytes: u64) {
         self.writer.live.state.lock().recording.declare(bytes);
+    }
+
+    /// Says what the answer has told of its use and cost: it goes into the record with the outcome, if
+    /// that is completed or unknown.
+    pub fn meter(&mut self, metered: Metered) {
+        self.writer.meter(metered);
     }
 
     /// Appends to the recording, after the head, and publishes. Waits while the store takes a full

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use onlyonce_core::{Address, Head, HeaderBlock, OperationId};
+use onlyonce_core::{Address, Head, HeaderBlock, Metered, OperationId};
 use onlyonce_store::Store;
 use parking_lot::Mutex;
 
@@ -40,6 +40,11 @@ impl<S: Store> Late<S> {
     pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {
         let gate = self.gate.gate.clone();
         self.writer.push(bytes, Some(&gate)).await
+    }
+
+    /// Says what the answer has told of its use and cost, as [`Execution::meter`](crate::Execution::meter).
+    pub fn meter(&mut self, metered: Metered) {
+        self.writer.meter(metered);
     }
 
     /// Completes the unknown operation, if it is still as this execution left it.

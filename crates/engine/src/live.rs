@@ -11,7 +11,7 @@ use std::{
     task::Poll,
 };
 
-use onlyonce_core::{Address, Fingerprint, Record, Timestamp, UnknownReason};
+use onlyonce_core::{Address, Fingerprint, Metered, Record, Timestamp, UnknownReason};
 use parking_lot::Mutex;
 
 use crate::{
@@ -37,6 +37,8 @@ pub(crate) struct LiveState {
     /// As this process wrote it last. `None` while the claim is being made.
     pub(crate) record: Option<Arc<Record>>,
     pub(crate) recording: Recording,
+    /// What the owner has read in its answer so far.
+    pub(crate) metered: Option<Box<Metered>>,
     /// Set before another claim may start a recording of its own: the chunks in the store are gone
     /// with that, and readers that fell behind are told how this execution ended instead.
     pub(crate) doomed: bool,
@@ -83,6 +85,7 @@ impl Live {
                 phase: Phase::Claiming,
                 record: None,
                 recording: Recording::default(),
+                metered: None,
                 doomed: false,
                 wakers: Wakers::new(),
             }),

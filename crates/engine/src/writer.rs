@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Fence, Head, HeaderBlock, Record, ReleaseReason, State, UnknownReason, transition,
+    Fence, Head, HeaderBlock, Metered, NotLawful, Record, ReleaseReason, State, Timestamp,
+    UnknownReason, transition,
 };
 use onlyonce_store::{Store, StoreError};
 use tokio::time::Instant;
@@ -41,6 +42,26 @@ impl<S: Store> Writer<S> {
         match &self.live.state.lock().record {
             Some(record) => record.fence(),
             None => self.claimed.fence(),
+        }
+    }
+
+    pub(crate) fn meter(&self, metered: Metered) {
+        self.live.state.lock().metered = Some(Box::new(metered));
+    }
+
+    /// What `next` makes of a record, with what its execution used; what is known of an execution
+    /// before it stands where this one has told nothing.
+    fn metered(
+        &self,
+        next: impl Fn(&Record, Timestamp) -> Result<Record, NotLawful> + Send,
+    ) -> impl Fn(&Record, Timestamp) -> Result<Record, NotLawful> + Send {
+        let metered = self.live.state.lock().metered.clone();
+        move |held, now| {
+            let mut record = next(held, now)?;
+            if metered.is_some() {
+                record.metered.clone_from(&metered);
+            }
+            Ok(record)
         }
     }
 
@@ -219,11 +240,12 @@ impl<S: Store> Writer<S> {
         let writing = self.live.writing.lock().await;
         self.check_not_ended()?;
         let patience = self.shared.settings.settle_timeout;
+        let complete = self.metered(move |held, now| {
+            transition::complete(Some(held), held.fence(), response.clone(), now, window)
+        });
         let settled = self
             .shared
-            .settle(&self.live, last_chunk, patience, move |held, now| {
-                transition::complete(Some(held), held.fence(), response.clone(), now, window)
-            })
+            .settle(&self.live, last_chunk, patience, complete)
             .await;
         drop(writing);
         match settled {
@@ -304,10 +326,10 @@ impl<S: Store> Writer<S> {
     async fn write_unknown(&self, reason: UnknownReason) -> Result<Arc<Record>, Unsettled> {
         self.live.state.lock().doomed = true;
         let lose =
-            move |held: &Record, now| transition::lose(Some(held), held.fence(), reason, now);
+            self.metered(move |held, now| transition::lose(Some(held), held.fence(), reason, now));
         let settled = self
             .shared
-            .settle(&self.live, None, Duration::ZERO, lose)
+            .settle(&self.live, None, Duration::ZERO, &lose)
             .await?;
         lose(&settled.held, settled.now)
             .map(Arc::new)

@@ -609,7 +609,8 @@ mod tests {
     fn finished(cached: &Cached<MemoryStore>) -> Found {
         let now = cached.now();
         let claim = Claim {
-            id: OperationId::new(now.as_millis(), &[1; 10]),
+            // The same one, however long it takes to make two.
+            id: OperationId::new(7, &[1; 10]),
             scope: Scope {
                 tenant: "acme".into(),
                 namespace: "openai".into(),

@@ -6,8 +6,9 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_core::{
-    Attempt, Completed, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId,
-    Record, ReleaseReason, RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
+    Attempt, Basis, Completed, Cost, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, Metered,
+    OperationId, OwnerId, Record, ReleaseReason, RequestLine, Scope, Source, State, StateName,
+    Timestamp, Unit, UnknownReason, Usage, Usd,
 };
 
 /// The version that [`encode`] writes. [`decode`] refuses a newer one.
@@ -78,6 +79,77 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
             put_varint(out, forget_at.as_millis());
         }
     }
+    // Who is not metered has no source, and no source has the number 0.
+    match &record.metered {
+        Some(metered) => encode_metered(metered, out),
+        None => out.put_u8(0),
+    }
+}
+
+fn encode_metered(metered: &Metered, out: &mut BytesMut) {
+    out.put_u8(metered.source.number());
+    for text in [
+        &metered.provider,
+        &metered.model,
+        &metered.request_model,
+        &metered.response_id,
+        &metered.operation,
+        &metered.tier,
+    ] {
+        put_block(out, text.as_bytes());
+    }
+    put_varint(out, metered.usage.iter().len() as u64);
+    for (unit, count) in metered.usage.iter() {
+        out.put_u8(unit.number());
+        put_varint(out, count);
+    }
+    // As with the source: 0 is nobody's basis.
+    let Some(cost) = &metered.cost else {
+        out.put_u8(0);
+        return;
+    };
+    out.put_u8(cost.basis.number());
+    out.put_i64(cost.amount.nanos());
+    put_block(out, cost.version.as_bytes());
+}
+
+fn decode_metered(bytes: &mut Bytes) -> Result<Option<Box<Metered>>, DecodeError> {
+    const WHAT: &str = "usage";
+    let malformed = DecodeError::Malformed(WHAT);
+    let source = match take_u8(bytes, WHAT)? {
+        0 => return Ok(None),
+        number => Source::from_number(number).ok_or(malformed)?,
+    };
+    let mut metered = Metered {
+        source,
+        provider: take_text(bytes, WHAT)?,
+        model: take_text(bytes, WHAT)?,
+        request_model: take_text(bytes, WHAT)?,
+        response_id: take_text(bytes, WHAT)?,
+        operation: take_text(bytes, WHAT)?,
+        tier: take_text(bytes, WHAT)?,
+        usage: Usage::default(),
+        cost: None,
+    };
+    let mut before = 0;
+    for _ in 0..take_varint(bytes, WHAT)? {
+        let number = take_u8(bytes, WHAT)?;
+        if number <= before {
+            return Err(malformed);
+        }
+        before = number;
+        let unit = Unit::from_number(number).ok_or(malformed)?;
+        metered.usage.set(unit, take_varint(bytes, WHAT)?);
+    }
+    metered.cost = match take_u8(bytes, WHAT)? {
+        0 => None,
+        number => Some(Cost {
+            basis: Basis::from_number(number).ok_or(malformed)?,
+            amount: Usd::from_nanos(i64::from_be_bytes(take_array(bytes, WHAT)?)),
+            version: take_text(bytes, WHAT)?,
+        }),
+    };
+    Ok(Some(Box::new(metered)))
 }
 
 /// Takes a record back. Blocks of headers share the memory of `bytes`.
@@ -104,6 +176,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
         path: take_text(&mut bytes, "path")?,
     };
     let state = decode_state(&mut bytes)?;
+    let metered = decode_metered(&mut bytes)?;
     if bytes.has_remaining() {
         return Err(DecodeError::Malformed("end"));
     }
@@ -117,6 +190,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
         claimed_at,
         request,
         state,
+        metered,
     })
 }
 

@@ -6,8 +6,9 @@
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_core::{
-    Attempt, Completed, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId,
-    Record, ReleaseReason, RequestLine, Scope, State, Timestamp, UnknownReason,
+    Attempt, Basis, Completed, Cost, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, Metered,
+    OperationId, OwnerId, Record, ReleaseReason, RequestLine, Scope, Source, State, Timestamp,
+    Unit, UnknownReason, Usd,
 };
 use onlyonce_store::codec::{self, DecodeError};
 
@@ -120,6 +121,33 @@ impl Random {
                 path: self.text(300),
             },
             state: self.state(),
+            metered: match self.below(2) {
+                0 => None,
+                _ => Some(Box::new(self.metered())),
+            },
+        }
+    }
+
+    fn metered(&mut self) -> Metered {
+        Metered {
+            provider: self.text(20),
+            model: self.text(60),
+            request_model: self.text(60),
+            response_id: self.text(60),
+            operation: self.text(20),
+            tier: self.text(10),
+            usage: (0..self.below(6))
+                .map(|_| (self.pick(Unit::ALL), self.number()))
+                .collect(),
+            source: self.pick(Source::ALL),
+            cost: match self.below(2) {
+                0 => None,
+                _ => Some(Cost {
+                    amount: Usd::from_nanos(self.number() as i64),
+                    basis: self.pick(Basis::ALL),
+                    version: self.text(30),
+                }),
+            },
         }
     }
 

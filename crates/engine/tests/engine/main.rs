@@ -19,6 +19,7 @@ mod over_memory {
 
     mod joins;
     mod late;
+    mod metered;
     mod operator;
     mod recordings;
     mod two_gateways;
@@ -32,6 +33,7 @@ mod over_embedded {
 
     mod joins;
     mod late;
+    mod metered;
     mod operator;
     mod recordings;
     mod two_gateways;
@@ -44,6 +46,7 @@ mod over_cached {
 
     mod joins;
     mod late;
+    mod metered;
     mod operator;
     mod recordings;
     mod two_gateways;

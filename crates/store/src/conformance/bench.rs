@@ -10,8 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Fence, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record,
-    RecordingId, ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason,
+    Address, Basis, Cost, Fence, Fingerprint, Got, Head, HeaderBlock, Key, Metered, OperationId,
+    OwnerId, Record, RecordingId, ReleaseReason, RequestLine, Scope, Source, Timestamp, Unit,
+    UnknownReason, Usd,
     transition::{self, Claim, Response},
 };
 
@@ -299,8 +300,30 @@ pub(super) fn claim_write(record: &Record) -> Write {
 /// The record that completes `record` with a body of `chunks`.
 pub(super) fn complete_record(record: &Record, chunks: &[Bytes], now: Timestamp) -> Record {
     let response = response_of(chunks);
-    transition::complete(Some(record), record.fence(), response, now, WINDOW)
-        .expect("an operation to complete")
+    let completed = transition::complete(Some(record), record.fence(), response, now, WINDOW);
+    Record {
+        metered: Some(Box::new(metered())),
+        ..completed.expect("an operation to complete")
+    }
+}
+
+/// What an answer has told of its use.
+fn metered() -> Metered {
+    Metered {
+        provider: "openai".into(),
+        model: "gpt-5".into(),
+        response_id: "chatcmpl-1".into(),
+        usage: [(Unit::Input, 12), (Unit::Output, 345)]
+            .into_iter()
+            .collect(),
+        source: Source::Provider,
+        cost: Some(Cost {
+            amount: Usd::from_nanos(3_465_000),
+            basis: Basis::Table,
+            version: "prices 1".into(),
+        }),
+        ..Metered::default()
+    }
 }
 
 pub(super) fn response_of(chunks: &[Bytes]) -> Response {

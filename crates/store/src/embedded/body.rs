@@ -289,6 +289,7 @@ mod tests {
                 body_len: 1024,
                 chunks: 1,
             }),
+            metered: None,
         };
         let mut answer = vec![0; 1024];
         blake3::Hasher::new().finalize_xof().fill(&mut answer);

@@ -1,0 +1,93 @@
+//! What an execution used and cost, in the record of its outcome.
+
+use onlyonce_core::{Metered, ReleaseReason, Source, Unit, UnknownReason};
+use onlyonce_engine::{Kind, Resolution};
+
+use super::World;
+use crate::world::{head, no_trailers, policy, resend};
+
+fn metered(output: u64, source: Source) -> Metered {
+    Metered {
+        provider: "openai".into(),
+        usage: [(Unit::Output, output)].into_iter().collect(),
+        source,
+        ..Metered::default()
+    }
+}
+
+async fn held(world: &World) -> Option<Metered> {
+    let record = world.record("k").await.expect("a record");
+    record.metered.as_deref().cloned()
+}
+
+#[tokio::test]
+async fn it_stands_in_the_completed_record() {
+    let world = World::new();
+    let (mut execution, _reader) = world.execute("k").await;
+    let used = metered(7, Source::Provider);
+    execution.meter(used.clone());
+    execution
+        .respond_whole(head(200), "seven".into(), no_trailers())
+        .await
+        .expect("durable");
+    assert_eq!(held(&world).await, Some(used));
+}
+
+#[tokio::test]
+async fn what_broke_off_used_so_much_at_least() {
+    let world = World::new();
+    let (mut execution, _reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    let used = metered(3, Source::Partial);
+    execution.meter(used.clone());
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    assert_eq!(held(&world).await, Some(used.clone()));
+
+    // It stays while it is sent again, until that has told more.
+    let (mut again, _reader) = world.execute_by("k", &resend()).await;
+    assert_eq!(held(&world).await, Some(used));
+    let used = metered(9, Source::Provider);
+    again.meter(used.clone());
+    again
+        .respond_whole(head(200), "nine".into(), no_trailers())
+        .await
+        .expect("durable");
+    assert_eq!(held(&world).await, Some(used));
+}
+
+#[tokio::test]
+async fn what_did_not_run_used_nothing() {
+    let world = World::new();
+    let (mut execution, _reader) = world.execute("k").await;
+    execution.meter(metered(3, Source::Partial));
+    execution
+        .release(ReleaseReason::NotSent)
+        .await
+        .expect("durable");
+    assert_eq!(held(&world).await, None);
+
+    let (mut execution, _reader) = world.execute_by("k", &policy()).await;
+    let id = execution.id();
+    execution.meter(metered(3, Source::Partial));
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    let did_not_run = world.engine.resolve(id, Resolution::Released, "looked");
+    did_not_run.await.expect("unknown");
+    assert_eq!(held(&world).await, None);
+}
+
+#[tokio::test]
+async fn a_late_answer_tells_what_it_used() {
+    let world = World::new();
+    let (execution, _reader) = world.execute("k").await;
+    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
+    let mut late = late.expect("durable");
+    assert_eq!(held(&world).await, None);
+    late.head(head(200)).await.expect("head");
+    let used = metered(5, Source::Provider);
+    late.meter(used.clone());
+    late.complete(no_trailers()).await.expect("durable");
+    assert_eq!(held(&world).await, Some(used));
+}
