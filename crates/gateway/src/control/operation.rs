@@ -1,6 +1,8 @@
 //! An operation as JSON.
 
-use onlyonce_core::{Attempt, HeaderBlock, Record, State};
+use std::collections::BTreeMap;
+
+use onlyonce_core::{Attempt, Cost, HeaderBlock, Metered, Record, State};
 use onlyonce_engine::Operation;
 use onlyonce_store::Stored;
 use serde::Serialize;
@@ -27,6 +29,29 @@ pub(super) struct OperationView {
     status: Option<u16>,
     response_bytes: Option<u64>,
     attempts: u32,
+    metered: Option<MeteredView>,
+}
+
+/// What an execution used and cost, as far as its answer has told.
+#[derive(Debug, Serialize)]
+struct MeteredView {
+    source: &'static str,
+    provider: String,
+    operation: String,
+    model: String,
+    request_model: String,
+    response_id: String,
+    tier: String,
+    /// Counts by unit.
+    usage: BTreeMap<&'static str, u64>,
+    cost: Option<CostView>,
+}
+
+#[derive(Debug, Serialize)]
+struct CostView {
+    usd: String,
+    basis: &'static str,
+    version: String,
 }
 
 /// An operation, as `GET /v1/operations/{id}` shows it.
@@ -68,6 +93,7 @@ impl From<&Stored> for OperationView {
             status: None,
             response_bytes: None,
             attempts: stored.attempts,
+            metered: record.metered.as_deref().map(MeteredView::from),
         };
         match &record.state {
             State::InFlight { lease_until, .. } => {
@@ -82,6 +108,33 @@ impl From<&Stored> for OperationView {
             State::Released { reason, .. } => view.reason = Some(reason.to_string()),
         }
         view
+    }
+}
+
+impl From<&Metered> for MeteredView {
+    fn from(metered: &Metered) -> Self {
+        let usage = metered.usage.iter();
+        Self {
+            source: metered.source.as_str(),
+            provider: metered.provider.to_string(),
+            operation: metered.operation.to_string(),
+            model: metered.model.to_string(),
+            request_model: metered.request_model.to_string(),
+            response_id: metered.response_id.to_string(),
+            tier: metered.tier.to_string(),
+            usage: usage.map(|(unit, count)| (unit.as_str(), count)).collect(),
+            cost: metered.cost.as_ref().map(CostView::from),
+        }
+    }
+}
+
+impl From<&Cost> for CostView {
+    fn from(cost: &Cost) -> Self {
+        Self {
+            usd: cost.amount.to_string(),
+            basis: cost.basis.as_str(),
+            version: cost.version.to_string(),
+        }
     }
 }
 

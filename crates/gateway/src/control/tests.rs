@@ -8,7 +8,8 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use onlyonce_core::{
-    Fingerprint, Head, HeaderBlock, Key, OwnerId, RequestLine, Scope, UnknownReason,
+    Basis, Cost, Fingerprint, Head, HeaderBlock, Key, Metered, OwnerId, RequestLine, Scope, Unit,
+    UnknownReason, Usd,
 };
 use onlyonce_engine::{Begin, Execution, Reader};
 use onlyonce_http::problem_pages::PAGES;
@@ -147,8 +148,9 @@ impl Fixture {
 
     /// A finished operation; its id.
     async fn completed(&self, tenant: &str, key: &str) -> String {
-        let (execution, _reader) = self.claim(tenant, key).await;
+        let (mut execution, _reader) = self.claim(tenant, key).await;
         let id = execution.id().to_string();
+        execution.meter(metered());
         let head = Head {
             status: 201,
             headers: HeaderBlock::pack([(&b"x-a"[..], &b"1"[..])]).unwrap(),
@@ -167,6 +169,25 @@ impl Fixture {
         let id = execution.id().to_string();
         execution.lose(UnknownReason::Broke).await.unwrap();
         id
+    }
+}
+
+/// What each completed answer has told.
+fn metered() -> Metered {
+    Metered {
+        provider: "openai".into(),
+        operation: "chat".into(),
+        model: "gpt-5".into(),
+        usage: [(Unit::Input, 12), (Unit::Output, 345)]
+            .into_iter()
+            .collect(),
+        source: onlyonce_core::metered::Source::Provider,
+        cost: Some(Cost {
+            amount: Usd::from_nanos(3_465_000),
+            basis: Basis::Table,
+            version: "prices 1".into(),
+        }),
+        ..Metered::default()
     }
 }
 
@@ -223,6 +244,22 @@ async fn the_description_names_every_field_of_an_operation() {
         .json();
     assert_eq!(names(&detail), described("OperationDetail"));
     assert_eq!(names(&detail["attempts_log"][0]), described("Attempt"));
+    assert_eq!(names(&detail["metered"]), described("Metered"));
+    assert_eq!(names(&detail["metered"]["cost"]), described("Cost"));
+    let words = |of: &str, field: &str| schemas[of]["properties"][field]["enum"].clone();
+    assert_eq!(
+        words("Metered", "source"),
+        json!(
+            onlyonce_core::metered::Source::ALL
+                .iter()
+                .map(|s| s.as_str())
+                .collect::<Vec<_>>()
+        )
+    );
+    assert_eq!(
+        words("Cost", "basis"),
+        json!(Basis::ALL.iter().map(|b| b.as_str()).collect::<Vec<_>>())
+    );
     let refusal = fixture.get("/nowhere").await.expect_refusal(404);
     assert_eq!(names(&refusal), described("Refusal"));
     let purged = fixture
@@ -271,6 +308,20 @@ async fn a_completed_operation_shows_its_life() {
         ("reason", Value::Null),
         ("lease_until", Value::Null),
         ("response_headers", json!([["x-a", "1"]])),
+        (
+            "metered",
+            json!({
+                "source": "provider",
+                "provider": "openai",
+                "operation": "chat",
+                "model": "gpt-5",
+                "request_model": "",
+                "response_id": "",
+                "tier": "",
+                "usage": { "input": 12, "output": 345 },
+                "cost": { "usd": "0.003465", "basis": "table", "version": "prices 1" },
+            }),
+        ),
     ] {
         assert_eq!(shown[name], value, "{name}");
     }

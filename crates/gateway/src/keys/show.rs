@@ -89,6 +89,9 @@ pub(super) fn operation(operation: &Value) -> String {
         text(&operation["path"])
     );
     let _ = writeln!(out, "{:<15} {request}", "request");
+    if operation["metered"].is_object() {
+        metered(&operation["metered"], &mut out);
+    }
     for attempt in operation["attempts_log"].as_array().into_iter().flatten() {
         let number = format!("attempt {}", text(&attempt["number"]));
         let _ = writeln!(
@@ -113,6 +116,43 @@ pub(super) fn operation(operation: &Value) -> String {
         );
     }
     out
+}
+
+/// What it used and cost.
+fn metered(metered: &Value, out: &mut String) {
+    for (label, name) in [("provider", "provider"), ("model", "model")] {
+        if metered[name].as_str().is_some_and(|said| !said.is_empty()) {
+            let _ = writeln!(out, "{label:<15} {}", text(&metered[name]));
+        }
+    }
+    let usage: Vec<_> = metered["usage"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(unit, count)| format!("{unit} {}", text(count)))
+        .collect();
+    let usage = match &*usage {
+        [] => "not told".to_owned(),
+        told => told.join(", "),
+    };
+    let _ = writeln!(
+        out,
+        "{:<15} {usage}  (source: {})",
+        "usage",
+        text(&metered["source"])
+    );
+    let cost = &metered["cost"];
+    if cost.is_object() {
+        let by = (text(&cost["basis"]), text(&cost["version"]));
+        let _ = writeln!(
+            out,
+            "{:<15} {} USD  (by {}: {})",
+            "cost",
+            text(&cost["usd"]),
+            by.0,
+            by.1
+        );
+    }
 }
 
 /// The ids of several operations.

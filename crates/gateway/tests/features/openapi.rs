@@ -116,6 +116,20 @@ impl Described {
                         self.check(&format!("{what}: {name}"), &rule[name], one);
                     }
                 }
+                "additionalProperties" => {
+                    for (name, one) in members(value) {
+                        self.check(&format!("{what}: {name}"), rule, one);
+                    }
+                }
+                // Something or null.
+                "anyOf" => {
+                    let mut rules = rule.as_array().expect("a list").iter();
+                    let fits = |rule: &&Value| (rule["type"] == "null") == value.is_null();
+                    let rule = rules.find(fits);
+                    let rule =
+                        rule.unwrap_or_else(|| panic!("{what}: {value} is none of {rule:?}"));
+                    self.check(what, rule, value);
+                }
                 "items" => {
                     for one in value.as_array().into_iter().flatten() {
                         self.check(what, rule, one);
