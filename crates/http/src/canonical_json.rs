@@ -54,6 +54,11 @@ impl Pointer {
             .collect::<Result<_, _>>()
             .map(Self)
     }
+
+    /// The names and indexes that lead to what it points at, outermost first.
+    pub fn tokens(&self) -> &[String] {
+        &self.0
+    }
 }
 
 /// RFC 6901 section 4: `~1` is a slash, `~0` a tilde, and no other escape exists.

@@ -1,1 +1,5 @@
 //! What ran, what it cost, and what was not spent twice.
+
+mod event_stream;
+mod json;
+mod sse;
