@@ -159,15 +159,17 @@ pub(crate) struct Inflate<W: Write> {
     decoder: Decoder<W>,
     /// How many bytes came in.
     input: u64,
+    /// Memory of a decoder that holds the same from its start to its end.
+    _held: Option<Held>,
 }
 
 enum Decoder<W: Write> {
     Identity(W),
-    Gzip(MultiGzDecoder<Bounded<W>>, Held),
+    Gzip(MultiGzDecoder<Bounded<W>>),
     /// Whether it is zlib, as it should be, or raw, as some send it, shows in the first two bytes.
-    Deflate(Bounded<W>, Vec<u8>, Held),
-    Zlib(ZlibDecoder<Bounded<W>>, Held),
-    Raw(DeflateDecoder<Bounded<W>>, Held),
+    Deflate(Bounded<W>, Vec<u8>),
+    Zlib(ZlibDecoder<Bounded<W>>),
+    Raw(DeflateDecoder<Bounded<W>>),
     Brotli(Box<Brotli>, Bounded<W>),
     Zstd(Box<Zstd>, Bounded<W>),
     /// Only while one becomes another.
@@ -177,15 +179,22 @@ enum Decoder<W: Write> {
 impl<W: Write> Inflate<W> {
     /// A decoder of `coding` whose output goes to `to`.
     pub(crate) fn new(coding: Coding, memory: &MeterMemory, to: W) -> Result<Self, GaveUp> {
-        let held = || Held::take(memory, DEFLATE_MEMORY);
+        let held = match coding {
+            Coding::Gzip | Coding::Deflate => Some(Held::take(memory, DEFLATE_MEMORY)?),
+            Coding::Identity | Coding::Brotli | Coding::Zstd => None,
+        };
         let decoder = match coding {
             Coding::Identity => Decoder::Identity(to),
-            Coding::Gzip => Decoder::Gzip(MultiGzDecoder::new(Bounded::new(to)), held()?),
-            Coding::Deflate => Decoder::Deflate(Bounded::new(to), Vec::new(), held()?),
+            Coding::Gzip => Decoder::Gzip(MultiGzDecoder::new(Bounded::new(to))),
+            Coding::Deflate => Decoder::Deflate(Bounded::new(to), Vec::new()),
             Coding::Brotli => Decoder::Brotli(Box::new(Brotli::new(memory)), Bounded::new(to)),
             Coding::Zstd => Decoder::Zstd(Box::new(Zstd::new(memory)?), Bounded::new(to)),
         };
-        Ok(Self { decoder, input: 0 })
+        Ok(Self {
+            decoder,
+            input: 0,
+            _held: held,
+        })
     }
 
     /// Takes the next bytes. After an error it takes no more.
@@ -227,9 +236,9 @@ impl<W: Write> Decoder<W> {
     fn bounded(&mut self) -> Option<&mut Bounded<W>> {
         match self {
             Self::Identity(_) | Self::None => None,
-            Self::Gzip(decoder, _) => Some(decoder.get_mut()),
-            Self::Zlib(decoder, _) => Some(decoder.get_mut()),
-            Self::Raw(decoder, _) => Some(decoder.get_mut()),
+            Self::Gzip(decoder) => Some(decoder.get_mut()),
+            Self::Zlib(decoder) => Some(decoder.get_mut()),
+            Self::Raw(decoder) => Some(decoder.get_mut()),
             Self::Deflate(to, ..) | Self::Brotli(_, to) | Self::Zstd(_, to) => Some(to),
         }
     }
@@ -237,12 +246,12 @@ impl<W: Write> Decoder<W> {
     fn push(&mut self, bytes: &[u8]) -> Result<(), GaveUp> {
         match self {
             Self::Identity(_) | Self::None => Ok(()),
-            Self::Gzip(decoder, _) => write_to(decoder, bytes),
-            Self::Zlib(decoder, _) => write_to(decoder, bytes),
-            Self::Raw(decoder, _) => write_to(decoder, bytes),
+            Self::Gzip(decoder) => write_to(decoder, bytes),
+            Self::Zlib(decoder) => write_to(decoder, bytes),
+            Self::Raw(decoder) => write_to(decoder, bytes),
             Self::Brotli(decoder, to) => decoder.push(bytes, to),
             Self::Zstd(decoder, to) => decoder.push(bytes, to),
-            Self::Deflate(_, start, _) => {
+            Self::Deflate(_, start) => {
                 start.extend_from_slice(bytes);
                 match start.len() {
                     0 | 1 => Ok(()),
@@ -253,15 +262,15 @@ impl<W: Write> Decoder<W> {
     }
 
     fn choose(&mut self) -> Result<(), GaveUp> {
-        let Self::Deflate(to, start, held) = mem::replace(self, Self::None) else {
+        let Self::Deflate(to, start) = mem::replace(self, Self::None) else {
             return Ok(());
         };
         // RFC 1950 section 2.2: method 8, a window of at most 32 KiB, a multiple of 31.
         let number = u16::from(start[0]) << 8 | u16::from(start[1]);
         let is_zlib = start[0] & 0x0f == 8 && start[0] >> 4 <= 7 && number % 31 == 0;
         *self = match is_zlib {
-            true => Self::Zlib(ZlibDecoder::new(to), held),
-            false => Self::Raw(DeflateDecoder::new(to), held),
+            true => Self::Zlib(ZlibDecoder::new(to)),
+            false => Self::Raw(DeflateDecoder::new(to)),
         };
         self.push(&start)
     }
@@ -272,9 +281,9 @@ impl<W: Write> Decoder<W> {
             Self::Identity(_) => true,
             Self::None | Self::Deflate(..) => false,
             // What came of a broken one is wanted too.
-            Self::Gzip(decoder, _) => decoder.flush().and_then(|()| decoder.try_finish()).is_ok(),
-            Self::Zlib(decoder, _) => decoder.flush().and_then(|()| decoder.try_finish()).is_ok(),
-            Self::Raw(decoder, _) => decoder.flush().and_then(|()| decoder.try_finish()).is_ok(),
+            Self::Gzip(decoder) => decoder.flush().and_then(|()| decoder.try_finish()).is_ok(),
+            Self::Zlib(decoder) => decoder.flush().and_then(|()| decoder.try_finish()).is_ok(),
+            Self::Raw(decoder) => decoder.flush().and_then(|()| decoder.try_finish()).is_ok(),
             Self::Brotli(decoder, _) => decoder.is_finished,
             Self::Zstd(decoder, to) => decoder.finish(to),
         }
