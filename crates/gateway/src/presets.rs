@@ -4,20 +4,27 @@
 use std::collections::BTreeMap;
 
 use crate::config::section::Section;
+use crate::config::usage::Formats;
 use crate::config::{ConfigError, Policy, Source, nearest};
 
 /// The presets that come with the gateway. Each extends one before it.
-const BUILT_IN: [(&str, &str); 5] = [
+const BUILT_IN: [(&str, &str); 9] = [
     ("generic", include_str!("../presets/generic.toml")),
     ("openai", include_str!("../presets/openai.toml")),
     ("anthropic", include_str!("../presets/anthropic.toml")),
     ("gemini", include_str!("../presets/gemini.toml")),
+    ("bedrock", include_str!("../presets/bedrock.toml")),
+    ("mistral", include_str!("../presets/mistral.toml")),
+    ("cohere", include_str!("../presets/cohere.toml")),
+    ("openrouter", include_str!("../presets/openrouter.toml")),
     ("stripe", include_str!("../presets/stripe.toml")),
 ];
 
 /// All presets that a configuration may name.
 pub(crate) struct Presets {
     by_name: BTreeMap<Box<str>, Policy>,
+    /// What their `usage` and that of routes may name.
+    formats: Formats,
 }
 
 impl Presets {
@@ -25,8 +32,9 @@ impl Presets {
     pub(crate) fn built_in() -> Result<Self, ConfigError> {
         let mut presets = Self {
             by_name: BTreeMap::new(),
+            formats: Formats::default(),
         };
-        presets.by_name.insert("generic".into(), Policy::default());
+        presets.add("generic", Policy::default());
         for (name, text) in BUILT_IN {
             let source = Source {
                 name: &format!("presets/{name}.toml"),
@@ -34,7 +42,7 @@ impl Presets {
                 env: &|_| None,
             };
             let policy = source.read(|section| presets.read_one(section))?;
-            presets.by_name.insert(name.into(), policy);
+            presets.add(name, policy);
         }
         Ok(presets)
     }
@@ -42,6 +50,7 @@ impl Presets {
     /// The presets that come with the gateway, and those that the file adds.
     pub(crate) fn read(root: &mut Section<'_>) -> Result<Self, ConfigError> {
         let mut presets = Self::built_in()?;
+        presets.formats.read(root)?;
         for mut section in root.tables("preset")? {
             let entry = section.require("name", "name the preset")?;
             let name = entry.name()?;
@@ -53,9 +62,14 @@ impl Presets {
             }
             let policy = presets.read_one(&mut section)?;
             section.finish()?;
-            presets.by_name.insert(name.into(), policy);
+            presets.add(name, policy);
         }
         Ok(presets)
+    }
+
+    fn add(&mut self, name: &str, policy: Policy) {
+        self.formats.add(&policy.usage);
+        self.by_name.insert(name.into(), policy);
     }
 
     fn read_one(&self, section: &mut Section<'_>) -> Result<Policy, ConfigError> {
@@ -72,7 +86,7 @@ impl Presets {
                 })?
             }
         };
-        let policy = Policy::read(section, &base)?;
+        let policy = Policy::read(section, &base, &self.formats)?;
         policy.check(section)?;
         Ok(policy)
     }
@@ -85,6 +99,11 @@ impl Presets {
     /// The preset `name`, which was found before; the defaults otherwise.
     pub(crate) fn policy(&self, name: &str) -> Policy {
         self.find(name).cloned().unwrap_or_default()
+    }
+
+    /// What `usage` may name.
+    pub(crate) fn formats(&self) -> &Formats {
+        &self.formats
     }
 
     /// All names.

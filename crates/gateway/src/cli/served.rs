@@ -18,7 +18,8 @@ pub(crate) struct Served {
         conflicts_with = "config"
     )]
     upstream: Option<String>,
-    /// What is known about the upstream: generic, openai, anthropic, gemini or stripe
+    /// What is known about the upstream: generic, openai, anthropic, gemini, bedrock, mistral, cohere,
+    /// openrouter or stripe
     #[arg(
         long,
         value_name = "NAME",

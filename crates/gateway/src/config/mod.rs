@@ -11,6 +11,7 @@ mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub(crate) mod usage;
 mod value;
 
 use std::path::Path;

@@ -8,10 +8,12 @@ use onlyonce_core::Concurrent;
 use onlyonce_engine::RoutePolicy;
 use onlyonce_http::canonical_json::Pointer;
 use onlyonce_http::{BodyRule, FingerprintRules};
+use onlyonce_ledger::UsageFormat;
 
 use super::error::ConfigError;
 use super::section::{Entry, OrZero, Section};
 use super::stream::StreamKind;
+use super::usage::Formats;
 
 /// The choices of one route: its own settings over its upstream's preset over the defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +70,8 @@ pub struct Policy {
     pub credential_query: Option<Box<str>>,
     /// The gateway's own retries.
     pub retries: Retries,
+    /// How answers tell what was used; the first that is for a call is the one.
+    pub usage: Arc<[Arc<UsageFormat>]>,
 }
 
 /// Where the key of a request comes from.
@@ -188,6 +192,7 @@ impl Default for Policy {
             total_timeout: minutes(60),
             credential_query: None,
             retries: Retries::default(),
+            usage: Arc::default(),
         }
     }
 }
@@ -233,8 +238,12 @@ impl Policy {
         self.release.contains(&status)
     }
 
-    /// The policy settings of `section` over `base`.
-    pub(crate) fn read(section: &mut Section<'_>, base: &Self) -> Result<Self, ConfigError> {
+    /// The policy settings of `section` over `base`, whose `usage` may name `formats`.
+    pub(crate) fn read(
+        section: &mut Section<'_>,
+        base: &Self,
+        formats: &Formats,
+    ) -> Result<Self, ConfigError> {
         let mut policy = base.clone();
         if let Some(entry) = section.take("key") {
             policy.key = entry.choice(&[
@@ -291,6 +300,9 @@ impl Policy {
         policy.read_timeouts(section)?;
         if let Some(entry) = section.take("retries") {
             policy.retries = Retries::read(entry.table("retries")?, base.retries)?;
+        }
+        if let Some(entry) = section.take("usage") {
+            policy.usage = formats.list(&entry)?;
         }
         Ok(policy)
     }

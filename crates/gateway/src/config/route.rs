@@ -313,7 +313,8 @@ impl Route {
             Some(entry) => entry.name()?.into(),
             None => upstream.name.clone(),
         };
-        let policy = Policy::read(section, &presets.policy(&upstream.preset))?;
+        let base = presets.policy(&upstream.preset);
+        let policy = Policy::read(section, &base, presets.formats())?;
         policy.check(section)?;
         Ok(Self {
             strip_prefix,

@@ -10,8 +10,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::HeaderName;
+use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::error::{ConfigError, nearest};
 use super::value::{Secret, parse_duration, parse_size};
@@ -399,6 +400,46 @@ impl<'a> Entry<'a> {
                 value: item.get_ref(),
             })
             .collect())
+    }
+
+    /// Whether it is a table.
+    pub(crate) fn is_table(&self) -> bool {
+        matches!(self.value, DeValue::Table(_))
+    }
+
+    /// What a table of another crate's makes of it; `next` says where its keys are described.
+    pub(crate) fn deserialized<T: Deserialize<'a>>(&self, next: &str) -> Result<T, ConfigError> {
+        if !self.is_table() {
+            return Err(self.wrong_type("a table", "[[usage]]"));
+        }
+        let value = Spanned::new(self.offset..self.offset, self.value.clone());
+        T::deserialize(ValueDeserializer::from(value)).map_err(|error| {
+            let offset = error.span().map_or(self.offset, |span| span.start);
+            let what = format!("{} has a mistake: {}", self.name, error.message());
+            self.source.fail(Some(offset), what, next.to_owned())
+        })
+    }
+
+    /// The setting of this table that `path` names, with dots where a table is in a table; the table
+    /// that should have it, where it is not there.
+    pub(crate) fn within(&self, path: &str) -> Self {
+        let mut entry = Self {
+            source: self.source,
+            name: format!("`{path}`"),
+            offset: self.offset,
+            value: self.value,
+        };
+        for name in path.split('.') {
+            let DeValue::Table(table) = entry.value else {
+                break;
+            };
+            let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else {
+                break;
+            };
+            entry.offset = key.span().start;
+            entry.value = value.get_ref();
+        }
+        entry
     }
 
     /// The settings of a table, called `title` in messages.

@@ -509,6 +509,8 @@ pub struct Limits {
     pub response_body: u64,
     /// Bytes of recording in memory per running operation.
     pub operation_memory: usize,
+    /// Bytes of memory of all decoders of encoded answers whose usage is read.
+    pub meter_memory: usize,
     /// Operations running at once.
     pub live_operations: usize,
     /// Operations of one tenant running at once.
@@ -524,6 +526,7 @@ impl Default for Limits {
             spool_above: 1 << 20,
             response_body: 256 << 20,
             operation_memory: 256 << 10,
+            meter_memory: 64 << 20,
             live_operations: 20_000,
             tenant_live: 10_000,
             tenant_records: 2_000_000,
@@ -546,6 +549,9 @@ impl Limits {
         }
         if let Some(entry) = section.take("operation_memory") {
             limits.operation_memory = narrow(entry.size((64 << 10)..=(1 << 30))?);
+        }
+        if let Some(entry) = section.take("meter_memory") {
+            limits.meter_memory = narrow(entry.size(0..=(1 << 40))?);
         }
         if let Some(entry) = section.take("live_operations") {
             limits.live_operations = entry.number(1..=10_000_000)?;

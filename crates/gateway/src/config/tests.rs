@@ -503,9 +503,9 @@ fn an_upstreams_settings_are_checked() {
         "onlyonce.toml line 4: `preset` cannot be \"opanai\"; did you mean \"openai\"?"
     );
     assert_eq!(
-        with("preset = \"mistral\""),
-        "onlyonce.toml line 4: `preset` cannot be \"mistral\"; use one of: anthropic, gemini, \
-         generic, openai, stripe"
+        with("preset = \"acme-ai\""),
+        "onlyonce.toml line 4: `preset` cannot be \"acme-ai\"; use one of: anthropic, bedrock, \
+         cohere, gemini, generic, mistral, openai, openrouter, stripe"
     );
     assert_eq!(
         with("tls_roots = \"ca.pem\""),
@@ -605,7 +605,7 @@ fn every_policy_setting_is_read() {
          ignore_pointers = [\"/a~1b/0\"]\nforward_key = \"X-Key\"\nupstream_honours_keys = true\n\
          allow_set_cookie = true\nallow_close_delimited = true\nstreams = []\nlate_answer = \"0s\"\n\
          connect_timeout = \"1s\"\nfirst_byte_timeout = \"2s\"\nbetween_bytes_timeout = \"3s\"\n\
-         total_timeout = \"4s\"\ncredential_query = \"key\"\n\
+         total_timeout = \"4s\"\ncredential_query = \"key\"\nusage = [\"cohere-chat\"]\n\
          retries = { max = 3, backoff = \"1ms\", max_backoff = \"2ms\", budget = 0.5 }",
     );
     let expected = Policy {
@@ -639,9 +639,11 @@ fn every_policy_setting_is_read() {
             max_backoff: Duration::from_millis(2),
             budget: 0.5,
         },
+        usage: policy.usage.clone(),
     };
     assert_eq!(policy, expected);
     assert_eq!(policy.ignore_pointers.len(), 1);
+    assert_eq!(usage(&policy), ["cohere-chat"]);
     assert!(policy.releases(529) && !policy.releases(503));
 }
 
@@ -762,6 +764,138 @@ fn a_route_cannot_take_away_what_the_presets_resend_relies_on() {
     assert_eq!(error.next, "set on_unknown = \"report\" here");
 }
 
+/// The names of the formats of a policy.
+fn usage(policy: &Policy) -> Vec<&str> {
+    policy.usage.iter().map(|format| format.name()).collect()
+}
+
+const FORMAT: &str = "name = \"mine\"\npaths = \"/v1/run\"\nprovider = \"me\"\n\
+                      units = { input = \"/in\" }\n";
+
+#[test]
+fn formats_of_usage_are_named_or_written_where_they_are_used() {
+    let route = |lines: &str| {
+        format!("{UPSTREAM}preset = \"openai\"\n[[route]]\nupstream = \"up\"\n{lines}")
+    };
+    let of = |text: &str| {
+        let config = read(text).unwrap_or_else(|error| panic!("{error}"));
+        config.routes[0].policy.clone()
+    };
+    let openai = [
+        "openai-chat",
+        "openai-completions",
+        "openai-responses",
+        "openai-embeddings",
+    ];
+    assert_eq!(usage(&of(&route(""))), openai);
+    assert!(usage(&of(&route("usage = []\n"))).is_empty());
+    let named = route("usage = [\"mine\", \"openai-chat\", \"cohere-chat\"]\n");
+    let policy = of(&format!("[[usage]]\n{FORMAT}{named}"));
+    assert_eq!(usage(&policy), ["mine", "openai-chat", "cohere-chat"]);
+    assert!(policy.usage[0].matches("/v1/run"));
+    assert_eq!(
+        usage(&of(&route(&format!("[[route.usage]]\n{FORMAT}")))),
+        ["mine"]
+    );
+    // Those of a preset are known to what stands below it.
+    let preset = format!(
+        "[[preset]]\nname = \"a\"\n[[preset.usage]]\n{FORMAT}\
+                          [[preset]]\nname = \"b\"\nextends = \"a\"\n"
+    );
+    let upstream = format!("{preset}{UPSTREAM}preset = \"b\"\n");
+    assert_eq!(usage(&of(&upstream)), ["mine"]);
+    let text = format!("{preset}{}", route("usage = [\"openai-chat\", \"mine\"]\n"));
+    assert_eq!(usage(&of(&text)), ["openai-chat", "mine"]);
+}
+
+#[test]
+fn mistakes_in_a_format_name_their_line() {
+    for (old, new, message) in [
+        (
+            "paths",
+            "pathz",
+            "line 3: `usage`[0] has a mistake: unknown field `pathz`, expected one of `name`, \
+             `paths`, `provider`, `prices`, `operation`, `within`, `model`, `response_id`, `tier`, \
+             `at`, `units`, `cost`, `complete`, `per_call`, `charge_on`; docs/presets.md describes \
+             the keys",
+        ),
+        (
+            "provider = \"me\"",
+            "operation = \"chat\"",
+            "line 1: `usage`[0] has a mistake: missing field `provider`; docs/presets.md describes \
+             the keys",
+        ),
+        (
+            "\"/v1/run\"",
+            "[\"/v1/run\", 7]",
+            "line 3: `usage`[0] has a mistake: invalid type: integer `7`, expected a string; \
+             docs/presets.md describes the keys",
+        ),
+        (
+            "\"/v1/run\"",
+            "\"v1/run\"",
+            "line 3: `paths` holds \"v1/run\", which does not start with / or **; write it like \
+             \"/v1/chat/completions\", \"**/messages\" or \"/model/{model}/converse\"",
+        ),
+        (
+            "\"/in\"",
+            "\"in\"",
+            "line 5: `units.input` is \"in\", which is no JSON pointer; write it like \
+             \"/usage/input_tokens\" (RFC 6901: `~` is ~0, `/` in a name is ~1)",
+        ),
+        (
+            "name = \"mine\"",
+            "name = \"openai-chat\"",
+            "line 2: `name` is \"openai-chat\", and there is a format of that name; choose another \
+             name",
+        ),
+    ] {
+        assert!(FORMAT.contains(old), "{old}");
+        refused(&format!("[[usage]]\n{}", FORMAT.replace(old, new)), message);
+    }
+    let error = mistake(&format!(
+        "[[usage]]\n{}{UPSTREAM}",
+        FORMAT.replace("input", "inptu")
+    ));
+    assert!(
+        error.starts_with("onlyonce.toml line 5: `units.inptu` is no unit; use one of: input, ")
+    );
+    refused(
+        "usage = [\"openai-chat\"]",
+        "line 1: `usage`[0] is a string, and it must be a table; write it like [[usage]]",
+    );
+    refused_in_route(
+        "usage = [\"openai-chta\"]",
+        "line 6: `usage`[0] cannot be \"openai-chta\"; did you mean \"openai-chat\"?",
+    );
+    refused_in_route(
+        "usage = [\"openai-chat\", \"openai-chat\"]",
+        "line 6: `usage`[1] is \"openai-chat\" again; take one of the two away",
+    );
+    refused_in_route(
+        "usage = \"openai-chat\"",
+        "line 6: `usage` is a string, and it must be a list; write it like [\"openai-chat\", \
+         \"mine\"]",
+    );
+}
+
+#[test]
+fn the_documentation_of_presets_names_their_formats() {
+    let page = include_str!("../../../../docs/presets.md");
+    let presets = crate::presets::Presets::built_in().unwrap();
+    for name in presets.names() {
+        let policy = presets.policy(name);
+        let formats: Vec<_> = usage(&policy)
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect();
+        if !formats.is_empty() {
+            let row = format!("\n| {name} | {} |\n", formats.join(", "));
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+}
+
 #[test]
 fn the_built_in_presets_know_their_upstreams() {
     let of = |preset: &str| {
@@ -772,6 +906,10 @@ fn the_built_in_presets_know_their_upstreams() {
     assert_eq!(of("openai").release, [401, 403, 429, 503]);
     assert_eq!(of("anthropic").release, [401, 402, 403, 429, 503, 529]);
     assert_eq!(of("gemini").release, [401, 403, 429, 503]);
+    assert_eq!(of("bedrock").release, [401, 403, 429, 503]);
+    assert_eq!(of("mistral").release, [401, 429, 503]);
+    assert_eq!(of("cohere").release, [401, 429, 503]);
+    assert_eq!(of("openrouter").release, [401, 402, 429, 503]);
     assert_eq!(of("gemini").credential_query.as_deref(), Some("key"));
     let stripe = of("stripe");
     assert_eq!(stripe.release, [401, 409, 429, 503]);
@@ -781,7 +919,16 @@ fn the_built_in_presets_know_their_upstreams() {
         ForwardKey::In("idempotency-key".parse().unwrap())
     );
     assert_eq!(stripe.on_unknown, OnUnknown::Report);
-    for preset in ["generic", "openai", "anthropic", "gemini"] {
+    for preset in [
+        "generic",
+        "openai",
+        "anthropic",
+        "gemini",
+        "bedrock",
+        "mistral",
+        "cohere",
+        "openrouter",
+    ] {
         let policy = of(preset);
         assert!(!policy.upstream_honours_keys, "{preset}");
         assert_eq!(policy.forward_key, ForwardKey::AsItCame, "{preset}");
@@ -810,7 +957,7 @@ fn presets_of_ones_own_extend_others() {
     refused(
         "[[preset]]\nname = \"mine\"\nextends = \"minne\"",
         "line 3: `extends` cannot be \"minne\"; use one that stands above it, or: anthropic, \
-         gemini, generic, openai, stripe",
+         bedrock, cohere, gemini, generic, mistral, openai, openrouter, stripe",
     );
     refused(
         "[[preset]]\nname = \"mine\"\nrelaese = [1]",
@@ -911,7 +1058,8 @@ fn the_documentation_names_every_setting_and_its_default() {
 #[test]
 fn the_documentation_of_presets_releases_what_they_release() {
     let page = include_str!("../../../../docs/presets.md");
-    for preset in ["generic", "openai", "anthropic", "gemini", "stripe"] {
+    let presets = crate::presets::Presets::built_in().unwrap();
+    for preset in presets.names() {
         let section = page.split_once(&format!("\n## {preset}\n")).unwrap().1;
         let section = section.split("\n## ").next().unwrap();
         let released: Vec<u16> = section

@@ -26,7 +26,17 @@ fn statuses(preset: &str, outcome: &str) -> BTreeSet<u16> {
 
 #[test]
 fn each_status_is_released_or_recorded_as_the_page_says() {
-    for preset in ["generic", "openai", "anthropic", "gemini", "stripe"] {
+    for preset in [
+        "generic",
+        "openai",
+        "anthropic",
+        "gemini",
+        "bedrock",
+        "mistral",
+        "cohere",
+        "openrouter",
+        "stripe",
+    ] {
         let upstream = Upstream::scripted(|x| {
             let status = x.path()[1..].parse().unwrap();
             x.answer(status, &[], b"said");
