@@ -29,45 +29,8 @@ impl Usd {
     /// The amount that a decimal number tells, as JSON writes it (`12`, `0.000125`, `1.25e-4`); what is
     /// finer than a nano is rounded, half to even. `None` where it is no number or none that fits.
     pub fn parse(text: &str) -> Option<Self> {
-        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
-            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
-            None => (text, 0),
-        };
-        let (is_negative, mantissa) = match mantissa.strip_prefix('-') {
-            Some(rest) => (true, rest),
-            None => (false, mantissa),
-        };
-        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        if whole.is_empty()
-            || !whole
-                .bytes()
-                .chain(fraction.bytes())
-                .all(|b| b.is_ascii_digit())
-        {
-            return None;
-        }
-        let mut digits: i128 = 0;
-        for digit in whole.bytes().chain(fraction.bytes()) {
-            digits = digits
-                .checked_mul(10)?
-                .checked_add(i128::from(digit - b'0'))?;
-        }
-        let scale = exponent
-            .checked_sub(i32::try_from(fraction.len()).ok()?)?
-            .checked_add(9)?;
-        let nanos = match u32::try_from(scale) {
-            Ok(scale) => digits.checked_mul(
-                10_i128
-                    .checked_pow(scale)
-                    .or_else(|| (digits == 0).then_some(0))?,
-            )?,
-            Err(_) => match 10_i128.checked_pow(scale.unsigned_abs()) {
-                Some(divisor) => rounded(digits, divisor),
-                None => 0,
-            },
-        };
-        let nanos = i64::try_from(nanos).ok()?;
-        Some(Self::from_nanos(if is_negative { -nanos } else { nanos }))
+        let nanos = decimal(text, 9)?;
+        Some(Self::from_nanos(i64::try_from(nanos).ok()?))
     }
 
     /// The sum; `None` where it does not fit.
@@ -83,6 +46,49 @@ impl Usd {
         let nanos = i64::try_from(times).ok()?.checked_mul(self.nanos)?;
         Some(Self { nanos })
     }
+}
+
+/// The decimal number in `text`, as JSON writes it (`12`, `0.000125`, `1.25e-4`), times 10 to the power
+/// of `places`; what is finer is rounded, half to even. `None` where it is no number or none that fits.
+pub fn decimal(text: &str, places: u32) -> Option<i128> {
+    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
+        None => (text, 0),
+    };
+    let (is_negative, mantissa) = match mantissa.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, mantissa),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    if whole.is_empty()
+        || !whole
+            .bytes()
+            .chain(fraction.bytes())
+            .all(|b| b.is_ascii_digit())
+    {
+        return None;
+    }
+    let mut digits: i128 = 0;
+    for digit in whole.bytes().chain(fraction.bytes()) {
+        digits = digits
+            .checked_mul(10)?
+            .checked_add(i128::from(digit - b'0'))?;
+    }
+    let scale = exponent
+        .checked_sub(i32::try_from(fraction.len()).ok()?)?
+        .checked_add(i32::try_from(places).ok()?)?;
+    let scaled = match u32::try_from(scale) {
+        Ok(scale) => digits.checked_mul(
+            10_i128
+                .checked_pow(scale)
+                .or_else(|| (digits == 0).then_some(0))?,
+        )?,
+        Err(_) => match 10_i128.checked_pow(scale.unsigned_abs()) {
+            Some(divisor) => rounded(digits, divisor),
+            None => 0,
+        },
+    };
+    Some(if is_negative { -scaled } else { scaled })
 }
 
 /// `dividend / divisor`, rounded half to even. The divisor is positive.

@@ -5,6 +5,7 @@ mod format;
 mod inflate;
 mod json;
 mod meter;
+pub mod prices;
 mod sse;
 
 pub use format::{FormatError, OneOrMore, RawFormat, UsageFormat};
