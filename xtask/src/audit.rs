@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::args::Args;
 use crate::command::{cargo, headline, quietly};
+use crate::prices;
 
 /// Licences that may be combined with ours and linked into one binary.
 const LICENCES: &[&str] = &[
@@ -89,6 +90,7 @@ pub fn run(args: Args) -> Result<()> {
         faults.extend(denied_fault(package));
     }
     faults.extend(doubled_majors(&packages));
+    faults.extend(prices::faults(&metadata)?);
     let index = IndexCache::open();
     let mut looked_up = 0;
     for package in packages.iter().filter(|package| package.source.is_some()) {
@@ -136,7 +138,7 @@ pub fn has_feature(package: &str, feature: &str) -> Result<bool> {
 }
 
 /// The whole dependency tree for every platform; from the local copies where they are complete.
-fn metadata() -> Result<Value> {
+pub fn metadata() -> Result<Value> {
     let arguments = ["metadata", "--format-version", "1", "--locked"];
     let output = match quietly("cargo metadata", cargo().args(arguments).arg("--offline")) {
         Ok(output) => output,

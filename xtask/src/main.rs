@@ -7,6 +7,7 @@ mod clients;
 mod command;
 mod faults;
 mod powercut;
+mod prices;
 mod test;
 mod torture;
 
@@ -18,7 +19,9 @@ cargo xtask COMMAND
   test [--only-cargo]      install what the tests need, build, run every test, then a minute of
                            torture and a short power cut; prints `N passed, N failed`
   clients                  only install the real clients; prints the variables that name them
-  audit                    licences, sources and versions of every dependency, offline
+  audit                    licences, sources and versions of every dependency, offline; that the
+                           list prices are those of the package that they come from
+  prices                   copies the list prices from that package, after its version was changed
   torture [--minutes N] [--seed S] [--release | --binary FILE]
                            kill -9 at random points under load, checked against the upstream's ledger
   powercut [--images N] [--seed S] [--release | --binary FILE]
@@ -45,6 +48,7 @@ fn run() -> Result<()> {
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),
+        Some("prices") => prices::run(args),
         Some(other) => bail!("there is no command `{other}`\n\n{USAGE}"),
         None => {
             print!("{USAGE}");
