@@ -36,7 +36,9 @@ use onlyonce_core::{Basis, Cost, Metered, Timestamp, Usd};
 use quick_cache::{Equivalent, sync::Cache};
 
 pub use data::TableError;
-pub use terms::{Factor, PerCall, Rates, RatesError, Statuses, TenantPrice, Terms, UnitPrice};
+pub use terms::{
+    Factor, PerCall, Rates, RatesError, Statuses, TenantPrice, Terms, UnitPrice, parse_amount,
+};
 
 use data::Table;
 use matching::Found;
@@ -247,5 +249,31 @@ struct Name<'a> {
 impl Equivalent<(Box<str>, Box<str>)> for Name<'_> {
     fn equivalent(&self, (seller, model): &(Box<str>, Box<str>)) -> bool {
         self.seller == &**seller && self.model == &**model
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i15_names_of_models_are_remembered_within_a_bound() {
+        let table = r#"[{"id":"p","models":[{"id":"m","match":{"equals":"m"},"prices":{"input_mtok":1}}]}]"#;
+        let prices = Prices::read(table).expect("a table");
+        let long = "m".repeat(matching::MAX_NAME_BYTES + 1);
+        for (seller, model) in [("p", &*long), (&*long, "m")] {
+            assert_eq!(prices.find(seller, model), None);
+            assert_eq!(prices.found.len(), 0, "a long name is not remembered");
+        }
+        assert!(prices.find("p", "m").is_some());
+        assert_eq!(prices.found.len(), 1);
+        for number in 0..3 * REMEMBERED {
+            assert_eq!(prices.find("p", &number.to_string()), None);
+        }
+        let remembered = prices.found.len();
+        assert!(
+            (REMEMBERED / 2..=REMEMBERED).contains(&remembered),
+            "{remembered}"
+        );
     }
 }

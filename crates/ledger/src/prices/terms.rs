@@ -174,6 +174,12 @@ impl Factor {
     }
 }
 
+/// Reads an amount of dollars with up to nine decimals, below a million; `None` for anything else.
+pub fn parse_amount(text: &str) -> Option<Usd> {
+    let nanos = exactly(text, 9, 1_000_000)?;
+    Some(Usd::from_nanos(i64::try_from(nanos).ok()?))
+}
+
 /// The number in `text` in units of 10 to the power of `-places`; `None` where it is negative, finer, or
 /// not below `limit`.
 fn exactly(text: &str, places: u32, limit: i128) -> Option<i128> {
@@ -306,6 +312,10 @@ mod tests {
         );
         for text in ["-1", "0.0000000000000001", "1000000", "a", ""] {
             assert_eq!(UnitPrice::parse(text), None, "{text}");
+        }
+        assert_eq!(parse_amount("0.002"), Some(Usd::from_nanos(2_000_000)));
+        for text in ["-0.1", "0.0000000001", "1000000", "$1"] {
+            assert_eq!(parse_amount(text), None, "{text}");
         }
         for text in ["-1", "0.0000001", "1000", "90%"] {
             assert_eq!(Factor::parse(text), None, "{text}");
