@@ -5,6 +5,7 @@
 
 mod error;
 mod policy;
+mod prices;
 mod route;
 pub(crate) mod section;
 mod server;
@@ -14,8 +15,10 @@ mod tests;
 pub(crate) mod usage;
 mod value;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use onlyonce_ledger::prices::Prices;
 
 pub use error::ConfigError;
 pub(crate) use error::nearest;
@@ -23,6 +26,7 @@ pub use policy::{
     ClientGone, FingerprintBody, Forward, ForwardKey, KeyMode, OnUnknown, Policy, Retries,
 };
 pub use route::{Matcher, Route, Upstream};
+use section::Section;
 pub use section::Source;
 pub use server::{
     Encryption, Forwarded, Limits, MIN_TOKEN_CHARACTERS, Overrides, Server, Store, StoreUrl,
@@ -42,6 +46,8 @@ pub struct Config {
     pub store: Store,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[prices]` `file`: the list prices to take in place of those that this program comes with.
+    pub price_file: Option<PathBuf>,
     /// `[[tenant]]`.
     pub tenants: Vec<Tenant>,
     /// `[[upstream]]`, by name.
@@ -57,6 +63,7 @@ impl Config {
             let server = Server::read(root, overrides)?;
             let store = Store::read(root, overrides)?;
             let limits = Limits::read(root)?;
+            let price_file = price_file(root)?;
             let tenants = Tenant::read_all(root)?;
             let presets = Presets::read(root)?;
             let upstreams = Upstream::read_all(root, &presets)?;
@@ -67,6 +74,7 @@ impl Config {
                 server,
                 store,
                 limits,
+                price_file,
                 tenants,
                 upstreams,
                 routes,
@@ -134,12 +142,55 @@ impl Config {
         })
     }
 
+    /// What calls cost: the list prices and those of all tenants. The file of prices is read here.
+    pub fn prices(&self) -> Result<Prices, ConfigError> {
+        let listed = match &self.price_file {
+            Some(path) => prices_of(path)?,
+            None => Prices::vendored(),
+        };
+        let with_prices = self.tenants.iter().filter(|own| !own.prices.is_empty());
+        Ok(with_prices.fold(listed, |prices, tenant| {
+            prices.with_tenant(&tenant.name, tenant.prices.clone())
+        }))
+    }
+
     /// The route of a request to `host` for `path`.
     pub fn route(&self, host: Option<&str>, path: &str) -> Option<&Arc<Route>> {
         self.routes
             .iter()
             .find(|route| route.matcher.matches(host, path))
     }
+}
+
+/// `[prices]`.
+fn price_file(root: &mut Section<'_>) -> Result<Option<PathBuf>, ConfigError> {
+    let mut section = root.table_or_empty("prices")?;
+    let file = section.take("file");
+    let file = file.map(|entry| entry.filled()).transpose()?;
+    section.finish()?;
+    Ok(file.map(PathBuf::from))
+}
+
+/// The list prices in a file.
+fn prices_of(path: &Path) -> Result<Prices, ConfigError> {
+    let fail = |what: String, next: &str| ConfigError {
+        file: path.display().to_string(),
+        line: None,
+        what,
+        next: next.to_owned(),
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        fail(
+            format!("the file of prices cannot be read ({error})"),
+            "name a file in [prices] that exists and may be read, or take the table away",
+        )
+    })?;
+    Prices::read(&text).map_err(|error| {
+        fail(
+            error.to_string(),
+            "take prices/new_data/v2/data.json of genai-prices, or take [prices] away",
+        )
+    })
 }
 
 /// `text` as a TOML string.

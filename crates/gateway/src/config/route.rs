@@ -9,9 +9,11 @@ use http::Uri;
 use http::uri::Authority;
 use onlyonce_engine::RoutePolicy;
 use onlyonce_http::FingerprintRules;
+use onlyonce_ledger::prices::PerCall;
 
 use super::error::{ConfigError, nearest};
 use super::policy::{Policy, set_span};
+use super::prices::per_call;
 use super::section::{Entry, OrZero, Section};
 use crate::presets::Presets;
 
@@ -58,6 +60,8 @@ pub struct Route {
     pub namespace: Box<str>,
     /// How they are treated.
     pub policy: Policy,
+    /// What each of its calls costs, where that is fixed.
+    pub per_call: Option<PerCall>,
     /// `policy`, as far as the engine needs it.
     pub engine_policy: RoutePolicy,
     /// `policy`, as far as the fingerprint needs it.
@@ -317,6 +321,7 @@ impl Route {
         let policy = Policy::read(section, &base, presets.formats())?;
         policy.check(section)?;
         Ok(Self {
+            per_call: per_call(section, &name)?,
             strip_prefix,
             namespace,
             ..Self::new(upstream, name, matcher, policy)
@@ -330,6 +335,7 @@ impl Route {
             strip_prefix: false,
             upstream: Arc::clone(upstream),
             namespace: upstream.name.clone(),
+            per_call: None,
             engine_policy: policy.for_engine(),
             fingerprint_rules: policy.fingerprint_rules(),
             policy,

@@ -157,8 +157,13 @@ impl<'a> Section<'a> {
 
     /// The list of tables `name`, empty where it is not there.
     pub(crate) fn tables(&mut self, name: &'static str) -> Result<Vec<Self>, ConfigError> {
+        let list = self.title.strip_prefix("[[");
+        let title = match list.and_then(|title| title.split_once("]]")) {
+            Some((outer, _)) => format!("{outer}.{name}"),
+            None => name.to_owned(),
+        };
         self.take(name)
-            .map_or(Ok(Vec::new()), |entry| entry.tables(name))
+            .map_or(Ok(Vec::new()), |entry| entry.tables(&title))
     }
 
     /// Refuses what nobody asked for.
@@ -261,6 +266,17 @@ impl<'a> Entry<'a> {
                     ),
                 )
             })
+    }
+
+    /// A decimal number as it stands there, with or without quotes: one that must not pass through a
+    /// float.
+    pub(crate) fn digits(&self) -> Result<&'a str, ConfigError> {
+        match self.value {
+            DeValue::String(text) => Ok(text.as_ref()),
+            DeValue::Float(number) => Ok(number.as_str()),
+            DeValue::Integer(number) if number.radix() == 10 => Ok(number.as_str()),
+            _ => Err(self.wrong_type("a decimal number", "\"1.25\"")),
+        }
     }
 
     /// A fraction from 0 to 1.
@@ -383,6 +399,11 @@ impl<'a> Entry<'a> {
     /// The name of an HTTP header.
     pub(crate) fn header_name(&self) -> Result<HeaderName, ConfigError> {
         self.parsed("write the name of an HTTP header, like \"Idempotency-Key\"")
+    }
+
+    /// Whether it is a list.
+    pub(crate) const fn is_list(&self) -> bool {
+        matches!(self.value, DeValue::Array(_))
     }
 
     /// The items of a list.

@@ -9,9 +9,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
+use onlyonce_ledger::prices::TenantPrice;
 
 use super::error::ConfigError;
 use super::policy::set_span;
+use super::prices::tenant_prices;
 use super::section::{Entry, OrZero, Section};
 use super::value::Secret;
 
@@ -574,6 +576,8 @@ pub struct Tenant {
     pub name: Box<str>,
     /// The credentials that are this tenant's: several while one is being replaced.
     pub credentials: Vec<Secret>,
+    /// Its own prices, the first that fits counts.
+    pub prices: Vec<TenantPrice>,
 }
 
 impl Tenant {
@@ -614,6 +618,7 @@ impl Tenant {
             tenants.push(Self {
                 name: name.into(),
                 credentials: own,
+                prices: tenant_prices(&mut section)?,
             });
             section.finish()?;
         }

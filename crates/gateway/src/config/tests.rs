@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use onlyonce_core::{Metered, Timestamp, Unit};
+use onlyonce_ledger::prices::Sale;
+
 use super::*;
 
 fn read_with(text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
@@ -404,6 +407,182 @@ fn a_store_is_embedded_shared_or_in_memory() {
         "[store]\nmax_bytes = \"32MiB\"",
         "line 2: `max_bytes` is below two segments; write 0 for no limit, at least 67108864 \
          bytes, or lower segment_bytes",
+    );
+}
+
+/// A cost as `prices` tells it.
+fn cost_of(config: &Config, tenant: &str, model: &str, status: u16) -> String {
+    let mut metered = Metered {
+        provider: "openai".into(),
+        model: model.into(),
+        usage: [(Unit::Input, 1_000_000)].into_iter().collect(),
+        ..Metered::default()
+    };
+    let sale = Sale {
+        tenant,
+        seller: None,
+        per_call: config.routes[0].per_call.as_ref(),
+        status,
+        at: Timestamp::from_millis(1_795_680_000_000),
+    };
+    let prices = config.prices().expect("list prices");
+    prices.price(&mut metered, &sale);
+    metered.cost.map_or("none".to_owned(), |cost| {
+        format!("{} {}", cost.amount, cost.basis)
+    })
+}
+
+#[test]
+fn tenants_have_prices_of_their_own() {
+    let config = valid(
+        "[[tenant]]\nname = \"acme\"\ncredentials = [\"a\"]\n\
+         [[tenant.price]]\nprovider = \"openai\"\nmodel = \"gpt-5*\"\ninput = \"1.10\"\noutput = 9\n\
+         cache_read = 0.11\n\
+         [[tenant.price]]\nmodel = \"gpt-4o*\"\nper_call = \"0.002\"\n\
+         [[tenant.price]]\nfactor = 0.9\n\
+         [[tenant]]\nname = \"other\"\ncredentials = [\"b\"]",
+    );
+    assert_eq!(config.tenants[0].prices.len(), 3);
+    assert!(config.tenants[1].prices.is_empty());
+    assert_eq!(cost_of(&config, "acme", "gpt-5-mini", 200), "1.10 tenant");
+    assert_eq!(cost_of(&config, "acme", "gpt-4o-mini", 200), "0.002 tenant");
+    assert_eq!(cost_of(&config, "acme", "o3", 200), "1.80 tenant");
+    assert_eq!(cost_of(&config, "other", "gpt-5", 200), "1.25 table");
+}
+
+#[test]
+fn a_tenants_price_that_says_no_cost_is_refused() {
+    for (lines, message) in [
+        (
+            "inptu = \"1\"\noutput = \"1\"",
+            "line 5: [[tenant.price]] number 1 has no setting `inptu`; did you mean `input`?",
+        ),
+        (
+            "requests = \"1\"\noutput = \"1\"",
+            "line 5: [[tenant.price]] number 1 has no setting `requests`; take it away, or use one of: \
+             cache_read, cache_read_audio, cache_read_image, cache_write, cache_write_1h, \
+             cache_write_5m, factor, input, input_audio, input_characters, input_image, input_pages, \
+             input_video, model, output, output_audio, output_image, output_video, per_call, \
+             provider, reasoning, storage_searches, tool_input, web_searches",
+        ),
+        (
+            "model = \"gpt-5\"",
+            "line 4: a [[tenant.price]] says no price; write prices of units like input = \"1.25\", or \
+             per_call, or factor",
+        ),
+        (
+            "input = \"1\"\nfactor = \"0.9\"",
+            "line 6: `factor` stands beside another kind of price; keep one of the three: prices of \
+             units, per_call, or factor",
+        ),
+        (
+            "input = \"-1\"",
+            "line 5: `input` cannot be \"-1\"; write dollars for 1,000,000 of them, below a million and \
+             with up to 15 decimals, like \"1.25\"",
+        ),
+        (
+            "input = true",
+            "line 5: `input` is true or false, and it must be a decimal number; write it like \"1.25\"",
+        ),
+        (
+            "output = 1\ncache_read = 1",
+            "line 6: `cache_read` is a price of a part of `input`, which has no price; set input too",
+        ),
+        (
+            "input = 1\ncache_read = 1\ninput_audio = 1",
+            "line 6: `cache_read` and `input_audio` are prices of what may be both, which has no \
+             price; set cache_read_audio too",
+        ),
+        (
+            "input = 1\ncache_write = 1\ninput_audio = 1",
+            "line 6: `cache_write` and `input_audio` are prices of what may be both, which has no \
+             price; take one of the two away",
+        ),
+        (
+            "per_call = \"free\"",
+            "line 5: `per_call` cannot be \"free\"; write dollars for a call, below a million and with \
+             up to 9 decimals, like \"0.002\"",
+        ),
+        (
+            "factor = \"90%\"",
+            "line 5: `factor` cannot be \"90%\"; write how many times the list price it is, with up to \
+             6 decimals, like \"0.9\"",
+        ),
+    ] {
+        let tenant = "[[tenant]]\nname = \"a\"\ncredentials = [\"x\"]\n";
+        refused(&format!("{tenant}[[tenant.price]]\n{lines}"), message);
+    }
+}
+
+#[test]
+fn a_route_has_a_price_of_its_calls() {
+    let with = |lines: &str| {
+        read(&format!(
+            "{UPSTREAM}[[route]]\nupstream = \"up\"\n{lines}\n"
+        ))
+        .unwrap_or_else(|error| panic!("{error}"))
+    };
+    let config = with("per_call = \"0.002\"");
+    assert_eq!(cost_of(&config, "acme", "gpt-5", 201), "0.002 route");
+    assert_eq!(cost_of(&config, "acme", "gpt-5", 402), "0.00 route");
+    let config = with("per_call = 0.002\ncharge_on = [\"2xx\", 402]");
+    assert_eq!(cost_of(&config, "acme", "gpt-5", 402), "0.002 route");
+    assert_eq!(cost_of(&config, "acme", "gpt-5", 500), "0.00 route");
+    assert_eq!(cost_of(&with(""), "acme", "gpt-5", 201), "1.25 table");
+    for (lines, message) in [
+        (
+            "charge_on = \"2xx\"",
+            "line 6: `charge_on` has no effect without `per_call`; set per_call too, or take it away",
+        ),
+        (
+            "per_call = 1\ncharge_on = \"20x\"",
+            "line 7: `charge_on` cannot be \"20x\"; write a class or a status, like \"2xx\" or \
+             [\"2xx\", 402]",
+        ),
+        (
+            "per_call = 1\ncharge_on = [\"2xx\", 700]",
+            "line 7: `charge_on`[1] cannot be \"700\"; write a class or a status, like \"2xx\" or \
+             [\"2xx\", 402]",
+        ),
+        (
+            "per_call = 1\ncharge_on = []",
+            "line 7: `charge_on` is empty; write a class or a status, like \"2xx\" or [\"2xx\", 402]",
+        ),
+    ] {
+        refused_in_route(lines, message);
+    }
+}
+
+#[test]
+fn list_prices_come_from_a_file_where_one_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("prices.json");
+    let config = valid(&format!(
+        "[prices]\nfile = {}",
+        quoted(&file.display().to_string())
+    ));
+    let missing = config
+        .prices()
+        .expect_err("there is no such file")
+        .to_string();
+    assert!(
+        missing.contains("prices.json: the file of prices cannot be read"),
+        "{missing}"
+    );
+    std::fs::write(&file, "{}").expect("a file");
+    let wrong = config.prices().expect_err("it holds no prices").to_string();
+    assert!(
+        wrong.contains("prices.json: it is not the data of genai-prices"),
+        "{wrong}"
+    );
+    let table = r#"[{"id":"openai","models":[{"id":"m","match":{"equals":"m"},"prices":{"input_mtok":7}}]}]"#;
+    std::fs::write(&file, table).expect("a file");
+    assert_eq!(cost_of(&config, "acme", "m", 200), "7.00 table");
+    assert_eq!(cost_of(&config, "acme", "gpt-5", 200), "none");
+    assert_eq!(cost_of(&valid(""), "acme", "gpt-5", 200), "1.25 table");
+    refused(
+        "[prices]\nfil = \"a\"",
+        "line 2: [prices] has no setting `fil`; did you mean `file`?",
     );
 }
 
@@ -1014,17 +1193,22 @@ fn the_documentation_names_every_setting_and_its_default() {
         format!("[server.tls]\ncert = \"a\"\nkey = \"b\"\n{nobody}"),
         format!("[store]\n{nobody}"),
         format!("[limits]\n{nobody}"),
+        format!("[prices]\n{nobody}"),
         format!("[[tenant]]\nname = \"a\"\ncredentials = [\"b\"]\n{nobody}"),
+        format!(
+            "[[tenant]]\nname = \"a\"\ncredentials = [\"b\"]\n[[tenant.price]]\nfactor = 1\n{nobody}"
+        ),
         format!("[[preset]]\nname = \"a\"\n{nobody}"),
         format!("{UPSTREAM}{nobody}"),
         format!("{UPSTREAM}[[route]]\nupstream = \"up\"\n{nobody}"),
     ];
     for table in tables {
         let settings = settings(&table);
-        assert!(settings.len() > 1, "{table}");
+        assert!(!settings.is_empty(), "{table}");
+        let tables = ["encryption", "tls", "price"];
         for setting in settings
             .iter()
-            .filter(|name| *name != "encryption" && *name != "tls")
+            .filter(|name| !tables.contains(&name.as_str()))
         {
             assert!(
                 page.contains(&format!("| `{setting}` |")),
