@@ -59,6 +59,11 @@ impl<S: Store> Execution<S> {
         self.writer.claimed.id
     }
 
+    /// The record of the claim, as it was made.
+    pub fn claimed(&self) -> &Record {
+        &self.writer.claimed
+    }
+
     /// What the claim stands on now; renewals of the lease raise its epoch.
     pub fn fence(&self) -> Fence {
         self.writer.fence()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use onlyonce_core::{Address, Head, HeaderBlock, Metered, OperationId};
+use onlyonce_core::{Address, Head, HeaderBlock, Metered, OperationId, Record};
 use onlyonce_store::Store;
 use parking_lot::Mutex;
 
@@ -29,6 +29,11 @@ impl<S: Store> Late<S> {
     /// The operation.
     pub fn id(&self) -> OperationId {
         self.writer.fence().id
+    }
+
+    /// The record that says that the outcome is unknown.
+    pub fn claimed(&self) -> &Record {
+        &self.writer.claimed
     }
 
     /// Takes the head of the late answer.

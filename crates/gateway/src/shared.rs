@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use onlyonce_core::OwnerId;
 use onlyonce_engine::{Engine, Seldom, Settings};
-use onlyonce_http::{HashKeys, Tenants, TenantsError};
+use onlyonce_http::{HashKeys, Tenants};
+use onlyonce_ledger::MeterMemory;
 use onlyonce_store::Store;
 
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::metrics::Metrics;
+use crate::proxy::Meters;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
 pub struct Shared<S: Store> {
@@ -20,6 +23,8 @@ pub struct Shared<S: Store> {
     pub hash_keys: HashKeys,
     /// Who a caller is.
     pub tenants: Tenants,
+    /// What calls use and cost.
+    pub(crate) meters: Meters,
     /// What is counted.
     pub metrics: Metrics,
     /// When to say that the store is down, while every request finds it so.
@@ -28,13 +33,22 @@ pub struct Shared<S: Store> {
 
 impl<S: Store> Shared<S> {
     /// Assembles them over an opened store.
-    pub fn new(config: Config, store: S, owner: OwnerId) -> Result<Arc<Self>, TenantsError> {
+    pub fn new(config: Config, store: S, owner: OwnerId) -> Result<Arc<Self>, Failure> {
         let hash_keys = HashKeys::from_secret(store.secret());
         let credentials = config.tenants.iter().flat_map(|tenant| {
             let of = |credential| (&*tenant.name, crate::config::Secret::expose(credential));
             tenant.credentials.iter().map(of)
         });
-        let tenants = Tenants::new(&hash_keys, credentials)?;
+        let tenants = Tenants::new(&hash_keys, credentials).map_err(|error| {
+            Failure::usage(
+                format!("the [[tenant]] tables cannot be used: {error}"),
+                "correct them",
+            )
+        })?;
+        let meters = Meters {
+            prices: config.prices()?,
+            memory: MeterMemory::new(config.limits.meter_memory),
+        };
         let engine = Engine::new(Arc::new(store), owner, settings(&config));
         let metrics = Metrics::new(&config);
         Ok(Arc::new(Self {
@@ -42,6 +56,7 @@ impl<S: Store> Shared<S> {
             engine,
             hash_keys,
             tenants,
+            meters,
             metrics,
             store_down: Seldom::default(),
         }))

@@ -91,12 +91,7 @@ impl<S: Store> Running<S> {
     pub(crate) fn start(config: Config, store: S, doors: Doors) -> Result<Self, Failure> {
         let addr = local_addr(&doors.requests[0])?;
         let control_addr = local_addr(&doors.control)?;
-        let shared = Shared::new(config, store, owner()).map_err(|error| {
-            Failure::usage(
-                format!("the [[tenant]] tables cannot be used: {error}"),
-                "correct them",
-            )
-        })?;
+        let shared = Shared::new(config, store, owner())?;
         let (phases, phase) = watch::channel(Phase::Serving);
         let upkeep = {
             let engine = shared.engine.clone();

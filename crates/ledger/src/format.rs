@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use onlyonce_core::metered::{Unit, Usd};
+use onlyonce_core::metered::Unit;
 use onlyonce_http::canonical_json::Pointer;
 use percent_encoding::percent_decode_str;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::json::Tree;
+use crate::prices::{PerCall, Statuses, parse_amount};
 
 /// A `[[usage]]` table as it is written. docs/presets.md describes its keys.
 ///
@@ -110,8 +111,7 @@ pub struct UsageFormat {
     pub(crate) units: Vec<(Unit, Range<usize>)>,
     /// The names or the data of events that end a stream.
     ends: Vec<Box<str>>,
-    per_call: Option<Usd>,
-    charged: Vec<Statuses>,
+    per_call: Option<PerCall>,
 }
 
 /// All of it follows from how it is written.
@@ -154,8 +154,7 @@ impl UsageFormat {
             tree: Tree::default(),
             units: Vec::new(),
             ends: Vec::new(),
-            per_call: raw.per_call.as_deref().map(price).transpose()?,
-            charged: charged(raw.charge_on.as_ref(), raw.per_call.is_some())?,
+            per_call: per_call(&raw)?,
             raw,
         };
         format.want_all()?;
@@ -205,15 +204,14 @@ impl UsageFormat {
         percent_decode_str(segment).decode_utf8().ok()
     }
 
+    /// The fixed price of a call, whatever its answer says.
+    pub fn per_call(&self) -> Option<&PerCall> {
+        self.per_call.as_ref()
+    }
+
     /// Whether answers say what was used. Otherwise they only have a price.
     pub(crate) fn is_metered(&self) -> bool {
         !self.units.is_empty() || self.raw.cost.is_some()
-    }
-
-    /// What an answer with this status costs, whatever it says.
-    pub(crate) fn price_of(&self, status: u16) -> Option<Usd> {
-        let is_charged = self.charged.iter().any(|statuses| statuses.hold(status));
-        self.per_call.filter(|_| is_charged)
     }
 
     /// Whether a stream says when it is whole.
@@ -340,64 +338,35 @@ fn want(
     }
 }
 
-fn price(text: &str) -> Result<Usd, FormatError> {
-    let price = Usd::parse(text).filter(|price| *price >= Usd::ZERO);
-    price.ok_or_else(|| {
+fn per_call(raw: &RawFormat) -> Result<Option<PerCall>, FormatError> {
+    let charged = raw.charge_on.as_ref().map(charged).transpose()?;
+    let Some(text) = &raw.per_call else {
+        return match charged {
+            None => Ok(None),
+            Some(_) => Err(wrong(
+                "charge_on",
+                "has no effect without a price",
+                "set per_call beside it",
+            )),
+        };
+    };
+    let amount = parse_amount(text).ok_or_else(|| {
         let what = format!("is \"{text}\", which is no price");
         wrong("per_call", &what, "write US dollars, like \"0.002\"")
-    })
+    })?;
+    let charged = charged.unwrap_or_else(Statuses::success);
+    Ok(Some(PerCall::new(&raw.name, amount, charged)))
 }
 
-/// Some statuses.
-#[derive(Clone, Copy, Debug)]
-enum Statuses {
-    One(u16),
-    /// All that begin with this digit.
-    Class(u16),
-}
-
-impl Statuses {
-    fn hold(self, status: u16) -> bool {
-        match self {
-            Self::One(one) => status == one,
-            Self::Class(class) => status / 100 == class,
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        match text.strip_suffix("xx") {
-            Some(class) => class
-                .parse()
-                .ok()
-                .filter(|class| (1..=5).contains(class))
-                .map(Self::Class),
-            None => text
-                .parse()
-                .ok()
-                .filter(|one| (100..=599).contains(one))
-                .map(Self::One),
-        }
-    }
-}
-
-fn charged(on: Option<&OneOrMore>, is_priced: bool) -> Result<Vec<Statuses>, FormatError> {
-    let Some(on) = on else {
-        return Ok(vec![Statuses::Class(2)]);
-    };
-    if !is_priced {
-        return Err(wrong(
-            "charge_on",
-            "has no effect without a price",
-            "set per_call beside it",
-        ));
-    }
+fn charged(on: &OneOrMore) -> Result<Statuses, FormatError> {
     let parse = |text: &String| {
         Statuses::parse(text).ok_or_else(|| {
             let what = format!("holds \"{text}\", which is no status");
             wrong("charge_on", &what, "write it like \"2xx\" or \"404\"")
         })
     };
-    on.0.iter().map(parse).collect()
+    let statuses = on.0.iter().map(parse).reduce(|all, one| Ok(all?.and(one?)));
+    statuses.unwrap_or_else(|| Err(wrong("charge_on", "is empty", "list the statuses")))
 }
 
 /// Some paths: `/v1/*/messages`, `**/models/{model}:generateContent`.

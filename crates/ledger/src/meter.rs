@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use onlyonce_core::metered::{Basis, Cost, Metered, Source, Usage, Usd};
+use onlyonce_core::metered::{Metered, Source, Usage, Usd};
 
 use crate::event_stream::Messages;
 use crate::format::{MAX_END, UsageFormat, Wanted};
 use crate::inflate::{Coding, GaveUp, Inflate, MeterMemory};
 use crate::json::{Picker, Scalar};
+use crate::prices::stated;
 use crate::sse::{Events, Part};
 
 /// What was asked, as far as the answer does not repeat it.
@@ -70,6 +71,11 @@ impl Meter {
         })
     }
 
+    /// The format that it reads.
+    pub fn format(&self) -> &Arc<UsageFormat> {
+        &self.format
+    }
+
     /// Takes the next bytes of the body, as they came.
     pub fn see(&mut self, bytes: &[u8]) {
         if let Ok(inflate) = &mut self.inflate
@@ -102,16 +108,6 @@ impl Meter {
             (false, 200..=299) if self.format.is_metered() => Source::Unknown,
             (false, _) => Source::NotMetered,
         };
-        let stated = found.cost.map(|amount| Cost {
-            amount,
-            basis: Basis::Stated,
-            version: "stated".into(),
-        });
-        let fixed = self.format.price_of(self.status).map(|amount| Cost {
-            amount,
-            basis: Basis::Route,
-            version: format!("{} {amount}", self.format.name()).into(),
-        });
         Metered {
             provider: self.format.provider().into(),
             model: found.model,
@@ -121,7 +117,7 @@ impl Meter {
             tier: found.tier,
             usage,
             source,
-            cost: stated.or(fixed),
+            cost: found.cost.map(stated),
         }
     }
 }

@@ -512,5 +512,6 @@ fn unreadable(address: Address) -> Record {
             since: never,
             reason: UnknownReason::Unreadable,
         },
+        metered: None,
     }
 }

@@ -11,6 +11,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use onlyonce_core::{Head, HeaderBlock, ReleaseReason, UnknownReason};
 use onlyonce_engine::{Execution, Kind, PushError, Reader, Start, Ticket, Unsettled};
+use onlyonce_ledger::End;
 use onlyonce_store::Store;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -72,6 +73,7 @@ pub(super) async fn first<S: Store>(
         worker: Arc::clone(worker),
         path: Arc::clone(path),
         original: Arc::clone(&original),
+        target: order.target.clone(),
     };
     let open = worker.open.one_more();
     let mut driving = Attached::new(driver.drive(execution, order, left, open));
@@ -154,6 +156,8 @@ struct Driver<S: Store> {
     path: Arc<Path>,
     /// For the first caller: what a recording does not hold.
     original: Arc<Mutex<Option<Original>>>,
+    /// What is called of the upstream.
+    target: PathAndQuery,
 }
 
 impl<S: Store> Driver<S> {
@@ -267,6 +271,28 @@ impl<S: Store> Driver<S> {
             Err(reason) => return Outcome::Lost(reason),
         };
         let released = policy.releases(incoming.head.status);
+        let (meters, route) = (&self.worker.shared.meters, &self.path.route);
+        if !released {
+            incoming.meter(meters, route, self.target.path());
+        }
+        let outcome = self.take_in(execution, &mut incoming, released).await;
+        let end = match &outcome {
+            Outcome::Whole(..) | Outcome::Complete(_) => End::Clean,
+            _ => End::Broken,
+        };
+        if let Some(metered) = incoming.metered(end, meters, route, execution.claimed()) {
+            execution.meter(metered);
+        }
+        outcome
+    }
+
+    /// Takes an answer into the recording.
+    async fn take_in(
+        &self,
+        execution: &mut Execution<S>,
+        incoming: &mut Incoming,
+        released: bool,
+    ) -> Outcome {
         let broken = |reason| match released {
             // The status has said already that nothing ran.
             true => Outcome::ReleaseBroken,
@@ -339,6 +365,8 @@ impl<S: Store> Driver<S> {
         if policy.releases(incoming.head.status) {
             return Ok(());
         }
+        let (meters, route) = (&self.worker.shared.meters, &self.path.route);
+        incoming.meter(meters, route, self.target.path());
         let head = std::mem::take(&mut incoming.head);
         if late.head(head).await.is_err() {
             return Ok(());
@@ -350,7 +378,11 @@ impl<S: Store> Driver<S> {
                         return Ok(());
                     }
                 }
-                Err(Ended::Clean(trailers)) => return late.complete(trailers).await,
+                Err(Ended::Clean(trailers)) => {
+                    let metered = incoming.metered(End::Clean, meters, route, late.claimed());
+                    metered.map(|metered| late.meter(metered));
+                    return late.complete(trailers).await;
+                }
                 Err(Ended::Broken(_)) => return Ok(()),
             }
         }

@@ -21,6 +21,7 @@ mod gate;
 mod inner_waker;
 mod keyed;
 mod lane;
+mod metering;
 mod outgoing;
 mod passthrough;
 mod path;
@@ -46,6 +47,7 @@ use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
 use self::audience::Audiences;
+pub(crate) use self::metering::Meters;
 pub(crate) use self::tls::UpstreamTls;
 use self::worker::Worker;
 use crate::config::Config;

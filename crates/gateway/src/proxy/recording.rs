@@ -7,15 +7,17 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
-use onlyonce_core::{Head, HeaderBlock, UnknownReason};
+use onlyonce_core::{Head, HeaderBlock, Metered, Record, UnknownReason};
 use onlyonce_http::headers;
+use onlyonce_ledger::End;
 use tokio::time::Instant;
 
 use super::exchange::Begun;
 use super::lane::Answer;
+use super::metering::{Metering, Meters};
 use super::recorded::SMALL;
 use super::timer::Timer;
-use crate::config::Policy;
+use crate::config::{Policy, Route};
 use stream_end::StreamEnd;
 
 /// An answer that is to be recorded.
@@ -26,6 +28,7 @@ pub(super) struct Incoming {
     answer: Answer,
     /// For a stream whose own end is known.
     stream_end: Option<StreamEnd>,
+    metering: Option<Metering>,
     trailers: HeaderBlock,
     timer: Timer,
     between_bytes: std::time::Duration,
@@ -92,11 +95,29 @@ impl Incoming {
             stream_end: StreamEnd::of(policy, head.status, &headers),
             headers,
             answer,
+            metering: None,
             trailers: HeaderBlock::default(),
             timer: Timer::default(),
             between_bytes: policy.between_bytes_timeout,
             deadline,
         })
+    }
+
+    /// Reads on the way what the answer to a call of `path` tells of its use.
+    pub(super) fn meter(&mut self, meters: &Meters, route: &Route, path: &str) {
+        let status = self.head.status;
+        self.metering = Some(Metering::new(meters, route, path, status, &self.headers));
+    }
+
+    /// What it has told, once it has ended; `claimed` is the record of its execution.
+    pub(super) fn metered(
+        &mut self,
+        end: End,
+        meters: &Meters,
+        route: &Route,
+        claimed: &Record,
+    ) -> Option<Metered> {
+        self.metering.take()?.finish(end, meters, route, claimed)
     }
 
     /// The answer as it came.
@@ -162,6 +183,9 @@ impl Incoming {
                 Ok(bytes) => {
                     if let Some(end) = &mut self.stream_end {
                         end.see(&bytes);
+                    }
+                    if let Some(metering) = &mut self.metering {
+                        metering.see(&bytes);
                     }
                     return Poll::Ready(Ok(bytes));
                 }

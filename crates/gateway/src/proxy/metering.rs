@@ -1,0 +1,75 @@
+//! What an execution used and cost, read out of its answer on the way into the recording.
+
+use http::HeaderMap;
+use onlyonce_core::{Metered, Record};
+use onlyonce_ledger::prices::{Prices, Sale};
+use onlyonce_ledger::{Asked, End, Meter, MeterMemory};
+
+use crate::config::Route;
+
+/// What of a gateway metering takes.
+pub(crate) struct Meters {
+    /// What calls cost.
+    pub(crate) prices: Prices,
+    /// What all meters of compressed answers may hold together.
+    pub(crate) memory: MeterMemory,
+}
+
+/// The meter of one answer. A route without a format and without a price has none.
+pub(super) struct Metering {
+    meter: Option<Meter>,
+    status: u16,
+}
+
+impl Metering {
+    /// Of the answer to a call of `path`, as the upstream got it.
+    pub(super) fn new(
+        meters: &Meters,
+        route: &Route,
+        path: &str,
+        status: u16,
+        headers: &HeaderMap,
+    ) -> Self {
+        let asked = Asked { path, model: None };
+        Self {
+            meter: Meter::of(&route.policy.usage, asked, status, headers, &meters.memory),
+            status,
+        }
+    }
+
+    /// Takes the next bytes of the body.
+    pub(super) fn see(&mut self, bytes: &[u8]) {
+        if let Some(meter) = &mut self.meter {
+            meter.see(bytes);
+        }
+    }
+
+    /// What the answer to the execution of `record` told, with its cost.
+    pub(super) fn finish(
+        self,
+        end: End,
+        meters: &Meters,
+        route: &Route,
+        record: &Record,
+    ) -> Option<Metered> {
+        let format = self.meter.as_ref().map(|meter| meter.format().clone());
+        let fixed = format.as_ref().and_then(|format| format.per_call());
+        let per_call = route.per_call.as_ref().or(fixed);
+        if format.is_none() && per_call.is_none() {
+            return None;
+        }
+        let mut metered = self
+            .meter
+            .map(|meter| meter.finish(end))
+            .unwrap_or_default();
+        let sale = Sale {
+            tenant: &record.scope.tenant,
+            seller: format.as_ref().map(|format| format.price_provider()),
+            per_call,
+            status: self.status,
+            at: record.claimed_at,
+        };
+        meters.prices.price(&mut metered, &sale);
+        Some(metered)
+    }
+}
