@@ -374,6 +374,46 @@ fn a_price_begins_on_its_day() {
 }
 
 #[test]
+fn a_price_of_the_night_holds_over_midnight() {
+    let table = r#"[{"id":"p","models":[{"id":"m","match":{"equals":"m"},"prices":[
+        {"prices":{"input_mtok":2}},
+        {"constraint":{"start_time":"22:00:00Z","end_time":"06:00:00Z"},"prices":{"input_mtok":1}}]}]}]"#;
+    let prices = Prices::read(table).expect("a table");
+    let midnight = EVENING - 18 * HOUR - HOUR / 2;
+    for (at, price) in [
+        (midnight - 2 * HOUR - 1, "2.00"),
+        (midnight - 2 * HOUR, "1.00"),
+        (midnight, "1.00"),
+        (midnight + 6 * HOUR - 1, "1.00"),
+        (midnight + 6 * HOUR, "2.00"),
+    ] {
+        let million = [(Unit::Input, 1_000_000)];
+        assert_eq!(amount(&prices, "p m", "", &million, at), price, "{at}");
+    }
+}
+
+#[test]
+fn classes_of_service_are_the_sellers_own() {
+    let table = r#"[{"id":"shop","models":[],"fallback_model_providers":["maker"]},
+        {"id":"maker","models":[{"id":"m","match":{"equals":"m"},"prices":{"input_mtok":1},
+        "price_variants":[{"when":{"service_tier":"priority"},"prices":{"input_mtok":2}},
+            {"when":{"service_tier":"priority"},"prices":{"input_mtok":3}},
+            {"when":{"service_tier":"odd"},"prices":{"cache_write_5m_mtok":3}},
+            {"when":{"service_tier":"flex","processing":"batch"},"prices":{"input_mtok":4}}]}]}]"#;
+    let prices = Prices::read(table).expect("a table");
+    let of = |model, tier| amount(&prices, model, tier, &[(Unit::Input, 1_000_000)], MORNING);
+    assert_eq!(of("maker m", "priority"), "2.00", "the first that holds");
+    assert_eq!(of("maker m", "flex"), "1.00", "no answer tells of a batch");
+    assert_eq!(of("shop m", "priority"), "1.00");
+    let odd = metered("maker", "m", "odd", &usage(&[(Unit::Input, 1)]));
+    assert_eq!(
+        cost(&prices, odd, &sale(MORNING)),
+        None,
+        "a part has a price without its whole"
+    );
+}
+
+#[test]
 fn a_price_of_no_model_is_none_and_not_zero() {
     let prices = Prices::vendored();
     let tokens = usage(&[(Unit::Input, 10), (Unit::Output, 10)]);
