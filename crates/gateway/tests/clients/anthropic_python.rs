@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::kit::{Call, Provider, attempts, base, gateway, run, run_once, sdk_retried};
+use crate::kit::{
+    Call, Provider, attempts, base, expect_metered, gateway, run, run_once, sdk_retried,
+};
 
 const CLIENT: &str = "anthropic_client.py";
 const PIECES: u32 = 12;
@@ -23,6 +25,7 @@ fn runs_once(stream: bool) {
     let said = run(CLIENT, &job);
     let text = said[0].marked("executed");
     assert_eq!(said[1].recorded(), text);
+    expect_metered(&gateway, "k-1", PIECES, true);
     sandbox.expect_ran_once(text, PIECES);
 }
 

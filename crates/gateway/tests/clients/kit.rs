@@ -209,6 +209,18 @@ impl Provider {
     }
 }
 
+/// Panics unless the one answer under a key was metered as the sandbox counts it: a token a piece. A
+/// chat of OpenAI's that is streamed tells its use only where it was asked to.
+#[track_caller]
+pub(crate) fn expect_metered(gateway: &Gateway, key: &str, pieces: u32, is_told: bool) {
+    let metered = &gateway.control().operation(key)["metered"];
+    let source = if is_told { "provider" } else { "unknown" };
+    assert_eq!(metered["source"], source, "{metered}");
+    let output = if is_told { json!(pieces) } else { Value::Null };
+    assert_eq!(metered["usage"]["output"], output, "{metered}");
+    assert_eq!(metered["usage"]["input"].is_u64(), is_told, "{metered}");
+}
+
 /// The port of the address in a line, if there is one that is taken.
 fn port_in(line: &str) -> Option<u16> {
     let (_, address) = line.split_once("http://")?;

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::kit::{
-    Call, Provider, Said, attempts, base, gateway, recording, run, run_once, sdk_retried, setup,
+    Call, Provider, Said, attempts, base, expect_metered, gateway, recording, run, run_once,
+    sdk_retried, setup,
 };
 
 const CLIENT: &str = "openai_client.py";
@@ -35,6 +36,7 @@ fn runs_once(call: &str, stream: bool) {
     let said = run(CLIENT, &with(job, &[("times", json!(2))]));
     let text = said[0].marked("executed");
     assert_eq!(said[1].recorded(), text);
+    expect_metered(&gateway, "k-1", PIECES, !(stream && call == "chat"));
     sandbox.expect_ran_once(text, PIECES);
 }
 
