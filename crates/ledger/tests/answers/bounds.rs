@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use onlyonce_core::metered::Source;
 use onlyonce_ledger::{End, GaveUp, MeterMemory};
 
-use crate::support::{AMPLE, brotli, formats_with, gzip, recorded, zstd};
+use crate::support::{AMPLE, Encode, brotli, formats_with, gzip, recorded, zstd};
 
 /// A raw block of zstd that is one byte, 128 KiB times.
 const ZSTD_RUN: [u8; 4] = [0x02, 0x00, 0x10, b' '];
@@ -90,8 +90,7 @@ fn meters_share_their_memory() {
         .iter()
         .find(|answer| answer.name == "openai-chat/stream")
         .unwrap();
-    let codings: [(&str, fn(&[u8]) -> Vec<u8>); 3] =
-        [("gzip", gzip), ("br", brotli), ("zstd", zstd)];
+    let codings: [(&str, Encode); 3] = [("gzip", gzip), ("br", brotli), ("zstd", zstd)];
     for (coding, encode) in codings {
         let body = encode(&answer.body);
         let memory = MeterMemory::new(1 << 20);

@@ -168,8 +168,11 @@ pub fn shown(metered: &Metered) -> String {
     text
 }
 
+/// Makes coded bytes of plain ones.
+pub type Encode = fn(&[u8]) -> Vec<u8>;
+
 /// The content codings, with what makes them.
-pub const CODINGS: [(&str, fn(&[u8]) -> Vec<u8>); 6] = [
+pub const CODINGS: [(&str, Encode); 6] = [
     ("gzip", gzip),
     ("deflate", zlib),
     ("Deflate", raw_deflate),
