@@ -388,8 +388,12 @@ proptest! {
                 body[at % length] = byte;
             }
         }
-        let cut_so = shown(&answer.metered(coding, body.chunks(size), End::Clean));
-        let whole = shown(&answer.metered(coding, [&*body], End::Clean));
-        prop_assert_eq!(cut_so, whole);
+        let cut_so = answer.metered(coding, body.chunks(size), End::Clean);
+        let whole = answer.metered(coding, [&*body], End::Clean);
+        // How much of a broken encoded body is decoded until it breaks is the decoder's affair.
+        let is_provider = [&cut_so, &whole].iter().any(|one| one.source == Source::Provider);
+        if coding.is_none() || is_provider {
+            prop_assert_eq!(shown(&cut_so), shown(&whole));
+        }
     }
 }
