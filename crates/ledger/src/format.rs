@@ -355,7 +355,8 @@ fn per_call(raw: &RawFormat) -> Result<Option<PerCall>, FormatError> {
         wrong("per_call", &what, "write US dollars, like \"0.002\"")
     })?;
     let charged = charged.unwrap_or_else(Statuses::success);
-    Ok(Some(PerCall::new(&raw.name, amount, charged)))
+    let whose = format!("usage {}", raw.name);
+    Ok(Some(PerCall::new(&whose, amount, charged)))
 }
 
 fn charged(on: &OneOrMore) -> Result<Statuses, FormatError> {

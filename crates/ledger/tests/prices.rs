@@ -481,7 +481,7 @@ fn a_stated_cost_wins() {
     let usd = |text| Usd::parse(text).expect("an amount");
     let own = TenantPrice::new(None, "gpt-5", Terms::PerCall(usd("1")));
     let (listed, agreed) = (Prices::vendored(), tenant(own));
-    let call = PerCall::new("chat", usd("2"), Statuses::success());
+    let call = PerCall::new("route chat", usd("2"), Statuses::success());
     let fixed = Sale {
         per_call: Some(&call),
         ..sale(MORNING)
@@ -529,7 +529,7 @@ fn a_cost_is_told_anew_unless_it_was_stated() {
 fn a_call_has_its_price_where_it_is_charged() {
     let prices = Prices::vendored();
     let price = Usd::parse("0.002").expect("an amount");
-    let call = PerCall::new("pay", price, Statuses::success());
+    let call = PerCall::new("route pay", price, Statuses::success());
     for (status, amount) in [
         (200, price),
         (204, price),

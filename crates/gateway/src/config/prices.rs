@@ -104,7 +104,10 @@ pub(super) fn per_call(
         None => Statuses::success(),
     };
     match (price, charge_on) {
-        (Some(price), _) => Ok(Some(PerCall::new(name, amount(&price)?, charged))),
+        (Some(price), _) => {
+            let whose = format!("route {name}");
+            Ok(Some(PerCall::new(&whose, amount(&price)?, charged)))
+        }
         (None, None) => Ok(None),
         (None, Some(entry)) => Err(entry.fail(
             "has no effect without `per_call`",

@@ -197,12 +197,12 @@ pub struct PerCall {
 }
 
 impl PerCall {
-    /// The price of the calls of `route`.
-    pub fn new(route: &str, amount: Usd, charge_on: Statuses) -> Self {
+    /// The price that `whose` sets, which its version names: `route chat`.
+    pub fn new(whose: &str, amount: Usd, charge_on: Statuses) -> Self {
         Self {
             amount,
             charge_on,
-            version: format!("route {route} {amount}").into(),
+            version: format!("{whose} {amount}").into(),
         }
     }
 

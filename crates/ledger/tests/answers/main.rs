@@ -9,7 +9,9 @@ mod support;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use onlyonce_core::Timestamp;
 use onlyonce_core::metered::{Basis, Source, Unit};
+use onlyonce_ledger::prices::{Prices, Sale};
 use onlyonce_ledger::{Asked, End, GaveUp, Meter, MeterMemory, RawFormat, UsageFormat};
 use proptest::prelude::*;
 
@@ -259,20 +261,29 @@ fn a_call_has_its_price() {
         "name = \"search\"\npaths = \"/v1/search\"\nprovider = \"mine\"\nper_call = \"0.002\"\n\
          charge_on = [\"2xx\", \"404\"]",
     );
+    let prices = Prices::vendored();
     for (status, cost) in [
-        (200, true),
-        (204, true),
-        (404, true),
-        (400, false),
-        (500, false),
+        (200, "0.002"),
+        (204, "0.002"),
+        (404, "0.002"),
+        (400, "0.00"),
+        (500, "0.00"),
     ] {
-        let metered = metered(&formats, "/v1/search", status, "text/html", "<p>").unwrap();
+        let mut metered = metered(&formats, "/v1/search", status, "text/html", "<p>").unwrap();
         assert_eq!(metered.source, Source::NotMetered, "{status}");
+        let sale = Sale {
+            tenant: "anyone",
+            seller: Some(formats[0].price_provider()),
+            per_call: formats[0].per_call(),
+            status,
+            at: Timestamp::from_millis(0),
+        };
+        prices.price(&mut metered, &sale);
         let cost_of = metered
             .cost
             .map(|cost| (cost.basis, cost.version, cost.amount.to_string()));
-        let expected = (Basis::Route, "search 0.002".into(), "0.002".to_owned());
-        assert_eq!(cost_of, cost.then_some(expected), "{status}");
+        let expected = (Basis::Route, "usage search 0.002".into(), cost.to_owned());
+        assert_eq!(cost_of, Some(expected), "{status}");
     }
 }
 
