@@ -23,6 +23,7 @@ pub mod metered;
 mod numbered;
 pub mod record;
 pub mod time;
+pub mod trace;
 pub mod transition;
 
 pub use decision::{Concurrent, Decision, Held, OnUnknown, Policy, Refusal, decide, view};
@@ -34,4 +35,5 @@ pub use record::{
     StateName, UnknownReason,
 };
 pub use time::Timestamp;
+pub use trace::{OperationSpan, SpanId, TraceId};
 pub use transition::{NotLawful, Resolution, Standing};

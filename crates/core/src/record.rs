@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     Epoch, Fence, Fingerprint, Key, Metered, OperationId, OwnerId, RecordingId, Scope, Timestamp,
-    numbered::numbered, transition::Standing,
+    TraceId, numbered::numbered, transition::Standing,
 };
 
 /// The stored state of an operation.
@@ -114,6 +114,8 @@ pub struct RequestLine {
     pub method: Box<str>,
     /// Its path, without the query.
     pub path: Box<str>,
+    /// The trace that it came in, where traces are kept and it came in one.
+    pub trace: Option<TraceId>,
 }
 
 /// Where a record stands in its life.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onlyonce_core::{
     Epoch, Fence, NotLawful, OperationId, OwnerId, Record, ReleaseReason, Resolution, State,
-    StateName, Timestamp, UnknownReason,
+    StateName, Timestamp, TraceId, UnknownReason,
     transition::{self, assert_lawful},
 };
 
@@ -45,6 +45,24 @@ fn apply(name: &str, held: Option<&Record>, fence: Fence) -> Result<Record, NotL
         }
         other => panic!("{other} is no transition"),
     }
+}
+
+#[test]
+fn a_span_lasts_as_long_as_its_claim_and_stands_in_its_callers_trace() {
+    let held = running();
+    let id = *held.id.as_bytes();
+    assert_eq!(held.span().trace.as_bytes(), &id);
+    assert_eq!(held.span().span.as_bytes(), &id[8..]);
+    assert_eq!(completed().span(), held.span());
+    assert_eq!(unknown().span(), held.span());
+
+    let trace = TraceId::from_bytes([3; 16]);
+    let mut claim = claim_by(2, 7);
+    claim.request.trace = trace;
+    let again = transition::claim(Some(&released()), claim, LATER, LEASE).expect("a free key");
+    assert_eq!(again.id, held.id);
+    assert_eq!(Some(again.span().trace), trace);
+    assert_ne!(again.span().span, held.span().span);
 }
 
 #[test]

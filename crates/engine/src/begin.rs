@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{
-    Decision, Fence, Fingerprint, Got, Held, Key, OperationId, Policy, Record, Refusal,
-    ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason, decide, transition, view,
+    Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, Policy, Record,
+    Refusal, ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason, decide, transition, view,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 
@@ -53,6 +53,8 @@ pub struct Ticket {
     pub attempt: u32,
     /// The end of the window, where the record is known to be completed.
     pub expires_at: Option<Timestamp>,
+    /// The operation's span under the claim that this answer comes of.
+    pub span: OperationSpan,
 }
 
 /// What an attempt may do.
@@ -274,14 +276,15 @@ impl<S: Store> Attempt<'_, S> {
             let attempt = self.note(record.id, Got::Refused, 1).await;
             return Ok(Some(Begin::Refuse(Refused {
                 refusal: Refusal::InFlight,
-                ticket: Some(self.ticket(record.id, attempt)),
+                ticket: Some(ticket(&record, attempt)),
             })));
         }
+        live.state.lock().joined += 1;
         let attempt = self.note(record.id, Got::Joined, 1).await;
         Ok(Some(Begin::Join(Reader::live(
             self.shared.clone(),
             live,
-            self.ticket(record.id, attempt),
+            ticket(&record, attempt),
             Some(timeout),
         ))))
     }
@@ -289,7 +292,7 @@ impl<S: Store> Attempt<'_, S> {
     async fn replay(&self, stored: Stored) -> Begin<S> {
         let id = stored.record.id;
         let attempt = self.note(id, Got::Replayed, stored.attempts).await;
-        let ticket = self.ticket(id, attempt);
+        let ticket = ticket(&stored.record, attempt);
         Begin::Replay(Reader::stored(
             self.shared.clone(),
             self.address,
@@ -302,7 +305,7 @@ impl<S: Store> Attempt<'_, S> {
     async fn follow(&self, stored: Stored) -> Begin<S> {
         let id = stored.record.id;
         let attempt = self.note(id, Got::Joined, stored.attempts).await;
-        let ticket = self.ticket(id, attempt);
+        let ticket = ticket(&stored.record, attempt);
         Begin::Join(Reader::live(
             self.shared.clone(),
             mirror(self.shared, self.address, &stored.record),
@@ -317,7 +320,7 @@ impl<S: Store> Attempt<'_, S> {
             Refusal::InFlight | Refusal::Unknown(_) => {
                 let id = stored.record.id;
                 let attempt = self.note(id, Got::Refused, stored.attempts).await;
-                Some(self.ticket(id, attempt))
+                Some(ticket(&stored.record, attempt))
             }
         };
         Begin::Refuse(Refused { refusal, ticket })
@@ -339,14 +342,6 @@ impl<S: Store> Attempt<'_, S> {
             sdk_retry_count: self.request.sdk_retry_count,
             got,
             at: None,
-        }
-    }
-
-    fn ticket(&self, id: OperationId, attempt: u32) -> Ticket {
-        Ticket {
-            id,
-            attempt,
-            expires_at: None,
         }
     }
 
@@ -412,7 +407,7 @@ impl<S: Store> Attempt<'_, S> {
         let reader = Reader::live(
             self.shared.clone(),
             live.clone(),
-            self.ticket(record.id, attempt),
+            ticket(&record, attempt),
             None,
         );
         let execution = Execution::new(
@@ -423,6 +418,15 @@ impl<S: Store> Attempt<'_, S> {
             permit,
         );
         Ok(Some(Begin::Execute(execution, reader)))
+    }
+}
+
+pub(crate) fn ticket(record: &Record, attempt: u32) -> Ticket {
+    Ticket {
+        id: record.id,
+        attempt,
+        expires_at: None,
+        span: record.span(),
     }
 }
 

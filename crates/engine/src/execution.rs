@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Fence, Head, HeaderBlock, Key, Metered, OperationId, Record, ReleaseReason, State,
-    UnknownReason,
+    Fence, Head, HeaderBlock, Key, Metered, OperationId, OperationSpan, Record, ReleaseReason,
+    State, UnknownReason,
 };
 use onlyonce_store::Store;
 use tokio::runtime::Handle;
 
 use crate::{
-    Kind, Late, PushError, Shared, Unsettled,
+    Fate, Kind, Late, PushError, Shared, Unsettled,
     abandoned::Outcome,
     admission::Permit,
     live::{Live, Phase},
@@ -67,6 +67,16 @@ impl<S: Store> Execution<S> {
     /// What the claim stands on now; renewals of the lease raise its epoch.
     pub fn fence(&self) -> Fence {
         self.writer.fence()
+    }
+
+    /// The operation's span under this claim.
+    pub fn span(&self) -> OperationSpan {
+        self.writer.claimed.span()
+    }
+
+    /// What tells how this execution ends, once that is settled.
+    pub fn fate(&self) -> Fate {
+        Fate::of(&self.writer.live)
     }
 
     /// Whether the claim is believed still, on the store's clock, and for another tenth of a lease: no

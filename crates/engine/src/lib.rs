@@ -75,6 +75,7 @@ mod admission;
 mod begin;
 mod elsewhere;
 mod execution;
+mod fate;
 mod ids;
 mod late;
 mod live;
@@ -91,6 +92,7 @@ mod writer;
 
 pub use begin::{Begin, Request, RoutePolicy, Ticket};
 pub use execution::Execution;
+pub use fate::{Ended, Fate};
 pub use late::Late;
 pub use operator::{Operation, Purge, Resolution};
 pub use reader::{Frame, Kind, Reader, Start};

@@ -39,6 +39,8 @@ pub(crate) struct LiveState {
     pub(crate) recording: Recording,
     /// What the owner has read in its answer so far.
     pub(crate) metered: Option<Box<Metered>>,
+    /// Attempts that have joined it in this process.
+    pub(crate) joined: u32,
     /// Set before another claim may start a recording of its own: the chunks in the store are gone
     /// with that, and readers that fell behind are told how this execution ended instead.
     pub(crate) doomed: bool,
@@ -86,6 +88,7 @@ impl Live {
                 record: None,
                 recording: Recording::default(),
                 metered: None,
+                joined: 0,
                 doomed: false,
                 wakers: Wakers::new(),
             }),

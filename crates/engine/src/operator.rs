@@ -9,7 +9,10 @@ use onlyonce_core::{
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
-use crate::{Engine, Reader, ResolveError, Ticket, Trouble, begin::Slot};
+use crate::{
+    Engine, Reader, ResolveError, Trouble,
+    begin::{Slot, ticket},
+};
 
 /// Records that a purge looks at in one go.
 const PURGE_PAGE: usize = 500;
@@ -82,11 +85,7 @@ impl<S: Store> Engine<S> {
         let Some((address, stored)) = self.stored(id).await? else {
             return Ok(None);
         };
-        let ticket = Ticket {
-            id,
-            attempt: stored.attempts,
-            expires_at: None,
-        };
+        let ticket = ticket(&stored.record, stored.attempts);
         let shared = self.shared.clone();
         if let Some(live) = shared.registry.at(address)
             && live

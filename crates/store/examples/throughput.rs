@@ -183,6 +183,7 @@ async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys) 
                 route: "default".into(),
                 method: "POST".into(),
                 path: "/v1/chat/completions".into(),
+                trace: None,
             },
             owner: OwnerId::new(1),
         };

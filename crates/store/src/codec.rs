@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_core::{
     Attempt, Basis, Completed, Cost, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, Metered,
     OperationId, OwnerId, Record, ReleaseReason, RequestLine, Scope, Source, State, StateName,
-    Timestamp, Unit, UnknownReason, Usage, Usd,
+    Timestamp, TraceId, Unit, UnknownReason, Usage, Usd,
 };
 
 /// The version that [`encode`] writes. [`decode`] refuses a newer one.
@@ -44,6 +44,8 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
     ] {
         put_block(out, text.as_bytes());
     }
+    let trace = record.request.trace.as_ref();
+    put_block(out, trace.map_or(&[], |trace| trace.as_bytes()));
     out.put_u8(record.state.name().number());
     match &record.state {
         State::InFlight {
@@ -174,6 +176,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
         route: take_text(&mut bytes, "route")?,
         method: take_text(&mut bytes, "method")?,
         path: take_text(&mut bytes, "path")?,
+        trace: take_trace(&mut bytes)?,
     };
     let state = decode_state(&mut bytes)?;
     let metered = decode_metered(&mut bytes)?;
@@ -330,6 +333,17 @@ fn take_text(bytes: &mut Bytes, what: &'static str) -> Result<Box<str>, DecodeEr
     std::str::from_utf8(&block)
         .map(Into::into)
         .map_err(|_| DecodeError::Malformed(what))
+}
+
+/// An empty block where there is none.
+fn take_trace(bytes: &mut Bytes) -> Result<Option<TraceId>, DecodeError> {
+    let malformed = DecodeError::Malformed("trace");
+    let block = take_block(bytes, "trace")?;
+    if block.is_empty() {
+        return Ok(None);
+    }
+    let id = <[u8; 16]>::try_from(&*block).map_err(|_| malformed)?;
+    TraceId::from_bytes(id).map(Some).ok_or(malformed)
 }
 
 fn take_headers(bytes: &mut Bytes, what: &'static str) -> Result<HeaderBlock, DecodeError> {

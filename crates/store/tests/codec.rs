@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use onlyonce_core::{
     Attempt, Basis, Completed, Cost, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, Metered,
     OperationId, OwnerId, Record, ReleaseReason, RequestLine, Scope, Source, State, Timestamp,
-    Unit, UnknownReason, Usd,
+    TraceId, Unit, UnknownReason, Usd,
 };
 use onlyonce_store::codec::{self, DecodeError};
 
@@ -119,6 +119,10 @@ impl Random {
                 route: self.text(20),
                 method: self.text(10),
                 path: self.text(300),
+                trace: match self.below(2) {
+                    0 => None,
+                    _ => TraceId::from_bytes(self.array()),
+                },
             },
             state: self.state(),
             metered: match self.below(2) {

@@ -132,6 +132,7 @@ pub fn request(key: &str) -> Request {
             route: "charges".into(),
             method: "POST".into(),
             path: "/v1/charges".into(),
+            trace: None,
         },
         peer: "127.0.0.1:4242".into(),
         sdk_retry_count: None,

@@ -142,6 +142,7 @@ impl<S: Subject> Bench<S> {
                 route: "openai".into(),
                 method: "POST".into(),
                 path: "/v1/chat/completions".into(),
+                trace: None,
             },
             owner: OwnerId::new(number),
         }

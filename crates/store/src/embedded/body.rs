@@ -277,6 +277,7 @@ mod tests {
                 route: "default".into(),
                 method: "POST".into(),
                 path: "/v1".into(),
+                trace: None,
             },
             state: State::Completed(Completed {
                 completed_at: Timestamp::from_millis(1_795_717_771_003),
