@@ -1,7 +1,7 @@
 //! Outcomes: written once, whatever the store does meanwhile.
 
 use onlyonce_core::{Refusal, ReleaseReason, State, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Kind, PushError, Start, Unsettled};
+use onlyonce_engine::{Broken, Ended, Kind, PushError, Start, Unsettled};
 use onlyonce_store::memory::{Call, Fault};
 
 use crate::world::{
@@ -9,6 +9,38 @@ use crate::world::{
 };
 
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
+
+#[tokio::test]
+async fn who_watches_an_execution_hears_how_it_ended_and_who_joined() {
+    let world = World::new();
+    let (execution, reader) = world.execute("completed").await;
+    let fate = execution.fate();
+    let joiner = world.join("completed").await;
+    assert_eq!((fate.ended(), fate.joined()), (None, 1));
+    // All of them stand by one span.
+    assert_eq!(reader.ticket().span, execution.span());
+    assert_eq!(joiner.ticket().span, execution.span());
+    execution
+        .respond_whole(head(200), "answer".into(), no_trailers())
+        .await
+        .expect("durable");
+    assert_eq!(fate.ended(), Some(Ended::Completed));
+    let replay = world.replay("completed").await;
+    assert_eq!(replay.ticket().span, reader.ticket().span);
+
+    let (execution, _reader) = world.execute("released").await;
+    let fate = execution.fate();
+    execution
+        .not_sent("nobody is there")
+        .await
+        .expect("durable");
+    assert_eq!(fate.ended(), Some(Ended::Released));
+
+    let (execution, _reader) = world.execute("unknown").await;
+    let fate = execution.fate();
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    assert_eq!(fate.ended(), Some(Ended::Unknown(UnknownReason::Broke)));
+}
 
 #[tokio::test]
 async fn hostile_084_a_store_that_is_down_at_completion_is_tried_again_and_the_end_waits() {
