@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Fence, Head, HeaderBlock, Key, Metered, OperationId, OperationSpan, Record, ReleaseReason,
-    State, UnknownReason,
+    Fence, Head, HeaderBlock, Key, Metered, OperationId, Record, ReleaseReason, State,
+    UnknownReason,
 };
 use onlyonce_store::Store;
 use tokio::runtime::Handle;
@@ -67,11 +67,6 @@ impl<S: Store> Execution<S> {
     /// What the claim stands on now; renewals of the lease raise its epoch.
     pub fn fence(&self) -> Fence {
         self.writer.fence()
-    }
-
-    /// The operation's span under this claim.
-    pub fn span(&self) -> OperationSpan {
-        self.writer.claimed.span()
     }
 
     /// What tells how this execution ends, once that is settled.

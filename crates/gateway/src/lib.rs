@@ -11,6 +11,7 @@ mod copy;
 mod demo;
 mod doctor;
 mod failure;
+mod http_client;
 mod keys;
 mod listen;
 pub mod metrics;
@@ -20,5 +21,6 @@ pub mod proxy;
 pub mod shared;
 mod start;
 mod store_command;
+mod telemetry;
 
 pub use failure::Failure;

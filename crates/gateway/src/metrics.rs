@@ -97,7 +97,46 @@ pub struct Metrics {
     /// Connections of callers that are open.
     pub connections: Gauge,
     live_operations: Gauge,
+    pub(crate) spans: SpanMetrics,
     store: StoreMetrics,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpanLabels {
+    result: &'static str,
+}
+
+/// What became of the spans of traces.
+#[derive(Clone)]
+pub(crate) struct SpanMetrics {
+    sent: Counter,
+    dropped: Counter,
+}
+
+impl SpanMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let family = Family::<SpanLabels, Counter>::default();
+        registry.register(
+            "spans",
+            "Spans of traces, by whether the collector took them",
+            family.clone(),
+        );
+        let of = |result| family.get_or_create_owned(&SpanLabels { result });
+        Self {
+            sent: of("sent"),
+            dropped: of("dropped"),
+        }
+    }
+
+    /// The collector took so many.
+    pub(crate) fn sent(&self, spans: u64) {
+        self.sent.inc_by(spans);
+    }
+
+    /// So many were given up.
+    pub(crate) fn dropped(&self, spans: u64) {
+        self.dropped.inc_by(spans);
+    }
 }
 
 struct StoreMetrics {
@@ -169,6 +208,7 @@ impl Metrics {
             "Operations that are being executed",
             live_operations.clone(),
         );
+        let spans = SpanMetrics::new(&mut registry);
         let store = StoreMetrics::new(&mut registry);
         Self {
             registry,
@@ -177,6 +217,7 @@ impl Metrics {
             problems,
             connections,
             live_operations,
+            spans,
             store,
         }
     }
@@ -318,7 +359,7 @@ impl StoreMetrics {
     }
 }
 
-const fn reason_label(reason: UnknownReason) -> &'static str {
+pub(crate) const fn reason_label(reason: UnknownReason) -> &'static str {
     match reason {
         UnknownReason::Broke => "broke",
         UnknownReason::TimedOut => "timed_out",

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::proxy::Meters;
+use crate::telemetry::Telemetry;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
 pub struct Shared<S: Store> {
@@ -27,6 +28,8 @@ pub struct Shared<S: Store> {
     pub(crate) meters: Meters,
     /// What is counted.
     pub metrics: Metrics,
+    /// Where spans go.
+    pub(crate) telemetry: Telemetry,
     /// When to say that the store is down, while every request finds it so.
     pub(crate) store_down: Seldom,
 }
@@ -51,6 +54,7 @@ impl<S: Store> Shared<S> {
         };
         let engine = Engine::new(Arc::new(store), owner, settings(&config));
         let metrics = Metrics::new(&config);
+        let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.spans);
         Ok(Arc::new(Self {
             config,
             engine,
@@ -58,6 +62,7 @@ impl<S: Store> Shared<S> {
             tenants,
             meters,
             metrics,
+            telemetry,
             store_down: Seldom::default(),
         }))
     }

@@ -17,10 +17,14 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::shared::{Phase, Shared};
+use crate::telemetry::Exporter;
 use crate::{control, listen, open, proxy};
 
 /// After the drain, how long callers get to read what their operations became.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// At the end, how long the collector gets to take the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 
 /// Runs the gateway until a signal ends it.
 pub fn serve(config: Config) -> Result<(), Failure> {
@@ -79,6 +83,7 @@ pub(crate) struct Running<S: Store> {
     workers: proxy::Workers,
     control: tokio::task::JoinHandle<()>,
     upkeep: tokio::task::JoinHandle<()>,
+    exporter: Option<Exporter>,
     /// Where requests come in.
     pub(crate) addr: SocketAddr,
     /// Where the control listener is.
@@ -92,6 +97,7 @@ impl<S: Store> Running<S> {
         let addr = local_addr(&doors.requests[0])?;
         let control_addr = local_addr(&doors.control)?;
         let shared = Shared::new(config, store, owner())?;
+        let exporter = Exporter::start(&shared.telemetry, shared.config.telemetry.as_ref())?;
         let (phases, phase) = watch::channel(Phase::Serving);
         let upkeep = {
             let engine = shared.engine.clone();
@@ -106,6 +112,7 @@ impl<S: Store> Running<S> {
             workers,
             control,
             upkeep,
+            exporter,
             addr,
             control_addr,
         })
@@ -137,6 +144,9 @@ impl<S: Store> Running<S> {
         self.upkeep.abort();
         if let Err(error) = engine.store().close().await {
             tracing::error!(%error, "the store did not close cleanly");
+        }
+        if let Some(exporter) = self.exporter {
+            exporter.stop(LAST_SPANS).await;
         }
         self.control.abort();
     }

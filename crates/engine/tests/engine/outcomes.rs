@@ -18,8 +18,8 @@ async fn who_watches_an_execution_hears_how_it_ended_and_who_joined() {
     let joiner = world.join("completed").await;
     assert_eq!((fate.ended(), fate.joined()), (None, 1));
     // All of them stand by one span.
-    assert_eq!(reader.ticket().span, execution.span());
-    assert_eq!(joiner.ticket().span, execution.span());
+    assert_eq!(reader.ticket().span, execution.claimed().span());
+    assert_eq!(joiner.ticket().span, execution.claimed().span());
     execution
         .respond_whole(head(200), "answer".into(), no_trailers())
         .await

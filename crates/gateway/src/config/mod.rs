@@ -10,6 +10,7 @@ mod route;
 pub(crate) mod section;
 mod server;
 mod stream;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 pub(crate) mod usage;
@@ -33,6 +34,7 @@ pub use server::{
     Tenant, Tls, parse_address,
 };
 pub use stream::{Line, StreamKind};
+pub use telemetry::Telemetry;
 pub use value::{Secret, parse_duration, parse_size, show_duration};
 
 use crate::presets::Presets;
@@ -48,6 +50,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[prices]` `file`: the list prices to take in place of those that this program comes with.
     pub price_file: Option<PathBuf>,
+    /// `[telemetry]`, where there is an endpoint.
+    pub telemetry: Option<Telemetry>,
     /// `[[tenant]]`.
     pub tenants: Vec<Tenant>,
     /// `[[upstream]]`, by name.
@@ -64,6 +68,7 @@ impl Config {
             let store = Store::read(root, overrides)?;
             let limits = Limits::read(root)?;
             let price_file = price_file(root)?;
+            let telemetry = Telemetry::read(root)?;
             let tenants = Tenant::read_all(root)?;
             let presets = Presets::read(root)?;
             let upstreams = Upstream::read_all(root, &presets)?;
@@ -75,6 +80,7 @@ impl Config {
                 store,
                 limits,
                 price_file,
+                telemetry,
                 tenants,
                 upstreams,
                 routes,
@@ -130,7 +136,7 @@ impl Config {
         let source = Source {
             name: "the command line",
             text: &text,
-            env: &|_| None,
+            env: &|name| std::env::var(name).ok(),
         };
         Self::read(&source, overrides).map_err(|error| ConfigError {
             line: None,

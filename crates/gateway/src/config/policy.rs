@@ -309,7 +309,7 @@ impl Policy {
 
     fn read_fingerprint(&mut self, section: &mut Section<'_>) -> Result<(), ConfigError> {
         if let Some(entry) = section.take("fingerprint_headers") {
-            self.fingerprint_headers = header_names(&entry, |item| item.header_name())?;
+            self.fingerprint_headers = header_names(&entry, fingerprint_header)?;
         }
         if let Some(entry) = section.take("fingerprint_body") {
             self.fingerprint_body = entry.choice(&[
@@ -491,6 +491,20 @@ fn header_names(
         names.push(name);
     }
     Ok(names)
+}
+
+/// Headers of a trace: each attempt has its own.
+const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
+
+fn fingerprint_header(entry: &Entry<'_>) -> Result<HeaderName, ConfigError> {
+    let name = entry.header_name()?;
+    if TRACE_HEADERS.contains(&name.as_str()) {
+        return Err(entry.fail(
+            format!("is {name}, which differs from attempt to attempt"),
+            "take it away: a retry would be another request",
+        ));
+    }
+    Ok(name)
 }
 
 /// Headers that no key comes in: they frame a message, or hold a credential, which as a key would be

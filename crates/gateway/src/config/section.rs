@@ -166,6 +166,31 @@ impl<'a> Section<'a> {
             .map_or(Ok(Vec::new()), |entry| entry.tables(&title))
     }
 
+    /// All settings that are left, for a table whose names are the user's own.
+    pub(crate) fn take_all(&mut self) -> Vec<(&'a str, Entry<'a>)> {
+        let source = self.source;
+        let entry = |(name, offset, value): (&'a str, usize, &'a Spanned<DeValue<'a>>)| {
+            let entry = Entry {
+                source,
+                name: format!("`{name}`"),
+                offset,
+                value: value.get_ref(),
+            };
+            (name, entry)
+        };
+        std::mem::take(&mut self.left)
+            .into_iter()
+            .map(entry)
+            .collect()
+    }
+
+    /// What the environment variable `name` says; `None` where it is not set, or empty.
+    pub(crate) fn env(&self, name: &str) -> Option<String> {
+        let value = (self.source.env)(name)?;
+        let value = value.trim();
+        (!value.is_empty()).then(|| value.to_owned())
+    }
+
     /// Refuses what nobody asked for.
     pub(crate) fn finish(self) -> Result<(), ConfigError> {
         match self.left.iter().min_by_key(|(_, offset, _)| *offset) {

@@ -880,6 +880,11 @@ fn mistakes_in_a_policy_say_what_to_write() {
              beside it, or take it away",
         ),
         (
+            "fingerprint_headers = [\"X-A\", \"TraceParent\"]",
+            "line 6: `fingerprint_headers`[1] is traceparent, which differs from attempt to attempt; \
+             take it away: a retry would be another request",
+        ),
+        (
             "fingerprint_body = \"json\"\nignore_pointers = [\"a\"]",
             "line 7: `ignore_pointers`[0] is \"a\", which is no JSON pointer; write it like \
              \"/metadata/trace_id\" (RFC 6901: `~` is ~0, `/` in a name is ~1)",
@@ -1276,5 +1281,124 @@ fn a_store_is_named_without_its_password() {
         ("memory:", "memory:"),
     ] {
         assert_eq!(StoreUrl::parse(url).unwrap().place(), place);
+    }
+}
+
+/// What `[telemetry]` is with `lines` in it, and `set` in the environment.
+fn telemetry(lines: &str, set: &[(&str, &str)]) -> Result<Option<Telemetry>, ConfigError> {
+    let source = Source {
+        name: "onlyonce.toml",
+        text: &format!("[telemetry]\n{lines}\n{UPSTREAM}"),
+        env: &|name| {
+            let found = set.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        },
+    };
+    Config::read(&source, &Overrides::default()).map(|config| config.telemetry)
+}
+
+#[test]
+fn telemetry_is_off_without_an_endpoint() {
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+    for (lines, set) in [
+        ("sample = 0.5", &[][..]),
+        ("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", " ")]),
+        ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]),
+        (
+            "endpoint = \"http://a\"",
+            &[("OTEL_TRACES_EXPORTER", "none")],
+        ),
+    ] {
+        assert!(telemetry(lines, set).unwrap().is_none(), "{lines} {set:?}");
+    }
+    assert!(telemetry("", &[ENDPOINT]).unwrap().is_some());
+}
+
+#[test]
+fn the_file_wins_over_the_environment_and_traces_over_all_signals() {
+    let all = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4318/"),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "https://traces/as/it/is",
+        ),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "2000"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "b=2 , c=%20d"),
+        ("OTEL_SERVICE_NAME", "named"),
+    ];
+    let by_environment = telemetry("", &all).unwrap().unwrap();
+    assert_eq!(by_environment.endpoint, "https://traces/as/it/is");
+    assert_eq!(by_environment.timeout, Duration::from_secs(2));
+    let headers = |telemetry: &Telemetry| {
+        let text =
+            |(name, value): &(_, http::HeaderValue)| format!("{name}:{}", value.to_str().unwrap());
+        telemetry.headers.iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(headers(&by_environment), ["b:2", "c: d"]);
+    assert_eq!(&*by_environment.service_name, "named");
+
+    let lines = "endpoint = \"http://file:1/base/\"\ntimeout = \"3s\"\nqueue = 7\n\
+                 service_name = \"of the file\"\nheaders = { b = \"env:OTEL_SERVICE_NAME\" }";
+    let by_file = telemetry(lines, &all).unwrap().unwrap();
+    assert_eq!(by_file.endpoint, "http://file:1/base/v1/traces");
+    assert_eq!(by_file.timeout, Duration::from_secs(3));
+    assert_eq!((by_file.queue, &*by_file.service_name), (7, "of the file"));
+    assert_eq!(headers(&by_file), ["c: d", "b:named"]);
+    // I16: nor does a dump of the configuration show them.
+    assert!(!format!("{by_file:?}").contains("named"));
+}
+
+#[test]
+fn mistakes_in_telemetry_say_what_to_write() {
+    for (lines, set, message) in [
+        (
+            "endpoint = \"collector:4318\"",
+            &[][..],
+            "line 2: `endpoint` cannot be \"collector:4318\"; write the base URL of the collector, \
+             like \"http://127.0.0.1:4318\"",
+        ),
+        (
+            "headers = { \"a b\" = \"c\" }",
+            &[],
+            "line 2: `a b` is not a header; write name = \"value\", or \"env:NAME\"",
+        ),
+        (
+            "endpiont = \"\"",
+            &[],
+            "line 2: [telemetry] has no setting `endpiont`; did you mean `endpoint`?",
+        ),
+        (
+            "",
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector")],
+            "line 1: the environment variable OTEL_EXPORTER_OTLP_ENDPOINT is not a URL of a \
+             collector; set it like http://127.0.0.1:4318, or unset it",
+        ),
+        (
+            "",
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ],
+            "line 1: OTEL_EXPORTER_OTLP_PROTOCOL is \"grpc\", and traces go by http/protobuf only; \
+             unset OTEL_EXPORTER_OTLP_PROTOCOL, or set [telemetry] endpoint to a collector's HTTP \
+             address",
+        ),
+        (
+            "",
+            &[("OTEL_EXPORTER_OTLP_HEADERS", "the-secret")],
+            "line 1: the environment variable OTEL_EXPORTER_OTLP_HEADERS is not a list of \
+             name=value; set it like name=value,name=value with values percent-encoded, or unset it",
+        ),
+        (
+            "",
+            &[("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")],
+            "line 1: the environment variable OTEL_EXPORTER_OTLP_TIMEOUT is \"10s\"; set it to a \
+             number of milliseconds above 0, or unset it",
+        ),
+    ] {
+        let error = telemetry(lines, set).unwrap_err().to_string();
+        assert_eq!(error, format!("onlyonce.toml {message}"), "{lines} {set:?}");
     }
 }

@@ -135,6 +135,7 @@ impl Fixture {
                 route: "up".into(),
                 method: "POST".into(),
                 path: "/v1/x".into(),
+                trace: None,
             },
             peer: "127.0.0.1:5".into(),
             sdk_retry_count: Some(2),

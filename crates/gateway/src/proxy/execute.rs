@@ -27,6 +27,7 @@ use super::service::Caller;
 use super::spool::Collected;
 use super::worker::{Open, Worker};
 use crate::config::{ClientGone, Forward};
+use crate::telemetry::ExecutionSpan;
 
 /// A request as the upstream is to get it.
 pub(super) struct Order {
@@ -34,6 +35,8 @@ pub(super) struct Order {
     pub(super) target: PathAndQuery,
     pub(super) headers: HeaderMap,
     pub(super) body: Collected,
+    /// Where traces are kept.
+    pub(super) spans: Option<ExecutionSpan>,
 }
 
 /// What the first caller gets.
@@ -54,7 +57,7 @@ pub(super) async fn first<S: Store>(
     caller: &Caller,
     path: &Arc<Path>,
     execution: Execution<S>,
-    order: Order,
+    mut order: Order,
     mut reader: Reader<S>,
 ) -> First {
     let policy = &path.route.policy;
@@ -74,6 +77,7 @@ pub(super) async fn first<S: Store>(
         path: Arc::clone(path),
         original: Arc::clone(&original),
         target: order.target.clone(),
+        spans: order.spans.take(),
     };
     let open = worker.open.one_more();
     let mut driving = Attached::new(driver.drive(execution, order, left, open));
@@ -158,6 +162,7 @@ struct Driver<S: Store> {
     original: Arc<Mutex<Option<Original>>>,
     /// What is called of the upstream.
     target: PathAndQuery,
+    spans: Option<ExecutionSpan>,
 }
 
 impl<S: Store> Driver<S> {
@@ -210,6 +215,8 @@ impl<S: Store> Driver<S> {
                 metrics.unknown(UnknownReason::TimedOut);
                 let late = execution.lose_for_now(UnknownReason::TimedOut).await?;
                 drop(open);
+                // What is told of an operation's trace ends with what its callers are told.
+                self.spans.iter().for_each(ExecutionSpan::finish);
                 self.wait_for_late(late, waiting).await
             }
             Outcome::Fenced => {
@@ -271,6 +278,9 @@ impl<S: Store> Driver<S> {
             Err(reason) => return Outcome::Lost(reason),
         };
         let released = policy.releases(incoming.head.status);
+        if let Some(spans) = &self.spans {
+            spans.answered(incoming.head.status, incoming.is_stream());
+        }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         if !released {
             incoming.meter(meters, route, self.target.path());
@@ -309,6 +319,9 @@ impl<S: Store> Driver<S> {
                 (Bytes::new(), None)
             }
         };
+        if !body.is_empty() {
+            self.spans.iter().for_each(ExecutionSpan::chunk);
+        }
         let whole = ended.as_ref().is_some_and(HeaderBlock::is_empty);
         let original = incoming.original(whole.then(|| body.clone()));
         *self.original.lock() = Some(original);
@@ -336,6 +349,7 @@ impl<S: Store> Driver<S> {
         loop {
             match incoming.next().await {
                 Ok(bytes) => {
+                    self.spans.iter().for_each(ExecutionSpan::chunk);
                     if let Err(error) = execution.push(bytes).await {
                         return not_pushed(&error, broken);
                     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, Version};
 use hyper::body::Incoming;
-use onlyonce_core::{Fingerprint, Held, Key, Refusal, RequestLine, Scope, UnknownReason, view};
+use onlyonce_core::{
+    Fingerprint, Got, Held, Key, Refusal, RequestLine, Scope, TraceId, UnknownReason, view,
+};
 use onlyonce_engine::{Begin, Kind, Refused, Start, Ticket, Trouble};
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_http::{FingerprintBuilder, Marks, RequestIdentity, Status, derived_key};
@@ -21,6 +23,7 @@ use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
 use crate::config::ClientGone;
 use crate::metrics::Answer;
+use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin};
 
 /// What an answer is marked with, as far as that is known before it.
 #[derive(Clone, Copy)]
@@ -37,18 +40,43 @@ pub(super) async fn answer<S: Store>(
     key: Option<Key>,
     request: Request<Incoming>,
 ) -> Response<Reply> {
+    let mut span = worker.shared.telemetry.attempt(&request, || Origin {
+        peer: caller.peer.ip(),
+        route: Arc::clone(&path.route),
+        sdk_retry_count: sdk_retry_count(request.headers()),
+    });
+    let response = answer_in(&mut span, worker, caller, path, key, request).await;
+    match span {
+        Some(span) => Reply::in_span(response, span),
+        None => response,
+    }
+}
+
+/// Answers it, and notes in `span` what it got.
+async fn answer_in<S: Store>(
+    span: &mut Option<AttemptSpan>,
+    worker: &Arc<Worker<S>>,
+    caller: &Caller,
+    path: &Arc<Path>,
+    key: Option<Key>,
+    request: Request<Incoming>,
+) -> Response<Reply> {
     let http1 = request.version() <= Version::HTTP_11;
     let shared = &worker.shared;
     let attempt = match attempt(worker, path, key, request).await {
         Ok(attempt) => attempt,
         Err(problem) => return refuse(shared, Some(path), &problem, http1),
     };
+    if let Some(span) = span {
+        span.tenant(&attempt.scope.tenant);
+    }
     let derived_key = attempt.derived.then(|| attempt.key.clone());
     let marking = |ticket| Marking {
         ticket,
         derived_key: derived_key.as_ref(),
     };
-    let engine_request = attempt.engine_request(path, caller);
+    let trace = span.as_ref().and_then(AttemptSpan::trace);
+    let engine_request = attempt.engine_request(path, caller, trace);
     let begun = shared
         .engine
         .begin(engine_request, &path.route.engine_policy)
@@ -62,6 +90,7 @@ pub(super) async fn answer<S: Store>(
             refusal: why,
             ticket,
         })) => {
+            note(span, Got::Refused, ticket.as_ref());
             let problem = match why {
                 Refusal::KeyReused => Problem::KeyReused,
                 Refusal::InFlight => in_flight(None),
@@ -70,7 +99,9 @@ pub(super) async fn answer<S: Store>(
             return refusal(worker, path, &marking(ticket), &problem, http1);
         }
         Ok(Begin::Execute(execution, reader)) => {
-            let order = match attempt.order(caller, path) {
+            let spans = span.as_mut();
+            let spans = spans.and_then(|span| span.executes(&execution, reader.ticket()));
+            let order = match attempt.order(caller, path, spans) {
                 Ok(order) => order,
                 Err(problem) => {
                     let _ = execution.not_sent("the request has no path").await;
@@ -83,6 +114,11 @@ pub(super) async fn answer<S: Store>(
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
     };
+    let got = match followed {
+        Status::Joined => Got::Joined,
+        _ => Got::Replayed,
+    };
+    note(span, got, Some(reader.ticket()));
     let mut follower = None;
     if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {
         follower = worker.audiences.join(reader.ticket().id, &caller.watch);
@@ -117,6 +153,12 @@ pub(super) async fn answer<S: Store>(
             let problem = problem_of_start(path, other);
             refusal(worker, path, &marking(ticket), &problem, http1)
         }
+    }
+}
+
+fn note(span: &mut Option<AttemptSpan>, got: Got, ticket: Option<&Ticket>) {
+    if let (Some(span), Some(ticket)) = (span, ticket) {
+        span.got(got, ticket);
     }
 }
 
@@ -305,7 +347,12 @@ async fn derive<S: Store>(
 }
 
 impl Attempt {
-    fn engine_request(&self, path: &Path, caller: &Caller) -> onlyonce_engine::Request {
+    fn engine_request(
+        &self,
+        path: &Path,
+        caller: &Caller,
+        trace: Option<TraceId>,
+    ) -> onlyonce_engine::Request {
         onlyonce_engine::Request {
             scope: self.scope.clone(),
             key: self.key.clone(),
@@ -314,6 +361,7 @@ impl Attempt {
                 route: path.route.name.clone(),
                 method: self.head.method.as_str().into(),
                 path: self.head.uri.path().into(),
+                trace,
             },
             peer: caller.peer.to_string().into(),
             sdk_retry_count: sdk_retry_count(&self.head.headers),
@@ -321,7 +369,12 @@ impl Attempt {
     }
 
     /// The request as the upstream gets it.
-    fn order(self, caller: &Caller, path: &Path) -> Result<Order, Problem> {
+    fn order(
+        self,
+        caller: &Caller,
+        path: &Path,
+        spans: Option<ExecutionSpan>,
+    ) -> Result<Order, Problem> {
         let target = path.target(&self.head.uri)?;
         let asked_for = path.host_to_tell(&self.head);
         let mut headers = self.head.headers;
@@ -335,11 +388,15 @@ impl Attempt {
         if self.body.is_empty() {
             super::passthrough::say_no_body(&self.head.method, &mut headers);
         }
+        if let Some(spans) = &spans {
+            spans.write(&mut headers);
+        }
         Ok(Order {
             method: self.head.method,
             target,
             headers,
             body: self.body,
+            spans,
         })
     }
 }

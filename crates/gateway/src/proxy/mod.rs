@@ -48,7 +48,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::audience::Audiences;
 pub(crate) use self::metering::Meters;
-pub(crate) use self::tls::UpstreamTls;
+pub(crate) use self::tls::{UpstreamTls, service_tls};
 use self::worker::Worker;
 use crate::config::Config;
 use crate::failure::Failure;

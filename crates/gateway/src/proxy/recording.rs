@@ -5,7 +5,7 @@ mod stream_end;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use onlyonce_core::{Head, HeaderBlock, Metered, Record, UnknownReason};
 use onlyonce_http::headers;
@@ -127,6 +127,17 @@ impl Incoming {
             headers: std::mem::take(&mut self.headers),
             whole,
         }
+    }
+
+    /// Whether it comes event by event.
+    pub(super) fn is_stream(&self) -> bool {
+        const STREAMS: [&str; 2] = ["text/event-stream", "application/vnd.amazon.eventstream"];
+        let kind = self.headers.get(CONTENT_TYPE);
+        let kind = kind.map_or(&[][..], |kind| kind.as_bytes());
+        STREAMS.iter().any(|stream| {
+            let start = kind.get(..stream.len());
+            start.is_some_and(|start| start.eq_ignore_ascii_case(stream.as_bytes()))
+        })
     }
 
     /// Takes in what is there at once: most answers are whole by the time that their head is here.

@@ -10,6 +10,7 @@ use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
 use super::watch::Watch;
+use crate::telemetry::AttemptSpan;
 
 /// Why a body ends before its end. Hyper then breaks the connection or the stream off, so that
 /// nobody takes the part for the whole (I5).
@@ -25,6 +26,8 @@ pub(super) struct Reply {
     cut: Option<Cut>,
     /// Held until the answer is out, or given up.
     _busy: Option<Busy>,
+    /// Ends with the answer.
+    span: Option<AttemptSpan>,
 }
 
 enum Content {
@@ -39,6 +42,7 @@ impl Reply {
             content: Content::Whole(bytes),
             cut: None,
             _busy: None,
+            span: None,
         }
     }
 
@@ -53,7 +57,17 @@ impl Reply {
             content: Content::Streamed(Box::pin(body)),
             cut: None,
             _busy: None,
+            span: None,
         }
+    }
+
+    /// The same, as what a span is about.
+    pub(super) fn in_span(response: Response<Self>, mut span: AttemptSpan) -> Response<Self> {
+        span.answered(response.status().as_u16());
+        response.map(|reply| Self {
+            span: Some(span),
+            ..reply
+        })
     }
 
     /// The same, noting its end.
@@ -86,6 +100,9 @@ impl Body for Reply {
                         // hyper throws away what it has not written yet, maybe the head too. A
                         // caller should see that an answer broke off, and not that none came.
                         this.cut = Some(cut);
+                        if let Some(span) = &mut this.span {
+                            span.broke();
+                        }
                         cx.waker().wake_by_ref();
                         Poll::Pending
                     }

@@ -30,21 +30,39 @@ impl UpstreamTls {
     }
 }
 
+/// How a service beside the upstreams is spoken to, by the system's roots; `setting` is where its URL
+/// stands, `None` where that is without TLS.
+pub(crate) fn service_tls(setting: Option<&str>) -> Result<ClientConfig, Failure> {
+    let advice = "install them (ca-certificates), or set SSL_CERT_FILE";
+    let roots = match setting {
+        Some(setting) => system_roots(&format!("the address in {setting}"), advice)?,
+        None => RootCertStore::empty(),
+    };
+    client_with(roots)
+}
+
 fn client(upstream: &Upstream) -> Result<ClientConfig, Failure> {
     let roots = match &upstream.tls_roots {
         Some(file) => roots_in(file)?,
-        None => system_roots(upstream)?,
+        None => system_roots(
+            &format!("upstream \"{}\"", upstream.name),
+            "install them (ca-certificates), or set tls_roots",
+        )?,
     };
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| tls_failure(&error))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = client_with(roots)?;
     config.alpn_protocols = match upstream.http2 {
         true => vec![b"h2".to_vec()],
         false => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
     };
     Ok(config)
+}
+
+fn client_with(roots: RootCertStore) -> Result<ClientConfig, Failure> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| tls_failure(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
 fn roots_in(file: &Path) -> Result<RootCertStore, Failure> {
@@ -57,17 +75,15 @@ fn roots_in(file: &Path) -> Result<RootCertStore, Failure> {
     Ok(roots)
 }
 
-fn system_roots(upstream: &Upstream) -> Result<RootCertStore, Failure> {
+/// The roots that this system trusts. `who` is reached over TLS.
+fn system_roots(who: &str, advice: &str) -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
     let (added, _) =
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if added == 0 {
         return Err(Failure::other(
-            format!(
-                "this system has no root certificates, and upstream \"{}\" is reached over TLS",
-                upstream.name
-            ),
-            "install them (ca-certificates), or set tls_roots",
+            format!("this system has no root certificates, and {who} is reached over TLS"),
+            advice,
         ));
     }
     Ok(roots)

@@ -19,6 +19,7 @@ mod policies;
 mod presets;
 mod protocols;
 mod routes;
+mod telemetry;
 mod usage;
 
 use onlyonce_testkit::{Gateway, Request, Response, Setup, Signal, Upstream};

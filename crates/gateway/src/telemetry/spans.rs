@@ -1,0 +1,299 @@
+//! Spans while they are made: each ends when it is dropped, whatever became of its request.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, Method, Request};
+use onlyonce_core::{Got, Metered, OperationId, OperationSpan, SpanId, TraceId};
+use onlyonce_engine::{Ended, Execution, Fate, Ticket};
+use onlyonce_store::Store;
+use parking_lot::Mutex;
+
+use super::Tracer;
+use super::context::Context;
+use crate::config::Route;
+
+/// Bytes of a path that a span holds.
+const PATH: usize = 1_024;
+
+/// Where a request came from and goes to.
+pub(crate) struct Origin {
+    pub(crate) peer: IpAddr,
+    pub(crate) route: Arc<Route>,
+    /// What the caller's SDK said of its own retries.
+    pub(crate) sdk_retry_count: Option<u32>,
+}
+
+/// A span that is done.
+pub(super) enum Finished {
+    Attempt(Box<Attempt>),
+    /// An execution, and its operation.
+    Execution(Box<Executed>),
+}
+
+/// What is known of an attempt.
+pub(super) struct Attempt {
+    pub(super) begun: u64,
+    pub(super) ended: u64,
+    /// What it is a child of.
+    pub(super) parent: Option<Context>,
+    pub(super) own: Context,
+    pub(super) origin: Origin,
+    pub(super) method: Method,
+    pub(super) path: Box<str>,
+    pub(super) tenant: Box<str>,
+    pub(super) operation: Option<(OperationId, u32)>,
+    /// The operation's span, where this attempt is not its parent.
+    pub(super) link: Option<OperationSpan>,
+    pub(super) got: Got,
+    /// None where the caller left before.
+    pub(super) status: Option<u16>,
+    /// Whether the answer broke off.
+    pub(super) broke: bool,
+}
+
+/// The span of one request, until its answer is out or given up.
+pub(crate) struct AttemptSpan {
+    tracer: Arc<Tracer>,
+    /// There until it is dropped.
+    attempt: Option<Box<Attempt>>,
+}
+
+impl AttemptSpan {
+    pub(super) fn begin<B>(tracer: &Arc<Tracer>, request: &Request<B>, origin: Origin) -> Self {
+        let parent = Context::of(request.headers());
+        let trace = match &parent {
+            Some(parent) => parent.trace,
+            // That of the operation, should this attempt claim it.
+            None => tracer.trace(),
+        };
+        let own = Context {
+            trace,
+            span: tracer.span(),
+            flags: match &parent {
+                Some(parent) => parent.flags,
+                None => tracer.sample.flags(&trace),
+            },
+        };
+        Self {
+            tracer: Arc::clone(tracer),
+            attempt: Some(Box::new(Attempt {
+                begun: now(),
+                ended: 0,
+                parent,
+                own,
+                origin,
+                method: request.method().clone(),
+                path: cut(request.uri().path(), PATH).into(),
+                tenant: "".into(),
+                operation: None,
+                link: None,
+                got: Got::Refused,
+                status: None,
+                broke: false,
+            })),
+        }
+    }
+
+    /// The trace that the request came in.
+    pub(crate) fn trace(&self) -> Option<TraceId> {
+        let parent = self.attempt.as_ref()?.parent?;
+        Some(parent.trace)
+    }
+
+    /// Whose request it is.
+    pub(crate) fn tenant(&mut self, tenant: &str) {
+        self.note(|attempt| attempt.tenant = tenant.into());
+    }
+
+    /// Which operation it is for, and what it got of it.
+    pub(crate) fn got(&mut self, got: Got, ticket: &Ticket) {
+        self.note(|attempt| {
+            attempt.got = got;
+            attempt.operation = Some((ticket.id, ticket.attempt));
+            attempt.link = Some(ticket.span);
+        });
+    }
+
+    /// It executes: the spans below it.
+    pub(crate) fn executes<S: Store>(
+        &mut self,
+        execution: &Execution<S>,
+        ticket: &Ticket,
+    ) -> Option<ExecutionSpan> {
+        self.got(Got::Executed, ticket);
+        let tracer = Arc::clone(&self.tracer);
+        let attempt = self.attempt.as_mut()?;
+        let operation = execution.claimed().span();
+        attempt.link = None;
+        if attempt.parent.is_none() {
+            attempt.own.trace = operation.trace;
+            attempt.own.flags = tracer.sample.flags(&operation.trace);
+        }
+        let executed = Executed {
+            begun: now(),
+            ended: 0,
+            own: Context {
+                span: tracer.span(),
+                ..attempt.own
+            },
+            parent: attempt.own.span,
+            continues: attempt.parent.is_some(),
+            operation: (execution.id(), operation.span),
+            route: Arc::clone(&attempt.origin.route),
+            method: attempt.method.clone(),
+            status: None,
+            streams: false,
+            first_chunk: None,
+            end: None,
+            joined: 0,
+            metered: None,
+        };
+        Some(ExecutionSpan {
+            context: executed.own,
+            continues: executed.continues,
+            fate: execution.fate(),
+            tracer,
+            executed: Mutex::new(Some(Box::new(executed))),
+        })
+    }
+
+    /// The head of the answer is known.
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.note(|attempt| attempt.status = Some(status));
+    }
+
+    /// The answer broke off.
+    pub(crate) fn broke(&mut self) {
+        self.note(|attempt| attempt.broke = true);
+    }
+
+    fn note(&mut self, note: impl FnOnce(&mut Attempt)) {
+        if let Some(attempt) = &mut self.attempt {
+            note(attempt);
+        }
+    }
+}
+
+impl Drop for AttemptSpan {
+    fn drop(&mut self) {
+        let Some(mut attempt) = self.attempt.take() else {
+            return;
+        };
+        if attempt.own.is_sampled() {
+            attempt.ended = now();
+            self.tracer.push(Finished::Attempt(attempt));
+        }
+    }
+}
+
+/// What is known of an execution.
+pub(super) struct Executed {
+    pub(super) begun: u64,
+    pub(super) ended: u64,
+    pub(super) own: Context,
+    /// The span of the attempt that claimed.
+    pub(super) parent: SpanId,
+    /// Whether the trace is the caller's.
+    continues: bool,
+    pub(super) operation: (OperationId, SpanId),
+    pub(super) route: Arc<Route>,
+    pub(super) method: Method,
+    pub(super) status: Option<u16>,
+    /// Whether the answer came as a stream of events.
+    pub(super) streams: bool,
+    /// When its first bytes came.
+    pub(super) first_chunk: Option<u64>,
+    pub(super) end: Option<Ended>,
+    pub(super) joined: u32,
+    pub(super) metered: Option<Box<Metered>>,
+}
+
+/// The spans of an operation and its execution, until the outcome is known.
+pub(crate) struct ExecutionSpan {
+    context: Context,
+    continues: bool,
+    fate: Fate,
+    tracer: Arc<Tracer>,
+    /// There until it is finished.
+    executed: Mutex<Option<Box<Executed>>>,
+}
+
+impl ExecutionSpan {
+    /// Tells the upstream what it is called by.
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        self.context.write(headers, self.continues);
+    }
+
+    /// The head of the upstream's answer is here.
+    pub(crate) fn answered(&self, status: u16, streams: bool) {
+        self.note(|executed| {
+            executed.status = Some(status);
+            executed.streams = streams;
+        });
+    }
+
+    /// Bytes of its body are here.
+    pub(crate) fn chunk(&self) {
+        self.note(|executed| {
+            executed.first_chunk.get_or_insert_with(now);
+        });
+    }
+
+    /// The outcome is known.
+    pub(crate) fn finish(&self) {
+        let Some(mut executed) = self.executed.lock().take() else {
+            return;
+        };
+        if self.context.is_sampled() {
+            executed.ended = now();
+            executed.end = self.fate.ended();
+            executed.joined = self.fate.joined();
+            executed.metered = self.fate.metered();
+            self.tracer.push(Finished::Execution(executed));
+        }
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Executed)) {
+        if let Some(executed) = &mut *self.executed.lock() {
+            note(executed);
+        }
+    }
+}
+
+impl Drop for ExecutionSpan {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Tracer {
+    fn span(&self) -> SpanId {
+        SpanId::from_number(self.numbers.next())
+    }
+
+    fn trace(&self) -> TraceId {
+        loop {
+            let pair = u128::from(self.numbers.next()) << 64 | u128::from(self.numbers.next());
+            if let Some(trace) = TraceId::from_bytes(pair.to_be_bytes()) {
+                return trace;
+            }
+        }
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The first bytes of `text`, not more than `most`, without a part of a character.
+fn cut(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

@@ -1,0 +1,686 @@
+//! Traces: what a collector gets to see of requests, and that none of them ever waits for it.
+
+use onlyonce_testkit::{
+    Client, Collector, Gateway, Refusing, Request, Setup, Signal, Upstream, eventually,
+};
+
+use crate::peers::{Certificate, Peer};
+use crate::{expect_executed, expect_replay, held, post, setup};
+
+/// The context of a caller that keeps its trace.
+const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+/// The same, of one that does not.
+const NOT_KEPT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+/// Of another call of the same caller.
+const LATER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// What every attempt says, which one test looks at.
+const USUAL: [&str; 8] = [
+    "http.request.method",
+    "url.path",
+    "http.route",
+    "client.address",
+    "onlyonce.route",
+    "onlyonce.tenant",
+    "server.address",
+    "server.port",
+];
+
+fn telemetry(upstream: &Upstream, endpoint: &str, lines: &str) -> Setup {
+    setup(upstream).extra(&format!("[telemetry]\nendpoint = \"{endpoint}\"\n{lines}"))
+}
+
+fn traced(upstream: &Upstream, collector: &Collector) -> Gateway {
+    telemetry(upstream, &collector.url(), "").start()
+}
+
+fn in_trace(request: Request, context: &str) -> Request {
+    request.header("traceparent", context)
+}
+
+#[track_caller]
+fn expect_tree(collector: &Collector, spans: usize, expected: &str) {
+    let tree = collector.wait_for_spans(spans).tree_without(&USUAL);
+    assert_eq!(tree, expected, "{tree}");
+}
+
+fn spans_metric(gateway: &Gateway, result: &str) -> f64 {
+    let label = format!("result=\"{result}\"");
+    gateway.control().metric("onlyonce_spans_total", &label)
+}
+
+#[test]
+fn i16_no_key_and_no_credential_is_in_a_span() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let request = |body| {
+        post("/v1/charges?secret=1", "the-key", body)
+            .header("Authorization", "Bearer the-credential")
+    };
+    expect_executed(&gateway.send(&request("the-body")));
+    gateway
+        .send(&request("another-body"))
+        .expect_problem(422, "key-reused");
+    collector.wait_for_spans(4);
+    for message in collector.server().seen() {
+        let body = String::from_utf8_lossy(&message.body.unwrap()).into_owned();
+        for secret in ["the-key", "-body", "the-credential", "secret"] {
+            assert!(!body.contains(secret), "{secret} in {body}");
+        }
+    }
+}
+
+#[test]
+fn an_execution_stands_under_its_attempt_in_the_callers_trace() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let request = post("/v1/charges?secret=1", "the-key", "the-body")
+        .header("x-stainless-retry-count", "2")
+        .header("Authorization", "Bearer the-credential");
+    expect_executed(&gateway.send(&in_trace(request, CALLER)));
+    let tree = collector.wait_for_spans(3).tree();
+    let tenant = tree
+        .lines()
+        .find(|line| line.contains("onlyonce.tenant"))
+        .unwrap();
+    let expected = format!(
+        "\
+SERVER POST /* in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.request.method = POST
+| url.path = /v1/charges
+| http.route = /*
+| client.address = 127.0.0.1
+| http.request.resend_count = 2
+| http.response.status_code = 200
+| onlyonce.route = up
+{tenant}
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = completed
+  | onlyonce.operation.joined = 0
+    CLIENT POST
+    | http.request.method = POST
+    | server.address = 127.0.0.1
+    | server.port = PORT
+    | http.response.status_code = 200
+"
+    );
+    assert_eq!(tree, expected, "{tree}");
+    let (_, tenant) = tenant.split_once(" = ").unwrap();
+    let shown = gateway.control().operation("the-key");
+    assert_eq!(shown["tenant"], tenant);
+}
+
+#[test]
+fn a_replay_is_linked_to_the_operation_and_runs_nothing() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let first = gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
+    collector.wait_for_spans(3);
+    let again = gateway.send(&in_trace(post("/x", "k", "b"), LATER));
+    expect_replay(&again, &first);
+    expect_tree(
+        &collector,
+        4,
+        "\
+SERVER POST /* in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 200
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = completed
+  | onlyonce.operation.joined = 0
+    CLIENT POST
+    | http.response.status_code = 200
+SERVER POST /* in 0af7651916cd43dd8448eb211c80319c under b7ad6b7169203331
+| http.response.status_code = 200
+| onlyonce.attempt.got = replayed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 2
+> onlyonce.operation op-1
+",
+    );
+}
+
+#[test]
+fn a_replay_after_a_restart_is_linked_too() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let mut gateway = traced(&upstream, &collector);
+    gateway.send(&in_trace(post("/x", "with", "b"), CALLER));
+    gateway.send(&post("/x", "without", "b"));
+    collector.wait_for_spans(6);
+    gateway.start_again();
+    gateway
+        .send(&in_trace(post("/x", "with", "b"), LATER))
+        .expect_mark("replayed");
+    gateway
+        .send(&in_trace(post("/x", "without", "b"), LATER))
+        .expect_mark("replayed");
+    let tree = collector.wait_for_spans(8).tree_without(&USUAL);
+    for operation in ["op-1", "op-2"] {
+        assert!(
+            tree.contains(&format!("\n> onlyonce.operation {operation}\n")),
+            "{tree}"
+        );
+    }
+}
+
+#[test]
+fn an_operation_that_nobody_traces_has_its_own_trace() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway.post("/x", "k", "b");
+    expect_tree(
+        &collector,
+        3,
+        "\
+SERVER POST /* in the trace of op-1
+| http.response.status_code = 200
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = completed
+  | onlyonce.operation.joined = 0
+    CLIENT POST
+    | http.response.status_code = 200
+",
+    );
+}
+
+#[test]
+fn who_joins_is_linked_and_counted() {
+    let (upstream, go) = held();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let mut first = gateway.begin(&in_trace(post("/x", "k", "b"), CALLER));
+    first.read_head();
+    first.read_until("begun");
+    let mut second = gateway.begin(&in_trace(post("/x", "k", "b"), LATER));
+    second.read_head();
+    second.read_until("begun");
+    go.fire();
+    let bodies = [&mut first, &mut second].map(|client: &mut Client| client.finish().body);
+    assert_eq!(bodies[0], bodies[1]);
+    expect_tree(
+        &collector,
+        4,
+        "\
+SERVER POST /* in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 200
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = completed
+  | onlyonce.operation.joined = 1
+    CLIENT POST
+    | http.response.status_code = 200
+SERVER POST /* in 0af7651916cd43dd8448eb211c80319c under b7ad6b7169203331
+| http.response.status_code = 200
+| onlyonce.attempt.got = joined
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 2
+> onlyonce.operation op-1
+",
+    );
+}
+
+#[test]
+fn i06_who_is_refused_for_another_request_is_told_of_no_operation() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
+    collector.wait_for_spans(3);
+    let other = gateway.send(&in_trace(post("/x", "k", "other"), LATER));
+    other.expect_problem(422, "key-reused");
+    let tree = collector.wait_for_spans(4).tree_without(&USUAL);
+    let (_, refused) = tree.split_at(tree.find("SERVER POST /* in 0af7").unwrap());
+    assert_eq!(
+        refused,
+        "\
+SERVER POST /* in 0af7651916cd43dd8448eb211c80319c under b7ad6b7169203331
+| http.response.status_code = 422
+| onlyonce.attempt.got = refused
+",
+        "{tree}"
+    );
+}
+
+#[test]
+fn what_did_not_run_is_released() {
+    let upstream = Upstream::scripted(|x| match x.number {
+        1 => x.answer(429, &[], b"busy"),
+        _ => x.answer(200, &[], b"done"),
+    });
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway
+        .send(&in_trace(post("/x", "k", "b"), CALLER))
+        .expect_mark("released");
+    collector.wait_for_spans(3);
+    // The same operation again, in the same trace: spans of its own.
+    gateway
+        .send(&in_trace(post("/x", "k", "b"), CALLER))
+        .expect_mark("executed");
+    expect_tree(
+        &collector,
+        6,
+        "\
+SERVER POST /* in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 429
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = released
+  | onlyonce.operation.joined = 0
+    CLIENT POST FAILED
+    | http.response.status_code = 429
+    | error.type = 429
+SERVER POST /* in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 200
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 2
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = completed
+  | onlyonce.operation.joined = 0
+    CLIENT POST
+    | http.response.status_code = 200
+",
+    );
+}
+
+#[test]
+fn what_was_never_sent_is_released() {
+    let nobody = Refusing::new();
+    let collector = Collector::new();
+    let lines = format!("[telemetry]\nendpoint = \"{}\"", collector.url());
+    let gateway = Setup::new(crate::BIN, &nobody.url()).extra(&lines).start();
+    let answer = gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
+    answer.expect_problem(502, "upstream-unreachable");
+    expect_tree(
+        &collector,
+        3,
+        "\
+SERVER POST /* FAILED in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 502
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+| error.type = 502
+  INTERNAL onlyonce.operation
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = released
+  | onlyonce.operation.joined = 0
+    CLIENT POST FAILED
+    | error.type = not_sent
+",
+    );
+}
+
+#[test]
+fn an_unknown_outcome_is_a_failure_and_says_why() {
+    let upstream = Upstream::scripted(|x| x.reset());
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let request = in_trace(post("/x", "k", "b"), CALLER);
+    gateway
+        .send(&request)
+        .expect_problem(502, "outcome-unknown");
+    collector.wait_for_spans(3);
+    let request = in_trace(post("/x", "k", "b"), LATER);
+    gateway
+        .send(&request)
+        .expect_problem(502, "outcome-unknown");
+    expect_tree(
+        &collector,
+        4,
+        "\
+SERVER POST /* FAILED in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 502
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+| error.type = 502
+  INTERNAL onlyonce.operation FAILED
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = unknown
+  | onlyonce.operation.unknown_reason = broke
+  | onlyonce.operation.joined = 0
+  | error.type = outcome-unknown
+    CLIENT POST FAILED
+    | error.type = broke
+SERVER POST /* FAILED in 0af7651916cd43dd8448eb211c80319c under b7ad6b7169203331
+| http.response.status_code = 502
+| onlyonce.attempt.got = refused
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 2
+| error.type = 502
+> onlyonce.operation op-1
+",
+    );
+}
+
+#[test]
+fn i05_an_answer_that_breaks_off_is_a_failure() {
+    let upstream = Upstream::scripted(|x| {
+        x.start_chunked(200, &[]);
+        x.chunk("begun");
+        x.reset();
+    });
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let answer = gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
+    assert!(!answer.whole());
+    expect_tree(
+        &collector,
+        3,
+        "\
+SERVER POST /* FAILED in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
+| http.response.status_code = 200
+| onlyonce.attempt.got = executed
+| onlyonce.operation.id = op-1
+| onlyonce.attempt.number = 1
+| error.type = broken-answer
+  INTERNAL onlyonce.operation FAILED
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = unknown
+  | onlyonce.operation.unknown_reason = truncated
+  | onlyonce.operation.joined = 0
+  | error.type = outcome-unknown
+    CLIENT POST FAILED
+    | http.response.status_code = 200
+    | error.type = truncated
+",
+    );
+}
+
+/// The three headers as the upstream's latest request has them.
+fn context_at(upstream: &Upstream) -> [Option<String>; 3] {
+    let seen = upstream.seen();
+    let head = &seen.last().unwrap().head;
+    ["traceparent", "tracestate", "baggage"].map(|name| head.header(name).map(str::to_owned))
+}
+
+fn with_context(request: Request, context: &str) -> Request {
+    in_trace(request, context)
+        .header("tracestate", "vendor=1")
+        .header("baggage", "user=2")
+}
+
+#[test]
+fn a_context_passes_as_it_came_without_telemetry() {
+    let upstream = Upstream::counting();
+    let gateway = crate::gateway(&upstream);
+    let came = [CALLER, "vendor=1", "user=2"].map(|text| Some(text.to_owned()));
+    gateway.send(&with_context(post("/x", "k", "b"), CALLER));
+    assert_eq!(context_at(&upstream), came);
+    gateway.send(&with_context(Request::get("/x"), CALLER));
+    assert_eq!(context_at(&upstream), came);
+}
+
+#[test]
+fn the_upstream_stands_under_the_execution() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway.send(&with_context(post("/x", "k", "b"), CALLER));
+    collector.wait_for_spans(3);
+    let execution = collector
+        .spans()
+        .into_iter()
+        .find(|span| span.name == "POST")
+        .unwrap();
+    let id: String = execution
+        .span_id
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let [parent, state, baggage] = context_at(&upstream);
+    let expected = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{id}-01");
+    assert_eq!(parent, Some(expected));
+    assert_eq!(state.as_deref(), Some("vendor=1"));
+    assert_eq!(baggage.as_deref(), Some("user=2"));
+    // Without a key, nothing happens that a span could tell of.
+    gateway.send(&with_context(Request::get("/x"), CALLER));
+    assert_eq!(context_at(&upstream)[0].as_deref(), Some(CALLER));
+    collector.wait_for_spans(3);
+}
+
+#[test]
+fn a_malformed_context_begins_a_new_trace_and_takes_its_state_along() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway.send(&with_context(post("/x", "k", "b"), "00-nonsense"));
+    let tree = collector.wait_for_spans(3).tree();
+    assert!(
+        tree.starts_with("SERVER POST /* in the trace of op-1\n"),
+        "{tree}"
+    );
+    let [parent, state, baggage] = context_at(&upstream);
+    assert!(parent.unwrap().starts_with("00-0"));
+    assert_eq!(state, None);
+    assert_eq!(baggage.as_deref(), Some("user=2"));
+}
+
+#[test]
+fn who_is_not_kept_leaves_no_span_and_passes_that_on() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway.send(&in_trace(post("/x", "not-kept", "b"), NOT_KEPT));
+    let [parent, ..] = context_at(&upstream);
+    let parent = parent.unwrap();
+    assert!(
+        parent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"),
+        "{parent}"
+    );
+    assert!(parent.ends_with("-00"), "{parent}");
+    gateway.send(&in_trace(post("/x", "kept", "b"), CALLER));
+    collector.wait_for_spans(3);
+}
+
+#[test]
+fn of_traces_that_begin_here_the_share_is_kept_that_was_asked_for() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = telemetry(&upstream, &collector.url(), "sample = 0").start();
+    gateway.post("/x", "k", "b");
+    gateway.send(&in_trace(post("/x", "kept", "b"), CALLER));
+    collector.wait_for_spans(3);
+}
+
+#[test]
+fn another_context_is_no_other_request() {
+    let upstream = Upstream::counting();
+    let gateway = crate::gateway(&upstream);
+    let first = gateway.send(&with_context(post("/x", "k", "b"), CALLER));
+    let request = in_trace(post("/x", "k", "b"), LATER)
+        .header("tracestate", "vendor=3")
+        .header("baggage", "user=4");
+    expect_replay(&gateway.send(&request), &first);
+}
+
+/// Sends requests before a collector that takes nothing, and looks that each is answered and that what
+/// waits is bounded.
+#[track_caller]
+fn expect_no_delay(gateway: &Gateway, upstream: &Upstream) {
+    // An execution leaves three spans, in two entries; the exporter has one queue in its hands.
+    let (requests, queue) = (60_u32, 8.0);
+    let mut client = gateway.connect();
+    for number in 0..requests {
+        expect_executed(&client.ask(&post("/x", &format!("k{number}"), "b")));
+    }
+    assert_eq!(upstream.hits(), requests as usize);
+    let at_least = f64::from(requests) * 3.0 - 2.0 * queue * 2.0;
+    let dropped = spans_metric(gateway, "dropped");
+    assert!(
+        dropped > 0.0 && dropped <= f64::from(requests) * 3.0,
+        "{dropped}"
+    );
+    eventually("spans are dropped", || {
+        spans_metric(gateway, "dropped") >= at_least
+    });
+    assert!(spans_metric(gateway, "sent").abs() < f64::EPSILON);
+}
+
+#[test]
+fn l5_a_collector_that_is_down_delays_nobody_and_what_waits_is_bounded() {
+    let upstream = Upstream::counting();
+    let nobody = Refusing::new();
+    let gateway = telemetry(&upstream, &nobody.url(), "queue = 8").start();
+    expect_no_delay(&gateway, &upstream);
+}
+
+#[test]
+fn l5_a_collector_that_is_slow_delays_nobody_and_what_waits_is_bounded() {
+    let upstream = Upstream::counting();
+    let never = Signal::new();
+    let end = never.clone();
+    let collector = Collector::scripted(move |_| {
+        end.wait();
+        None
+    });
+    let mut gateway = telemetry(&upstream, &collector.url(), "queue = 8").start();
+    expect_no_delay(&gateway, &upstream);
+    // Nor does it keep the process.
+    collector.server().wait_for_hits(1);
+    gateway.terminate();
+    assert_eq!(gateway.wait_for_exit(), Some(0));
+    never.fire();
+}
+
+#[test]
+fn l5_a_collector_that_refuses_delays_nobody_and_is_asked_once() {
+    let upstream = Upstream::counting();
+    let collector = Collector::scripted(|_| Some(400));
+    let gateway = traced(&upstream, &collector);
+    let mut client = gateway.connect();
+    for number in 0..20 {
+        expect_executed(&client.ask(&post("/x", &format!("k{number}"), "b")));
+    }
+    eventually("all spans are dropped", || {
+        spans_metric(&gateway, "dropped") >= 60.0
+    });
+    assert!(
+        gateway
+            .stderr()
+            .contains("spans are dropped: the collector answers 400")
+    );
+}
+
+#[test]
+fn a_collector_that_is_busy_gets_the_same_spans_later() {
+    let upstream = Upstream::counting();
+    let collector = Collector::scripted(|x| match x.number {
+        1 => Some(503),
+        2 => {
+            x.reset();
+            None
+        }
+        _ => Some(200),
+    });
+    let gateway = traced(&upstream, &collector);
+    gateway.post("/x", "k", "b");
+    collector.wait_for_spans(3);
+    eventually("they are counted", || spans_metric(&gateway, "sent") >= 3.0);
+    let bodies: Vec<_> = collector
+        .server()
+        .seen()
+        .into_iter()
+        .map(|seen| seen.body)
+        .collect();
+    assert_eq!(bodies.len(), 3);
+    assert!(bodies.iter().all(|body| body == &bodies[0]));
+}
+
+#[test]
+fn a_gateway_that_goes_sends_its_last_spans() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let mut gateway = traced(&upstream, &collector);
+    for number in 0..300 {
+        gateway.post("/x", &format!("k{number}"), "b");
+    }
+    gateway.terminate();
+    assert_eq!(gateway.wait_for_exit(), Some(0));
+    assert_eq!(collector.spans().len(), 900);
+}
+
+#[test]
+fn the_environment_says_what_the_file_does_not() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = setup(&upstream)
+        .env(
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            &format!("{}/base/", collector.url()),
+        )
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "x-team=a%20b,x-other=c")
+        .env(
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "service.name=not-this,deployment.environment.name=test",
+        )
+        .env("OTEL_SERVICE_NAME", "payments")
+        .extra("[telemetry]\nheaders = { x-other = \"env:OTHER\" }")
+        .env("OTHER", "of the file")
+        .start();
+    gateway.post("/x", "k", "b");
+    collector.wait_for_spans(3);
+    let head = &collector.server().seen()[0].head;
+    assert_eq!(head.word(1), "/base/v1/traces");
+    assert_eq!(head.header("content-type"), Some("application/x-protobuf"));
+    assert_eq!(head.header("x-team"), Some("a b"));
+    assert_eq!(head.header("x-other"), Some("of the file"));
+    let resource = collector.resource();
+    let said = |name: &str| {
+        let pair = resource.iter().find(|(key, _)| key == name);
+        pair.map(|(_, value)| value.as_str())
+    };
+    assert_eq!(said("service.name"), Some("payments"));
+    assert_eq!(said("deployment.environment.name"), Some("test"));
+    assert_eq!(said("service.version"), Some(env!("CARGO_PKG_VERSION")));
+    assert!(said("service.instance.id").is_some());
+}
+
+#[test]
+fn spans_go_over_tls_to_who_the_system_trusts() {
+    let upstream = Upstream::counting();
+    let (theirs, others) = (Certificate::new(), Certificate::new());
+    for (trusted, messages) in [(&theirs, 1), (&others, 0)] {
+        let collector = Peer::start(Some(theirs.server(&["http/1.1"])));
+        let endpoint = format!("https://localhost:{}", collector.port());
+        let mut gateway = telemetry(&upstream, &endpoint, "")
+            .env("SSL_CERT_FILE", &trusted.cert().display().to_string())
+            .start();
+        gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
+        gateway.terminate();
+        let run = gateway.wait_for_run();
+        assert_eq!(run.code, Some(0));
+        assert_eq!(collector.hits(), messages);
+        assert_eq!(
+            run.stderr.contains("UnknownIssuer"),
+            messages == 0,
+            "{}",
+            run.stderr
+        );
+    }
+}
