@@ -15,6 +15,7 @@ use crate::proxy;
 const MOST: usize = 64 << 10;
 
 /// A client that keeps its connections, over TLS where a URL says so. It sends nothing twice.
+#[derive(Clone)]
 pub(crate) struct HttpClient(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl HttpClient {

@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, number_data_point};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
@@ -25,6 +28,8 @@ pub struct Collector {
 struct Taken {
     resources: Vec<Resource>,
     spans: Vec<Span>,
+    /// Those of the latest message, which tells all of them.
+    metrics: Vec<Metric>,
 }
 
 impl Collector {
@@ -33,7 +38,7 @@ impl Collector {
         Self::scripted(|_| Some(200))
     }
 
-    /// Answers each message with the status that the script gives, and takes it where that is 200. The
+    /// Answers each message, be it of spans or of metrics, with the status that the script gives, and takes it where that is 200. The
     /// script has answered itself, or hung up, where it gives none.
     pub fn scripted(script: impl Fn(&mut Exchange) -> Option<u16> + Send + Sync + 'static) -> Self {
         let taken = Arc::new(Mutex::new(Taken::default()));
@@ -42,7 +47,11 @@ impl Collector {
             let body = x.read_body();
             let Some(status) = script(x) else { return };
             if status == 200 {
-                taking.lock().expect("what was taken").take(&body);
+                let mut taken = taking.lock().expect("what was taken");
+                match x.path().ends_with("/v1/metrics") {
+                    true => taken.take_metrics(&body),
+                    false => taken.take(&body),
+                }
             }
             x.answer(status, &[("Content-Type", "application/x-protobuf")], b"");
         });
@@ -70,6 +79,33 @@ impl Collector {
         eventually(&format!("{count} spans"), || self.spans().len() >= count);
         assert_eq!(self.spans().len(), count, "{}", self.tree());
         self
+    }
+
+    /// The sums that the latest message told: name, attributes but for the port, value.
+    pub fn metrics(&self) -> Vec<String> {
+        let taken = self.taken.lock().expect("what was taken");
+        let mut lines = Vec::new();
+        for metric in &taken.metrics {
+            let Some(Data::Sum(sum)) = &metric.data else {
+                panic!("{} is no sum", metric.name);
+            };
+            for point in &sum.data_points {
+                let mut line = metric.name.clone();
+                for (key, value) in texts(&point.attributes) {
+                    if key != "server.port" {
+                        let _ = write!(line, " {key}={value}");
+                    }
+                }
+                match point.value {
+                    Some(number_data_point::Value::AsInt(count)) => {
+                        let _ = write!(line, " {count}");
+                    }
+                    ref other => panic!("{} is {other:?}", metric.name),
+                }
+                lines.push(line);
+            }
+        }
+        lines
     }
 
     /// What the first message said of who sent it.
@@ -111,6 +147,13 @@ impl Default for Collector {
 }
 
 impl Taken {
+    fn take_metrics(&mut self, body: &[u8]) {
+        let request = ExportMetricsServiceRequest::decode(body).expect("a message of metrics");
+        let scopes = request.resource_metrics.into_iter();
+        let scopes = scopes.flat_map(|of_resource| of_resource.scope_metrics);
+        self.metrics = scopes.flat_map(|of_scope| of_scope.metrics).collect();
+    }
+
     fn take(&mut self, body: &[u8]) {
         let request = ExportTraceServiceRequest::decode(body).expect("a message of spans");
         for of_resource in request.resource_spans {

@@ -14,6 +14,10 @@ use super::section::{OrZero, Section};
 pub struct Telemetry {
     /// The collector's URL for traces.
     pub endpoint: Uri,
+    /// Its URL for metrics, where it takes them.
+    pub metrics: Option<Uri>,
+    /// How often metrics are sent.
+    pub metrics_interval: Duration,
     /// Headers of each message to it.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The share of traces that are kept, from 0 to 1, of those that no caller has decided about.
@@ -30,6 +34,8 @@ pub struct Telemetry {
 
 /// Where traces go below an endpoint.
 const TRACES: &str = "/v1/traces";
+/// Where metrics go.
+const METRICS: &str = "/v1/metrics";
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
@@ -52,26 +58,42 @@ impl Telemetry {
     /// `None` where no endpoint is set, or the environment says that there is to be no telemetry.
     pub(crate) fn read(root: &mut Section<'_>) -> Result<Option<Self>, ConfigError> {
         let mut section = root.table_or_empty("telemetry")?;
-        let endpoint = match section.take("endpoint") {
+        let endpoints = match section.take("endpoint") {
             Some(entry) => {
                 let text = entry.filled()?;
-                let url = url(&format!("{}{TRACES}", text.trim_end_matches('/')));
-                Some(url.ok_or_else(|| {
+                let traces = below(text, TRACES).ok_or_else(|| {
                     entry.fail(
                         format!("cannot be \"{text}\""),
                         "write the base URL of the collector, like \"http://127.0.0.1:4318\"",
                     )
-                })?)
+                })?;
+                Some((traces, below(text, METRICS)))
             }
-            None => endpoint_of_environment(&section)?,
+            None => endpoints_of_environment(&section)?,
         };
+        let Some((endpoint, metrics)) = endpoints else {
+            // What stands beside it is looked at all the same.
+            Self::read_beside(Uri::default(), None, section)?;
+            return Ok(None);
+        };
+        Self::read_beside(endpoint, metrics, section)
+    }
+
+    fn read_beside(
+        endpoint: Uri,
+        metrics: Option<Uri>,
+        mut section: Section<'_>,
+    ) -> Result<Option<Self>, ConfigError> {
         let mut telemetry = Self {
-            endpoint: endpoint.clone().unwrap_or_default(),
+            endpoint,
+            metrics,
+            metrics_interval: millis_of_environment(&section, &["OTEL_METRIC_EXPORT_INTERVAL"])?
+                .unwrap_or(Duration::from_secs(60)),
             headers: headers_of_environment(&section)?,
             sample: 1.0,
             service_name: "onlyonce".into(),
             resource: Vec::new(),
-            timeout: timeout_of_environment(&section)?,
+            timeout: millis_of_environment(&section, &TIMEOUTS)?.unwrap_or(Duration::from_secs(10)),
             queue: 8_192,
         };
         telemetry.read_names(&mut section)?;
@@ -94,11 +116,14 @@ impl Telemetry {
             telemetry.queue = entry.number(1..=1_000_000)?;
         }
         let disabled = section.env("OTEL_SDK_DISABLED");
-        let none = section.env("OTEL_TRACES_EXPORTER");
+        let traces = section.env("OTEL_TRACES_EXPORTER");
+        if section.env("OTEL_METRICS_EXPORTER").as_deref() == Some("none") {
+            telemetry.metrics = None;
+        }
         section.finish()?;
         let is_off = disabled.is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || none.as_deref() == Some("none");
-        Ok((endpoint.is_some() && !is_off).then_some(telemetry))
+            || traces.as_deref() == Some("none");
+        Ok((!is_off).then_some(telemetry))
     }
 
     fn read_names(&mut self, section: &mut Section<'_>) -> Result<(), ConfigError> {
@@ -119,10 +144,15 @@ impl Telemetry {
     }
 }
 
-fn endpoint_of_environment(section: &Section<'_>) -> Result<Option<Uri>, ConfigError> {
-    let (name, text) = match (section.env(TRACES_ENDPOINT), section.env(ENDPOINT)) {
-        (Some(text), _) => (TRACES_ENDPOINT, text),
-        (None, Some(text)) => (ENDPOINT, format!("{}{TRACES}", text.trim_end_matches('/'))),
+/// Where traces and metrics go by the environment.
+fn endpoints_of_environment(
+    section: &Section<'_>,
+) -> Result<Option<(Uri, Option<Uri>)>, ConfigError> {
+    let base = section.env(ENDPOINT);
+    let metrics = base.as_ref().and_then(|base| below(base, METRICS));
+    let (name, traces) = match (section.env(TRACES_ENDPOINT), base) {
+        (Some(text), _) => (TRACES_ENDPOINT, url(&text)),
+        (None, Some(base)) => (ENDPOINT, below(&base, TRACES)),
         (None, None) => return Ok(None),
     };
     if let Some((name, protocol)) = first_of(section, &PROTOCOLS)
@@ -133,8 +163,8 @@ fn endpoint_of_environment(section: &Section<'_>) -> Result<Option<Uri>, ConfigE
             format!("unset {name}, or set [telemetry] endpoint to a collector's HTTP address"),
         ));
     }
-    match url(&text) {
-        Some(url) => Ok(Some(url)),
+    match traces {
+        Some(traces) => Ok(Some((traces, metrics))),
         None => Err(section.fail(
             format!("the environment variable {name} is not a URL of a collector"),
             "set it like http://127.0.0.1:4318, or unset it",
@@ -155,12 +185,15 @@ fn headers_of_environment(
         .ok_or_else(|| not_pairs(section, variable))
 }
 
-fn timeout_of_environment(section: &Section<'_>) -> Result<Duration, ConfigError> {
-    let Some((name, millis)) = first_of(section, &TIMEOUTS) else {
-        return Ok(Duration::from_secs(10));
+fn millis_of_environment(
+    section: &Section<'_>,
+    names: &[&'static str],
+) -> Result<Option<Duration>, ConfigError> {
+    let Some((name, millis)) = first_of(section, names) else {
+        return Ok(None);
     };
     match millis.parse() {
-        Ok(millis @ 1..) => Ok(Duration::from_millis(millis)),
+        Ok(millis @ 1..) => Ok(Some(Duration::from_millis(millis))),
         _ => Err(section.fail(
             format!("the environment variable {name} is \"{millis}\""),
             "set it to a number of milliseconds above 0, or unset it",
@@ -208,6 +241,11 @@ fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     let mut value = HeaderValue::from_str(value).ok()?;
     value.set_sensitive(true);
     Some((name.parse().ok()?, value))
+}
+
+/// What lies under `path` below the endpoint `base`.
+fn below(base: &str, path: &str) -> Option<Uri> {
+    url(&format!("{}{path}", base.trim_end_matches('/')))
 }
 
 fn url(text: &str) -> Option<Uri> {

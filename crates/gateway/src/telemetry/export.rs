@@ -1,30 +1,28 @@
-//! Spans on their way to a collector: OTLP over HTTP, protobuf
-//! (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>).
+//! Spans and sums on their way to a collector.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Uri;
 use onlyonce_engine::Seldom;
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+use opentelemetry_proto::tonic::metrics::v1::{ResourceMetrics, ScopeMetrics};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
 use prost::Message;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::collector::{Collector, Verdict};
 use super::names::Attributes;
 use super::spans::Finished;
 use super::{Telemetry, Tracer};
 use crate::config;
 use crate::failure::Failure;
-use crate::http_client::HttpClient;
 
 /// How long a span waits for others to go with it.
 const WAIT: Duration = Duration::from_secs(1);
@@ -35,14 +33,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// For how long a batch is sent again before it is dropped.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-/// Sends spans away, in the background.
+/// Sends what there is to tell, in the background.
 pub(crate) struct Exporter {
     stop: watch::Sender<bool>,
-    task: tokio::task::JoinHandle<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Exporter {
-    /// Begins, where there is something to send.
+    /// Begins, where there is somebody to send to.
     pub(crate) fn start(
         telemetry: &Telemetry,
         settings: Option<&config::Telemetry>,
@@ -53,64 +51,71 @@ impl Exporter {
         let (stop, stopped) = watch::channel(false);
         let sending = Sending {
             tracer: Arc::clone(tracer),
-            client: HttpClient::for_url(&settings.endpoint, "telemetry.endpoint")?,
+            collector: Collector::new(settings)?,
             resource: resource(settings),
-            settings: settings.clone(),
             stopped,
-            trouble: Seldom::default(),
+            trouble: Arc::default(),
         };
-        Ok(Some(Self {
-            stop,
-            task: tokio::spawn(sending.run()),
-        }))
+        let mut tasks = JoinSet::new();
+        if let Some(url) = settings.metrics.clone() {
+            tasks.spawn(sending.clone().metrics(url, settings.metrics_interval));
+        }
+        tasks.spawn(sending.spans(settings.endpoint.clone()));
+        Ok(Some(Self { stop, tasks }))
     }
 
     /// Sends what is there, and waits for that no longer than `limit`.
-    pub(crate) async fn stop(self, limit: Duration) {
+    pub(crate) async fn stop(mut self, limit: Duration) {
         self.stop.send_replace(true);
-        let abort = self.task.abort_handle();
-        if timeout(limit, self.task).await.is_err() {
-            abort.abort();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(limit, all).await.is_err() {
             tracing::warn!("the last spans could not be sent in time");
         }
     }
 }
 
+#[derive(Clone)]
 struct Sending {
     tracer: Arc<Tracer>,
-    client: HttpClient,
+    collector: Collector,
     resource: Resource,
-    settings: config::Telemetry,
     stopped: watch::Receiver<bool>,
-    trouble: Seldom,
-}
-
-/// What a collector made of a batch.
-enum Verdict {
-    /// It took it, but for so many spans.
-    Taken {
-        rejected: u64,
-    },
-    /// It may take it later, not before this span has passed.
-    Later(Option<Duration>, String),
-    Refused(String),
+    trouble: Arc<Seldom>,
 }
 
 impl Sending {
-    async fn run(mut self) {
+    async fn spans(mut self, url: Uri) {
         loop {
             let stops = tokio::select! {
                 () = sleep(WAIT) => false,
                 () = self.tracer.enough.notified() => false,
-                // An error says that nobody is left to stop it.
-                _ = self.stopped.wait_for(|stopped| *stopped) => true,
+                stops = stopped(&mut self.stopped) => stops,
             };
             loop {
                 let batch = self.tracer.batch();
                 if batch.is_empty() {
                     break;
                 }
-                self.send(batch).await;
+                self.send(&url, batch).await;
+            }
+            if stops {
+                return;
+            }
+        }
+    }
+
+    /// Tells the sums at times. A message that is lost costs nothing: the next one says it all.
+    async fn metrics(mut self, url: Uri, interval: Duration) {
+        loop {
+            let stops = tokio::select! {
+                () = sleep(interval) => false,
+                stops = stopped(&mut self.stopped) => stops,
+            };
+            if let Some(message) = self.message_of_metrics()
+                && let Verdict::Later(_, why) | Verdict::Refused(why) =
+                    self.collector.post(&url, message).await
+            {
+                tracing::debug!("metrics are not taken: {why}");
             }
             if stops {
                 return;
@@ -119,22 +124,21 @@ impl Sending {
     }
 
     /// Sends a batch, again where that may help, and drops it where it does not.
-    async fn send(&mut self, batch: Vec<Finished>) {
+    async fn send(&mut self, url: &Uri, batch: Vec<Finished>) {
         let spans: u64 = batch.iter().map(Finished::count).sum();
-        let message = self.message(&batch);
+        let message = self.message_of_spans(&batch);
         drop(batch);
         let begun = Instant::now();
         let mut pause = PAUSE;
         let why = loop {
             let stopping = *self.stopped.borrow();
-            let (at_least, why) = match self.post(message.clone()).await {
+            let (at_least, why) = match self.collector.post(url, message.clone()).await {
                 Verdict::Taken { rejected } => {
                     let rejected = rejected.min(spans);
                     self.tracer.metrics.sent(spans - rejected);
-                    if rejected == 0 {
-                        return;
+                    if rejected > 0 {
+                        self.dropped(rejected, "the collector took the others");
                     }
-                    self.dropped(rejected, "the collector took the others");
                     return;
                 }
                 Verdict::Refused(why) => break why,
@@ -150,7 +154,7 @@ impl Sending {
             tokio::select! {
                 () = sleep(wait) => {}
                 // Once more, at once.
-                _ = self.stopped.wait_for(|stopped| *stopped) => {}
+                _ = stopped(&mut self.stopped) => {}
             }
         };
         self.dropped(spans, &why);
@@ -164,19 +168,14 @@ impl Sending {
         }
     }
 
-    fn message(&self, batch: &[Finished]) -> Bytes {
+    fn message_of_spans(&self, batch: &[Finished]) -> Bytes {
         let mut spans = Vec::with_capacity(batch.len() * 2);
         batch.iter().for_each(|done| done.write(&mut spans));
-        let scope = InstrumentationScope {
-            name: "onlyonce".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..InstrumentationScope::default()
-        };
         let request = ExportTraceServiceRequest {
             resource_spans: vec![ResourceSpans {
                 resource: Some(self.resource.clone()),
                 scope_spans: vec![ScopeSpans {
-                    scope: Some(scope),
+                    scope: Some(scope()),
                     spans,
                     ..ScopeSpans::default()
                 }],
@@ -186,49 +185,40 @@ impl Sending {
         request.encode_to_vec().into()
     }
 
-    async fn post(&self, message: Bytes) -> Verdict {
-        let mut request = Request::new(Full::new(message));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.settings.endpoint.clone();
-        let headers = request.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/x-protobuf"),
-        );
-        let agent = concat!("onlyonce/", env!("CARGO_PKG_VERSION"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        for (name, value) in &self.settings.headers {
-            headers.insert(name.clone(), value.clone());
+    /// `None` where there is nothing to tell yet.
+    fn message_of_metrics(&self) -> Option<Bytes> {
+        let metrics = self.tracer.sums.metrics();
+        if metrics.is_empty() {
+            return None;
         }
-        match timeout(self.settings.timeout, self.client.send(request)).await {
-            Ok(Ok(response)) => verdict(&response),
-            Ok(Err(why)) => Verdict::Later(None, why),
-            Err(_) => Verdict::Later(None, "the collector does not answer in time".to_owned()),
-        }
+        let request = ExportMetricsServiceRequest {
+            resource_metrics: vec![ResourceMetrics {
+                resource: Some(self.resource.clone()),
+                scope_metrics: vec![ScopeMetrics {
+                    scope: Some(scope()),
+                    metrics,
+                    ..ScopeMetrics::default()
+                }],
+                ..ResourceMetrics::default()
+            }],
+        };
+        Some(request.encode_to_vec().into())
     }
 }
 
-fn verdict(response: &Response<Bytes>) -> Verdict {
-    let status = response.status();
-    if status.is_success() {
-        let said = ExportTraceServiceResponse::decode(&**response.body());
-        let partial = said.ok().and_then(|said| said.partial_success);
-        let rejected = partial.map_or(0, |partial| partial.rejected_spans);
-        return Verdict::Taken {
-            rejected: u64::try_from(rejected).unwrap_or(0),
-        };
-    }
-    let why = format!("the collector answers {status}");
-    match status {
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => {
-            let after = response.headers().get(RETRY_AFTER);
-            let seconds = after.and_then(|after| after.to_str().ok()?.trim().parse().ok());
-            Verdict::Later(seconds.map(Duration::from_secs), why)
-        }
-        _ => Verdict::Refused(why),
+/// Waits for the end.
+async fn stopped(stopped: &mut watch::Receiver<bool>) -> bool {
+    // An error says that nobody is left to stop it.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+    true
+}
+
+/// Who made it.
+fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "onlyonce".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
     }
 }
 

@@ -9,13 +9,16 @@
 //! ```
 //!
 //! `context` reads and writes `traceparent`, `spans` watch a request and note what it became, `names`
-//! says it in the words of the conventions, and `export` sends it away. Where no endpoint is set there
+//! says it in the words of the conventions, `sums` counts what executions used, and `export` sends it
+//! all away. Where no endpoint is set there
 //! is none of it, and requests pass with the headers that they came with.
 
+mod collector;
 mod context;
 mod export;
 mod names;
 mod spans;
+mod sums;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,6 +32,7 @@ use self::context::Sample;
 pub(crate) use self::export::Exporter;
 use self::spans::Finished;
 pub(crate) use self::spans::{AttemptSpan, ExecutionSpan, Origin};
+use self::sums::Sums;
 use crate::config;
 use crate::metrics::SpanMetrics;
 
@@ -47,6 +51,7 @@ struct Tracer {
     /// Notified when there are enough for a batch.
     enough: Notify,
     metrics: SpanMetrics,
+    sums: Sums,
 }
 
 impl Telemetry {
@@ -59,6 +64,7 @@ impl Telemetry {
                 most: settings.queue,
                 enough: Notify::new(),
                 metrics: metrics.clone(),
+                sums: Sums::new(),
             })
         }))
     }

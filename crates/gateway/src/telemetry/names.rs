@@ -16,6 +16,7 @@ use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 
 use super::context::Context;
 use super::spans::{Attempt, Executed, Finished};
+use super::sums::Call;
 use crate::metrics::reason_label;
 
 /// Of a span's flags: it is known whether its parent is of another process.
@@ -34,6 +35,57 @@ const TOKENS: [(Unit, &str); 9] = [
     (Unit::OutputAudio, "gen_ai.usage.audio.output_tokens"),
     (Unit::InputImage, "gen_ai.usage.image.input_tokens"),
     (Unit::OutputImage, "gen_ai.usage.image.output_tokens"),
+];
+
+/// What tokens stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Modality {
+    /// Nobody said.
+    Unknown,
+    Text,
+    Audio,
+    Image,
+}
+
+impl Modality {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Text => "text",
+            Self::Audio => "audio",
+            Self::Image => "image",
+        }
+    }
+}
+
+const INPUT: &str = "gen_ai.client.inference.usage.input_tokens";
+const OUTPUT: &str = "gen_ai.client.inference.usage.output_tokens";
+
+/// The metrics of tokens, each with what it counts; those of one name stand together.
+pub(super) const TOKEN_SUMS: [(&str, Unit, Modality); 11] = [
+    (INPUT, Unit::Input, Modality::Unknown),
+    (INPUT, Unit::Input, Modality::Text),
+    (INPUT, Unit::InputAudio, Modality::Audio),
+    (INPUT, Unit::InputImage, Modality::Image),
+    (OUTPUT, Unit::Output, Modality::Unknown),
+    (OUTPUT, Unit::Output, Modality::Text),
+    (OUTPUT, Unit::OutputAudio, Modality::Audio),
+    (OUTPUT, Unit::OutputImage, Modality::Image),
+    (
+        "gen_ai.client.inference.usage.cache_read.input_tokens",
+        Unit::CacheRead,
+        Modality::Unknown,
+    ),
+    (
+        "gen_ai.client.inference.usage.cache_write.input_tokens",
+        Unit::CacheWrite,
+        Modality::Unknown,
+    ),
+    (
+        "gen_ai.client.inference.usage.reasoning.output_tokens",
+        Unit::Reasoning,
+        Modality::Unknown,
+    ),
 ];
 
 impl Finished {
@@ -222,6 +274,19 @@ impl Attributes {
         if !text.is_empty() {
             self.add(key, Value::StringValue(text.to_owned()));
         }
+    }
+
+    /// Which call a count of tokens is of.
+    pub(super) fn of_call(call: &Call, modality: Modality) -> Self {
+        let mut attributes = Self::default();
+        attributes.text("server.address", &call.server);
+        attributes.count("server.port", Some(call.port));
+        attributes.text("gen_ai.operation.name", &call.operation);
+        attributes.text("gen_ai.provider.name", &call.provider);
+        attributes.text("gen_ai.request.model", &call.request_model);
+        attributes.text("gen_ai.response.model", &call.model);
+        attributes.text("gen_ai.token.modality", modality.as_str());
+        attributes
     }
 
     fn count(&mut self, key: &str, count: Option<impl Into<i64>>) {

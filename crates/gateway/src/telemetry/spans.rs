@@ -246,11 +246,12 @@ impl ExecutionSpan {
         let Some(mut executed) = self.executed.lock().take() else {
             return;
         };
+        executed.metered = self.fate.metered();
+        self.tracer.sums.add(&executed);
         if self.context.is_sampled() {
             executed.ended = now();
             executed.end = self.fate.ended();
             executed.joined = self.fate.joined();
-            executed.metered = self.fate.metered();
             self.tracer.push(Finished::Execution(executed));
         }
     }
@@ -284,7 +285,7 @@ impl Tracer {
 }
 
 /// Nanoseconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -5,7 +5,7 @@ use onlyonce_testkit::{
 };
 
 use crate::peers::{Certificate, Peer};
-use crate::{expect_executed, expect_replay, held, post, setup};
+use crate::{expect_executed, expect_replay, held, post, setup, usage};
 
 /// The context of a caller that keeps its trace.
 const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -380,15 +380,21 @@ SERVER POST /* FAILED in 0af7651916cd43dd8448eb211c80319c under b7ad6b7169203331
 
 #[test]
 fn i05_an_answer_that_breaks_off_is_a_failure() {
-    let upstream = Upstream::scripted(|x| {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
         x.start_chunked(200, &[]);
         x.chunk("begun");
+        wait.wait();
         x.reset();
     });
     let collector = Collector::new();
     let gateway = traced(&upstream, &collector);
-    let answer = gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
-    assert!(!answer.whole());
+    let mut client = gateway.begin(&in_trace(post("/x", "k", "b"), CALLER));
+    client.read_head();
+    client.read_until("begun");
+    go.fire();
+    assert!(!client.finish().whole());
     expect_tree(
         &collector,
         3,
@@ -677,10 +683,130 @@ fn spans_go_over_tls_to_who_the_system_trusts() {
         assert_eq!(run.code, Some(0));
         assert_eq!(collector.hits(), messages);
         assert_eq!(
-            run.stderr.contains("UnknownIssuer"),
+            run.stderr.contains("invalid peer certificate"),
             messages == 0,
             "{}",
             run.stderr
         );
     }
+}
+
+/// The time to the first chunk, and what is the same for every attempt.
+fn without_time(collector: &Collector) -> String {
+    let mut left_out = USUAL.to_vec();
+    left_out.push("gen_ai.response.time_to_first_chunk");
+    collector.tree_without(&left_out)
+}
+
+#[test]
+fn an_execution_says_what_it_used_and_cost_and_a_replay_adds_nothing() {
+    let upstream = Upstream::scripted(|x| x.answer(200, &[usage::JSON], usage::chat().as_bytes()));
+    let collector = Collector::new();
+    let mut gateway = usage::before(&upstream, "openai")
+        .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
+        .start();
+    for _ in 0..3 {
+        gateway.send(&in_trace(post(usage::CHAT, "k", "{}"), CALLER));
+    }
+    collector.wait_for_spans(5);
+    let tree = without_time(&collector);
+    let (_, execution) = tree.split_once("    CLIENT ").unwrap();
+    let (execution, _) = execution.split_once("SERVER").unwrap();
+    assert_eq!(
+        execution,
+        "\
+chat gpt-4o-2024-08-06
+    | http.response.status_code = 200
+    | gen_ai.operation.name = chat
+    | gen_ai.provider.name = openai
+    | gen_ai.response.model = gpt-4o-2024-08-06
+    | gen_ai.response.id = chatcmpl-1
+    | gen_ai.usage.input_tokens = 1000
+    | gen_ai.usage.output_tokens = 2000
+    | gen_ai.usage.cache_read.input_tokens = 400
+    | onlyonce.cost.usd = 0.022
+    | onlyonce.cost.basis = table
+",
+        "{tree}"
+    );
+    assert_eq!(tree.matches("gen_ai.usage.input_tokens").count(), 1);
+
+    gateway.terminate();
+    assert_eq!(gateway.wait_for_exit(), Some(0));
+    let call = "server.address=127.0.0.1 gen_ai.operation.name=chat gen_ai.provider.name=openai \
+                gen_ai.response.model=gpt-4o-2024-08-06 gen_ai.token.modality=unknown";
+    let expected = [
+        ("input_tokens", 1000),
+        ("output_tokens", 2000),
+        ("cache_read.input_tokens", 400),
+    ]
+    .map(|(name, count)| format!("gen_ai.client.inference.usage.{name} {call} {count}"));
+    assert_eq!(collector.metrics(), expected);
+}
+
+#[test]
+fn a_stream_says_so_and_one_that_broke_off_what_it_had_used() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.start_chunked(200, &[usage::SSE]);
+        x.chunk(&usage::messages()[0]);
+        wait.wait();
+        x.reset();
+    });
+    let collector = Collector::new();
+    let gateway = usage::before(&upstream, "anthropic")
+        .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
+        .start();
+    let mut client = gateway.begin(&in_trace(post("/v1/messages", "k", "{}"), CALLER));
+    client.read_head();
+    client.read_until("message_start");
+    go.fire();
+    client.finish();
+    collector.wait_for_spans(3);
+    assert!(
+        collector
+            .tree()
+            .contains("gen_ai.response.time_to_first_chunk = 0.")
+    );
+    let tree = without_time(&collector);
+    let (_, execution) = tree.split_once("    CLIENT ").unwrap();
+    assert_eq!(
+        execution,
+        "\
+chat claude-sonnet-4-5-20250929 FAILED
+    | http.response.status_code = 200
+    | gen_ai.operation.name = chat
+    | gen_ai.provider.name = anthropic
+    | gen_ai.response.model = claude-sonnet-4-5-20250929
+    | gen_ai.response.id = msg_1
+    | gen_ai.request.stream = true
+    | gen_ai.usage.input_tokens = 20
+    | gen_ai.usage.output_tokens = 1
+    | onlyonce.cost.usd = 0.000075
+    | onlyonce.cost.basis = table
+    | error.type = truncated
+",
+        "{tree}"
+    );
+}
+
+#[test]
+fn what_is_used_is_counted_whether_its_trace_is_kept_or_not() {
+    let upstream = Upstream::scripted(|x| x.answer(200, &[usage::JSON], usage::chat().as_bytes()));
+    let collector = Collector::new();
+    let gateway = usage::before(&upstream, "openai")
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "50")
+        .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
+        .start();
+    for key in ["a", "b"] {
+        gateway.send(&in_trace(post(usage::CHAT, key, "{}"), NOT_KEPT));
+    }
+    eventually("both are counted", || {
+        let metrics = collector.metrics();
+        metrics
+            .iter()
+            .any(|line| line.contains(".input_tokens ") && line.ends_with(" 2000"))
+    });
+    assert!(collector.spans().is_empty());
 }

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use crate::{expect_executed, expect_replay, post, setup};
 
-const CHAT: &str = "/v1/chat/completions";
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-const SSE: (&str, &str) = ("Content-Type", "text/event-stream");
+pub const CHAT: &str = "/v1/chat/completions";
+pub const JSON: (&str, &str) = ("Content-Type", "application/json");
+pub const SSE: (&str, &str) = ("Content-Type", "text/event-stream");
 
 /// An answer of OpenAI's chat completions.
-fn chat() -> String {
+pub fn chat() -> String {
     json!({
         "id": "chatcmpl-1",
         "model": "gpt-4o-2024-08-06",
@@ -27,7 +27,7 @@ fn chat() -> String {
 }
 
 /// An answer of Anthropic's messages as a stream, in pieces.
-fn messages() -> [String; 3] {
+pub fn messages() -> [String; 3] {
     let event = |name: &str, data: Value| format!("event: {name}\ndata: {data}\n\n");
     [
         event(
@@ -46,7 +46,7 @@ fn messages() -> [String; 3] {
     ]
 }
 
-fn before(upstream: &Upstream, preset: &str) -> Setup {
+pub fn before(upstream: &Upstream, preset: &str) -> Setup {
     setup(upstream).upstream(&format!("preset = \"{preset}\""))
 }
 
