@@ -1328,8 +1328,16 @@ fn the_file_wins_over_the_environment_and_traces_over_all_signals() {
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "b=2 , c=%20d"),
         ("OTEL_SERVICE_NAME", "named"),
     ];
+    let metrics = |telemetry: &Telemetry| {
+        telemetry
+            .metrics
+            .as_ref()
+            .map(http::Uri::to_string)
+            .unwrap()
+    };
     let by_environment = telemetry("", &all).unwrap().unwrap();
     assert_eq!(by_environment.endpoint, "https://traces/as/it/is");
+    assert_eq!(metrics(&by_environment), "http://all:4318/v1/metrics");
     assert_eq!(by_environment.timeout, Duration::from_secs(2));
     let headers = |telemetry: &Telemetry| {
         let text =
@@ -1343,6 +1351,13 @@ fn the_file_wins_over_the_environment_and_traces_over_all_signals() {
                  service_name = \"of the file\"\nheaders = { b = \"env:OTEL_SERVICE_NAME\" }";
     let by_file = telemetry(lines, &all).unwrap().unwrap();
     assert_eq!(by_file.endpoint, "http://file:1/base/v1/traces");
+    assert_eq!(metrics(&by_file), "http://file:1/base/v1/metrics");
+    let without = [all[1], ("OTEL_METRIC_EXPORT_INTERVAL", "250")];
+    let traces_alone = telemetry("", &without).unwrap().unwrap();
+    assert_eq!(traces_alone.metrics, None);
+    assert_eq!(traces_alone.metrics_interval, Duration::from_millis(250));
+    let none = [all[0], ("OTEL_METRICS_EXPORTER", "none")];
+    assert_eq!(telemetry("", &none).unwrap().unwrap().metrics, None);
     assert_eq!(by_file.timeout, Duration::from_secs(3));
     assert_eq!((by_file.queue, &*by_file.service_name), (7, "of the file"));
     assert_eq!(headers(&by_file), ["c: d", "b:named"]);
