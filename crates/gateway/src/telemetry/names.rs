@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 
 use super::context::Context;
-use super::spans::{Attempt, Executed, Finished};
+use super::spans::{Attempt, Executed, Finished, OTHER};
 use super::sums::Call;
 use crate::metrics::reason_label;
 
@@ -114,7 +114,7 @@ fn attempt(attempt: &Attempt) -> Span {
     // What a span is called must not differ from path to path.
     let below = format!("{}/*", route.matcher.path_prefix);
     let mut attributes = Attributes::default();
-    attributes.text("http.request.method", attempt.method.as_str());
+    attributes.text("http.request.method", attempt.method);
     attributes.text("url.path", &attempt.path);
     attributes.text("http.route", &below);
     attributes.text("client.address", &attempt.origin.peer.to_string());
@@ -143,7 +143,7 @@ fn attempt(attempt: &Attempt) -> Span {
         ..span(
             &attempt.own,
             parent,
-            format!("{} {below}", attempt.method),
+            format!("{} {below}", called(attempt.method)),
             SpanKind::Server,
             (attempt.begun, attempt.ended),
             attributes,
@@ -185,7 +185,7 @@ fn operation(executed: &Executed) -> Span {
 fn execution(executed: &Executed) -> Span {
     let upstream = &executed.route.upstream;
     let mut attributes = Attributes::default();
-    attributes.text("http.request.method", executed.method.as_str());
+    attributes.text("http.request.method", executed.method);
     attributes.text("server.address", &upstream.host);
     attributes.count("server.port", Some(upstream.port));
     attributes.count("http.response.status_code", executed.status);
@@ -194,7 +194,7 @@ fn execution(executed: &Executed) -> Span {
         attributes.metered(metered, time_to_first_chunk(executed));
         name = name_of(metered);
     }
-    let name = name.unwrap_or_else(|| executed.method.to_string());
+    let name = name.unwrap_or_else(|| called(executed.method).to_owned());
     let error = match (executed.status, executed.end) {
         (Some(status), _) if status >= 400 => Some(status.to_string()),
         (_, Some(Ended::Unknown(reason))) => Some(reason_label(reason).to_owned()),
@@ -210,6 +210,14 @@ fn execution(executed: &Executed) -> Span {
         attributes,
         error,
     )
+}
+
+/// A method in the name of a span.
+fn called(method: &'static str) -> &'static str {
+    match method {
+        OTHER => "HTTP",
+        method => method,
+    }
 }
 
 /// What a call of a model is called.

@@ -14,6 +14,8 @@ use super::Tracer;
 use super::context::Context;
 use crate::config::Route;
 
+/// Any method that is not one of HTTP's own, as the conventions call it.
+pub(super) const OTHER: &str = "_OTHER";
 /// Bytes of a path that a span holds.
 const PATH: usize = 1_024;
 
@@ -40,7 +42,7 @@ pub(super) struct Attempt {
     pub(super) parent: Option<Context>,
     pub(super) own: Context,
     pub(super) origin: Origin,
-    pub(super) method: Method,
+    pub(super) method: &'static str,
     pub(super) path: Box<str>,
     pub(super) tenant: Box<str>,
     pub(super) operation: Option<(OperationId, u32)>,
@@ -84,7 +86,7 @@ impl AttemptSpan {
                 parent,
                 own,
                 origin,
-                method: request.method().clone(),
+                method: known(request.method()),
                 path: cut(request.uri().path(), PATH).into(),
                 tenant: "".into(),
                 operation: None,
@@ -142,7 +144,7 @@ impl AttemptSpan {
             continues: attempt.parent.is_some(),
             operation: (execution.id(), operation.span),
             route: Arc::clone(&attempt.origin.route),
-            method: attempt.method.clone(),
+            method: attempt.method,
             status: None,
             streams: false,
             first_chunk: None,
@@ -199,7 +201,7 @@ pub(super) struct Executed {
     continues: bool,
     pub(super) operation: (OperationId, SpanId),
     pub(super) route: Arc<Route>,
-    pub(super) method: Method,
+    pub(super) method: &'static str,
     pub(super) status: Option<u16>,
     /// Whether the answer came as a stream of events.
     pub(super) streams: bool,
@@ -281,6 +283,22 @@ impl Tracer {
                 return trace;
             }
         }
+    }
+}
+
+/// The name of a method, and [`OTHER`] for those that callers may make up, of any length.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::CONNECT => "CONNECT",
+        Method::DELETE => "DELETE",
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::TRACE => "TRACE",
+        _ => OTHER,
     }
 }
 

@@ -117,6 +117,21 @@ SERVER POST /* in 4bf92f3577b34da6a3ce929d0e0e4736 under 00f067aa0ba902b7
 }
 
 #[test]
+fn i15_what_callers_make_up_is_bounded() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    let path = format!("/{}", "x".repeat(5_000));
+    let request = Request::new(&"M".repeat(500), &path).key("k").body("b");
+    expect_executed(&gateway.send(&in_trace(request, CALLER)));
+    let tree = collector.wait_for_spans(3).tree();
+    assert!(tree.starts_with("SERVER HTTP /* in "), "{tree}");
+    assert_eq!(tree.matches("| http.request.method = _OTHER\n").count(), 2);
+    let kept = &path[..1_024];
+    assert!(tree.contains(&format!("| url.path = {kept}\n")), "{tree}");
+}
+
+#[test]
 fn a_replay_is_linked_to_the_operation_and_runs_nothing() {
     let upstream = Upstream::counting();
     let collector = Collector::new();
