@@ -394,7 +394,9 @@ impl<S: Store> Driver<S> {
                 }
                 Err(Ended::Clean(trailers)) => {
                     let metered = incoming.metered(End::Clean, meters, route, late.claimed());
-                    metered.map(|metered| late.meter(metered));
+                    if let Some(metered) = metered {
+                        late.meter(metered);
+                    }
                     return late.complete(trailers).await;
                 }
                 Err(Ended::Broken(_)) => return Ok(()),
