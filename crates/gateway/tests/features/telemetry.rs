@@ -1,5 +1,7 @@
 //! Traces: what a collector gets to see of requests, and that none of them ever waits for it.
 
+use std::collections::HashSet;
+
 use onlyonce_testkit::{
     Client, Collector, Gateway, Refusing, Request, Setup, Signal, Upstream, eventually,
 };
@@ -601,11 +603,13 @@ fn l5_a_collector_that_refuses_delays_nobody_and_is_asked_once() {
     eventually("all spans are dropped", || {
         spans_metric(&gateway, "dropped") >= 60.0
     });
-    assert!(
-        gateway
-            .stderr()
-            .contains("spans are dropped: the collector answers 400")
-    );
+    eventually("the log says why", || {
+        let log = gateway.stderr();
+        log.contains("spans are dropped: the collector answers 400")
+    });
+    let seen = collector.server().seen();
+    let messages: HashSet<_> = seen.iter().map(|seen| &seen.body).collect();
+    assert_eq!(messages.len(), seen.len());
 }
 
 #[test]
