@@ -1,6 +1,6 @@
 //! Who and what: scopes, operations, owners, epochs, fingerprints, addresses.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZero, str::FromStr};
 
 use uuid::Uuid;
 
@@ -95,7 +95,11 @@ impl fmt::Debug for OwnerId {
     }
 }
 
-/// The fence: every write of a record is a compare-and-set on it and raises it by one (I9).
+/// The fence: every write of a record is a compare-and-set on it and raises it (I9).
+///
+/// A claim over a record raises it by a number that is drawn at random, every other write by one. A
+/// store whose failover forgets a claim may be given another in its place: those two do not know of
+/// each other, and must not carry one fence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
@@ -113,9 +117,21 @@ impl Epoch {
         self.0
     }
 
-    /// The epoch of the next write.
+    /// The epoch of the next write that is no claim.
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+
+    /// The epoch of a claim over a record that has this one.
+    ///
+    /// From 2^62 on it rises by one, so that it stays a positive number of 64 bits with a sign,
+    /// whatever is written after that.
+    pub fn raised(self, raise: NonZero<u32>) -> Self {
+        const ALMOST_USED_UP: u64 = 1 << 62;
+        match self.0 < ALMOST_USED_UP {
+            true => Self(self.0 + u64::from(raise.get())),
+            false => self.next(),
+        }
     }
 }
 

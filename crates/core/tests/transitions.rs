@@ -1,11 +1,11 @@
 //! The transitions, one sentence a test.
 
-use std::time::Duration;
+use std::{num::NonZero, time::Duration};
 
 use onlyonce_core::{
     Epoch, Fence, NotLawful, OperationId, OwnerId, Record, ReleaseReason, Resolution, State,
     StateName, Timestamp, TraceId, UnknownReason,
-    transition::{self, assert_lawful},
+    transition::{self, Claim, assert_lawful},
 };
 
 mod records;
@@ -172,6 +172,31 @@ fn a_claim_of_a_released_key_goes_on_in_the_same_operation_with_its_own_request(
     assert_eq!(next.fingerprint, fingerprint(8));
     assert_eq!(next.claimed_at, LATER);
     assert_eq!(next.claim, next.epoch);
+}
+
+#[test]
+fn i09_a_claim_raises_the_epoch_by_what_it_drew_and_two_share_no_name() {
+    let held = unknown();
+    let claim = |raise| {
+        let mut claim: Claim = claim_by(3, 7);
+        claim.raise = NonZero::new(raise).expect("not zero");
+        transition::claim(Some(&held), claim, LATER, LEASE).expect("unknown")
+    };
+    let (one, other) = (claim(2), claim(u32::MAX));
+    assert_eq!(one.epoch.number(), held.epoch.number() + 2);
+    let highest = held.epoch.number() + u64::from(u32::MAX);
+    assert_eq!(other.epoch.number(), highest);
+    assert_ne!(one.recording(), other.recording());
+    let late = apply("release", Some(&other), one.fence());
+    assert!(matches!(late, Err(NotLawful::Fenced { .. })), "{late:?}");
+}
+
+#[test]
+fn i09_epochs_never_overflow() {
+    let used_up = Epoch::new(1 << 62);
+    assert_eq!(used_up.raised(NonZero::<u32>::MAX), used_up.next());
+    let almost = Epoch::new((1 << 62) - 1);
+    assert!(almost.raised(NonZero::<u32>::MAX).number() < i64::MAX as u64);
 }
 
 #[test]
@@ -398,6 +423,27 @@ fn i09_the_assertion_refuses_an_epoch_that_skips() {
     let mut after = next_of(&before, completed());
     after.epoch = before.epoch.next().next();
     assert_lawful(Some(&before), &after);
+}
+
+#[test]
+#[should_panic(expected = "I9")]
+fn i09_the_assertion_refuses_a_claim_that_does_not_raise_the_epoch() {
+    let before = released();
+    let mut after = next_of(&before, running());
+    (after.epoch, after.claim) = (before.epoch, before.epoch);
+    assert_lawful(Some(&before), &after);
+}
+
+#[test]
+#[should_panic(expected = "I9")]
+fn i09_the_assertion_refuses_a_first_claim_that_skips() {
+    let epoch = Epoch::new(2);
+    let after = Record {
+        epoch,
+        claim: epoch,
+        ..running()
+    };
+    assert_lawful(None, &after);
 }
 
 #[test]

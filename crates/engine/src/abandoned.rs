@@ -79,10 +79,10 @@ impl<S: Store> Shared<S> {
         address: Address,
         record: &Record,
     ) -> Result<bool, StoreError> {
-        let known = self
-            .abandoned
-            .at(address)
-            .filter(|claim| claim.fence.id == record.id && claim.fence.epoch <= record.epoch);
+        let known = self.abandoned.at(address).filter(|claim| {
+            let held = record.claim..=record.epoch;
+            claim.fence.id == record.id && held.contains(&claim.fence.epoch)
+        });
         // A claim that nobody remembers may have been sent.
         let outcome = known.map_or(Outcome::Lose(UnknownReason::NotRecorded), |claim| {
             claim.outcome

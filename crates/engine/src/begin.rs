@@ -1,6 +1,6 @@
 //! The way of one attempt: what the store and the live operations say, the decision, the claim.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
 use onlyonce_core::{
     Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, Policy, Record,
@@ -373,6 +373,10 @@ impl<S: Store> Attempt<'_, S> {
             fingerprint: self.request.fingerprint,
             request: self.request.line.clone(),
             owner: self.shared.owner,
+            raise: match self.shared.store.may_forget() {
+                true => self.shared.ids.raise(),
+                false => NonZero::<u32>::MIN,
+            },
         };
         let Ok(record) = transition::claim(held, claim, now, self.shared.settings.lease) else {
             return Ok(None);

@@ -1,6 +1,9 @@
-//! Identities of new operations.
+//! Identities of new operations, and what tells claims over one record apart.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    num::NonZero,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use onlyonce_core::{OperationId, OwnerId, Timestamp};
 
@@ -21,13 +24,24 @@ impl Ids {
     }
 
     pub(crate) fn next(&self, now: Timestamp) -> OperationId {
-        let count = self.next.fetch_add(1, Ordering::Relaxed);
-        let low = mix(self.seed.wrapping_add(count));
+        let low = self.draw();
         let high = mix(low ^ self.seed);
         let mut random = [0; 10];
         random[..2].copy_from_slice(&high.to_be_bytes()[..2]);
         random[2..].copy_from_slice(&low.to_be_bytes());
         OperationId::new(now.as_millis(), &random)
+    }
+
+    /// By how much a claim raises the epoch of a record.
+    pub(crate) fn raise(&self) -> NonZero<u32> {
+        let drawn = (self.draw() >> 32) as u32;
+        NonZero::new(drawn).unwrap_or(NonZero::<u32>::MIN)
+    }
+
+    fn draw(&self) -> u64 {
+        mix(self
+            .seed
+            .wrapping_add(self.next.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
@@ -54,5 +68,18 @@ mod tests {
             .flat_map(|ids| (0..10_000).map(|_| ids.next(now)))
             .collect();
         assert_eq!(ids.len(), 20_000);
+    }
+
+    #[test]
+    fn raises_of_two_lives_are_spread_over_all_numbers() {
+        let lives = [Ids::new(OwnerId::new(1)), Ids::new(OwnerId::new(2))];
+        let raises: Vec<u32> = lives
+            .iter()
+            .flat_map(|ids| (0..10_000).map(|_| ids.raise().get()))
+            .collect();
+        let different: HashSet<&u32> = raises.iter().collect();
+        assert!(different.len() > 19_900, "{} of 20,000", different.len());
+        let high = raises.iter().filter(|raise| **raise >= 1 << 31).count();
+        assert!((9_500..10_500).contains(&high), "{high} of 20,000");
     }
 }

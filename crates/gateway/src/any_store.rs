@@ -65,6 +65,10 @@ impl Store for AnyStore {
         ask!(self, store => store.claim_first(address))
     }
 
+    fn may_forget(&self) -> bool {
+        ask!(self, store => store.may_forget())
+    }
+
     async fn compare_and_set(
         &self,
         address: Address,

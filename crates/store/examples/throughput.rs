@@ -186,6 +186,7 @@ async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys) 
                 trace: None,
             },
             owner: OwnerId::new(1),
+            raise: std::num::NonZero::<u32>::MIN,
         };
         let Ok(record) = transition::claim(None, claim, now, Duration::from_secs(30)) else {
             return;

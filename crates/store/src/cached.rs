@@ -300,6 +300,10 @@ impl<S: Store> Store for Cached<S> {
         self.newness.prevails() && self.warm(address).is_none()
     }
 
+    fn may_forget(&self) -> bool {
+        self.store.may_forget()
+    }
+
     async fn compare_and_set(
         &self,
         address: Address,
@@ -619,6 +623,7 @@ mod tests {
             fingerprint: Fingerprint::from_bytes([7; 32]),
             request: RequestLine::default(),
             owner: OwnerId::new(1),
+            raise: std::num::NonZero::<u32>::MIN,
         };
         let hour = Duration::from_secs(3600);
         let record = transition::claim(None, claim, now, hour).expect("a new key");

@@ -121,6 +121,7 @@ macro_rules! conformance_tests {
             the_fence_of_another_operation_loses
             a_fence_loses_where_nothing_is_held
             the_epoch_rises_by_one_with_every_write
+            i09_two_claims_over_one_record_share_no_fence
             an_unlawful_write_never_lands
             scopes_share_nothing
             every_state_is_read_back_as_written

@@ -68,6 +68,12 @@ pub trait Store: Send + Sync + 'static {
         false
     }
 
+    /// Whether it may forget at a failover what it has acknowledged. A claim over a record then raises
+    /// the epoch by a number drawn at random: see [`Epoch`](onlyonce_core::Epoch).
+    fn may_forget(&self) -> bool {
+        false
+    }
+
     /// Writes `write.record` if the record that counts at `address` has the fence `expected`;
     /// `None` expects that none counts (absent, or expired on the store's clock).
     ///

@@ -121,6 +121,11 @@ impl Store for MemoryStore {
         Ok(self.table.lock().entries.get(&address).map(Entry::stored))
     }
 
+    /// As the shared stores, for which it stands in tests.
+    fn may_forget(&self) -> bool {
+        true
+    }
+
     async fn compare_and_set(
         &self,
         address: Address,

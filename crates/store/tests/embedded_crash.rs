@@ -59,6 +59,7 @@ async fn claim_over(
         fingerprint: Fingerprint::from_bytes([7; 32]),
         request: RequestLine::default(),
         owner: OwnerId::new(1),
+        raise: std::num::NonZero::<u32>::MIN,
     };
     let record = transition::claim(held, claim, store.now(), LEASE).expect("a free key");
     let attempt = AttemptNote {

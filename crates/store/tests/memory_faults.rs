@@ -30,6 +30,7 @@ fn claim(store: &MemoryStore, number: u8) -> Record {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         request: RequestLine::default(),
         owner: OwnerId::new(1),
+        raise: std::num::NonZero::<u32>::MIN,
     };
     transition::claim(None, claim, store.now(), LEASE).expect("a new key")
 }

@@ -73,6 +73,7 @@ fn new_claim(store: &RedisStore, key: &str) -> Kept {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         request: RequestLine::default(),
         owner: OwnerId::new(number),
+        raise: std::num::NonZero::<u32>::MIN,
     };
     let record = transition::claim(None, claim, store.now(), LEASE).expect("a new key");
     Kept { address, record }

@@ -393,6 +393,7 @@ impl Gateways {
             fingerprint: fingerprint(fp),
             request: RequestLine::default(),
             owner: OwnerId::new(gateway.owner),
+            raise: self.world.raise(),
         };
         let held = loaded.counting(now);
         assert_eq!(held.map_or(Epoch::ZERO, |record| record.epoch), after);
@@ -552,9 +553,8 @@ impl Gateways {
                 record,
                 lease_passed,
             } if record.recording() == joined.recording => {
-                if record.claimed_at != joined.claimed_at {
-                    self.world.follows_a_twin();
-                }
+                let same = record.claimed_at == joined.claimed_at;
+                assert!(same, "I4: two claims have one name");
                 match &record.state {
                     State::InFlight { .. } => (None, !lease_passed),
                     State::Completed(completed) => (Some(completed.body_len as u32), true),

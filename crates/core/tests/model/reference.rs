@@ -305,7 +305,10 @@ impl Reference {
     ) {
         let before = self.counting(key, now);
         let epoch = before.map_or(0, |operation| operation.epoch.number());
-        let raised = record.epoch.number() == epoch + 1;
+        let raised = match (by, before) {
+            (By::Claim { .. }, Some(_)) => record.epoch.number() > epoch,
+            _ => record.epoch.number() == epoch + 1,
+        };
         assert!(raised, "I9: {by:?} wrote {:?} after {epoch}", record.epoch);
         if let By::Claim { fp, resend, .. } = by {
             self.claimed(key, record, (fp, resend), before, by, read_at);
@@ -370,10 +373,7 @@ impl Reference {
                 match answer {
                     Some(answer) => self.answer(key, record.id, answer, read_at),
                     None => {
-                        let lines = self.ledger.iter_mut();
-                        lines
-                            .filter(|line| line.claim.id == record.id)
-                            .for_each(|line| line.dismissed = Some(self.commits));
+                        self.dismiss(record.id);
                         Phase::Freed {
                             until: read_at.after(RETENTION),
                         }
@@ -387,17 +387,18 @@ impl Reference {
         self.written = Some((key, Some(operation)));
     }
 
-    /// A write has landed whose fence was given to another record too, since the store has forgotten
-    /// the one that its writer means. The guarantees of who stood there are gone; what stands now is
-    /// still what somebody meant.
+    /// A write has landed whose fence was given to another record of the same claim too, since the
+    /// store has forgotten the one that its writer means. It tells of the same execution, so that every
+    /// guarantee is judged on; only what stood there was not what the writer took it for.
     pub fn written_over_a_twin(&mut self, key: usize, by: By, record: &Record, read_at: Timestamp) {
-        let mut operation = self.disown(key);
+        let mut operation = self.held(key);
         let mut claim = operation.claim;
         if let By::Renewal(token)
         | By::Completion(token, _)
         | By::Loss(token)
         | By::Release(token) = by
         {
+            assert!(claim.is(token), "I9: {by:?} comes from another claim");
             claim = token;
         }
         operation.phase = match (by, &record.state) {
@@ -447,21 +448,15 @@ impl Reference {
         self.written = Some((key, Some(operation)));
     }
 
-    /// Nothing can be said any more of what was executed for what stands under `key`.
-    fn disown(&mut self, key: usize) -> Operation {
+    fn held(&self, key: usize) -> Operation {
         let operation = self.versions[self.current[key]].operation;
-        let operation = operation.expect("a fence is that of a record");
-        let lines = self.ledger.iter_mut();
-        lines
-            .filter(|line| line.claim.id == operation.id)
-            .for_each(|line| line.disowned = true);
-        self.disowned.push(operation.claim);
-        operation
+        operation.expect("a fence is that of a record")
     }
 
     /// An operator has removed what has the fence of a record that the store has forgotten.
     pub fn removed_a_twin(&mut self, key: usize) {
-        self.disown(key);
+        let operation = self.held(key);
+        self.dismiss(operation.id);
         self.written = Some((key, None));
     }
 
@@ -472,12 +467,16 @@ impl Reference {
             matches!(operation.phase, Phase::Answered { .. }),
             "I8: {operation:?} was removed"
         );
-        for line in self.ledger.iter_mut().filter(|line| line.key == key) {
-            if line.claim.id == operation.id {
-                line.dismissed = Some(self.commits);
-            }
-        }
+        self.dismiss(operation.id);
         self.written = Some((key, None));
+    }
+
+    /// An operator takes the word that it did not run, or that it may run again.
+    fn dismiss(&mut self, id: OperationId) {
+        let lines = self.ledger.iter_mut();
+        lines
+            .filter(|line| line.claim.id == id)
+            .for_each(|line| line.dismissed = Some(self.commits));
     }
 
     fn claimed(

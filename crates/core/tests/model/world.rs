@@ -1,13 +1,13 @@
 //! The store that all owners share, and the network between them, with the faults of both.
 
-use std::time::Duration;
+use std::{num::NonZero, time::Duration};
 
 use onlyonce_core::{Held, Record, State, Timestamp, transition::assert_lawful, view};
 
 use crate::{
     CONFIRMED_FOR, KEYS, LAG, OWNERS,
     coverage::Coverage,
-    models::Model,
+    models::{Forgets, Model},
     random::Random,
     reference::{By, Reference, Version},
 };
@@ -224,6 +224,13 @@ impl World {
         }
     }
 
+    /// By how much a claim raises the epoch.
+    pub fn raise(&mut self) -> NonZero<u32> {
+        let drawn = self.model.forgets != Forgets::Nothing;
+        let raise = drawn.then(|| NonZero::new((self.random.next() >> 32) as u32));
+        raise.flatten().unwrap_or(NonZero::<u32>::MIN)
+    }
+
     /// What a gateway takes the store's clock for.
     pub fn clock(&mut self, gateway: usize) -> Timestamp {
         let line = &mut self.lines[gateway];
@@ -407,7 +414,8 @@ impl World {
             assert_lawful(held.as_ref(), record);
             self.reference.written(key, *by, record, *read_at, self.now);
         } else {
-            self.is_a_twin(pending.base.as_ref().expect("it has a fence"));
+            let meant = pending.base.as_ref().expect("it has a fence");
+            self.is_a_twin(meant, held.as_ref().expect("it has the fence"));
             if !held.as_ref().is_some_and(|held| is_arrow(held, record)) {
                 return Landed::Refused;
             }
@@ -427,19 +435,13 @@ impl World {
         Landed::Written(self.visible[key])
     }
 
-    /// A fence names one record, but for those that were forgotten.
-    fn is_a_twin(&mut self, meant: &Record) {
+    /// A fence names one record, but for those that were forgotten, of one and the same claim.
+    fn is_a_twin(&mut self, meant: &Record, held: &Record) {
         let was_forgotten = self.forgotten.contains(meant);
         assert!(was_forgotten, "I9: {:?} names two records", meant.fence());
+        let name = meant.recording();
+        assert_eq!(name, held.recording(), "I9: two claims have one fence");
         self.coverage.count("forgotten: a fence is given twice");
-    }
-
-    /// A joiner has begun to follow a claim that the store has forgotten, and goes on with another
-    /// that has the same name.
-    pub fn follows_a_twin(&mut self) {
-        assert!(self.timeline > 0, "I4: two claims have one name");
-        self.coverage
-            .count("forgotten: a recording's name is given twice");
     }
 
     /// An operator removes a completed record.
@@ -458,7 +460,8 @@ impl World {
         match held == Some(seen) {
             true => self.reference.removed(key, self.now),
             false => {
-                self.is_a_twin(seen);
+                let held = held.cloned().expect("it has the fence");
+                self.is_a_twin(seen, &held);
                 self.reference.removed_a_twin(key);
             }
         }

@@ -3,7 +3,7 @@
 // Each test file takes what it needs.
 #![allow(dead_code)]
 
-use std::time::Duration;
+use std::{num::NonZero, time::Duration};
 
 use onlyonce_core::{
     Fingerprint, Head, HeaderBlock, Key, OperationId, OwnerId, Record, ReleaseReason, RequestLine,
@@ -31,6 +31,7 @@ pub fn claim_by(owner: u64, fp: u8) -> Claim {
         fingerprint: fingerprint(fp),
         request: RequestLine::default(),
         owner: OwnerId::new(owner),
+        raise: NonZero::<u32>::MIN,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Copying and comparing one record.
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -217,6 +218,7 @@ impl Copy<'_> {
             fingerprint: record.fingerprint,
             request: record.request.clone(),
             owner: OwnerId::new(0),
+            raise: NonZero::<u32>::MIN,
         };
         let claim = transition::claim(None, claim, record.claimed_at, Duration::ZERO);
         let claim = claim.map_err(unlawful)?;

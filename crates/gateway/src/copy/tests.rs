@@ -94,6 +94,7 @@ async fn claimed(store: &AnyStore, number: u8) -> Record {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         request: RequestLine::default(),
         owner: OwnerId::new(1),
+        raise: std::num::NonZero::<u32>::MIN,
     };
     let record = transition::claim(None, claim, store.now(), LEASE).unwrap();
     let write = Write {

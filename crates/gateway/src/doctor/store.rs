@@ -1,5 +1,6 @@
 //! The store: whether it opens, keeps what it says, agrees on the time, and how fast it is.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -217,6 +218,7 @@ fn claim(store: &AnyStore, lease: Duration) -> Result<Record, Unclaimed> {
         fingerprint: Fingerprint::from_bytes([0; 32]),
         request: RequestLine::default(),
         owner: OwnerId::new(u64::from_be_bytes([c, d, e, f, g, h, i, j])),
+        raise: NonZero::<u32>::MIN,
     };
     Ok(transition::claim(None, claim, now, lease)?)
 }

@@ -1,6 +1,7 @@
 //! The bench on which a rule puts a store: makes records by the protocol and writes them.
 
 use std::{
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -145,6 +146,15 @@ impl<S: Subject> Bench<S> {
                 trace: None,
             },
             owner: OwnerId::new(number),
+            raise: self.raise(),
+        }
+    }
+
+    /// As far as it may go.
+    fn raise(&self) -> NonZero<u32> {
+        match self.store.may_forget() {
+            true => NonZero::<u32>::MAX,
+            false => NonZero::<u32>::MIN,
         }
     }
 

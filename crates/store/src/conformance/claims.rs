@@ -1,5 +1,7 @@
 //! Claims and fences: the compare-and-set.
 
+use std::num::NonZero;
+
 use onlyonce_core::{
     Epoch, Fence, OperationId, ReleaseReason, StateName, UnknownReason,
     transition::{self, Resolution},
@@ -12,7 +14,7 @@ use super::{
         Bench, Kept, LEASE, MILLISECOND, RETENTION, claim_write, complete_record, noise, scope,
     },
 };
-use crate::{Store, Swap, Write};
+use crate::{Store, StoreError, Swap, Write};
 
 /// A key that was never used holds nothing.
 pub async fn an_absent_key_is_absent<S: Subject>(subject: S) {
@@ -209,7 +211,56 @@ pub async fn a_fence_loses_where_nothing_is_held<S: Subject>(subject: S) {
     assert!(bench.load(bench.address("k")).await.is_none());
 }
 
-/// Every write is seen as the next epoch (I9).
+/// Two gateways claim a record again, and the store has forgotten the claim of the one: it changes
+/// nothing of what the other executes (I9).
+pub async fn i09_two_claims_over_one_record_share_no_fence<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let claimed = bench.claimed("k").await;
+    let released = bench.released(&claimed, ReleaseReason::NotSent).await;
+    let claim = |raise| {
+        let claim = transition::Claim {
+            raise: NonZero::new(raise).expect("not zero"),
+            ..bench.claim_of("k")
+        };
+        let record = transition::claim(Some(&released.record), claim, bench.now(), LEASE);
+        Kept {
+            address: released.address,
+            record: record.expect("it is free"),
+        }
+    };
+    let (forgotten, kept) = (claim(3), claim(7));
+    let base = Some(released.fence());
+    bench
+        .put(kept.address, base, claim_write(&kept.record))
+        .await;
+
+    let (held, fence, now) = (Some(&forgotten.record), forgotten.fence(), bench.now());
+    let body = [noise(1, 100)];
+    let reason = ReleaseReason::NotSent;
+    let ends = [
+        transition::renew(held, fence, now, LEASE).expect("it runs"),
+        transition::release(held, fence, reason, now, RETENTION).expect("it runs"),
+        complete_record(&forgotten.record, &body, now),
+    ];
+    for record in ends {
+        let last_chunk = (record.state.name() == StateName::Completed).then(|| body[0].clone());
+        let write = Write {
+            record,
+            last_chunk,
+            attempt: None,
+        };
+        let swap = bench.swap(kept.address, Some(fence), write).await;
+        assert_eq!(swap.expect("a store that answers"), Swap::Lost);
+    }
+    let append = bench
+        .store
+        .append(kept.address, forgotten.recording(), 0, noise(1, 100));
+    let append = append.await;
+    assert!(matches!(append, Err(StoreError::Fenced)), "{append:?}");
+    bench.assert_holds(&kept).await;
+}
+
+/// Every write that is no claim is seen as the next epoch (I9).
 pub async fn the_epoch_rises_by_one_with_every_write<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;
     let mut kept = bench.claimed("k").await;

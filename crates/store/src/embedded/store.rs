@@ -422,6 +422,14 @@ impl Inner {
             return Ok(Ok(None));
         }
         transition::assert_arrow(held.and_then(Slot::standing), &write.record);
+        // The index has 32 bits for it, which one write a second fills in 136 years: here, nothing is
+        // forgotten, and every write raises it by one.
+        if u32::try_from(write.record.epoch.number()).is_err() {
+            return Err(StoreError::Unavailable(format!(
+                "{} was written too often",
+                write.record.id
+            )));
+        }
         if self.refuses_claims.load(Ordering::Relaxed)
             && write.record.is_new_claim()
             && let Some(refusal) = self.mark.lock().as_ref().and_then(Mark::refusal)

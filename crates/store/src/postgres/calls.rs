@@ -97,6 +97,7 @@ impl Kind for Claim {
 pub struct Change {
     pub address: Address,
     pub id: OperationId,
+    pub expected: i64,
     pub epoch: i64,
     pub claim: i64,
     pub state: i16,
@@ -146,9 +147,10 @@ impl Kind for Change {
         core: &Core,
         calls: &[&Self],
     ) -> Result<Vec<Changed>, Failed> {
-        let params: [Param; 12] = [
+        let params: [Param; 13] = [
             &addresses(calls),
             &column(calls, |call| Id::from(call.id)),
+            &column(calls, |call| call.expected),
             &column(calls, |call| call.epoch),
             &column(calls, |call| call.claim),
             &column(calls, |call| call.state),

@@ -124,13 +124,15 @@ fn claim(schema: &str) -> Statement {
 /// claim that were found, whether it was written, and the attempts. What is not an arrow of the
 /// protocol is not written, whoever asks (I8).
 fn change(schema: &str) -> Statement {
-    let now = clock(12);
+    let now = clock(13);
     let text = format!(
         "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
         wanted AS (
-            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int8[], $5::int2[],
-                $6::int8[], $7::int4[], $8::bytea[], $9::bytea[], $10::bytea[], $11::int4[])
-            AS w (address, id, epoch, claim, state, until, period, record, body, attempt, chunks)
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[],
+                $6::int2[], $7::int8[], $8::int4[], $9::bytea[], $10::bytea[], $11::bytea[],
+                $12::int4[])
+            AS w (address, id, expected, epoch, claim, state, until, period, record, body, attempt,
+                chunks)
         ),
         held AS MATERIALIZED (
             SELECT w.*, o.state AS old_state, o.claim AS old_claim, o.attempt AS old_attempt,
@@ -138,7 +140,7 @@ fn change(schema: &str) -> Statement {
                 o.state = 1 OR o.state = 3 AND w.state <> 3 OR o.state = 4 AND w.state = 1 AS lawful
             FROM setting, wanted w, LATERAL (
                 SELECT * FROM {schema}.operations o
-                WHERE o.address = w.address AND o.id = w.id AND o.epoch = w.epoch - 1
+                WHERE o.address = w.address AND o.id = w.id AND o.epoch = w.expected
                     AND (o.state IN (1, 3) OR o.until > setting.now)
                 FOR UPDATE
             ) o
@@ -175,6 +177,7 @@ fn change(schema: &str) -> Statement {
     let types = [
         Type::UUID_ARRAY,
         Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
         Type::INT8_ARRAY,
         Type::INT8_ARRAY,
         Type::INT2_ARRAY,

@@ -37,6 +37,10 @@ impl Store for PostgresStore {
         self.core.load(address).await
     }
 
+    fn may_forget(&self) -> bool {
+        true
+    }
+
     async fn compare_and_set(
         &self,
         address: Address,
@@ -297,7 +301,7 @@ impl Core {
             last_chunk,
             attempt,
         } = write;
-        if expected.id != record.id || expected.epoch.next() != record.epoch {
+        if !transition::may_follow(expected, &record) {
             return self.follow_nothing(address, expected, &record).await;
         }
         let sealer = self.sealer.as_ref();
@@ -323,6 +327,7 @@ impl Core {
         let call = Change {
             address,
             id: expected.id,
+            expected: expected.epoch.number() as i64,
             epoch: record.epoch.number() as i64,
             claim: record.claim.number() as i64,
             state: state_number(record.state.name()),

@@ -185,6 +185,7 @@ impl Inner {
 
 /// The label of a head that is shown, or of bytes that begin at `from`.
 fn label(kind: u8, address: Address, recording: RecordingId, from: u64) -> Label {
+    // The low half, as ever: the server compares the whole name.
     let claim = recording.claim.number() as u32;
     Label::new(
         kind,

@@ -53,6 +53,10 @@ impl Store for RedisStore {
         self.inner.load(address).await
     }
 
+    fn may_forget(&self) -> bool {
+        true
+    }
+
     async fn compare_and_set(
         &self,
         address: Address,
@@ -574,13 +578,15 @@ fn chunk_label(address: Address, recording: RecordingId, number: u32) -> Label {
 /// Whether `record` may follow a record with the fence `expected`, as far as can be told without
 /// its state.
 fn follows(expected: Option<Fence>, record: &Record) -> bool {
-    let epoch = expected.map_or(Epoch::ZERO, |fence| fence.epoch);
-    let same = expected.is_none_or(|fence| fence.id == record.id);
+    let follows = match expected {
+        Some(fence) => transition::may_follow(fence, record),
+        None => record.epoch == Epoch::ZERO.next(),
+    };
     let ends_after_its_start = match &record.state {
         State::Completed(completed) => completed.expires_at >= completed.completed_at,
         _ => true,
     };
-    same && record.epoch == epoch.next() && ends_after_its_start
+    follows && ends_after_its_start
 }
 
 /// Panics: the script found that the drawing has no arrow from what is held to `record` (I8).
@@ -643,6 +649,7 @@ mod tests {
             fingerprint: Fingerprint::from_bytes([7; 32]),
             request: RequestLine::default(),
             owner: OwnerId::new(1),
+            raise: std::num::NonZero::<u32>::MIN,
         };
         let record = claim(None, first, inner.now(), Duration::from_secs(30)).expect("new");
         let write = Write {

@@ -73,6 +73,7 @@ pub fn first_claim(store: &PostgresStore, key: &str) -> Record {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         request: RequestLine::default(),
         owner: OWNER,
+        raise: std::num::NonZero::<u32>::MIN,
     };
     transition::claim(None, claim, store.now(), LEASE).expect("absent")
 }
