@@ -8,13 +8,18 @@ use onlyonce_core::{
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 
+use tokio::time::Instant;
+
 use crate::{
     Engine, Execution, Reader, Refused, Shared, Trouble,
     abandoned::{Claim, Outcome},
     elsewhere::mirror,
     live::{End, Entered, Live, Phase},
-    write::{ClaimFailed, Claimed},
+    write::{Backoff, ClaimFailed, Claimed},
 };
+
+/// How long an attempt tries to claim what the store says is not free, though a look says that it is.
+const LOSING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One attempt, as the engine sees it.
 #[derive(Clone, Debug)]
@@ -90,6 +95,7 @@ impl<S: Store> Engine<S> {
             request,
             slot: None,
             looks_first: false,
+            losing: None,
         };
         let begun = attempt.decide().await;
         if let (Err(trouble), Some(slot)) = (&begun, attempt.slot.take()) {
@@ -109,6 +115,8 @@ struct Attempt<'a, S: Store> {
     slot: Option<Slot<S>>,
     /// Once it is known that a claim may not be all there is to do.
     looks_first: bool,
+    /// Since a claim was lost that a look had allowed.
+    losing: Option<Backoff>,
 }
 
 impl<S: Store> Attempt<'_, S> {
@@ -172,7 +180,10 @@ impl<S: Store> Attempt<'_, S> {
                 };
                 match self.claim(held, now).await? {
                     Some(begin) => return Ok(begin),
-                    None => continue,
+                    None => {
+                        self.loses().await?;
+                        continue;
+                    }
                 }
             }
             // Every other decision speaks of a record.
@@ -189,6 +200,23 @@ impl<S: Store> Attempt<'_, S> {
                 Decision::Refuse(refusal) => return Ok(self.refuse(refusal, stored).await),
                 Decision::Join | Decision::Execute { .. } => return Ok(self.follow(stored).await),
             }
+        }
+    }
+
+    /// A look allowed a claim, and the store did not take it. Mostly somebody was faster, and the next
+    /// look tells. But where store and gateway do not take the same time for the store's, as after a
+    /// failover to a server whose clock is behind, that look says the same again, and so for a while.
+    async fn loses(&mut self) -> Result<(), Trouble> {
+        let Some(backoff) = &mut self.losing else {
+            self.losing = Some(Backoff::new(Instant::now() + LOSING_PATIENCE));
+            return Ok(());
+        };
+        match backoff.wait().await {
+            true => Ok(()),
+            false => Err(Trouble::Unavailable(
+                "it refuses a claim of what this gateway takes for free: their clocks differ"
+                    .into(),
+            )),
         }
     }
 
@@ -389,10 +417,10 @@ impl<S: Store> Attempt<'_, S> {
         slot.claiming = Some(record.fence());
         let written = self
             .shared
-            .write_claim(self.address, expected, (*record).clone(), note)
+            .write_claim(self.address, expected, record, note)
             .await;
-        let attempt = match written {
-            Ok(Claimed::Done(attempt)) => attempt,
+        let (record, attempt) = match written {
+            Ok(Claimed::Done(record, attempt)) => (record, attempt),
             Ok(Claimed::Lost) => {
                 slot.claiming = None;
                 return Ok(None);

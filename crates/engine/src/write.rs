@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Epoch, Fence, Fingerprint, NotLawful, OperationId, OwnerId, Record, ReleaseReason,
-    State, Timestamp, UnknownReason,
+    State, Timestamp, UnknownReason, transition,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Swap, Write};
 use tokio::time::{Instant, sleep};
@@ -63,8 +63,8 @@ impl Mark {
 
 /// How the write of a claim ended.
 pub(crate) enum Claimed {
-    /// It is durable, and this is the attempt's number.
-    Done(u32),
+    /// The record is durable, and this is the attempt's number.
+    Done(Arc<Record>, u32),
     /// Another record counts there.
     Lost,
 }
@@ -88,22 +88,21 @@ impl<S: Store> Shared<S> {
         &self,
         address: Address,
         expected: Option<Fence>,
-        record: Record,
+        record: Arc<Record>,
         attempt: AttemptNote,
     ) -> Result<Claimed, ClaimFailed> {
-        let mark = Mark::of(&record);
         let write = Write {
-            record,
+            record: (*record).clone(),
             last_chunk: None,
             attempt: Some(attempt),
         };
         match self.store.compare_and_set(address, expected, write).await {
-            Ok(Swap::Done { attempts }) => Ok(Claimed::Done(attempts)),
+            Ok(Swap::Done { attempts }) => Ok(Claimed::Done(record, attempts)),
             Ok(Swap::Lost) => Ok(Claimed::Lost),
             // What is there and cannot be read counts as unknown (I13): a look tells.
             Err(StoreError::Corrupt(_)) if expected.is_none() => Ok(Claimed::Lost),
             Err(StoreError::InDoubt(what)) => {
-                self.read_claim_back(address, expected, mark, what).await
+                self.read_claim_back(address, expected, &record, what).await
             }
             Err(error) => Err(ClaimFailed {
                 trouble: error.into(),
@@ -112,19 +111,30 @@ impl<S: Store> Shared<S> {
         }
     }
 
+    /// What can be read need not be what a failover keeps: a standby may be without it yet. So a claim
+    /// that is there is renewed, and that this is acknowledged makes both durable (I2).
     async fn read_claim_back(
         &self,
         address: Address,
         expected: Option<Fence>,
-        mark: Mark,
+        claim: &Record,
         what: String,
     ) -> Result<Claimed, ClaimFailed> {
+        let mark = Mark::of(claim);
         let give_up_at = Instant::now() + CLAIM_PATIENCE;
         let mut backoff = Backoff::new(give_up_at);
         loop {
             match self.store.load(address).await {
-                Ok(Some(stored)) if Mark::of(&stored.record) == mark => {
-                    return Ok(Claimed::Done(stored.attempts));
+                Ok(Some(stored))
+                    if Mark::of(&stored.record) == mark || is_renewal_of(&stored.record, claim) =>
+                {
+                    if let Some(renewed) = self.renew_claim(address, &stored.record).await {
+                        return Ok(Claimed::Done(Arc::new(renewed), stored.attempts));
+                    }
+                    // Somebody else wrote, or it is in doubt again: the next look tells.
+                    if !backoff.wait().await {
+                        break;
+                    }
                 }
                 Ok(Some(stored)) if Some(stored.record.fence()) != expected => {
                     return Ok(Claimed::Lost);
@@ -138,6 +148,19 @@ impl<S: Store> Shared<S> {
             trouble: Trouble::InDoubt(what),
             in_doubt: true,
         })
+    }
+
+    /// Renews a claim of this process. `None` where that was not acknowledged.
+    async fn renew_claim(&self, address: Address, claim: &Record) -> Option<Record> {
+        let (fence, now) = (claim.fence(), self.store.now());
+        let renewed = transition::renew(Some(claim), fence, now, self.settings.lease).ok()?;
+        let write = Write {
+            record: renewed.clone(),
+            last_chunk: None,
+            attempt: None,
+        };
+        let swap = self.store.compare_and_set(address, Some(fence), write);
+        matches!(swap.await, Ok(Swap::Done { .. })).then_some(renewed)
     }
 
     /// Writes what `next` makes of the record of `live`, trying again for `patience` while the

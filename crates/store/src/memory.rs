@@ -86,6 +86,12 @@ impl MemoryStore {
         self
     }
 
+    /// The time by which a write is judged.
+    fn judges_by(&self) -> Timestamp {
+        let behind = self.faults.behind().as_millis() as u64;
+        Timestamp::from_millis(self.clock.now().as_millis().saturating_sub(behind))
+    }
+
     /// The handle by which tests make the store fail.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
@@ -142,7 +148,7 @@ impl Store for MemoryStore {
             address,
             expected,
             write,
-            self.now(),
+            self.judges_by(),
             &self.limits,
         )?;
         match fault.and_then(Fault::after_the_write) {

@@ -53,6 +53,8 @@ struct Claimed {
     /// What it is to replace.
     base: Option<Record>,
     timeline: u64,
+    /// What it was renewed as, where that is in doubt too.
+    renewed: Option<Record>,
 }
 
 /// What the owner of an execution knows of it.
@@ -410,6 +412,7 @@ impl Gateways {
             record,
             base: held.cloned(),
             timeline: self.world.timeline,
+            renewed: None,
         })
     }
 
@@ -444,37 +447,57 @@ impl Gateways {
             }
         }
         match ack {
-            Ack::Done => self.owns(gateway, claim),
+            Ack::Done => self.owns(gateway, &claim, claim.record.clone()),
             Ack::Lost => Stage::Deciding,
             _ => self.tell(index, "store unavailable at the claim"),
         }
     }
 
-    fn owns(&self, gateway: usize, claim: Claimed) -> Stage {
-        let token = Token {
+    fn owns(&self, gateway: usize, claim: &Claimed, record: Record) -> Stage {
+        let token = self.token(gateway, claim);
+        Stage::Ready(Own { record, token })
+    }
+
+    fn token(&self, gateway: usize, claim: &Claimed) -> Token {
+        Token {
             id: claim.record.id,
             epoch: claim.record.epoch,
             owner: self.gateways[gateway].owner,
             timeline: claim.timeline,
-        };
-        Stage::Ready(Own {
-            record: claim.record,
-            token,
-        })
+        }
     }
 
-    /// I14: a lost acknowledgement is resolved by reading back, and never by claiming again.
-    fn reads_back_claim(&mut self, index: usize, claim: Claimed) -> Stage {
+    /// I14: a lost acknowledgement is resolved by reading back, and never by claiming again. What can be
+    /// read may be forgotten yet, so that it is renewed before anything is sent.
+    fn reads_back_claim(&mut self, index: usize, mut claim: Claimed) -> Stage {
         let Attempt { gateway, key, .. } = self.attempts[index];
         let Some(loaded) = self.world.load(gateway, key) else {
             return Stage::ReadingBackClaim(claim);
         };
-        self.gateways[gateway].claiming[key] = false;
-        if loaded.record.as_ref() == Some(&claim.record) {
-            self.world.coverage.count("a claim in doubt is one's own");
-            return self.owns(gateway, claim);
+        let ours =
+            |record: &Record| *record == claim.record || Some(record) == claim.renewed.as_ref();
+        let Some(held) = loaded.record.filter(ours) else {
+            self.gateways[gateway].claiming[key] = false;
+            return self.tell(index, "a claim in doubt is not there");
+        };
+        self.world.coverage.count("a claim in doubt is one's own");
+        let now = self.world.clock(gateway);
+        let renewed = transition::renew(Some(&held), held.fence(), now, LEASE).expect("it runs");
+        let ack = self.world.write(Write {
+            gateway,
+            key,
+            base: Some(&held),
+            record: &renewed,
+            by: By::Renewal(self.token(gateway, &claim)),
+            read_at: now,
+            waits: false,
+        });
+        if ack == Ack::Done {
+            self.gateways[gateway].claiming[key] = false;
+            return self.owns(gateway, &claim, renewed);
         }
-        self.tell(index, "a claim in doubt is not there")
+        claim.renewed = Some(renewed);
+        Stage::ReadingBackClaim(claim)
     }
 
     fn sends(&mut self, index: usize, own: Own) -> Stage {

@@ -96,7 +96,6 @@ pub const MODELS: &[Model] = &[
         forgets: Forgets::Unacknowledged,
         stale_reads: true,
         situations: &[
-            "forgotten: a claim that is sent afterwards",
             "forgotten: a write that was not acknowledged",
             "what waits for a standby can be read",
         ],

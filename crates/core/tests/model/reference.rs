@@ -389,10 +389,15 @@ impl Reference {
 
     /// A write has landed whose fence was given to another record of the same claim too, since the
     /// store has forgotten the one that its writer means. It tells of the same execution, so that every
-    /// guarantee is judged on; only what stood there was not what the writer took it for.
+    /// guarantee is judged on, but for [`Self::takes_what_runs`].
     pub fn written_over_a_twin(&mut self, key: usize, by: By, record: &Record, read_at: Timestamp) {
         let mut operation = self.held(key);
         let mut claim = operation.claim;
+        match by {
+            By::Operator { answer: None, .. } => self.dismiss(record.id),
+            By::Claim { .. } | By::Expiry { .. } => self.takes_what_runs(operation),
+            _ => {}
+        }
         if let By::Renewal(token)
         | By::Completion(token, _)
         | By::Loss(token)
@@ -448,6 +453,21 @@ impl Reference {
         self.written = Some((key, Some(operation)));
     }
 
+    /// Its writer means what was unknown, released or overdue; where its owner has renewed the lease
+    /// since that was forgotten, the owner cannot know that it loses what it executes.
+    fn takes_what_runs(&mut self, operation: Operation) {
+        if !matches!(operation.phase, Phase::Running { .. }) {
+            return;
+        }
+        self.coverage
+            .count("forgotten: what runs is taken by a fence given twice");
+        self.disowned.push(operation.claim);
+        let lines = self.ledger.iter_mut();
+        lines
+            .filter(|line| line.claim == operation.claim)
+            .for_each(|line| line.disowned = true);
+    }
+
     fn held(&self, key: usize) -> Operation {
         let operation = self.versions[self.current[key]].operation;
         operation.expect("a fence is that of a record")
@@ -456,6 +476,7 @@ impl Reference {
     /// An operator has removed what has the fence of a record that the store has forgotten.
     pub fn removed_a_twin(&mut self, key: usize) {
         let operation = self.held(key);
+        self.takes_what_runs(operation);
         self.dismiss(operation.id);
         self.written = Some((key, None));
     }

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Fence, Key, OwnerId, Refusal, StateName, UnknownReason, transition};
+use onlyonce_core::{
+    Fence, Key, OwnerId, Refusal, ReleaseReason, StateName, UnknownReason, transition,
+};
 use onlyonce_engine::{Begin, Kind, Settings, Trouble};
 use onlyonce_store::{
-    Store, StoreError, Write,
+    MemoryStore, Store, StoreError, Write,
+    clock::ManualClock,
     memory::{Call, Fault},
 };
 
@@ -171,12 +174,97 @@ async fn i14_a_claim_whose_acknowledgement_is_lost_is_read_back_and_executes() {
     let (execution, reader) = world.execute("k").await;
     assert_eq!(reader.ticket().attempt, 1);
     let epoch = world.record("k").await.map(|record| record.epoch.number());
-    assert_eq!(epoch, Some(1), "claimed once");
+    assert_eq!(epoch, Some(2), "claimed once, and renewed");
     execution
         .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
         .await
         .expect("durable");
     world.replay("k").await;
+}
+
+#[tokio::test]
+async fn i02_a_claim_that_was_read_back_executes_only_once_a_write_after_it_is_acknowledged() {
+    let world = World::new();
+    let faults = world.store.faults();
+    // The claim, and the first renewal.
+    faults.fail(CLAIM, Fault::InDoubtWritten, 2);
+    faults.fail(CLAIM, Fault::Unavailable, 1);
+    let (execution, _) = world.execute("k").await;
+    assert_eq!(execution.fence().epoch.number(), 3, "renewed once more");
+    execution
+        .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
+        .await
+        .expect("durable");
+    world.replay("k").await;
+}
+
+#[tokio::test]
+async fn i02_a_claim_that_can_be_read_and_is_not_acknowledged_sends_nothing() {
+    let world = World::new();
+    let faults = world.store.faults();
+    faults.fail(CLAIM, Fault::InDoubtWritten, 1);
+    faults.fail(CLAIM, Fault::Unavailable, u32::MAX);
+    let trouble = world.trouble(request("k")).await;
+    assert!(matches!(trouble, Trouble::InDoubt(_)), "{trouble}");
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+
+    // This process knows that nothing was sent.
+    faults.heal();
+    drop(world.execute("k").await);
+}
+
+/// A server took over whose clock is behind the one that the gateway goes by.
+#[tokio::test]
+async fn an_attempt_gives_up_where_store_and_gateway_differ_on_what_has_expired() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    execution
+        .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
+        .await
+        .expect("durable");
+    world.clock.advance(WINDOW);
+    world.store.faults().set_back(Duration::from_secs(20));
+
+    let started = std::time::Instant::now();
+    let trouble = world.trouble(request("k")).await;
+    assert!(matches!(trouble, Trouble::Unavailable(_)), "{trouble}");
+    let waited = started.elapsed();
+    let bounds = Duration::from_secs(1)..Duration::from_secs(4);
+    assert!(bounds.contains(&waited), "it gave up after {waited:?}");
+
+    // Once they agree, within its patience, it goes on.
+    let first = world.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.execute("k").await })
+    };
+    first.until_waiting(1).await;
+    let second = world.store.faults().hold(CLAIM);
+    drop(first);
+    second.until_waiting(1).await;
+    world.store.faults().set_back(Duration::ZERO);
+    drop(second);
+    drop(begin.await.expect("it executes"));
+}
+
+#[tokio::test]
+async fn two_gateways_raise_the_epoch_of_one_record_differently() {
+    let mut epochs = Vec::new();
+    for owner in [1, 2] {
+        let clock = ManualClock::default();
+        let store = MemoryStore::with_clock(clock.clone());
+        let world = World::over(store, clock, owner, settings());
+        let (execution, _) = world.execute("k").await;
+        execution
+            .release(ReleaseReason::NotSent)
+            .await
+            .expect("nothing was sent");
+        let (execution, _) = world.execute("k").await;
+        epochs.push(execution.fence().epoch.number());
+        drop(execution);
+    }
+    assert!(epochs.iter().all(|epoch| *epoch > 2), "{epochs:?}");
+    assert_ne!(epochs[0], epochs[1]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Failures of a [`MemoryStore`](super::MemoryStore) on request.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use onlyonce_core::{Address, StateName};
 use parking_lot::Mutex;
@@ -32,6 +32,7 @@ struct Planned {
     gates: Vec<Arc<Barrier>>,
     unreadable: HashSet<Address>,
     unreadable_chunks: HashSet<(Address, u32)>,
+    set_back: Duration,
 }
 
 #[derive(Debug)]
@@ -125,6 +126,18 @@ impl Faults {
             faults: self.clone(),
             barrier,
         }
+    }
+
+    /// Sets the clock back by which a write is judged, and not the one that [`Store::now`] follows: as
+    /// at a failover to a server whose clock is behind, while a gateway keeps the later time.
+    ///
+    /// [`Store::now`]: crate::Store::now
+    pub fn set_back(&self, span: Duration) {
+        self.0.lock().set_back = span;
+    }
+
+    pub(super) fn behind(&self) -> Duration {
+        self.0.lock().set_back
     }
 
     /// Damages what is kept at `address`: from now on it cannot be read (I13).
