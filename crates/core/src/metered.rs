@@ -32,20 +32,6 @@ impl Usd {
         let nanos = decimal(text, 9)?;
         Some(Self::from_nanos(i64::try_from(nanos).ok()?))
     }
-
-    /// The sum; `None` where it does not fit.
-    pub const fn checked_add(self, other: Self) -> Option<Self> {
-        match self.nanos.checked_add(other.nanos) {
-            Some(nanos) => Some(Self { nanos }),
-            None => None,
-        }
-    }
-
-    /// So many times as much; `None` where it does not fit.
-    pub fn checked_mul(self, times: u64) -> Option<Self> {
-        let nanos = i64::try_from(times).ok()?.checked_mul(self.nanos)?;
-        Some(Self { nanos })
-    }
 }
 
 /// The decimal number in `text`, as JSON writes it (`12`, `0.000125`, `1.25e-4`), times 10 to the power
