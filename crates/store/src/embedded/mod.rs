@@ -41,7 +41,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-pub use self::open::OpenError;
+pub use self::open::{OpenError, make};
 use self::{census::Census, index::Index, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
 use crate::{
@@ -160,21 +160,6 @@ impl EmbeddedStore {
             })?;
         Ok(store)
     }
-}
-
-/// Makes a store in the data folder `dir` with the secret `secret`, marked as `mark`. Says whether it did:
-/// where there is a store already, nothing is changed.
-///
-/// # Errors
-///
-/// See [`OpenError`].
-pub fn make(
-    dir: &Path,
-    options: &Options,
-    secret: &[u8; 32],
-    mark: &Mark,
-) -> Result<bool, OpenError> {
-    open::make(dir, options, secret, mark)
 }
 
 impl std::fmt::Debug for EmbeddedStore {

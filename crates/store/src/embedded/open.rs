@@ -137,7 +137,12 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
     Ok(opened)
 }
 
-/// As [`super::make`].
+/// Makes a store in the data folder `dir` with the secret `secret`, marked as `mark`. Says whether it did:
+/// where there is a store already, nothing is changed.
+///
+/// # Errors
+///
+/// See [`OpenError`].
 pub fn make(
     dir: &Path,
     options: &Options,

@@ -50,10 +50,13 @@ use std::{
 
 use parking_lot::RwLock;
 
-pub use self::{failure::Refusal, open::OpenError, url::UrlError};
+pub use self::{
+    failure::Refusal,
+    open::{OpenError, make},
+    url::UrlError,
+};
 use self::{figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
 use crate::{
-    Mark,
     clock::Clock,
     seal::{EncryptionKeys, Sealer},
 };
@@ -131,21 +134,6 @@ impl RedisStore {
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
     }
-}
-
-/// Makes a store on the servers that `url` names with the secret `secret`, marked as `mark`. Says whether it
-/// did: where there is a store already, nothing is changed.
-///
-/// # Errors
-///
-/// See [`OpenError`].
-pub async fn make(
-    url: &str,
-    options: &Options,
-    secret: &[u8; 32],
-    mark: &Mark,
-) -> Result<bool, OpenError> {
-    open::make(url, options, secret, mark).await
 }
 
 impl std::fmt::Debug for RedisStore {

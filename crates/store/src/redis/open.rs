@@ -109,7 +109,12 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
     })
 }
 
-/// As [`super::make`].
+/// Makes a store on the servers that `url` names with the secret `secret`, marked as `mark`. Says whether it
+/// did: where there is a store already, nothing is changed.
+///
+/// # Errors
+///
+/// See [`OpenError`].
 pub async fn make(
     url: &str,
     options: &Options,
