@@ -13,7 +13,8 @@ use onlyonce_store::{
 };
 
 use crate::world::{
-    Answer, WINDOW, World, head, name, other_request, policy, read, request, resend, settings,
+    Answer, WINDOW, World, finish, head, name, other_request, policy, read, request, resend,
+    settings,
 };
 
 const CLAIM: Call = Call::WriteOf(StateName::InFlight);
@@ -175,10 +176,7 @@ async fn i14_a_claim_whose_acknowledgement_is_lost_is_read_back_and_executes() {
     assert_eq!(reader.ticket().attempt, 1);
     let epoch = world.record("k").await.map(|record| record.epoch.number());
     assert_eq!(epoch, Some(2), "claimed once, and renewed");
-    execution
-        .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "ok").await;
     world.replay("k").await;
 }
 
@@ -191,10 +189,7 @@ async fn i02_a_claim_that_was_read_back_executes_only_once_a_write_after_it_is_a
     faults.fail(CLAIM, Fault::Unavailable, 1);
     let (execution, _) = world.execute("k").await;
     assert_eq!(execution.fence().epoch.number(), 3, "renewed once more");
-    execution
-        .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "ok").await;
     world.replay("k").await;
 }
 
@@ -217,11 +212,7 @@ async fn i02_a_claim_that_can_be_read_and_is_not_acknowledged_sends_nothing() {
 #[tokio::test]
 async fn an_attempt_gives_up_where_store_and_gateway_differ_on_what_has_expired() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    execution
-        .respond_whole(head(200), "ok".into(), crate::world::no_trailers())
-        .await
-        .expect("durable");
+    world.completed("k", "ok").await;
     world.clock.advance(WINDOW);
     world.store.faults().set_back(Duration::from_secs(20));
 
@@ -464,10 +455,7 @@ async fn i11_a_running_operation_never_expires_into_new() {
     let (execution, _) = world.execute("k").await;
     world.clock.advance(WINDOW * 100);
     world.join("k").await;
-    execution
-        .respond_whole(head(200), "late".into(), crate::world::no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "late").await;
     // The window is counted from completion.
     world.clock.advance(WINDOW - Duration::from_millis(1));
     world.replay("k").await;

@@ -11,7 +11,8 @@ use onlyonce_store::{
 use tokio::task::JoinHandle;
 
 use crate::world::{
-    Answer, CHUNK, LEASE, World, body, eventually, head, head_with, no_trailers, read, resend,
+    Answer, CHUNK, LEASE, World, body, eventually, finish, head, head_with, no_trailers, read,
+    resend,
 };
 
 /// Upkeep in the background, as a gateway runs it: it shows what others follow.
@@ -317,10 +318,7 @@ async fn a_mirror_is_gone_once_its_execution_has_ended() {
     let neighbour = world.neighbour(2);
     let (execution, _reader) = world.execute("k").await;
     let joiner = tokio::spawn(read(neighbour.join("k").await));
-    execution
-        .respond_whole(head(200), "done".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "done").await;
     joiner.await.expect("answered");
     assert_eq!(read(neighbour.replay("k").await).await.body, b"done");
     eventually("nothing is shown any more", || async {

@@ -6,7 +6,8 @@ use onlyonce_engine::{Begin, Kind, Start};
 
 use super::World;
 use crate::world::{
-    Answer, available, body, head, hurried, name, no_trailers, read, read_body, reject, request,
+    Answer, available, body, finish, head, hurried, name, no_trailers, read, read_body, reject,
+    request,
 };
 
 #[tokio::test]
@@ -76,10 +77,7 @@ async fn a_route_that_rejects_refuses_while_it_runs_and_replays_after() {
         Some(first.ticket().id)
     );
     assert_eq!(refused.ticket.map(|ticket| ticket.attempt), Some(2));
-    execution
-        .respond_whole(head(200), "done".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "done").await;
     let begun = world.engine.begin(request("k"), &reject()).await;
     assert!(matches!(begun, Ok(Begin::Replay(_))), "{}", name(&begun));
 }

@@ -4,7 +4,7 @@ use onlyonce_core::{Metered, ReleaseReason, Source, Unit, UnknownReason};
 use onlyonce_engine::{Kind, Resolution};
 
 use super::World;
-use crate::world::{head, no_trailers, policy, resend};
+use crate::world::{finish, head, no_trailers, policy, resend};
 
 fn metered(output: u64, source: Source) -> Metered {
     Metered {
@@ -26,10 +26,7 @@ async fn it_stands_in_the_completed_record() {
     let (mut execution, _reader) = world.execute("k").await;
     let used = metered(7, Source::Provider);
     execution.meter(used.clone());
-    execution
-        .respond_whole(head(200), "seven".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "seven").await;
     assert_eq!(held(&world).await, Some(used));
 }
 
@@ -51,10 +48,7 @@ async fn what_broke_off_used_so_much_at_least() {
     assert_eq!(held(&world).await, Some(used));
     let used = metered(9, Source::Provider);
     again.meter(used.clone());
-    again
-        .respond_whole(head(200), "nine".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(again, "nine").await;
     assert_eq!(held(&world).await, Some(used));
 }
 

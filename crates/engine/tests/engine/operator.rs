@@ -7,7 +7,9 @@ use onlyonce_engine::{Kind, Purge, Resolution, ResolveError, Start};
 use onlyonce_store::Query;
 
 use super::World;
-use crate::world::{Answer, CHUNK, WINDOW, available, body, head, no_trailers, read, request};
+use crate::world::{
+    Answer, CHUNK, WINDOW, available, body, finish, head, no_trailers, read, request,
+};
 
 async fn unknown(world: &World, key: &str) -> OperationId {
     let (execution, _) = world.execute(key).await;
@@ -61,10 +63,7 @@ async fn i08_only_an_unknown_operation_can_be_resolved() {
         resolved.err(),
         Some(ResolveError::NotUnknown(StateName::InFlight))
     );
-    execution
-        .respond_whole(head(200), "ok".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "ok").await;
     let resolved = world
         .engine
         .resolve(id, Resolution::Released, "impatient")

@@ -5,7 +5,8 @@ use onlyonce_engine::{Broken, Ended, Kind, PushError, Start, Unsettled};
 use onlyonce_store::memory::{Call, Fault};
 
 use crate::world::{
-    Answer, CHUNK, World, body, head, no_trailers, poll_next, read, read_body, request, resend,
+    Answer, CHUNK, World, body, finish, head, no_trailers, poll_next, read, read_body, request,
+    resend,
 };
 
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
@@ -20,10 +21,7 @@ async fn who_watches_an_execution_hears_how_it_ended_and_who_joined() {
     // All of them stand by one span.
     assert_eq!(reader.ticket().span, execution.claimed().span());
     assert_eq!(joiner.ticket().span, execution.claimed().span());
-    execution
-        .respond_whole(head(200), "answer".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "answer").await;
     assert_eq!(fate.ended(), Some(Ended::Completed));
     let replay = world.replay("completed").await;
     assert_eq!(replay.ticket().span, reader.ticket().span);
@@ -119,10 +117,7 @@ async fn i14_a_completion_that_could_not_be_read_back_is_known_again_at_the_next
         .faults()
         .fail(COMPLETION, Fault::InDoubtWritten, 1);
     world.store.faults().fail(Call::Load, Fault::Unavailable, 1);
-    execution
-        .respond_whole(head(200), "ok".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(execution, "ok").await;
     world.replay("k").await;
 }
 

@@ -6,7 +6,7 @@ use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Kind, PushError, Start, Unsettled};
 
 use super::World;
-use crate::world::{Answer, CHUNK, LEASE, body, head, no_trailers, read, request, resend};
+use crate::world::{Answer, CHUNK, LEASE, body, finish, head, no_trailers, read, request, resend};
 
 #[tokio::test]
 async fn hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing() {
@@ -94,10 +94,7 @@ async fn i09_an_owner_that_wakes_during_a_resend_changes_nothing() {
         .respond_whole(head(200), "late".into(), no_trailers())
         .await;
     assert_eq!(late, Err(Unsettled::Fenced));
-    again
-        .respond_whole(head(200), "first".into(), no_trailers())
-        .await
-        .expect("durable");
+    finish(again, "first").await;
     assert_eq!(read(paused.replay("k").await).await.body, b"first");
 }
 

@@ -249,10 +249,7 @@ impl<S: Backend> WorldOver<S> {
     /// A key whose operation is completed with `body`.
     pub async fn completed(&self, key: &str, body: &'static str) {
         let (execution, _) = self.execute(key).await;
-        execution
-            .respond_whole(head(200), body.into(), no_trailers())
-            .await
-            .expect("durable");
+        finish(execution, body).await;
     }
 
     pub fn address(&self, key: &str) -> Address {
@@ -268,6 +265,14 @@ impl<S: Backend> WorldOver<S> {
     pub async fn state(&self, key: &str) -> Option<StateName> {
         self.record(key).await.map(|record| record.state.name())
     }
+}
+
+/// Completes an execution with `body`.
+pub async fn finish<S: Store>(execution: Execution<S>, body: &'static str) {
+    execution
+        .respond_whole(head(200), body.into(), no_trailers())
+        .await
+        .expect("durable");
 }
 
 pub fn name<S: Store>(begun: &Result<Begin<S>, Trouble>) -> String {
