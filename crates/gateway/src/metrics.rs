@@ -259,6 +259,14 @@ impl Metrics {
         self.routes[route.index].requests[answer.index()].inc();
     }
 
+    /// How many requests this gateway has answered so since its start.
+    pub(crate) fn total(&self, answer: Answer) -> u64 {
+        let counters = self.routes.iter();
+        counters
+            .map(|route| route.requests[answer.index()].get())
+            .sum()
+    }
+
     /// One execution of `route` came to its end.
     pub fn executed(&self, route: &Route, took: std::time::Duration) {
         self.routes[route.index]

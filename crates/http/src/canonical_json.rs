@@ -35,6 +35,14 @@ pub enum NotCanonical {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer(Box<[String]>);
 
+impl std::fmt::Display for Pointer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|part| write!(f, "/{}", part.replace('~', "~0").replace('/', "~1")))
+    }
+}
+
 /// A text that is no pointer, or one to the whole document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a JSON pointer into a document; write one like /metadata/sent_at")]

@@ -13,6 +13,7 @@ mod stream;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod token;
 pub(crate) mod usage;
 mod value;
 
@@ -35,6 +36,7 @@ pub use server::{
 };
 pub use stream::{Line, StreamKind};
 pub use telemetry::Telemetry;
+pub use token::{Right, Token};
 pub use value::{Secret, parse_duration, parse_size, show_duration};
 
 use crate::presets::Presets;

@@ -160,7 +160,7 @@ impl<'a> Section<'a> {
         let list = self.title.strip_prefix("[[");
         let title = match list.and_then(|title| title.split_once("]]")) {
             Some((outer, _)) => format!("{outer}.{name}"),
-            None => name.to_owned(),
+            None => self.title_of(name).trim_matches(['[', ']']).to_owned(),
         };
         self.take(name)
             .map_or(Ok(Vec::new()), |entry| entry.tables(&title))

@@ -15,6 +15,7 @@ use super::error::ConfigError;
 use super::policy::set_span;
 use super::prices::tenant_prices;
 use super::section::{Entry, OrZero, Section};
+use super::token::Token;
 use super::value::Secret;
 
 /// What the listeners do.
@@ -26,6 +27,8 @@ pub struct Server {
     pub control: SocketAddr,
     /// What callers of the control listener must present.
     pub control_token: Option<Secret>,
+    /// Further tokens, each with a name and with rights of its own.
+    pub tokens: Vec<Token>,
     /// The address under which people reach the control listener's pages, without a slash at the
     /// end.
     pub public_url: Option<Box<str>>,
@@ -91,6 +94,11 @@ pub struct Overrides {
 }
 
 impl Server {
+    /// Whether callers of the control listener present a token.
+    pub fn has_token(&self) -> bool {
+        self.control_token.is_some() || !self.tokens.is_empty()
+    }
+
     pub(crate) fn read(root: &mut Section<'_>, overrides: &Overrides) -> Result<Self, ConfigError> {
         let mut section = root.table_or_empty("server")?;
         let mut listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8787));
@@ -106,6 +114,7 @@ impl Server {
             listen,
             control: overrides.control.unwrap_or(control),
             control_token: None,
+            tokens: Vec::new(),
             public_url: None,
             workers: thread::available_parallelism().map_or(1, usize::from),
             allow_anonymous: listen.ip().is_loopback(),
@@ -149,6 +158,7 @@ impl Server {
         if let Some(entry) = section.take("control_token") {
             self.control_token = Some(entry.secret()?);
         }
+        self.tokens = Token::read_all(section, self.control_token.as_ref())?;
         if let Some(entry) = section.take("public_url") {
             let url = entry.filled()?;
             if !(url.starts_with("http://") || url.starts_with("https://")) {
@@ -166,16 +176,27 @@ impl Server {
                 "give the control listener another port",
             ));
         }
-        let token = self
-            .control_token
-            .as_ref()
-            .map(|token| token.expose().chars().count());
-        if self.control.ip().is_loopback() || token >= Some(MIN_TOKEN_CHARACTERS) {
+        if self.control.ip().is_loopback() {
             return Ok(());
         }
-        let has = match token {
-            None => "there is no control_token".to_owned(),
-            Some(len) => format!("control_token has {len} characters"),
+        let has = match (&self.control_token, &self.tokens[..]) {
+            (None, []) => "there is no control_token".to_owned(),
+            (control, named) => {
+                let control = control.iter().map(|token| (Token::CONTROL, token));
+                let named = named.iter().map(|one| (&*one.name, &one.token));
+                let length = |token: &Secret| token.expose().chars().count();
+                let short = control
+                    .chain(named)
+                    .find(|(_, token)| length(token) < MIN_TOKEN_CHARACTERS);
+                let Some((name, token)) = short else {
+                    return Ok(());
+                };
+                let what = match name {
+                    Token::CONTROL => name.to_owned(),
+                    name => format!("the token {name}"),
+                };
+                format!("{what} has {} characters", length(token))
+            }
         };
         Err(section.fail(
             format!(

@@ -41,6 +41,17 @@ impl StreamKind {
     }
 }
 
+impl std::fmt::Display for Line {
+    /// As [`Line::parse`] reads it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.start)?;
+        match &self.later {
+            Some(later) => write!(f, "*{later}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Line {
     fn read(entry: &Entry<'_>) -> Result<Self, ConfigError> {
         let text = entry.text()?;

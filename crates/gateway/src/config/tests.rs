@@ -220,6 +220,48 @@ fn durations_and_sizes_say_how_they_are_written() {
 }
 
 #[test]
+fn a_token_has_a_name_a_secret_and_rights() {
+    let token = "[[server.token]]\nname = \"ops\"\ntoken = \"env:TOKEN\"\n";
+    let config = valid(&format!(
+        "{token}tenant = \"acme\"\nrights = [\"read\", \"resolve\"]\n"
+    ));
+    let [read] = &config.server.tokens[..] else {
+        panic!("{:?}", config.server.tokens)
+    };
+    assert_eq!((&*read.name, read.tenant.as_deref()), ("ops", Some("acme")));
+    assert_eq!(read.rights, [Right::Read, Right::Resolve]);
+    refused(
+        &format!("{token}rights = [\"raed\"]\n"),
+        "line 4: `rights`[0] cannot be \"raed\"; did you mean \"read\"?",
+    );
+    refused(
+        &format!("{token}rights = [\"admin\"]\n"),
+        "line 4: `rights` has no \"read\"; write rights = [\"read\"], and what more",
+    );
+    refused(
+        &format!("{token}rights = [\"read\"]\n{token}rights = [\"read\"]\n"),
+        "line 6: `name` is \"ops\" again; choose another name: logs tell by it who did what",
+    );
+    refused(
+        &format!("[server]\ncontrol_token = \"env:TOKEN\"\n{token}rights = [\"read\"]\n"),
+        "line 5: `token` is a token that was already given; give each its own: `openssl rand \
+         -base64 32`",
+    );
+    refused(
+        &format!("{token}right = [\"read\"]\n"),
+        "line 4: [[server.token]] number 1 has no setting `right`; did you mean `rights`?",
+    );
+    // Beyond loopback each of them is long.
+    refused(
+        "[server]\ncontrol = \"0.0.0.0:1\"\n[[server.token]]\nname = \"ops\"\ntoken = \
+         \"env:SHORT\"\nrights = [\"read\"]\n",
+        "line 1: the control listener 0.0.0.0:1 is not on loopback, and the token ops has 9 \
+         characters; set control_token = \"env:ONLYONCE_CONTROL_TOKEN\" with at least 32 random \
+         characters, or listen on 127.0.0.1",
+    );
+}
+
+#[test]
 fn a_control_listener_beyond_loopback_needs_a_long_token() {
     refused(
         "[server]\ncontrol = \"0.0.0.0:8788\"",
@@ -1195,6 +1237,7 @@ fn the_documentation_names_every_setting_and_its_default() {
     let nobody = "qqqqqqqqqqqqqqqqqqqqqqqq = 1\n";
     let tables = [
         format!("[server]\n{nobody}"),
+        format!("[[server.token]]\nname = \"a\"\ntoken = \"b\"\nrights = [\"read\"]\n{nobody}"),
         format!("[server.tls]\ncert = \"a\"\nkey = \"b\"\n{nobody}"),
         format!("[store]\n{nobody}"),
         format!("[limits]\n{nobody}"),
@@ -1210,7 +1253,7 @@ fn the_documentation_names_every_setting_and_its_default() {
     for table in tables {
         let settings = settings(&table);
         assert!(!settings.is_empty(), "{table}");
-        let tables = ["encryption", "tls", "price"];
+        let tables = ["encryption", "tls", "token", "price"];
         for setting in settings
             .iter()
             .filter(|name| !tables.contains(&name.as_str()))

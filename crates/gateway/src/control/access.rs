@@ -1,43 +1,297 @@
-//! Who may use the control listener.
+//! Who may use the control listener, and what for.
+//!
+//! Nothing behind the token is reached but through [`May`]: it is the only way to a [`Desk`], and a
+//! desk asks the store for nothing that its holder may not see.
 
-use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::ops::Deref;
+
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use onlyonce_store::Store;
 
-use super::Control;
 use super::answer::Refusal;
-use crate::config::Server;
+use super::desk::Desk;
+use super::session::Session;
+use super::{Control, console};
+use crate::config::{Right, Secret, Server, Token};
 
-/// Lets through who presents the token, where one is configured.
+/// Who asks, and what they may.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    /// The token's name.
+    pub(super) name: Box<str>,
+    /// The one tenant that is seen, where it is not all of them.
+    pub(super) tenant: Option<Box<str>>,
+    /// What may be done.
+    pub(super) rights: Box<[Right]>,
+    /// The browser's session, where it is no script that asks.
+    pub(super) session: Option<Session>,
+}
+
+impl Access {
+    fn whole(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            tenant: None,
+            rights: Right::ALL.into(),
+            session: None,
+        }
+    }
+
+    fn of(token: &Token) -> Self {
+        Self {
+            name: token.name.clone(),
+            tenant: token.tenant.clone(),
+            rights: token.rights.clone().into(),
+            session: None,
+        }
+    }
+
+    /// Whether it has `right`.
+    pub(super) fn may(&self, right: Right) -> bool {
+        self.rights.contains(&right)
+    }
+
+    fn need(&self, right: Right) -> Result<(), Refusal> {
+        if self.may(right) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            format!("the token {} has no right to {}", self.name, right.as_str()),
+            "use a token that has it: rights of [[server.token]]",
+        ))
+    }
+}
+
+/// What a handler needs of who asks.
+pub(super) trait Needs {
+    /// The right.
+    const RIGHT: Right;
+}
+
+/// Operations are looked at.
+pub(super) struct Read;
+/// What was answered is shown.
+pub(super) struct Payload;
+/// An operation is settled.
+pub(super) struct Resolve;
+/// Records are removed.
+pub(super) struct Admin;
+
+impl Needs for Read {
+    const RIGHT: Right = Right::Read;
+}
+impl Needs for Payload {
+    const RIGHT: Right = Right::Payload;
+}
+impl Needs for Resolve {
+    const RIGHT: Right = Right::Resolve;
+}
+impl Needs for Admin {
+    const RIGHT: Right = Right::Admin;
+}
+
+/// A desk whose holder may do what `N` says.
+pub(super) struct May<S: Store, N> {
+    desk: Desk<S>,
+    needs: PhantomData<N>,
+}
+
+impl<S: Store, N> Deref for May<S, N> {
+    type Target = Desk<S>;
+
+    fn deref(&self) -> &Desk<S> {
+        &self.desk
+    }
+}
+
+impl<S: Store, N> May<S, N> {
+    /// The desk, to be kept.
+    pub(super) fn into_desk(self) -> Desk<S> {
+        self.desk
+    }
+}
+
+impl<S: Store, N: Needs> FromRequestParts<Control<S>> for May<S, N> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        control: &Control<S>,
+    ) -> Result<Self, Self::Rejection> {
+        // Put there by `need_token`, without which nothing behind the token is served.
+        let access = parts.extensions.get::<Access>().cloned();
+        let access = access.ok_or_else(no_token)?;
+        access.need(N::RIGHT)?;
+        Ok(Self {
+            desk: Desk::new(control, access),
+            needs: PhantomData,
+        })
+    }
+}
+
+/// Lets through who presents a token, or a session that a token began; everybody where none is
+/// configured.
 pub(super) async fn need_token<S: Store>(
     State(control): State<Control<S>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = &control.shared.config.server.control_token else {
-        return next.run(request).await;
+    let access = match identify(&control, request.headers()) {
+        Identity::Known(access) => access,
+        identity => return refuse(&control, identity, &request),
     };
-    let presented = request
-        .headers()
-        .get(AUTHORIZATION)
-        .and_then(|value| value.as_bytes().split_first_chunk::<7>())
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
-        .map(|(_, token)| token);
-    if presented.is_some_and(|presented| same(presented, token.expose().as_bytes())) {
-        return next.run(request).await;
+    // A browser sends its cookie whoever made it ask.
+    let is_safe = request.method().is_safe();
+    if access.session.is_some() && !is_safe && !is_same_origin(&control, request.headers()) {
+        return foreign().into_response();
     }
-    let refusal = Refusal::new(
-        StatusCode::UNAUTHORIZED,
-        "this needs the control token",
-        "send Authorization: Bearer TOKEN, with the token of server.control_token",
-    );
-    let mut response = refusal.into_response();
+    request.extensions_mut().insert(access);
+    next.run(request).await
+}
+
+fn refuse<S: Store>(control: &Control<S>, identity: Identity, request: &Request) -> Response {
+    let peer = peer(request.extensions());
+    let guesses = &control.guesses;
+    let too_many = matches!(identity, Identity::Wrong) && !guesses.failed(peer);
+    if console::is_page(request.uri()) {
+        return console::ask_login(request.uri(), too_many);
+    }
+    if too_many {
+        return too_many_guesses().into_response();
+    }
+    let mut response = no_token().into_response();
     let challenge = HeaderValue::from_static("Bearer");
     response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     response
+}
+
+fn no_token() -> Refusal {
+    Refusal::new(
+        StatusCode::UNAUTHORIZED,
+        "this needs the control token",
+        "send Authorization: Bearer TOKEN, with the token of server.control_token or of a \
+         [[server.token]]",
+    )
+}
+
+/// The answer to a peer that has presented too many wrong tokens.
+pub(super) fn too_many_guesses() -> Refusal {
+    Refusal::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too many wrong tokens came from this address",
+        "wait a minute, then send the right one",
+    )
+}
+
+/// The answer to a request that a page of another origin made a browser send.
+pub(super) fn foreign() -> Refusal {
+    Refusal::new(
+        StatusCode::FORBIDDEN,
+        "this request comes from a page that is not the control listener's",
+        "use the form on the console's own page; scripts send Authorization: Bearer TOKEN",
+    )
+}
+
+/// The address that a request comes from, where it came over a connection.
+pub(super) fn peer(extensions: &Extensions) -> Option<std::net::IpAddr> {
+    let info = extensions.get::<ConnectInfo<SocketAddr>>();
+    info.map(|ConnectInfo(peer)| peer.ip())
+}
+
+enum Identity {
+    Known(Access),
+    Wrong,
+    Nobody,
+}
+
+fn identify<S: Store>(control: &Control<S>, headers: &HeaderMap) -> Identity {
+    let server = &control.shared.config.server;
+    if !server.has_token() {
+        return Identity::Known(Access::whole("anybody here"));
+    }
+    if let Some(presented) = bearer(headers) {
+        return access_of(server, presented).map_or(Identity::Wrong, Identity::Known);
+    }
+    let engine = &control.shared.engine;
+    let Some(session) = Session::of(headers) else {
+        return Identity::Nobody;
+    };
+    let keys = tokens(server).map(|(token, access)| (token, access.name.clone(), access));
+    for (token, name, access) in keys {
+        if session.is_of(&**engine.store(), &name, token) {
+            let session = Some(session);
+            return Identity::Known(Access { session, ..access });
+        }
+    }
+    // Sessions end by themselves: that is no guess.
+    Identity::Nobody
+}
+
+/// What who presents `presented` may do, where it is a token.
+pub(super) fn access_of(server: &Server, presented: &[u8]) -> Option<Access> {
+    // All are compared, so that the time tells nothing of which.
+    tokens(server).fold(None, |found, (token, access)| {
+        match same(presented, token.expose().as_bytes()) {
+            true => Some(access),
+            false => found,
+        }
+    })
+}
+
+/// The token `name`.
+pub(super) fn secret_of<'a>(server: &'a Server, name: &str) -> Option<&'a Secret> {
+    let mut tokens = tokens(server);
+    let found = tokens.find(|(_, access)| *access.name == *name);
+    found.map(|(token, _)| token)
+}
+
+fn tokens(server: &Server) -> impl Iterator<Item = (&Secret, Access)> {
+    let control = server.control_token.iter();
+    let named = server.tokens.iter();
+    control
+        .map(|token| (token, Access::whole(Token::CONTROL)))
+        .chain(named.map(|one| (&one.token, Access::of(one))))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers
+        .get(AUTHORIZATION)?
+        .as_bytes()
+        .split_first_chunk::<7>()?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+}
+
+/// Whether a browser says that it sends this for a page of the control listener itself.
+pub(super) fn is_same_origin<S: Store>(control: &Control<S>, headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site == "same-origin";
+    }
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
+    let Some((_, origin)) = text(ORIGIN).and_then(|origin| origin.split_once("://")) else {
+        return false;
+    };
+    text(HOST).is_some_and(|host| host.eq_ignore_ascii_case(origin))
+        || public_host(&control.shared.config.server)
+            .is_some_and(|public| public.eq_ignore_ascii_case(origin))
+}
+
+/// Host and port of `server.public_url`.
+pub(super) fn public_host(server: &Server) -> Option<&str> {
+    let url = server.public_url.as_deref()?;
+    let (_, rest) = url.split_once("://")?;
+    rest.split('/').next()
 }
 
 /// Refuses requests that a web page made somebody's browser send under a name of the page's own
@@ -52,7 +306,7 @@ pub(super) async fn need_own_host<S: Store>(
         .headers()
         .get(HOST)
         .and_then(|host| host.to_str().ok());
-    if server.control_token.is_some() || host.is_none_or(|host| is_own_host(server, host)) {
+    if server.has_token() || host.is_none_or(|host| is_own_host(server, host)) {
         return next.run(request).await;
     }
     Refusal::new(
@@ -75,7 +329,7 @@ fn is_own_host(server: &Server, host: &str) -> bool {
     };
     let address = alone.trim_start_matches('[').trim_end_matches(']');
     let public = server.public_url.as_deref().and_then(|url| {
-        let uri: axum::http::Uri = url.parse().ok()?;
+        let uri: Uri = url.parse().ok()?;
         Some(uri.host()?.to_owned())
     });
     let lower = alone.to_ascii_lowercase();
@@ -89,7 +343,7 @@ fn is_own_host(server: &Server, host: &str) -> bool {
 }
 
 /// Compares without telling by the time it takes how much of a guess was right.
-fn same(presented: &[u8], token: &[u8]) -> bool {
+pub(super) fn same(presented: &[u8], token: &[u8]) -> bool {
     let differences = presented
         .iter()
         .zip(token)

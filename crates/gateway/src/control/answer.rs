@@ -28,6 +28,20 @@ impl Refusal {
         }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What was wrong.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// What to do.
+    pub(super) fn next(&self) -> &str {
+        &self.next
+    }
+
     pub(super) fn bad_request(detail: impl Into<String>, next: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail, next)
     }

@@ -2,29 +2,50 @@
 
 mod access;
 mod answer;
+mod config;
+mod console;
+mod desk;
+mod guesses;
+mod health;
 mod operation;
 mod operations;
+mod overview;
 mod pages;
 mod query;
 mod recording;
+mod session;
 #[cfg(test)]
 mod tests;
+mod unknown;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
+use onlyonce_core::Timestamp;
 use onlyonce_store::Store;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
+use self::guesses::Guesses;
 use crate::shared::{Phase, Phases, Shared};
 
-/// What a handler works with.
+/// Browsers that may follow a page live at once.
+const LISTENERS: usize = 32;
+
+/// What a handler works with. What is behind the token is reached through [`access::May`] only.
 struct Control<S: Store> {
     shared: Arc<Shared<S>>,
     phases: Phases,
+    /// Wrong tokens that were presented.
+    guesses: Arc<Guesses>,
+    /// Browsers that may follow a page live.
+    listeners: Arc<Semaphore>,
+    /// When the gateway started, on the store's clock.
+    started: Timestamp,
 }
 
 impl<S: Store> Clone for Control<S> {
@@ -32,11 +53,35 @@ impl<S: Store> Clone for Control<S> {
         Self {
             shared: Arc::clone(&self.shared),
             phases: self.phases.clone(),
+            guesses: Arc::clone(&self.guesses),
+            listeners: Arc::clone(&self.listeners),
+            started: self.started,
         }
     }
 }
 
 impl<S: Store> Control<S> {
+    fn new(shared: Arc<Shared<S>>, phases: Phases) -> Self {
+        Self {
+            started: shared.engine.store().now(),
+            shared,
+            phases,
+            guesses: Arc::default(),
+            listeners: Arc::new(Semaphore::new(LISTENERS)),
+        }
+    }
+
+    /// Where requests come in, as a caller writes it.
+    fn address(&self) -> String {
+        let server = &self.shared.config.server;
+        let scheme = if server.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", server.listen)
+    }
+
     fn phase(&self) -> Phase {
         *self.phases.borrow()
     }
@@ -50,8 +95,8 @@ struct Endpoint<S: Store> {
     handler: MethodRouter<Control<S>>,
 }
 
-/// All that the control listener serves. openapi.json describes the same list; a test compares
-/// them.
+/// All that the control listener serves. openapi.json describes the same list, the console's pages
+/// aside; a test compares them.
 fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
     let open = |path, handler| Endpoint {
         path,
@@ -75,18 +120,37 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/operations/{id}/recording", get(recording::stream)),
         closed("/v1/operations/{id}/resolve", post(operations::resolve)),
         closed("/v1/purge", post(operations::purge)),
+        closed("/v1/overview", get(overview::show)),
+        closed("/v1/unknown", get(unknown::list)),
+        closed("/v1/health", get(health::show)),
+        closed("/v1/config", get(config::show)),
+        open("/", get(console::home)),
+        open("/console/console.css", get(console::style)),
+        open("/console/console.js", get(console::script)),
+        open("/console/icon.svg", get(console::icon)),
+        open("/console/login", get(console::login).post(console::enter)),
+        closed("/console", get(console::page)),
+        closed("/console/operations", get(console::page)),
+        closed("/console/operations/{id}", get(console::page)),
+        closed("/console/operations/{id}/resolve", post(console::settle)),
+        closed("/console/unknown", get(console::page)),
+        closed("/console/health", get(console::page)),
+        closed("/console/config", get(console::page)),
+        closed("/console/live", get(console::live)),
+        closed("/console/logout", post(console::leave)),
     ]
 }
 
 /// Serves on `listener` until it is aborted.
 pub(crate) async fn serve<S: Store>(shared: Arc<Shared<S>>, listener: TcpListener, phases: Phases) {
-    if let Err(error) = axum::serve(listener, router(shared, phases)).await {
+    let router = router(shared, phases).into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the control listener ended");
     }
 }
 
 fn router<S: Store>(shared: Arc<Shared<S>>, phases: Phases) -> Router {
-    let control = Control { shared, phases };
+    let control = Control::new(shared, phases);
     let (open, closed): (Vec<_>, Vec<_>) = endpoints::<S>()
         .into_iter()
         .partition(|endpoint| endpoint.open);
@@ -107,5 +171,6 @@ fn router<S: Store>(shared: Arc<Shared<S>>, phases: Phases) -> Router {
         ))
         .fallback(pages::not_found)
         .method_not_allowed_fallback(pages::method_not_allowed)
+        .layer(from_fn(console::guard))
         .with_state(control)
 }

@@ -7,7 +7,9 @@ use onlyonce_engine::Operation;
 use onlyonce_store::Stored;
 use serde::Serialize;
 
+use super::access::Access;
 use super::query::show_moment;
+use crate::config::Right;
 
 /// An operation, as `GET /v1/operations` lists it.
 #[derive(Debug, Serialize)]
@@ -138,10 +140,14 @@ impl From<&Cost> for CostView {
     }
 }
 
-impl From<&Operation> for OperationDetail {
-    fn from(operation: &Operation) -> Self {
+impl OperationDetail {
+    /// It as `access` may see it.
+    pub(super) fn new(operation: &Operation, access: &Access) -> Self {
         let response_headers = match &operation.stored.record.state {
-            State::Completed(completed) => Some(header_list(&completed.head.headers)),
+            State::Completed(completed) => Some(header_list(
+                &completed.head.headers,
+                access.may(Right::Payload),
+            )),
             _ => None,
         };
         Self {
@@ -164,10 +170,22 @@ impl From<&Attempt> for AttemptView {
     }
 }
 
-fn header_list(headers: &HeaderBlock) -> Vec<(String, String)> {
+/// Stands for a value that who asks may not see.
+const HIDDEN: &str = "(hidden)";
+
+/// A cookie opens what the answer is for, as the body may.
+pub(super) fn header_list(headers: &HeaderBlock, with_cookies: bool) -> Vec<(String, String)> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     headers
         .iter()
-        .map(|(name, value)| (text(name), text(value)))
+        .map(|(name, value)| {
+            let is_hidden = !with_cookies && name.eq_ignore_ascii_case(b"set-cookie");
+            let value = if is_hidden {
+                HIDDEN.to_owned()
+            } else {
+                text(value)
+            };
+            (text(name), value)
+        })
         .collect()
 }

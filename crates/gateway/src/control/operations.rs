@@ -1,8 +1,8 @@
 //! Looking at operations, and settling those of which only a person can know.
 
 use axum::Json;
+use axum::extract::Query;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Query, State};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -11,11 +11,10 @@ use onlyonce_engine::{Purge, Resolution};
 use onlyonce_store::Store;
 use serde::{Deserialize, Serialize};
 
-use super::Control;
+use super::access::{Admin, May, Read, Resolve};
 use super::answer::Refusal;
 use super::operation::{OperationDetail, OperationView};
 use super::query::{ListQuery, Named, moment, operation_id, state};
-use crate::config::Policy;
 
 /// A page of operations, newest first.
 #[derive(Debug, Serialize)]
@@ -26,7 +25,7 @@ pub(super) struct PageView {
 
 /// `GET /v1/operations`.
 pub(super) async fn list<S: Store>(
-    State(control): State<Control<S>>,
+    desk: May<S, Read>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<PageView>, Refusal> {
     let Query(query) = query.map_err(|error| {
@@ -35,8 +34,7 @@ pub(super) async fn list<S: Store>(
             "use key, tenant, state, since, until, limit and cursor",
         )
     })?;
-    let engine = &control.shared.engine;
-    let page = engine.list(query.for_store(engine.store().now())?).await?;
+    let page = desk.list(query.for_store(desk.now())?).await?;
     Ok(Json(PageView {
         operations: page.records.iter().map(OperationView::from).collect(),
         next_cursor: page.next.map(|id| id.to_string()),
@@ -45,12 +43,11 @@ pub(super) async fn list<S: Store>(
 
 /// `GET /v1/operations/{id}`.
 pub(super) async fn show<S: Store>(
-    State(control): State<Control<S>>,
+    desk: May<S, Read>,
     Named(id): Named,
 ) -> Result<Json<OperationDetail>, Refusal> {
-    let operation = control.shared.engine.operation(operation_id(&id)?).await?;
-    let operation = operation.ok_or_else(|| Refusal::no_such_operation(&id))?;
-    Ok(Json(OperationDetail::from(&operation)))
+    let operation = desk.operation(operation_id(&id)?).await?;
+    Ok(Json(OperationDetail::new(&operation, desk.access())))
 }
 
 /// What a person found out about an operation.
@@ -74,13 +71,12 @@ pub(super) enum ResolveBody {
 
 /// `POST /v1/operations/{id}/resolve`.
 pub(super) async fn resolve<S: Store>(
-    State(control): State<Control<S>>,
+    desk: May<S, Resolve>,
     Named(id): Named,
     body: Result<Json<ResolveBody>, JsonRejection>,
 ) -> Result<Json<OperationDetail>, Refusal> {
     let id = operation_id(&id)?;
     let Json(body) = body.map_err(not_json)?;
-    let engine = &control.shared.engine;
     let (resolution, reason) = match body {
         ResolveBody::Released { reason } => (Resolution::Released, reason),
         ResolveBody::Completed {
@@ -92,9 +88,7 @@ pub(super) async fn resolve<S: Store>(
             let body = STANDARD.decode(body_base64).map_err(|_| {
                 Refusal::bad_request("body_base64 is not base64", "encode the body as RFC 4648")
             })?;
-            let found = engine.operation(id).await?;
-            let operation = found.ok_or_else(|| Refusal::no_such_operation(&id.to_string()))?;
-            let route = &*operation.stored.record.request.route;
+            let operation = desk.operation(id).await?;
             let resolution = Resolution::Completed {
                 head: Head {
                     status: answer_status(status)?,
@@ -102,24 +96,16 @@ pub(super) async fn resolve<S: Store>(
                 },
                 body: body.into(),
                 trailers: HeaderBlock::default(),
-                window: window_of(&control, route),
+                window: desk.window_of(&operation.stored.record.request.route),
             };
             (resolution, reason)
         }
     };
-    let operation = engine.resolve(id, resolution, &reason).await?;
-    Ok(Json(OperationDetail::from(&operation)))
+    let operation = desk.resolve(id, resolution, &reason).await?;
+    Ok(Json(OperationDetail::new(&operation, desk.access())))
 }
 
-/// How long a completed record of `route` answers retries; by default where no route has that name
-/// any more.
-fn window_of<S: Store>(control: &Control<S>, route: &str) -> std::time::Duration {
-    let routes = &control.shared.config.routes;
-    let found = routes.iter().find(|one| &*one.name == route);
-    found.map_or_else(|| Policy::default().window, |route| route.policy.window)
-}
-
-fn answer_status(status: u16) -> Result<u16, Refusal> {
+pub(super) fn answer_status(status: u16) -> Result<u16, Refusal> {
     if (200..=599).contains(&status) {
         return Ok(status);
     }
@@ -130,7 +116,7 @@ fn answer_status(status: u16) -> Result<u16, Refusal> {
 }
 
 /// Headers as they can stand in a recording: valid, and none that frames a message.
-fn answer_headers(headers: &[(String, String)]) -> Result<HeaderBlock, Refusal> {
+pub(super) fn answer_headers(headers: &[(String, String)]) -> Result<HeaderBlock, Refusal> {
     let mut block = Vec::with_capacity(headers.len());
     for (name, value) in headers {
         let refuse = |why: &str| {
@@ -183,11 +169,10 @@ pub(super) struct Purged {
 
 /// `POST /v1/purge`.
 pub(super) async fn purge<S: Store>(
-    State(control): State<Control<S>>,
+    desk: May<S, Admin>,
     body: Result<Json<PurgeBody>, JsonRejection>,
 ) -> Result<Json<Purged>, Refusal> {
     let Json(body) = body.map_err(not_json)?;
-    let engine = &control.shared.engine;
     let state = body.state.as_deref().map(state).transpose()?;
     if state == Some(StateName::InFlight) {
         return Err(Refusal::new(
@@ -199,9 +184,9 @@ pub(super) async fn purge<S: Store>(
     let purge = Purge {
         tenant: body.tenant.map(Into::into),
         state,
-        before: moment("before", body.before.as_deref(), engine.store().now())?,
+        before: moment("before", body.before.as_deref(), desk.now())?,
     };
-    let purged = engine.purge(purge).await?;
+    let purged = desk.purge(purge).await?;
     Ok(Json(Purged { purged }))
 }
 

@@ -10,6 +10,7 @@ use onlyonce_store::Store;
 use serde_json::json;
 
 use super::Control;
+use super::access::{May, Read};
 use super::answer::Refusal;
 use super::query::Named;
 use crate::config::nearest;
@@ -36,14 +37,15 @@ pub(super) async fn ready<S: Store>(State(control): State<Control<S>>) -> Respon
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics<S: Store>(State(control): State<Control<S>>) -> Response {
+pub(super) async fn metrics<S: Store>(desk: May<S, Read>) -> Result<Response, Refusal> {
+    let control = desk.whole()?;
     let engine = &control.shared.engine;
     let text = control
         .shared
         .metrics
         .encode(engine.live(), &engine.store().status());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], text).into_response()
+    Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }
 
 /// `GET /problems`: all pages.
@@ -90,6 +92,10 @@ pub(super) async fn openapi() -> Response {
 
 /// Whatever else is asked for.
 pub(super) async fn not_found(uri: Uri) -> Refusal {
+    nothing_at(&uri)
+}
+
+pub(super) fn nothing_at(uri: &Uri) -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         format!("there is nothing at {}", uri.path()),

@@ -34,19 +34,37 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 }
 
 /// The query of `GET /v1/operations`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
-    key: Option<String>,
-    tenant: Option<String>,
-    state: Option<String>,
-    since: Option<String>,
-    until: Option<String>,
-    limit: Option<usize>,
-    cursor: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) tenant: Option<String>,
+    pub(super) state: Option<String>,
+    pub(super) since: Option<String>,
+    pub(super) until: Option<String>,
+    pub(super) limit: Option<usize>,
+    pub(super) cursor: Option<String>,
 }
 
 impl ListQuery {
+    /// The query that asks for the same from `cursor` on.
+    pub(super) fn address(&self, cursor: Option<&str>) -> String {
+        let mut query = form_urlencoded::Serializer::for_suffix("?".to_owned(), 1);
+        let parts = [
+            ("tenant", self.tenant.as_deref()),
+            ("key", self.key.as_deref()),
+            ("state", self.state.as_deref()),
+            ("since", self.since.as_deref()),
+            ("until", self.until.as_deref()),
+            ("cursor", cursor),
+        ];
+        let filled = parts
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        query.extend_pairs(filled);
+        query.finish()
+    }
+
     /// What the store is to look for. `now` is the store's clock, which spans are counted from.
     pub(super) fn for_store(self, now: Timestamp) -> Result<Query, Refusal> {
         let key = match self.key.as_deref().map(Key::new) {

@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
+use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{self, Query};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
@@ -16,7 +16,7 @@ use onlyonce_engine::{Broken, Operation, Reader, Start};
 use onlyonce_store::Store;
 use serde::Deserialize;
 
-use super::Control;
+use super::access::{May, Payload};
 use super::answer::Refusal;
 use super::query::{Named, operation_id};
 
@@ -30,16 +30,15 @@ pub(super) struct RecordingQuery {
 
 /// `GET /v1/operations/{id}/recording`.
 pub(super) async fn stream<S: Store>(
-    extract::State(control): extract::State<Control<S>>,
+    desk: May<S, Payload>,
     Named(id): Named,
     query: Result<Query<RecordingQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(RecordingQuery { from }) = query.map_err(|error| {
         Refusal::bad_request(error.body_text(), "use from=BYTE, counted from 0")
     })?;
-    let engine = &control.shared.engine;
     let operation = operation_id(&id)?;
-    let reader = engine.recording(operation).await?;
+    let reader = desk.recording(operation).await?;
     let Some(mut reader) = reader else {
         return Err(Refusal::new(
             StatusCode::NOT_FOUND,
@@ -48,8 +47,7 @@ pub(super) async fn stream<S: Store>(
         ));
     };
     if from > 0 {
-        let finished = engine.operation(operation).await?;
-        within(finished.as_ref(), from)?;
+        within(&desk.operation(operation).await?, from)?;
         reader.seek(from);
     }
     let gone = |what: String| {
@@ -81,10 +79,9 @@ pub(super) async fn stream<S: Store>(
 }
 
 /// Refuses a byte after the end of a finished recording. One that still grows may get there.
-fn within(operation: Option<&Operation>, from: u64) -> Result<(), Refusal> {
-    let record = operation.map(|operation| &operation.stored.record.state);
-    match record {
-        Some(State::Completed(completed)) if from > completed.body_len => Err(Refusal::new(
+fn within(operation: &Operation, from: u64) -> Result<(), Refusal> {
+    match &operation.stored.record.state {
+        State::Completed(completed) if from > completed.body_len => Err(Refusal::new(
             StatusCode::RANGE_NOT_SATISFIABLE,
             format!(
                 "the recording has {} bytes, and from is {from}",

@@ -1,5 +1,8 @@
 //! The control listener over the memory store, and its description.
 
+mod access;
+mod console;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,11 +31,13 @@ struct Fixture {
     phases: watch::Sender<Phase>,
     router: Router,
     token: Option<&'static str>,
+    cookie: Option<String>,
 }
 
 struct Answer {
     status: StatusCode,
     kind: String,
+    headers: axum::http::HeaderMap,
     text: String,
 }
 
@@ -77,6 +82,7 @@ fn fixture_with(server: &str) -> Fixture {
         shared,
         phases,
         token: None,
+        cookie: None,
     }
 }
 
@@ -94,6 +100,24 @@ impl Fixture {
         if let Some(token) = self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
+        if let Some(cookie) = &self.cookie {
+            request = request.header("cookie", cookie);
+        }
+        self.send_request(request.body(Body::from(body.to_owned())).unwrap())
+            .await
+    }
+
+    /// What a form on a page of the console sends.
+    async fn submit(&self, path: &str, body: &str) -> Answer {
+        self.submit_from("http://127.0.0.1:8788", path, body).await
+    }
+
+    async fn submit_from(&self, origin: &str, path: &str, body: &str) -> Answer {
+        let request = Request::post(path)
+            .header("host", "127.0.0.1:8788")
+            .header("origin", origin)
+            .header("cookie", self.cookie.as_deref().unwrap_or_default())
+            .header("content-type", "application/x-www-form-urlencoded");
         self.send_request(request.body(Body::from(body.to_owned())).unwrap())
             .await
     }
@@ -103,10 +127,12 @@ impl Fixture {
         let kind = response.headers().get("content-type");
         let kind = kind.map_or(String::new(), |kind| kind.to_str().unwrap().to_owned());
         let status = response.status();
+        let headers = response.headers().clone();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         Answer {
             status,
             kind,
+            headers,
             text: String::from_utf8(body.to_vec()).unwrap(),
         }
     }
@@ -166,7 +192,11 @@ impl Fixture {
 
     /// An operation of which nobody knows; its id.
     async fn unknown(&self, key: &str) -> String {
-        let (execution, _reader) = self.claim("acme", key).await;
+        self.unknown_of("acme", key).await
+    }
+
+    async fn unknown_of(&self, tenant: &str, key: &str) -> String {
+        let (execution, _reader) = self.claim(tenant, key).await;
         let id = execution.id().to_string();
         execution.lose(UnknownReason::Broke).await.unwrap();
         id
@@ -203,11 +233,15 @@ fn openapi() -> Value {
 #[tokio::test]
 async fn the_description_lists_what_is_served_and_nothing_else() {
     let described = openapi()["paths"].clone();
-    let served: BTreeSet<String> = endpoints::<MemoryStore>()
+    // The console is for people, and its page of the documentation describes it.
+    let (pages, served): (BTreeSet<_>, BTreeSet<_>) = endpoints::<MemoryStore>()
         .iter()
         .map(|endpoint| endpoint.path.to_owned())
-        .collect();
+        .partition(|path| {
+            path == "/" || super::console::is_page(&path.parse().unwrap_or_default())
+        });
     assert_eq!(names(&described), served);
+    assert!(pages.len() > 10, "{pages:?}");
     let fixture = fixture();
     for (path, item) in described.as_object().unwrap() {
         let real = path.replace("{name}", "key-reused").replace("{id}", "op_x");

@@ -22,10 +22,12 @@ const METHODS: [&str; 8] = [
 ];
 
 /// What is described and not provoked here: a store that cannot be read.
-const NOT_SHOWN: [&str; 3] = [
+const NOT_SHOWN: [&str; 5] = [
     "GET /v1/operations 503",
     "GET /v1/operations/{id} 503",
     "GET /v1/operations/{id}/recording 503",
+    "GET /v1/overview 503",
+    "GET /v1/unknown 503",
 ];
 
 /// The served description, and which of its answers came.
@@ -310,6 +312,10 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         "/problems",
         "/openapi.json",
         OPERATIONS,
+        "/v1/overview",
+        "/v1/unknown",
+        "/v1/health",
+        "/v1/config",
     ] {
         asked.get(path, "", 200);
     }
@@ -343,6 +349,8 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         assert_eq!(page["operations"][0]["state"], state);
     }
     let wrong = asked.ask("GET", OPERATIONS, ("", "?stat=unknown"), "");
+    assert_eq!(wrong.status(), 400);
+    let wrong = asked.ask("GET", "/v1/unknown", ("", "?limit=0"), "");
     assert_eq!(wrong.status(), 400);
 
     for id in ids {
@@ -441,6 +449,15 @@ fn guarded(described: &mut Described) {
     asked.get(OPERATIONS, "", 200);
     asked.token = Some("a-token-of-more-than-thirty-two-charactorS");
     asked.get(OPERATIONS, "", 401);
+    // Who guesses on is told to wait, wherever.
+    let mut guess = || asked.ask("GET", OPERATIONS, ("", ""), "").status();
+    assert!((0..10).any(|_| guess() == 429));
+    for (path, item) in members(&paths).filter(|(path, _)| !open.contains(path)) {
+        for (method, _) in members(item) {
+            let answer = asked.ask(&method.to_uppercase(), path, (NOBODY, ""), "{}");
+            assert_eq!(answer.status(), 429, "{method} {path}");
+        }
+    }
 }
 
 /// A store that takes no more writes.
@@ -551,10 +568,9 @@ fn nothing_answers_that_is_not_described() {
         .unwrap()
         .to_owned();
     for elsewhere in [
-        "/",
         "/index.html",
         "/favicon.ico",
-        "/console",
+        "/consoles",
         "/docs",
         "/debug/pprof",
         "/health",
@@ -566,7 +582,7 @@ fn nothing_answers_that_is_not_described() {
         "/v1/",
         "/v1/keys",
         "/v1/tenants",
-        "/v1/config",
+        "/v1/configs",
         "/v1/operations/k/../../config",
         &format!("/v1/operations/{id}/release"),
         &format!("/v1/operations/{id}/attempts"),

@@ -197,6 +197,11 @@ pub struct PerCall {
 }
 
 impl PerCall {
+    /// What a call costs.
+    pub fn amount(&self) -> Usd {
+        self.amount
+    }
+
     /// The price that `whose` sets, which its version names: `route chat`.
     pub fn new(whose: &str, amount: Usd, charge_on: Statuses) -> Self {
         Self {

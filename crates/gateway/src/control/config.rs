@@ -1,0 +1,394 @@
+//! The configuration in force, by the names of docs/configuration.md, with every secret hidden.
+//!
+//! Each part is taken apart whole, so that a new setting cannot be forgotten here.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::Path;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::Uri;
+use onlyonce_core::Concurrent;
+use onlyonce_store::Store;
+use serde_json::{Map, Value, json};
+
+use super::access::{May, Read};
+use super::answer::Refusal;
+use crate::config::{
+    ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded, KeyMode,
+    Limits, Matcher, OnUnknown, Policy, Retries, Right, Route, Secret, Server, StoreUrl, Telemetry,
+    Tenant, Tls, Token, Upstream, show_duration,
+};
+
+/// Stands for a secret that is set (I16).
+pub(super) const HIDDEN: &str = "••••••";
+
+/// `GET /v1/config`.
+pub(super) async fn show<S: Store>(desk: May<S, Read>) -> Result<Json<Value>, Refusal> {
+    Ok(Json(view(&desk.whole()?.shared.config)))
+}
+
+/// The configuration as JSON: a table is an object, a list of tables a list.
+pub(super) fn view(config: &Config) -> Value {
+    let Config {
+        server,
+        store,
+        limits,
+        price_file,
+        telemetry,
+        tenants,
+        upstreams,
+        routes,
+    } = config;
+    json!({
+        "server": server_view(server),
+        "store": store_view(store),
+        "limits": limits_view(limits),
+        "prices": { "file": price_file.as_deref().map(path) },
+        "telemetry": telemetry.as_ref().map(telemetry_view),
+        "tenant": tenants.iter().map(tenant_view).collect::<Vec<_>>(),
+        "upstream": upstreams.iter().map(|one| upstream_view(one)).collect::<Vec<_>>(),
+        "route": routes.iter().map(|one| route_view(one)).collect::<Vec<_>>(),
+    })
+}
+
+fn server_view(server: &Server) -> Value {
+    let Server {
+        listen,
+        control,
+        control_token,
+        tokens,
+        public_url,
+        workers,
+        allow_anonymous,
+        max_connections,
+        header_timeout,
+        body_timeout,
+        idle_timeout,
+        write_timeout,
+        drain_timeout,
+        max_header_bytes,
+        max_headers,
+        forwarded,
+        tls,
+    } = server;
+    json!({
+        "listen": text(listen),
+        "control": text(control),
+        "control_token": control_token.as_ref().map(hidden),
+        "token": tokens.iter().map(token_view).collect::<Vec<_>>(),
+        "public_url": public_url,
+        "workers": workers,
+        "allow_anonymous": allow_anonymous,
+        "max_connections": max_connections,
+        "header_timeout": span(header_timeout),
+        "body_timeout": span(body_timeout),
+        "idle_timeout": span(idle_timeout),
+        "write_timeout": span(write_timeout),
+        "drain_timeout": span(drain_timeout),
+        "max_header_bytes": max_header_bytes,
+        "max_headers": max_headers,
+        "forwarded": match forwarded {
+            Forwarded::None => "none",
+            Forwarded::XForwarded => "x-forwarded",
+            Forwarded::Forwarded => "forwarded",
+        },
+        "tls": tls.as_ref().map(|Tls { cert, key }| json!({ "cert": path(cert), "key": path(key) })),
+    })
+}
+
+fn token_view(token: &Token) -> Value {
+    let Token {
+        name,
+        token,
+        tenant,
+        rights,
+    } = token;
+    json!({
+        "name": name,
+        "token": hidden(token),
+        "tenant": tenant,
+        "rights": rights.iter().map(|right: &Right| right.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+fn store_view(store: &crate::config::Store) -> Value {
+    let crate::config::Store {
+        url,
+        listen_url,
+        segment_bytes,
+        cache_bytes,
+        max_bytes,
+        max_records,
+        lease,
+        released_retention,
+        encryption,
+    } = store;
+    let place = |url: &Secret| StoreUrl::Postgres(url.clone()).place();
+    json!({
+        "url": url.place(),
+        "listen_url": listen_url.as_ref().map(place),
+        "segment_bytes": segment_bytes,
+        "cache_bytes": cache_bytes,
+        "max_bytes": max_bytes,
+        "max_records": max_records,
+        "lease": span(lease),
+        "released_retention": span(released_retention),
+        "encryption": encryption.as_ref().map(|Encryption { active, keys }| json!({
+            "active": active,
+            "keys": keys.iter().map(|(id, _)| json!({ "id": id, "key": HIDDEN })).collect::<Vec<_>>(),
+        })),
+    })
+}
+
+fn limits_view(limits: &Limits) -> Value {
+    let Limits {
+        request_body,
+        spool_above,
+        response_body,
+        operation_memory,
+        live_operations,
+        tenant_live,
+        tenant_records,
+        meter_memory,
+    } = limits;
+    json!({
+        "request_body": request_body,
+        "spool_above": spool_above,
+        "response_body": response_body,
+        "operation_memory": operation_memory,
+        "live_operations": live_operations,
+        "tenant_live": tenant_live,
+        "tenant_records": tenant_records,
+        "meter_memory": meter_memory,
+    })
+}
+
+fn telemetry_view(telemetry: &Telemetry) -> Value {
+    let Telemetry {
+        endpoint,
+        metrics,
+        metrics_interval,
+        headers,
+        sample,
+        service_name,
+        resource,
+        timeout,
+        queue,
+    } = telemetry;
+    let names = headers.iter().map(|(name, _)| (name.to_string(), HIDDEN));
+    let resource = resource
+        .iter()
+        .map(|(name, value)| (name.to_string(), value));
+    json!({
+        "endpoint": without_login(endpoint),
+        "metrics": metrics.as_ref().map(without_login),
+        "metrics_interval": span(metrics_interval),
+        "headers": names.collect::<BTreeMap<_, _>>(),
+        "sample": sample,
+        "service_name": service_name,
+        "resource": resource.collect::<BTreeMap<_, _>>(),
+        "timeout": span(timeout),
+        "queue": queue,
+    })
+}
+
+/// An address without user, password and query, in which people put keys.
+fn without_login(uri: &Uri) -> String {
+    let port = uri.port().map(|port| format!(":{port}"));
+    format!(
+        "{}://{}{}{}",
+        uri.scheme_str().unwrap_or_default(),
+        uri.host().unwrap_or_default(),
+        port.unwrap_or_default(),
+        uri.path()
+    )
+}
+
+fn tenant_view(tenant: &Tenant) -> Value {
+    let Tenant {
+        name,
+        credentials,
+        prices,
+    } = tenant;
+    json!({
+        "prices": prices.len(),
+        "name": name,
+        "credentials": credentials.iter().map(hidden).collect::<Vec<_>>(),
+    })
+}
+
+fn upstream_view(upstream: &Upstream) -> Value {
+    let Upstream {
+        name,
+        tls,
+        authority,
+        host: _,
+        port: _,
+        base_path,
+        http2,
+        tls_roots,
+        max_idle_per_worker,
+        idle_timeout,
+        preset,
+    } = upstream;
+    let scheme = if *tls { "https" } else { "http" };
+    json!({
+        "name": name,
+        "url": format!("{scheme}://{authority}{base_path}"),
+        "http2": http2,
+        "tls_roots": tls_roots.as_deref().map(path),
+        "max_idle_per_worker": max_idle_per_worker,
+        "idle_timeout": span(idle_timeout),
+        "preset": preset,
+    })
+}
+
+fn route_view(route: &Route) -> Value {
+    let Route {
+        name,
+        matcher: Matcher { host, path_prefix },
+        strip_prefix,
+        upstream,
+        namespace,
+        policy,
+        per_call,
+        // Made of the policy.
+        engine_policy: _,
+        fingerprint_rules: _,
+        index: _,
+    } = route;
+    let mut view = Map::new();
+    view.insert("name".to_owned(), json!(name));
+    view.insert("host".to_owned(), json!(host));
+    view.insert("path_prefix".to_owned(), json!(path_prefix));
+    view.insert("strip_prefix".to_owned(), json!(strip_prefix));
+    view.insert("upstream".to_owned(), json!(upstream.name));
+    view.insert("namespace".to_owned(), json!(namespace));
+    view.insert(
+        "per_call".to_owned(),
+        json!(per_call.as_ref().map(|price| text(&price.amount()))),
+    );
+    if let Value::Object(policy) = policy_view(policy) {
+        view.extend(policy);
+    }
+    Value::Object(view)
+}
+
+fn policy_view(policy: &Policy) -> Value {
+    let Policy {
+        key,
+        key_headers,
+        derived_window,
+        concurrent,
+        join_timeout,
+        on_unknown,
+        client_gone,
+        forward,
+        window,
+        release,
+        fingerprint_headers,
+        fingerprint_body,
+        ignore_pointers,
+        forward_key,
+        upstream_honours_keys,
+        allow_set_cookie,
+        allow_close_delimited,
+        streams,
+        usage,
+        late_answer,
+        connect_timeout,
+        first_byte_timeout,
+        between_bytes_timeout,
+        total_timeout,
+        credential_query,
+        retries,
+    } = policy;
+    json!({
+        "key": match key {
+            KeyMode::Optional => "optional",
+            KeyMode::Required => "required",
+            KeyMode::Derived => "derived",
+        },
+        "key_headers": key_headers.iter().map(text).collect::<Vec<_>>(),
+        "derived_window": span(derived_window),
+        "concurrent": match concurrent {
+            Concurrent::Join => "join",
+            Concurrent::Reject => "reject",
+        },
+        "join_timeout": span(join_timeout),
+        "on_unknown": match on_unknown {
+            OnUnknown::Report => "report",
+            OnUnknown::Resend => "resend",
+            OnUnknown::ResendMayRunTwice => "resend:may-run-twice",
+        },
+        "client_gone": match client_gone {
+            ClientGone::Finish => "finish",
+            ClientGone::Cancel => "cancel",
+        },
+        "forward": match forward {
+            Forward::Stream => "stream",
+            Forward::AfterDurable => "after-durable",
+        },
+        "window": span(window),
+        "release": release,
+        "fingerprint_headers": fingerprint_headers.iter().map(text).collect::<Vec<_>>(),
+        "fingerprint_body": match fingerprint_body {
+            FingerprintBody::Bytes => "bytes",
+            FingerprintBody::Json => "json",
+        },
+        "ignore_pointers": ignore_pointers.iter().map(text).collect::<Vec<_>>(),
+        "forward_key": match forward_key {
+            ForwardKey::AsItCame => "as it came",
+            ForwardKey::Never => "never",
+            ForwardKey::In(header) => header.as_str(),
+        },
+        "upstream_honours_keys": upstream_honours_keys,
+        "allow_set_cookie": allow_set_cookie,
+        "allow_close_delimited": allow_close_delimited,
+        "streams": streams.iter().map(|kind| json!({
+            "begins": text(&kind.begins),
+            "ends": kind.ends.iter().map(text).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "usage": usage.iter().map(|format| format.name()).collect::<Vec<_>>(),
+        "late_answer": span(late_answer),
+        "connect_timeout": span(connect_timeout),
+        "first_byte_timeout": span(first_byte_timeout),
+        "between_bytes_timeout": span(between_bytes_timeout),
+        "total_timeout": span(total_timeout),
+        "credential_query": credential_query,
+        "retries": retries_view(retries),
+    })
+}
+
+fn retries_view(retries: &Retries) -> Value {
+    let Retries {
+        max,
+        backoff,
+        max_backoff,
+        budget,
+    } = retries;
+    json!({
+        "max": max,
+        "backoff": span(backoff),
+        "max_backoff": span(max_backoff),
+        "budget": budget,
+    })
+}
+
+fn text(value: &impl Display) -> String {
+    value.to_string()
+}
+
+fn path(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn span(span: &Duration) -> String {
+    show_duration(*span)
+}
+
+fn hidden(_: &Secret) -> &'static str {
+    HIDDEN
+}

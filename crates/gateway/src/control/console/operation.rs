@@ -1,0 +1,331 @@
+//! The page of one operation.
+
+use maud::{Markup, html};
+use onlyonce_core::{Attempt, Metered, Record, State, StateName};
+use onlyonce_engine::Operation;
+use onlyonce_store::Store;
+
+use super::super::access::Access;
+use super::super::answer::Refusal;
+use super::super::desk::Desk;
+use super::super::operation::header_list;
+use super::super::query::operation_id;
+use super::unknown::{known, steps};
+use super::{Place, Section, View, parts, timeline};
+use crate::config::Right;
+
+pub(super) async fn view<S: Store>(desk: &Desk<S>, id: &str) -> Result<View, Refusal> {
+    let operation = desk.operation(operation_id(id)?).await?;
+    let record = &*operation.stored.record;
+    let is_unknown = record.state.name() == StateName::Unknown;
+    let mut sections = vec![
+        Section::new("head", head(record)),
+        Section::new("figures", figures(&operation)),
+    ];
+    if is_unknown {
+        sections.push(Section::new("settle", settle(desk, &operation)));
+    }
+    sections.extend([
+        Section::new("life", life(desk, &operation)),
+        Section::new("usage", usage(record)),
+        Section::new("answer", answer(record, desk.access())),
+    ]);
+    Ok(View {
+        title: record.key.to_string(),
+        place: if is_unknown {
+            Place::Unknown
+        } else {
+            Place::Operations
+        },
+        sections,
+    })
+}
+
+fn head(record: &Record) -> Markup {
+    html! {
+        header.page {
+            div {
+                p.crumb { a href="/console/operations" { "Operations" } }
+                h1.key { (record.key) }
+                p.muted {
+                    (parts::state(record.state.name()))
+                    span { span.method { (record.request.method) } " " (record.request.path) }
+                    span { "route " (record.request.route) }
+                    span { "tenant " (parts::tenant(&record.scope.tenant)) }
+                    span { code { (record.id) } }
+                }
+            }
+            button.quiet.share type="button" hidden data-copy=(record.id) { "Copy id" }
+        }
+    }
+}
+
+fn figures(operation: &Operation) -> Markup {
+    let record = &*operation.stored.record;
+    let metered = record.metered.as_deref();
+    let cost = metered.and_then(|metered| metered.cost.as_ref());
+    let tokens = metered.and_then(parts::tokens);
+    let again = operation.stored.attempts.saturating_sub(1);
+    html! {
+        div.figures {
+            div.card.figure {
+                span.label { "Cost" }
+                @match cost {
+                    Some(cost) => strong { "$" (cost.amount) },
+                    None => strong.muted { "–" },
+                }
+                span.muted.small {
+                    @match cost {
+                        Some(cost) => { (basis(cost.basis.as_str())) ", " (cost.version) },
+                        None => "no price is known",
+                    }
+                }
+            }
+            div.card.figure {
+                span.label { "Tokens in / out" }
+                @match tokens {
+                    Some(tokens) => strong { (tokens) },
+                    None => strong.muted { "–" },
+                }
+                span.muted.small {
+                    @match metered { Some(metered) => (metered.model), None => "not metered" }
+                }
+            }
+            div.card.figure {
+                span.label { "Attempts" }
+                strong { (parts::number(operation.stored.attempts.into())) }
+                span.muted.small {
+                    @match again {
+                        0 => "nobody has asked again",
+                        1 => "one came after the first",
+                        _ => { (again) " came after the first" },
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How a price came about.
+fn basis(basis: &str) -> &str {
+    match basis {
+        "stated" => "stated by the provider",
+        "tenant" => "the tenant's price",
+        "route" => "the route's price",
+        _ => "by the price table",
+    }
+}
+
+fn life<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
+    let record = &*operation.stored.record;
+    let mut facts = vec![("Claimed", parts::moment(record.claimed_at))];
+    match &record.state {
+        State::InFlight { lease_until, .. } => {
+            facts.push(("Lease until", parts::moment(*lease_until)));
+        }
+        State::Completed(completed) => {
+            facts.push(("Completed", parts::moment(completed.completed_at)));
+            facts.push(("Replayed until", parts::moment(completed.expires_at)));
+        }
+        State::Unknown { since, .. } => facts.push(("Unknown since", parts::moment(*since))),
+        State::Released { since, reason, .. } => {
+            facts.push(("Released", parts::moment(*since)));
+            facts.push(("Because", html! { (reason) }));
+        }
+    }
+    html! {
+        section.card aria-labelledby="life-title" {
+            h2 #life-title { "Attempts" }
+            (timeline::draw(operation, desk.now()))
+            (parts::facts(&facts))
+            (attempts(&operation.attempts, record))
+        }
+    }
+}
+
+fn attempts(attempts: &[Attempt], record: &Record) -> Markup {
+    html! {
+        div.scroll {
+            table {
+                caption.hidden { "The attempts, oldest first" }
+                thead { tr {
+                    th.number scope="col" { "No." }
+                    th scope="col" { "Got" }
+                    th scope="col" { "From" }
+                    th scope="col" { "Retry of its SDK" }
+                    th.number scope="col" { "After" }
+                    th.number scope="col" { "Came" }
+                } }
+                tbody { @for attempt in attempts {
+                    tr {
+                        td.number { (attempt.number) }
+                        td { span class={ "got " (attempt.got.as_str()) } { (attempt.got.as_str()) } }
+                        td { code { (attempt.peer) } }
+                        td { @match attempt.sdk_retry_count {
+                            Some(count) => (count),
+                            None => span.muted { "not said" },
+                        } }
+                        td.number { (parts::span(record.claimed_at, attempt.at)) }
+                        td.number { (parts::moment(attempt.at)) }
+                    }
+                } }
+            }
+        }
+    }
+}
+
+fn usage(record: &Record) -> Markup {
+    html! {
+        section.card aria-labelledby="usage-title" {
+            h2 #usage-title { "Usage and cost" }
+            @match record.metered.as_deref() {
+                Some(metered) => (metered_parts(metered)),
+                None => p.muted { "Nothing was metered: the answer has told of no usage." },
+            }
+        }
+    }
+}
+
+fn metered_parts(metered: &Metered) -> Markup {
+    let texts = [
+        ("Provider", &metered.provider),
+        ("Model", &metered.model),
+        ("Asked for", &metered.request_model),
+        ("Call", &metered.operation),
+        ("Tier", &metered.tier),
+        ("Provider's id", &metered.response_id),
+    ];
+    let mut facts = vec![("Read from", html! { (source(metered.source.as_str())) })];
+    let filled = texts.into_iter().filter(|(_, text)| !text.is_empty());
+    facts.extend(filled.map(|(name, text)| (name, html! { (text) })));
+    if let Some(cost) = &metered.cost {
+        facts.push(("Price", html! { (basis(cost.basis.as_str())) }));
+        facts.push(("Version of the price", html! { (cost.version) }));
+    }
+    html! {
+        (parts::facts(&facts))
+        @if !metered.usage.is_empty() {
+            div.scroll { table.narrow {
+                caption.hidden { "Counts by unit" }
+                thead { tr { th scope="col" { "Unit" } th.number scope="col" { "Count" } } }
+                tbody {
+                    @for (unit, count) in metered.usage.iter() {
+                        tr { td { (unit.as_str()) } td.number { (parts::number(count)) } }
+                    }
+                    @if let Some(cost) = &metered.cost {
+                        tr.total { td { "Cost" } td.number { "$" (cost.amount) } }
+                    }
+                }
+            } }
+        }
+    }
+}
+
+/// Where counts come from.
+fn source(source: &str) -> &str {
+    match source {
+        "provider" => "the provider's own count",
+        "partial" => "the provider's count, as far as it had come",
+        "unknown" => "nothing: the answer did not tell",
+        _ => "nothing: its route is not metered",
+    }
+}
+
+fn answer(record: &Record, access: &Access) -> Markup {
+    let may = access.may(Right::Payload);
+    let recording = format!("/v1/operations/{}/recording", record.id);
+    let (status, headers, bytes) = match &record.state {
+        State::Completed(completed) => (
+            Some(completed.head.status),
+            header_list(&completed.head.headers, may),
+            Some(completed.body_len),
+        ),
+        _ => (None, Vec::new(), None),
+    };
+    let has_recording = matches!(record.state, State::Completed(_) | State::InFlight { .. });
+    html! {
+        section.card aria-labelledby="answer-title" {
+            header {
+                h2 #answer-title { "Answer" }
+                @if let Some(status) = status { span.status { (status) } }
+                @if let Some(bytes) = bytes { span.muted.small { (parts::size(bytes)) } }
+            }
+            @if !headers.is_empty() {
+                details open[headers.len() <= 12] {
+                    summary { "Headers (" (headers.len()) ")" }
+                    dl.settings { @for (name, value) in &headers {
+                        div { dt { code { (name) } } dd { code { (value) } } }
+                    } }
+                }
+            }
+            @if !has_recording {
+                p.muted { "Nothing is recorded." }
+            } @else if may {
+                div.body data-recording=(recording) {
+                    p.bar {
+                        button.quiet type="button" hidden data-show { "Show the body" }
+                        a.button.quiet href=(recording) download={ (record.id) ".bin" } {
+                            "Download the body"
+                        }
+                    }
+                }
+            } @else {
+                p.muted { "The body is hidden: this token has no right to " code { "payload" } "." }
+            }
+        }
+    }
+}
+
+fn settle<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
+    let record = &*operation.stored.record;
+    html! {
+        section.card.case aria-labelledby="settle-title" {
+            h2 #settle-title { "Nobody knows whether it ran" }
+            (known(&operation.stored))
+            (steps(&operation.stored))
+            @if desk.access().may(Right::Resolve) {
+                (form(desk, &format!("/console/operations/{}/resolve", record.id)))
+            } @else {
+                p.muted {
+                    "To settle it takes a token with the right " code { "resolve" } "."
+                }
+            }
+        }
+    }
+}
+
+fn form<S: Store>(desk: &Desk<S>, action: &str) -> Markup {
+    html! {
+        form.settle method="post" action=(action) {
+            input type="hidden" name="form" value=(desk.form_mac());
+            fieldset {
+                legend { "What did you find out?" }
+                label.choice {
+                    input type="radio" name="outcome" value="released" required;
+                    span { strong { "It did not run" } " The key is free: the next retry runs it." }
+                }
+                label.choice {
+                    input type="radio" name="outcome" value="completed";
+                    span { strong { "It ran" } " Retries get the answer that you write here." }
+                }
+                div.ran {
+                    div {
+                        label for="status" { "Status" }
+                        input #status name="status" value="200" inputmode="numeric";
+                    }
+                    div {
+                        label for="content_type" { "Content-Type" }
+                        input #content_type name="content_type" value="application/json";
+                    }
+                    div.wide {
+                        label for="body" { "Body of the answer" }
+                        textarea #body name="body" rows="5" spellcheck="false" {}
+                    }
+                }
+            }
+            label for="reason" { "How is that known? It goes to the log, with the token's name." }
+            input #reason name="reason" required maxlength="500" autocomplete="off";
+            button.primary type="submit" { "Settle" }
+        }
+    }
+}

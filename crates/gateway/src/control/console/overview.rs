@@ -1,0 +1,181 @@
+//! The page Overview.
+
+use maud::{Markup, html};
+use onlyonce_store::{Page, Store};
+
+use super::super::answer::Refusal;
+use super::super::desk::Desk;
+use super::super::overview::{Overview, SinceStart, UNKNOWN};
+use super::parts;
+use super::{Place, Section, View};
+
+pub(super) async fn view<S: Store>(desk: &Desk<S>) -> Result<View, Refusal> {
+    let overview = Overview::of(desk).await?;
+    let is_empty = overview.latest.records.is_empty();
+    let mut sections = vec![Section::new(
+        "head",
+        html! { header.page { h1 { "Overview" } } },
+    )];
+    if is_empty {
+        sections.push(Section::new("first", way_in(desk)));
+    } else {
+        sections.push(Section::new("figures", figures(&overview)));
+        sections.push(Section::new("open", open(&overview.unknown)));
+        sections.push(Section::new("latest", latest(&overview.latest)));
+    }
+    Ok(View {
+        title: "Overview".to_owned(),
+        place: Place::Overview,
+        sections,
+    })
+}
+
+/// How many a page has, or that there are more.
+fn count(page: &Page) -> String {
+    let more = if page.next.is_some() { "+" } else { "" };
+    format!("{}{more}", page.records.len())
+}
+
+fn figures(overview: &Overview) -> Markup {
+    let is_open = !overview.unknown.records.is_empty();
+    html! {
+        div.figures {
+            a.card.figure .unknown[is_open] href="/console/unknown" {
+                span.label { "Unknown open" }
+                strong { (count(&overview.unknown)) }
+                span.muted.small {
+                    @if is_open { "waiting for somebody to find out" }
+                    @else { "every outcome is known" }
+                }
+            }
+            a.card.figure href="/console/operations?state=in_flight" {
+                span.label { "Running now" }
+                strong { (count(&overview.in_flight)) }
+                span.muted.small { "operations in flight" }
+            }
+            @if let Some(since) = &overview.since_start { (not_run_again(since)) }
+        }
+        @if let Some(since) = &overview.since_start { (since_start(since)) }
+    }
+}
+
+fn not_run_again(since: &SinceStart) -> Markup {
+    html! {
+        div.card.figure.saved {
+            span.label { "Not run a second time" }
+            strong { (parts::number(since.replayed + since.joined)) }
+            span.muted.small {
+                (parts::number(since.replayed)) " replayed, " (parts::number(since.joined))
+                " joined, by this gateway since its start"
+            }
+        }
+    }
+}
+
+fn since_start(since: &SinceStart) -> Markup {
+    let answers = [
+        ("executed", "Executed", since.executed),
+        ("replayed", "Replayed", since.replayed),
+        ("joined", "Joined", since.joined),
+        ("released", "Released", since.released),
+        ("refused", "Refused", since.refused),
+        ("passed", "Passed through", since.passed),
+    ];
+    let total: u64 = answers.iter().map(|(.., number)| number).sum();
+    html! {
+        section.card aria-labelledby="since" {
+            h2 #since { "Requests of this gateway since its start" }
+            p.muted.small {
+                "Started " (parts::moment(since.started_at)) ", " (parts::number(total))
+                " requests answered. Counted in memory: a restart begins anew, and other gateways of \
+                 the same store count their own."
+            }
+            @if total > 0 { (share_bar(&answers, total)) }
+            ul.legend {
+                @for (class, name, number) in answers {
+                    li class=(class) { (name) " " strong { (parts::number(number)) } }
+                }
+            }
+        }
+    }
+}
+
+fn share_bar(answers: &[(&str, &str, u64)], total: u64) -> Markup {
+    let mut start = 0;
+    let shares: Vec<_> = answers
+        .iter()
+        .map(|(class, name, number)| {
+            let share = (*class, *name, *number, start);
+            start += number;
+            share
+        })
+        .collect();
+    html! {
+        svg.share width="100%" height="12" role="img" aria-label="Shares of the answers" {
+            @for (class, name, number, start) in shares {
+                @if number > 0 {
+                    rect class=(class) x=(percent(start, total)) width=(percent(number, total))
+                        y="0" height="12" {
+                        title { (name) ": " (parts::number(number)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `part` of `whole` as SVG writes it.
+pub(super) fn percent(part: u64, whole: u64) -> String {
+    let hundredths = u128::from(part) * 10_000 / u128::from(whole.max(1));
+    format!("{}.{:02}%", hundredths / 100, hundredths % 100)
+}
+
+fn open(unknown: &Page) -> Markup {
+    html! {
+        section.card aria-labelledby="unknown-title" {
+            header { h2 #unknown-title { "Unknown" }
+                @if !unknown.records.is_empty() { a href="/console/unknown" { "All of them" } } }
+            @if unknown.records.is_empty() {
+                p.fine { "Every outcome is known." }
+            } @else {
+                (parts::operations(
+                    &unknown.records[..unknown.records.len().min(UNKNOWN)],
+                    "The newest operations whose outcome is unknown",
+                ))
+            }
+        }
+    }
+}
+
+fn latest(latest: &Page) -> Markup {
+    html! {
+        section.card aria-labelledby="latest-title" {
+            header { h2 #latest-title { "Latest operations" }
+                a href="/console/operations" { "All of them" } }
+            (parts::operations(&latest.records, "The newest operations"))
+        }
+    }
+}
+
+fn way_in<S: Store>(desk: &Desk<S>) -> Markup {
+    let address = desk
+        .whole()
+        .map_or_else(|_| "GATEWAY".to_owned(), |whole| whole.address());
+    let call = format!(
+        "curl -si {address}/v1/chat/completions \\\n  -H 'Authorization: Bearer sk-test' \\\n  -H \
+         'Content-Type: application/json' \\\n  -H 'Idempotency-Key: first-1' \\\n  -d '{{\"model\": \
+         \"gpt-5-mini\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'"
+    );
+    html! {
+        section.card.first aria-labelledby="first-title" {
+            p.waiting { span.pulse {} "Waiting for the first request with a key" }
+            h2 #first-title { "Nothing has run yet" }
+            p {
+                "Send a request through the gateway with an " code { "Idempotency-Key" }
+                ", and send it again: the second one is answered by what the first one recorded. It \
+                 appears here by itself."
+            }
+            pre.code { code { (call) } }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What one caller of the control listener may see of the store, and do to it.
+//!
+//! A caller that is bound to a tenant gets that tenant's operations and no other (I7): lists are
+//! narrowed before the store is asked, and an operation of another tenant is not there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, StatusCode};
+use onlyonce_core::{OperationId, Timestamp};
+use onlyonce_engine::{Operation, Purge, Reader, Resolution};
+use onlyonce_store::{Page, Query, Store};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument as _;
+
+use super::Control;
+use super::access::{Access, foreign, is_same_origin, same};
+use super::answer::Refusal;
+use super::session::form_mac;
+use crate::config::Policy;
+use crate::shared::Phase;
+
+/// What one caller may see and do.
+pub(super) struct Desk<S: Store> {
+    control: Control<S>,
+    access: Access,
+}
+
+impl<S: Store> Desk<S> {
+    pub(super) fn new(control: &Control<S>, access: Access) -> Self {
+        Self {
+            control: control.clone(),
+            access,
+        }
+    }
+
+    /// Who it is.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// What the forms that are shown to it carry.
+    pub(super) fn form_mac(&self) -> String {
+        let store = self.control.shared.engine.store();
+        form_mac(&**store, self.access.session.as_ref())
+    }
+
+    /// Refuses a form that another page filled in.
+    pub(super) fn check_form(&self, mac: &str) -> Result<(), Refusal> {
+        match same(mac.as_bytes(), self.form_mac().as_bytes()) {
+            true => Ok(()),
+            false => Err(foreign()),
+        }
+    }
+
+    /// Refuses a form that a page of another origin sent.
+    pub(super) fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        match is_same_origin(&self.control, headers) {
+            true => Ok(()),
+            false => Err(foreign()),
+        }
+    }
+
+    /// A place among those that follow a page live, while there is one.
+    pub(super) fn seat(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.control.listeners).try_acquire_owned().ok()
+    }
+
+    /// How far the gateway is on its way out.
+    pub(super) fn phase(&self) -> Phase {
+        self.control.phase()
+    }
+
+    /// All of the gateway, where its holder is bound to no tenant.
+    pub(super) fn whole(&self) -> Result<&Control<S>, Refusal> {
+        if self.access.tenant.is_none() {
+            return Ok(&self.control);
+        }
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            format!("the token {} sees one tenant only", self.access.name),
+            "use a token without tenant: this is about the gateway as a whole",
+        ))
+    }
+
+    /// The store's time, which spans are counted from.
+    pub(super) fn now(&self) -> Timestamp {
+        self.control.shared.engine.store().now()
+    }
+
+    /// How long a completed record of `route` answers retries; by default where no route has that
+    /// name any more.
+    pub(super) fn window_of(&self, route: &str) -> Duration {
+        let routes = &self.control.shared.config.routes;
+        let found = routes.iter().find(|one| &*one.name == route);
+        found.map_or_else(|| Policy::default().window, |route| route.policy.window)
+    }
+
+    /// One page of operations, newest first.
+    pub(super) async fn list(&self, mut query: Query) -> Result<Page, Refusal> {
+        if let Some(own) = &self.access.tenant {
+            if query.tenant.is_some_and(|asked| asked != *own) {
+                return Ok(Page::default());
+            }
+            query.tenant = Some(own.clone());
+        }
+        Ok(self.control.shared.engine.list(query).await?)
+    }
+
+    /// The operation `id`.
+    pub(super) async fn operation(&self, id: OperationId) -> Result<Operation, Refusal> {
+        let found = self.control.shared.engine.operation(id).await?;
+        found
+            .filter(|found| self.sees(&found.stored.record.scope.tenant))
+            .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))
+    }
+
+    fn sees(&self, tenant: &str) -> bool {
+        let own = self.access.tenant.as_deref();
+        own.is_none_or(|own| own == tenant)
+    }
+
+    /// The recording of `id`, where there is one.
+    pub(super) async fn recording(&self, id: OperationId) -> Result<Option<Reader<S>>, Refusal> {
+        self.operation(id).await?;
+        Ok(self.control.shared.engine.recording(id).await?)
+    }
+
+    /// Writes what its holder found out about the unknown operation `id`. The log says who, and
+    /// `reason`.
+    pub(super) async fn resolve(
+        &self,
+        id: OperationId,
+        resolution: Resolution,
+        reason: &str,
+    ) -> Result<Operation, Refusal> {
+        self.operation(id).await?;
+        let resolve = self.control.shared.engine.resolve(id, resolution, reason);
+        Ok(resolve.instrument(self.decision()).await?)
+    }
+
+    /// Removes records; how many.
+    pub(super) async fn purge(&self, mut purge: Purge) -> Result<u64, Refusal> {
+        if let Some(own) = &self.access.tenant {
+            if purge.tenant.is_some_and(|asked| asked != *own) {
+                return Ok(0);
+            }
+            purge.tenant = Some(own.clone());
+        }
+        let purge = self.control.shared.engine.purge(purge);
+        Ok(purge.instrument(self.decision()).await?)
+    }
+
+    /// What the log says of who decides.
+    fn decision(&self) -> tracing::Span {
+        tracing::info_span!("decision", who = &*self.access.name)
+    }
+}
+
+impl<S: Store> Clone for Desk<S> {
+    fn clone(&self) -> Self {
+        Self::new(&self.control, self.access.clone())
+    }
+}

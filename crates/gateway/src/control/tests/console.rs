@@ -1,0 +1,185 @@
+//! The pages, and what the API shows of the same.
+
+use super::*;
+
+#[tokio::test]
+async fn a_page_shows_names_as_text() {
+    let fixture = fixture();
+    let id = fixture
+        .completed("<b>acme</b>", "<script>alert(1)</script>")
+        .await;
+    for path in [
+        "/console",
+        "/console/operations",
+        &format!("/console/operations/{id}"),
+    ] {
+        let page = fixture.get(path).await.expect(200).text;
+        assert!(
+            page.contains("&lt;script&gt;alert(1)") && !page.contains("<script>alert"),
+            "{path}"
+        );
+        assert!(!page.contains("<b>acme"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn filters_narrow_the_page_as_they_narrow_the_list() {
+    let fixture = fixture();
+    for number in 0..60 {
+        let tenant = if number % 2 == 0 { "even" } else { "odd" };
+        fixture.completed(tenant, &format!("key-{number:02}")).await;
+    }
+    fixture.unknown("lost").await;
+    let page = async |query: &str| {
+        let path = format!("/console/operations{query}");
+        fixture.get(&path).await.expect(200).text
+    };
+    let rows = |page: &str| page.matches("<td class=\"key\">").count();
+    // Fields that a form leaves empty count for nothing.
+    assert_eq!(
+        rows(&page("?tenant=odd&key=&state=&since=&until=").await),
+        30
+    );
+    assert_eq!(rows(&page("?key=key-07").await), 1);
+    assert_eq!(rows(&page("?state=unknown").await), 1);
+    assert_eq!(rows(&page("?until=1h").await), 0);
+    let first = page("?since=1h").await;
+    assert_eq!(rows(&first), 50);
+    let (_, next) = first
+        .split_once("rel=\"next\" href=\"")
+        .expect("a next page");
+    let next = next.split('"').next().unwrap().replace("&amp;", "&");
+    assert!(next.starts_with("?since=1h&cursor=op_"), "{next}");
+    assert_eq!(rows(&page(&next).await), 11);
+    for wrong in [
+        "?stat=unknown",
+        "?state=complete",
+        "?since=yesterday",
+        "?cursor=3",
+    ] {
+        let answer = fixture.get(&format!("/console/operations{wrong}")).await;
+        assert!(answer.expect(400).text.contains("What to do"), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn the_overview_shows_what_waits_and_what_this_gateway_did() {
+    use crate::metrics::Answer as How;
+    let fixture = fixture();
+    assert!(
+        fixture
+            .get("/console")
+            .await
+            .expect(200)
+            .text
+            .contains("Nothing has run yet")
+    );
+    fixture.completed("acme", "done").await;
+    fixture.unknown("lost").await;
+    let (_execution, _reader) = fixture.claim("acme", "running").await;
+    let route = &fixture.shared.config.routes[0];
+    let metrics = &fixture.shared.metrics;
+    metrics.answered(route, How::Marked(onlyonce_http::Status::Replayed));
+    metrics.answered(route, How::Marked(onlyonce_http::Status::Joined));
+    let shown = fixture.get("/v1/overview").await.expect(200).json();
+    let one = json!({ "number": 1, "at_least": false });
+    assert_eq!((&shown["unknown_open"], &shown["in_flight"]), (&one, &one));
+    assert_eq!(shown["since_start"]["replayed"], 1);
+    assert_eq!(shown["unknown"][0]["key"], "lost");
+    assert_eq!(shown["latest"].as_array().unwrap().len(), 3);
+    let page = fixture.get("/console").await.expect(200).text;
+    assert!(page.contains("<strong>2</strong>") && page.contains("1 replayed, 1 joined"));
+}
+
+#[tokio::test]
+async fn an_unknown_operation_comes_with_what_to_do() {
+    let fixture = fixture();
+    fixture.completed("acme", "done").await;
+    let id = fixture.unknown("lost").await;
+    let shown = fixture.get("/v1/unknown").await.expect(200).json();
+    let all = shown["unknown"].as_array().unwrap();
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0]["operation"]["id"], json!(id));
+    assert!(all[0]["advice"][0].as_str().unwrap().contains("POST /v1/x"));
+    let page = fixture.get("/console/unknown").await.expect(200).text;
+    for step in all[0]["advice"].as_array().unwrap() {
+        assert!(page.contains(step.as_str().unwrap()), "{step}");
+    }
+}
+
+#[tokio::test]
+async fn i16_the_configuration_is_shown_without_its_secrets() {
+    let fixture = fixture_with(
+        "control_token = \"secret-1-of-the-file\"\n[[server.token]]\nname = \"n\"\ntoken = \
+         \"secret-2-of-the-file\"\nrights = [\"read\"]\n[[tenant]]\nname = \"acme\"\ncredentials = \
+         [\"secret-3-of-the-file\"]\n",
+    );
+    let fixture = Fixture {
+        token: Some("secret-1-of-the-file"),
+        ..fixture
+    };
+    let shown = fixture.get("/v1/config").await.expect(200);
+    let page = fixture.get("/console/config").await.expect(200);
+    assert!(!shown.text.contains("of-the-file") && !page.text.contains("of-the-file"));
+    let shown = shown.json();
+    assert_eq!(shown["server"]["control_token"], "••••••");
+    assert_eq!(shown["server"]["token"][0]["rights"], json!(["read"]));
+    assert_eq!(shown["tenant"][0]["credentials"], json!(["••••••"]));
+    assert_eq!(shown["route"][0]["window"], "2h");
+    assert_eq!(shown["upstream"][0]["url"], "http://localhost:1");
+    assert!(page.text.contains("<code>window</code>"));
+}
+
+#[tokio::test]
+async fn health_is_the_stores_and_the_gateways() {
+    let fixture = fixture();
+    fixture.completed("acme", "k").await;
+    let shown = fixture.get("/v1/health").await.expect(200).json();
+    assert_eq!(shown["store"]["records"], 1);
+    assert_eq!(shown["store"]["takes_writes"], true);
+    assert_eq!(shown["gateway"]["phase"], "serving");
+    assert!(
+        fixture
+            .get("/console/health")
+            .await
+            .expect(200)
+            .text
+            .contains("takes writes")
+    );
+    let schemas = openapi()["components"]["schemas"].clone();
+    let described = |name: &str| names(&schemas[name]["properties"]);
+    assert_eq!(names(&shown["store"]), described("StoreHealth"));
+    assert_eq!(names(&shown["gateway"]), described("ProcessHealth"));
+    let config = fixture.get("/v1/config").await.expect(200).json();
+    assert_eq!(names(&config), described("Config"));
+    let overview = fixture.get("/v1/overview").await.expect(200).json();
+    assert_eq!(names(&overview), described("Overview"));
+    assert_eq!(names(&overview["since_start"]), described("SinceStart"));
+    fixture.unknown("lost").await;
+    let unknown = fixture.get("/v1/unknown").await.expect(200).json();
+    assert_eq!(names(&unknown), described("UnknownPage"));
+    assert_eq!(names(&unknown["unknown"][0]), described("Unknown"));
+}
+
+#[tokio::test]
+async fn a_page_that_is_followed_tells_only_what_changed() {
+    let fixture = fixture();
+    fixture.completed("acme", "first").await;
+    let request = Request::get("/console/live?page=/console/operations");
+    let request = request.body(Body::empty()).unwrap();
+    let response = fixture.router.clone().oneshot(request).await.unwrap();
+    let mut body = response.into_body();
+    let mut next = async || {
+        let frame = body.frame().await.unwrap().unwrap();
+        String::from_utf8(frame.data_ref().unwrap().to_vec()).unwrap()
+    };
+    assert!(next().await.contains("\"id\":\"head\""));
+    assert!(next().await.contains("first"));
+    fixture.completed("acme", "second").await;
+    let event = next().await;
+    assert!(
+        event.starts_with("event: section") && event.contains("\"id\":\"list\""),
+        "{event}"
+    );
+    assert!(event.contains("second"));
+}
