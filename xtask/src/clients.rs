@@ -86,7 +86,7 @@ fn node(environment: &Path) -> Result<()> {
         return Ok(());
     }
     headline("installing the Node clients");
-    apt_install(&[("node", "nodejs"), ("npm", "npm")])?;
+    apt_install(&[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")])?;
     for name in ["package.json", "package-lock.json"] {
         fs::copy(root().join("tests").join(name), environment.join(name))?;
     }

@@ -5,6 +5,7 @@
 //! `cargo test -p onlyonce --features real-clients --test clients` runs these alone.
 
 mod anthropic_python;
+mod console;
 mod curl;
 mod fake_providers;
 mod gemini_python;

@@ -166,6 +166,7 @@ fn is_of_type(value: &Value, rule: &Value) -> bool {
     let is = |name: &Value| match name.as_str().expect("the name of a type") {
         "null" => value.is_null(),
         "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
         "integer" => value.is_i64() || value.is_u64(),
         "array" => value.is_array(),
         "object" => value.is_object(),
