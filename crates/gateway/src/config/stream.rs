@@ -42,7 +42,7 @@ impl StreamKind {
 }
 
 impl std::fmt::Display for Line {
-    /// As [`Line::parse`] reads it.
+    /// As `Line::parse` reads it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.field, self.start)?;
         match &self.later {
