@@ -47,6 +47,8 @@ impl Schemas {
         let options = Options {
             timeout: TIME_OUT,
             connect_timeout: TIME_OUT,
+            // Each kind of write has a connection, so that none waits for another that stalls.
+            writers: 4,
             ..Options::default()
         };
         Self {
