@@ -16,6 +16,7 @@
 //! assert_eq!(decision, Decision::Execute { after: Epoch::ZERO });
 //! ```
 
+pub mod books;
 pub mod decision;
 pub mod identity;
 pub mod key;
@@ -26,12 +27,13 @@ pub mod time;
 pub mod trace;
 pub mod transition;
 
+pub use books::{Account, Count, Entry, Posting, Sums};
 pub use decision::{Concurrent, Decision, Held, OnUnknown, Policy, Refusal, decide, view};
 pub use identity::{Address, Epoch, Fence, Fingerprint, OperationId, OwnerId, RecordingId, Scope};
 pub use key::{Key, KeyError};
 pub use metered::{Basis, Cost, Metered, Source, Unit, Usage, Usd};
 pub use record::{
-    Attempt, Completed, Got, Head, HeaderBlock, Record, ReleaseReason, RequestLine, State,
+    Attempt, Completed, Got, Head, HeaderBlock, Record, ReleaseReason, RequestLine, Ruling, State,
     StateName, UnknownReason,
 };
 pub use time::Timestamp;

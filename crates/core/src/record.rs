@@ -36,6 +36,11 @@ pub struct Record {
     /// What the latest execution used and cost, as far as its answer has told: of a completed record
     /// for good, of an unknown one at least so much. `None` where nothing is metered.
     pub metered: Option<Box<Metered>>,
+    /// Whether it was completed once before, so that the books have its entry: its recording could
+    /// not be read since.
+    pub entered: bool,
+    /// The latest decision of a person about it, if there was one.
+    pub ruling: Option<Box<Ruling>>,
 }
 
 impl Record {
@@ -80,6 +85,7 @@ impl Record {
                 since: completed.completed_at,
                 reason: UnknownReason::Unreadable,
             },
+            entered: self.entered || self.metered.is_some(),
             ..self
         }
     }
@@ -102,6 +108,18 @@ impl Record {
             State::InFlight { .. } | State::Unknown { .. } => None,
         }
     }
+}
+
+/// What a person decided about an operation whose outcome nobody knew. The state of the record says what
+/// it became.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// When, on the store's clock.
+    pub at: Timestamp,
+    /// The name of the token that was used.
+    pub who: Box<str>,
+    /// Why, in that person's words.
+    pub reason: Box<str>,
 }
 
 /// What a request was, as far as people want to see it in a list. Holds no credential: a query

@@ -96,6 +96,8 @@ pub fn claim(
         },
         // What an execution before it may have cost is not forgotten while this one runs.
         metered: held.and_then(|record| record.metered.clone()),
+        entered: held.is_some_and(|record| record.entered),
+        ruling: held.and_then(|record| record.ruling.clone()),
     };
     assert_lawful(held, &next);
     Ok(next)

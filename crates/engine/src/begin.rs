@@ -307,7 +307,7 @@ impl<S: Store> Attempt<'_, S> {
                 ticket: Some(ticket(&record, attempt)),
             })));
         }
-        live.state.lock().joined += 1;
+        self.shared.join(&live, &record);
         let attempt = self.note(record.id, Got::Joined, 1).await;
         Ok(Some(Begin::Join(Reader::live(
             self.shared.clone(),
@@ -319,6 +319,7 @@ impl<S: Store> Attempt<'_, S> {
 
     async fn replay(&self, stored: Stored) -> Begin<S> {
         let id = stored.record.id;
+        self.shared.spare_replay(&stored.record);
         let attempt = self.note(id, Got::Replayed, stored.attempts).await;
         let ticket = ticket(&stored.record, attempt);
         Begin::Replay(Reader::stored(
@@ -334,9 +335,11 @@ impl<S: Store> Attempt<'_, S> {
         let id = stored.record.id;
         let attempt = self.note(id, Got::Joined, stored.attempts).await;
         let ticket = ticket(&stored.record, attempt);
+        let live = mirror(self.shared, self.address, &stored.record);
+        self.shared.join(&live, &stored.record);
         Begin::Join(Reader::live(
             self.shared.clone(),
-            mirror(self.shared, self.address, &stored.record),
+            live,
             ticket,
             Some(self.policy.join_timeout),
         ))

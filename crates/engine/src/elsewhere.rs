@@ -69,7 +69,11 @@ impl<S: Store> Mirror<S> {
         self.live.publish(|state| {
             // What lies in the store is gone with the next claim.
             state.doomed = matches!(end, End::Unknown(_));
+            let is_completed = matches!(end, End::Completed { .. });
             state.phase = Phase::Ended(end);
+            if is_completed {
+                self.shared.spare_joins(state);
+            }
         });
     }
 
@@ -237,10 +241,11 @@ impl<S: Store> Mirror<S> {
         let State::Completed(completed) = &stored.record.state else {
             return End::Unknown(UnknownReason::Unreadable);
         };
-        match self.read_rest(completed, stored.last_chunk).await {
+        match self.read_rest(completed, stored.last_chunk.clone()).await {
             Ok(()) => {
-                let trailers = completed.trailers.clone();
-                self.live.state.lock().recording.trailers = trailers;
+                let mut state = self.live.state.lock();
+                state.recording.trailers = completed.trailers.clone();
+                state.metered.clone_from(&stored.record.metered);
                 End::Completed {
                     expires_at: Some(completed.expires_at),
                 }

@@ -73,6 +73,7 @@ use crate::{
 mod abandoned;
 mod admission;
 mod begin;
+mod books;
 mod elsewhere;
 mod execution;
 mod fate;
@@ -133,6 +134,8 @@ pub struct Settings {
     pub tenant_live: usize,
     /// How long a settling write that fails is tried again.
     pub settle_timeout: Duration,
+    /// How long the books keep what is in them, zero for ever; `None` keeps no books.
+    pub books: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -146,6 +149,7 @@ impl Default for Settings {
             live_operations: 20_000,
             tenant_live: 10_000,
             settle_timeout: Duration::from_secs(10),
+            books: Some(Duration::from_secs(400 * 86_400)),
         }
     }
 }
@@ -161,6 +165,7 @@ pub(crate) struct Shared<S> {
     pub(crate) abandoned: Abandoned,
     pub(crate) late: Gates,
     pub(crate) ids: Ids,
+    pub(crate) savings: books::Savings,
     /// Of upkeep that the store did not let be done.
     store_down: Seldom,
     followed: AtomicUsize,
@@ -189,6 +194,7 @@ impl<S: Store> Engine<S> {
                 abandoned: Abandoned::default(),
                 late: Gates::default(),
                 ids: Ids::new(owner),
+                savings: books::Savings::default(),
                 store_down: Seldom::default(),
                 followed: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
@@ -210,6 +216,16 @@ impl<S: Store> Engine<S> {
     /// Operations of this engine that other gateways follow now.
     pub fn followed(&self) -> usize {
         self.shared.followed.load(Ordering::Relaxed)
+    }
+
+    /// How old the oldest entry was that came into the books last: what sums and sinks are behind.
+    pub fn books_lag(&self) -> Duration {
+        self.shared.books_lag()
+    }
+
+    /// Sums of what was not spent that the store did not take for sure, and that are counted nowhere.
+    pub fn savings_lost(&self) -> u64 {
+        self.shared.savings_lost()
     }
 
     /// Claims nothing from now on, waits up to `deadline` for what is live, and calls the rest
@@ -234,6 +250,7 @@ impl<S: Store> Engine<S> {
             }
         }
         shared.settle_all_abandoned().await;
+        shared.keep_books().await;
     }
 }
 

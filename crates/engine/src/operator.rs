@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, RecordingId, StateName, Timestamp,
-    transition,
+    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, RecordingId, Ruling, StateName,
+    Timestamp, transition,
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
@@ -106,11 +106,13 @@ impl<S: Store> Engine<S> {
             .map(|stored| Reader::stored(shared, address, stored, ticket)))
     }
 
-    /// Writes what an operator found out about an unknown operation. `reason` goes to the log.
+    /// Writes what an operator found out about an unknown operation. `who` that was and the `reason` stay
+    /// with the record, and go to the log.
     pub async fn resolve(
         &self,
         id: OperationId,
         resolution: Resolution,
+        who: &str,
         reason: &str,
     ) -> Result<Operation, ResolveError> {
         let Some((address, stored)) = self.stored(id).await? else {
@@ -149,6 +151,12 @@ impl<S: Store> Engine<S> {
             },
         )?;
         let became = next.state.name();
+        let mut next = self.shared.for_the_books(next, None);
+        next.ruling = Some(Box::new(Ruling {
+            at: now,
+            who: who.into(),
+            reason: reason.into(),
+        }));
         let write = Write {
             record: next,
             last_chunk,
@@ -163,7 +171,7 @@ impl<S: Store> Engine<S> {
         if swap == Swap::Lost {
             return Err(ResolveError::Changed);
         }
-        tracing::info!(operation = %id, %became, reason, "an operator resolved an operation");
+        tracing::info!(operation = %id, %became, who, reason, "an operator resolved an operation");
         self.operation(id).await?.ok_or(ResolveError::Changed)
     }
 

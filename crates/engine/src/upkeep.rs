@@ -22,6 +22,9 @@ const OVERDUE_PAGE: usize = 256;
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 const ROUND_MIN: Duration = Duration::from_millis(50);
 const ROUND_MAX: Duration = Duration::from_secs(1);
+const BOOKED_EVERY: Duration = Duration::from_secs(1);
+/// The books lose whole days: there is no haste.
+const TRIMMED_EVERY: Duration = Duration::from_secs(600);
 
 /// What a round of upkeep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Upkeep {
     pub expired: usize,
     /// Outcomes written that the store had not taken before.
     pub settled: usize,
+    /// Entries that came into the books.
+    pub booked: u64,
     /// What the sweep gave back.
     pub swept: Swept,
 }
@@ -41,7 +46,11 @@ impl<S: Store> Engine<S> {
     /// a sweep every five seconds. In the meantime it shows the recordings that other gateways
     /// follow.
     pub async fn run_upkeep(&self) {
-        tokio::join!(self.run_rounds(), self.shared.show_followed());
+        tokio::join!(
+            self.run_rounds(),
+            self.shared.show_followed(),
+            self.run_books()
+        );
     }
 
     async fn run_rounds(&self) {
@@ -60,9 +69,23 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// One round of upkeep, with a sweep.
+    /// Beside the rounds: a lease is not to wait for the books.
+    async fn run_books(&self) {
+        loop {
+            self.shared.trim_books().await;
+            let trimmed_at = Instant::now();
+            while trimmed_at.elapsed() < TRIMMED_EVERY {
+                sleep(BOOKED_EVERY).await;
+                self.shared.keep_books().await;
+            }
+        }
+    }
+
+    /// One round of upkeep, with the books and a sweep.
     pub async fn upkeep(&self) -> Upkeep {
         let mut round = self.shared.round().await;
+        round.booked = self.shared.keep_books().await;
+        self.shared.trim_books().await;
         round.swept = self.shared.sweep().await;
         round
     }
@@ -78,7 +101,7 @@ impl<S: Store> Shared<S> {
             renewed,
             expired,
             settled,
-            swept: Swept::default(),
+            ..Upkeep::default()
         }
     }
 
@@ -93,7 +116,7 @@ impl<S: Store> Shared<S> {
     }
 
     /// Upkeep that is tried again in a moment. While a store is down, a line now and then is enough.
-    fn left_undone(&self, what: &str, error: &impl std::fmt::Display) {
+    pub(crate) fn left_undone(&self, what: &str, error: &impl std::fmt::Display) {
         match self.store_down.turn(Instant::now().into_std()) {
             Some(held_back) => tracing::warn!(held_back, %error, "{what}; it is tried again"),
             None => tracing::debug!(%error, "{what}; it is tried again"),

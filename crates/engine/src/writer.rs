@@ -56,13 +56,8 @@ impl<S: Store> Writer<S> {
         next: impl Fn(&Record, Timestamp) -> Result<Record, NotLawful> + Send,
     ) -> impl Fn(&Record, Timestamp) -> Result<Record, NotLawful> + Send {
         let metered = self.live.state.lock().metered.clone();
-        move |held, now| {
-            let mut record = next(held, now)?;
-            if metered.is_some() {
-                record.metered.clone_from(&metered);
-            }
-            Ok(record)
-        }
+        let shared = self.shared.clone();
+        move |held, now| Ok(shared.for_the_books(next(held, now)?, metered.clone()))
     }
 
     pub(crate) fn head(&self, head: Head, kind: Kind) -> Result<(), PushError> {
@@ -256,6 +251,7 @@ impl<S: Store> Writer<S> {
                     state.phase = Phase::Ended(End::Completed {
                         expires_at: Some(settled.now.after(window)),
                     });
+                    self.shared.spare_joins(state);
                 });
                 Ok(())
             }

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, OwnerId, Record, RecordingId, Timestamp,
+    Address, Attempt, Entry, Fence, OperationId, OwnerId, Posting, Record, RecordingId, Timestamp,
 };
 use onlyonce_store::{
-    AttemptNote, Cached, EmbeddedStore, Mark, MemoryStore, Page, PostgresStore, Query, RedisStore,
-    Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Walked, Write,
+    AttemptNote, Books, Cached, EmbeddedStore, Mark, MemoryStore, Page, PostgresStore, Query,
+    RedisStore, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept, Walked, Write,
+    books::{
+        Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, Position, SumsQuery,
+    },
 };
 
 /// One of the stores that there are.
@@ -176,5 +179,56 @@ impl Store for AnyStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         wait!(self, store => store.close())
+    }
+}
+
+impl Books for AnyStore {
+    async fn book(&self) -> Result<Booked, StoreError> {
+        wait!(self, store => store.book())
+    }
+
+    async fn post(&self, postings: Vec<Posting>) -> Result<(), StoreError> {
+        wait!(self, store => store.post(postings))
+    }
+
+    async fn feed(
+        &self,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<(Position, Entry)>, StoreError> {
+        wait!(self, store => store.feed(after, limit))
+    }
+
+    async fn entries(&self, query: EntryQuery) -> Result<EntryPage, StoreError> {
+        wait!(self, store => store.entries(query))
+    }
+
+    async fn sums(&self, query: SumsQuery) -> Result<Vec<Cell>, StoreError> {
+        wait!(self, store => store.sums(query))
+    }
+
+    async fn hold(&self, hold: Hold) -> Result<Option<Held>, StoreError> {
+        wait!(self, store => store.hold(hold))
+    }
+
+    async fn advance(&self, step: Advance) -> Result<bool, StoreError> {
+        wait!(self, store => store.advance(step))
+    }
+
+    async fn dead(
+        &self,
+        sink: &str,
+        after: Option<OperationId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        wait!(self, store => store.dead(sink, after, limit))
+    }
+
+    async fn forget_dead(&self, sink: &str, ids: &[OperationId]) -> Result<u64, StoreError> {
+        wait!(self, store => store.forget_dead(sink, ids))
+    }
+
+    async fn trim(&self, before: Timestamp) -> Result<Swept, StoreError> {
+        wait!(self, store => store.trim(before))
     }
 }

@@ -69,6 +69,7 @@ fn in_memory(store: &Store, limits: &Limits) -> MemoryStore {
             0 => u64::MAX,
             bytes => bytes,
         },
+        entries: usize::try_from(store.max_records).unwrap_or(usize::MAX),
     })
 }
 

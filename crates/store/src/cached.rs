@@ -20,15 +20,19 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Completed, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
+    Address, Attempt, Completed, Entry, Fence, OperationId, OwnerId, Posting, Record, RecordingId,
+    State, Timestamp,
 };
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 use tokio::task::AbortHandle;
 
 use crate::{
-    AttemptNote, Mark, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap, Swept,
-    Walked, Write,
+    AttemptNote, Books, Mark, Page, Query, Seen, Shown, Status, Store, StoreError, Stored, Swap,
+    Swept, Walked, Write,
+    books::{
+        Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, Position, SumsQuery,
+    },
     clock::{Clock, SystemClock},
 };
 
@@ -275,6 +279,58 @@ impl<S: Store> Cached<S> {
             _ => {}
         }
         read
+    }
+}
+
+/// The books are not cached.
+impl<S: Store> Books for Cached<S> {
+    async fn book(&self) -> Result<Booked, StoreError> {
+        Box::pin(self.store.book()).await
+    }
+
+    async fn post(&self, postings: Vec<Posting>) -> Result<(), StoreError> {
+        Box::pin(self.store.post(postings)).await
+    }
+
+    async fn feed(
+        &self,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<(Position, Entry)>, StoreError> {
+        Box::pin(self.store.feed(after, limit)).await
+    }
+
+    async fn entries(&self, query: EntryQuery) -> Result<EntryPage, StoreError> {
+        Box::pin(self.store.entries(query)).await
+    }
+
+    async fn sums(&self, query: SumsQuery) -> Result<Vec<Cell>, StoreError> {
+        Box::pin(self.store.sums(query)).await
+    }
+
+    async fn hold(&self, hold: Hold) -> Result<Option<Held>, StoreError> {
+        Box::pin(self.store.hold(hold)).await
+    }
+
+    async fn advance(&self, step: Advance) -> Result<bool, StoreError> {
+        Box::pin(self.store.advance(step)).await
+    }
+
+    async fn dead(
+        &self,
+        sink: &str,
+        after: Option<OperationId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        Box::pin(self.store.dead(sink, after, limit)).await
+    }
+
+    async fn forget_dead(&self, sink: &str, ids: &[OperationId]) -> Result<u64, StoreError> {
+        Box::pin(self.store.forget_dead(sink, ids)).await
+    }
+
+    async fn trim(&self, before: Timestamp) -> Result<Swept, StoreError> {
+        Box::pin(self.store.trim(before)).await
     }
 }
 

@@ -6,9 +6,9 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_core::{
-    Attempt, Basis, Completed, Cost, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, Metered,
-    OperationId, OwnerId, Record, ReleaseReason, RequestLine, Scope, Source, State, StateName,
-    Timestamp, TraceId, Unit, UnknownReason, Usage, Usd,
+    Attempt, Basis, Completed, Cost, Entry, Epoch, Fingerprint, Got, Head, HeaderBlock, Key,
+    Metered, OperationId, OwnerId, Record, ReleaseReason, RequestLine, Ruling, Scope, Source,
+    State, StateName, Timestamp, TraceId, Unit, UnknownReason, Usage, Usd,
 };
 
 /// The version that [`encode`] writes. [`decode`] refuses a newer one.
@@ -86,6 +86,54 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
         Some(metered) => encode_metered(metered, out),
         None => out.put_u8(0),
     }
+    out.put_u8(record.entered.into());
+    match &record.ruling {
+        Some(ruling) => {
+            out.put_u8(1);
+            put_varint(out, ruling.at.as_millis());
+            put_block(out, ruling.who.as_bytes());
+            put_block(out, ruling.reason.as_bytes());
+        }
+        None => out.put_u8(0),
+    }
+}
+
+/// Appends the encoding of `entry` to `out`.
+pub fn encode_entry(entry: &Entry, out: &mut BytesMut) {
+    out.put_u8(VERSION);
+    out.put_slice(entry.id.as_bytes());
+    put_varint(out, entry.at.as_millis());
+    put_varint(out, entry.claimed_at.as_millis());
+    for text in [&entry.scope.tenant, &entry.scope.namespace, &entry.route] {
+        put_block(out, text.as_bytes());
+    }
+    out.put_u16(entry.status);
+    let trace = entry.trace.as_ref();
+    put_block(out, trace.map_or(&[], |trace| trace.as_bytes()));
+    encode_metered(&entry.metered, out);
+}
+
+/// Takes an entry back.
+pub fn decode_entry(mut bytes: Bytes) -> Result<Entry, DecodeError> {
+    const WHAT: &str = "entry";
+    check_version(&mut bytes)?;
+    let entry = Entry {
+        id: OperationId::from_bytes(take_array(&mut bytes, WHAT)?),
+        at: take_time(&mut bytes, WHAT)?,
+        claimed_at: take_time(&mut bytes, WHAT)?,
+        scope: Scope {
+            tenant: take_text(&mut bytes, WHAT)?,
+            namespace: take_text(&mut bytes, WHAT)?,
+        },
+        route: take_text(&mut bytes, WHAT)?,
+        status: u16::from_be_bytes(take_array(&mut bytes, WHAT)?),
+        trace: take_trace(&mut bytes)?,
+        metered: *decode_metered(&mut bytes)?.ok_or(DecodeError::Malformed(WHAT))?,
+    };
+    match bytes.has_remaining() {
+        true => Err(DecodeError::Malformed("end")),
+        false => Ok(entry),
+    }
 }
 
 fn encode_metered(metered: &Metered, out: &mut BytesMut) {
@@ -156,11 +204,7 @@ fn decode_metered(bytes: &mut Bytes) -> Result<Option<Box<Metered>>, DecodeError
 
 /// Takes a record back. Blocks of headers share the memory of `bytes`.
 pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
-    match take_u8(&mut bytes, "version")? {
-        VERSION => {}
-        newer if newer > VERSION => return Err(DecodeError::Newer(newer)),
-        _ => return Err(DecodeError::Malformed("version")),
-    }
+    check_version(&mut bytes)?;
     let id = OperationId::from_bytes(take_array(&mut bytes, "id")?);
     let fingerprint = Fingerprint::from_bytes(take_array(&mut bytes, "fingerprint")?);
     let epoch = Epoch::new(take_varint(&mut bytes, "epoch")?);
@@ -180,6 +224,8 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
     };
     let state = decode_state(&mut bytes)?;
     let metered = decode_metered(&mut bytes)?;
+    let entered = take_flag(&mut bytes, "books")?;
+    let ruling = take_ruling(&mut bytes)?;
     if bytes.has_remaining() {
         return Err(DecodeError::Malformed("end"));
     }
@@ -194,7 +240,37 @@ pub fn decode(mut bytes: Bytes) -> Result<Record, DecodeError> {
         request,
         state,
         metered,
+        entered,
+        ruling,
     })
+}
+
+fn check_version(bytes: &mut Bytes) -> Result<(), DecodeError> {
+    match take_u8(bytes, "version")? {
+        VERSION => Ok(()),
+        newer if newer > VERSION => Err(DecodeError::Newer(newer)),
+        _ => Err(DecodeError::Malformed("version")),
+    }
+}
+
+fn take_flag(bytes: &mut Bytes, what: &'static str) -> Result<bool, DecodeError> {
+    match take_u8(bytes, what)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DecodeError::Malformed(what)),
+    }
+}
+
+fn take_ruling(bytes: &mut Bytes) -> Result<Option<Box<Ruling>>, DecodeError> {
+    const WHAT: &str = "ruling";
+    if !take_flag(bytes, WHAT)? {
+        return Ok(None);
+    }
+    Ok(Some(Box::new(Ruling {
+        at: take_time(bytes, WHAT)?,
+        who: take_text(bytes, WHAT)?,
+        reason: take_text(bytes, WHAT)?,
+    })))
 }
 
 fn decode_state(bytes: &mut Bytes) -> Result<State, DecodeError> {

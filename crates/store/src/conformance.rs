@@ -35,6 +35,7 @@ use crate::{Store, clock::ManualClock};
 
 mod attempts;
 mod bench;
+mod books;
 mod claims;
 mod durability;
 mod faults;
@@ -46,6 +47,7 @@ mod upkeep;
 mod windows;
 
 pub use attempts::*;
+pub use books::*;
 pub use claims::*;
 pub use durability::*;
 pub use faults::*;
@@ -192,6 +194,22 @@ macro_rules! conformance_tests {
             the_secret_survives_a_restart
             hostile_085_a_damaged_record_is_an_error_of_its_key_alone
             i13_a_completed_record_without_its_recording_is_unknown
+            an_entry_comes_with_the_completed_record
+            what_is_not_completed_has_no_entry
+            a_late_answer_makes_the_one_entry
+            what_is_not_metered_has_no_entry
+            i08_what_is_completed_again_has_one_entry
+            two_bookers_at_once_book_once
+            the_feed_shows_every_entry_once_in_one_order
+            entries_are_filtered_and_paged
+            sums_are_told_by_period_and_account
+            an_entry_outlives_its_record
+            a_trim_drops_what_is_older_and_no_more
+            one_owner_holds_a_sink
+            an_advance_from_elsewhere_loses
+            a_new_sink_begins_where_it_is_told
+            dead_letters_come_back_until_they_are_forgotten
+            the_books_survive_a_restart
         }
     };
     (@rules $subject:expr; $($rule:ident)*) => {
@@ -228,6 +246,7 @@ mod tests {
         let list = include_str!("conformance.rs");
         let rules = [
             include_str!("conformance/attempts.rs"),
+            include_str!("conformance/books.rs"),
             include_str!("conformance/claims.rs"),
             include_str!("conformance/durability.rs"),
             include_str!("conformance/faults.rs"),

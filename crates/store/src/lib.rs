@@ -12,6 +12,7 @@ use onlyonce_core::{
     Timestamp,
 };
 
+pub mod books;
 pub mod cached;
 pub mod clock;
 pub mod codec;
@@ -29,6 +30,7 @@ pub mod redis;
 mod seal;
 mod shown;
 
+pub use books::Books;
 pub use cached::Cached;
 pub use embedded::EmbeddedStore;
 pub use mark::Mark;
@@ -43,8 +45,9 @@ pub use shown::{Seen, Shown};
 ///
 /// A recording is a body cut into chunks, numbered from 0. [`Store::append`] adds chunks while the
 /// response arrives; the last one comes with the record that completes the operation, in the same
-/// write, so that one durable commit covers both.
-pub trait Store: Send + Sync + 'static {
+/// write, so that one durable commit covers both. The entry that comes with it for the books
+/// ([`Entry::of`](onlyonce_core::Entry::of)) is kept in that commit too.
+pub trait Store: Books {
     /// The store's clock. It never runs backwards within one life of the store, and a jump of a
     /// gateway's wall clock does not move it (I11).
     fn now(&self) -> Timestamp;

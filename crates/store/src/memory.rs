@@ -10,17 +10,21 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
-    transition::assert_lawful,
+    self as core, Address, Attempt, Fence, OperationId, OwnerId, Posting, Record, RecordingId,
+    State, Timestamp, transition::assert_lawful,
 };
 use parking_lot::Mutex;
 
 use crate::{
-    AttemptNote, MAX_ATTEMPTS_KEPT, Mark, Page, Query, Seen, Shown, Status, Store, StoreError,
-    Stored, Swap, Swept, Walked, Write,
+    AttemptNote, Books, MAX_ATTEMPTS_KEPT, Mark, Page, Query, Seen, Shown, Status, Store,
+    StoreError, Stored, Swap, Swept, Walked, Write,
+    books::{
+        Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, Position, SumsQuery,
+    },
     clock::{Clock, SystemClock},
 };
 
+mod books;
 mod faults;
 mod tails;
 
@@ -46,6 +50,8 @@ pub struct Limits {
     pub tenant_records: usize,
     /// Bytes of recordings.
     pub bytes: u64,
+    /// Booked entries: over that, the oldest ones are dropped. Their sums stay.
+    pub entries: usize,
 }
 
 impl Default for Limits {
@@ -55,6 +61,7 @@ impl Default for Limits {
             records: usize::MAX,
             tenant_records: usize::MAX,
             bytes: u64::MAX,
+            entries: usize::MAX,
         }
     }
 }
@@ -372,6 +379,79 @@ impl Store for MemoryStore {
     }
 }
 
+impl Books for MemoryStore {
+    async fn book(&self) -> Result<Booked, StoreError> {
+        self.faults.meet(Call::Books).await?;
+        let mut table = self.table.lock();
+        table.check_open()?;
+        Ok(table.ledger.book(self.limits.entries))
+    }
+
+    async fn post(&self, postings: Vec<Posting>) -> Result<(), StoreError> {
+        let fault = self.faults.meet_write(Call::Books).await;
+        if let Some(error) = fault.and_then(Fault::before_the_write) {
+            return Err(error);
+        }
+        let mut table = self.table.lock();
+        table.check_open()?;
+        postings
+            .iter()
+            .for_each(|posting| table.ledger.post(posting));
+        fault.and_then(Fault::after_the_write).map_or(Ok(()), Err)
+    }
+
+    async fn feed(
+        &self,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<(Position, core::Entry)>, StoreError> {
+        self.faults.meet(Call::Books).await?;
+        Ok(self.table.lock().ledger.feed(after, limit))
+    }
+
+    async fn entries(&self, query: EntryQuery) -> Result<EntryPage, StoreError> {
+        self.faults.meet(Call::Books).await?;
+        Ok(self.table.lock().ledger.entries(&query))
+    }
+
+    async fn sums(&self, query: SumsQuery) -> Result<Vec<Cell>, StoreError> {
+        self.faults.meet(Call::Books).await?;
+        Ok(self.table.lock().ledger.sums(&query))
+    }
+
+    async fn hold(&self, hold: Hold) -> Result<Option<Held>, StoreError> {
+        self.faults.meet(Call::Books).await?;
+        let now = self.now();
+        Ok(self.table.lock().ledger.hold(hold, now))
+    }
+
+    async fn advance(&self, step: Advance) -> Result<bool, StoreError> {
+        self.faults.meet(Call::Books).await?;
+        let now = self.now();
+        Ok(self.table.lock().ledger.advance(step, now))
+    }
+
+    async fn dead(
+        &self,
+        sink: &str,
+        after: Option<OperationId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        Ok(self.table.lock().ledger.dead(sink, after, limit))
+    }
+
+    async fn forget_dead(&self, sink: &str, ids: &[OperationId]) -> Result<u64, StoreError> {
+        Ok(self.table.lock().ledger.forget_dead(sink, ids))
+    }
+
+    async fn trim(&self, before: Timestamp) -> Result<Swept, StoreError> {
+        Ok(Swept {
+            records: self.table.lock().ledger.trim(before),
+            bytes: 0,
+        })
+    }
+}
+
 /// Whether `query` wants `record`; the cursor and the limit are not looked at.
 fn matches(query: &Query, record: &Record) -> bool {
     let claimed = record.id.first_claimed();
@@ -394,6 +474,7 @@ struct Table {
     latest_write: Duration,
     mark: Option<Mark>,
     closed: bool,
+    ledger: books::Ledger,
 }
 
 impl Table {
@@ -449,6 +530,7 @@ impl Table {
             attempts_made: 0,
         });
         let before = entry.bytes();
+        self.ledger.keep(&write.record);
         match (&entry.record.state, &write.record.state) {
             // A new execution starts a new recording.
             (State::Released { .. } | State::Unknown { .. }, State::InFlight { .. }) => {

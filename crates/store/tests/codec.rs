@@ -6,9 +6,9 @@
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_core::{
-    Attempt, Basis, Completed, Cost, Epoch, Fingerprint, Got, Head, HeaderBlock, Key, Metered,
-    OperationId, OwnerId, Record, ReleaseReason, RequestLine, Scope, Source, State, Timestamp,
-    TraceId, Unit, UnknownReason, Usd,
+    Attempt, Basis, Completed, Cost, Entry, Epoch, Fingerprint, Got, Head, HeaderBlock, Key,
+    Metered, OperationId, OwnerId, Record, ReleaseReason, RequestLine, Ruling, Scope, Source,
+    State, Timestamp, TraceId, Unit, UnknownReason, Usd,
 };
 use onlyonce_store::codec::{self, DecodeError};
 
@@ -129,6 +129,34 @@ impl Random {
                 0 => None,
                 _ => Some(Box::new(self.metered())),
             },
+            entered: self.below(2) == 0,
+            ruling: match self.below(2) {
+                0 => None,
+                _ => Some(Box::new(Ruling {
+                    at: self.time(),
+                    who: self.text(20),
+                    reason: self.text(200),
+                })),
+            },
+        }
+    }
+
+    fn entry(&mut self) -> Entry {
+        Entry {
+            id: OperationId::from_bytes(self.array()),
+            at: self.time(),
+            claimed_at: self.time(),
+            scope: Scope {
+                tenant: self.text(60),
+                namespace: self.text(60),
+            },
+            route: self.text(20),
+            status: self.next() as u16,
+            trace: match self.below(2) {
+                0 => None,
+                _ => TraceId::from_bytes(self.array()),
+            },
+            metered: self.metered(),
         }
     }
 
@@ -185,6 +213,21 @@ fn records(count: usize) -> impl Iterator<Item = Record> {
 fn every_record_is_decoded_as_it_was_encoded() {
     for record in records(10_000) {
         assert_eq!(codec::decode(encoded(&record)), Ok(record));
+    }
+}
+
+#[test]
+fn every_entry_is_decoded_as_it_was_encoded_and_cut_short_it_is_none() {
+    let mut random = Random(3);
+    for _ in 0..1_000 {
+        let entry = random.entry();
+        let mut out = BytesMut::new();
+        codec::encode_entry(&entry, &mut out);
+        let bytes = out.freeze();
+        for len in 0..bytes.len() {
+            assert!(codec::decode_entry(bytes.slice(..len)).is_err());
+        }
+        assert_eq!(codec::decode_entry(bytes), Ok(entry));
     }
 }
 

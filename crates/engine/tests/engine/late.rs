@@ -79,7 +79,7 @@ async fn i09_a_late_answer_loses_to_an_operator() {
     late.head(head(200)).await.expect("head");
     world
         .engine
-        .resolve(id, Resolution::Released, "looked it up")
+        .resolve(id, Resolution::Released, "ops", "looked it up")
         .await
         .expect("resolved");
     assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));

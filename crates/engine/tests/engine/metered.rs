@@ -67,7 +67,9 @@ async fn what_did_not_run_used_nothing() {
     let id = execution.id();
     execution.meter(metered(3, Source::Partial));
     execution.lose(UnknownReason::Broke).await.expect("durable");
-    let did_not_run = world.engine.resolve(id, Resolution::Released, "looked");
+    let did_not_run = world
+        .engine
+        .resolve(id, Resolution::Released, "ops", "looked");
     did_not_run.await.expect("unknown");
     assert_eq!(held(&world).await, None);
 }

@@ -24,7 +24,7 @@ async fn an_operator_who_knows_that_it_did_not_run_frees_the_key() {
     let id = unknown(&world, "k").await;
     let operation = world
         .engine
-        .resolve(id, Resolution::Released, "looked it up")
+        .resolve(id, Resolution::Released, "ops", "looked it up")
         .await;
     let record = operation.expect("resolved").stored.record;
     assert_eq!(record.state.name(), StateName::Released);
@@ -43,7 +43,10 @@ async fn an_operator_who_knows_the_answer_gives_it_to_every_retry() {
             trailers: no_trailers(),
             window: WINDOW,
         };
-        let resolved = world.engine.resolve(id, resolution, "looked it up").await;
+        let resolved = world
+            .engine
+            .resolve(id, resolution, "ops", "looked it up")
+            .await;
         resolved.expect("resolved");
         let answer = read(world.replay(&key).await).await;
         assert_eq!(answer, Answer::whole(head(200), Kind::Executed, body(len)));
@@ -57,7 +60,7 @@ async fn i08_only_an_unknown_operation_can_be_resolved() {
     let id = execution.id();
     let resolved = world
         .engine
-        .resolve(id, Resolution::Released, "impatient")
+        .resolve(id, Resolution::Released, "ops", "impatient")
         .await;
     assert_eq!(
         resolved.err(),
@@ -66,7 +69,7 @@ async fn i08_only_an_unknown_operation_can_be_resolved() {
     finish(execution, "ok").await;
     let resolved = world
         .engine
-        .resolve(id, Resolution::Released, "impatient")
+        .resolve(id, Resolution::Released, "ops", "impatient")
         .await;
     assert_eq!(
         resolved.err(),
@@ -75,7 +78,7 @@ async fn i08_only_an_unknown_operation_can_be_resolved() {
     let nothing = OperationId::from_bytes([1; 16]);
     let resolved = world
         .engine
-        .resolve(nothing, Resolution::Released, "guess")
+        .resolve(nothing, Resolution::Released, "ops", "guess")
         .await;
     assert_eq!(resolved.err(), Some(ResolveError::NotFound));
 }

@@ -107,7 +107,7 @@ async fn i05_i13_a_damaged_chunk_breaks_the_replay_that_finds_it_and_is_unknown_
     }
     world
         .engine
-        .resolve(id, Resolution::Released, "looked it up")
+        .resolve(id, Resolution::Released, "ops", "looked it up")
         .await
         .expect("unknown");
     assert_eq!(world.state("k").await, Some(StateName::Released));

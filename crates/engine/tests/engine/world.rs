@@ -89,6 +89,7 @@ pub fn settings() -> Settings {
         live_operations: 2_000,
         tenant_live: 2_000,
         settle_timeout: Duration::from_millis(300),
+        books: Some(Duration::from_secs(400 * 86_400)),
     }
 }
 

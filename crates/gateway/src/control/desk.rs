@@ -135,7 +135,12 @@ impl<S: Store> Desk<S> {
         reason: &str,
     ) -> Result<Operation, Refusal> {
         self.operation(id).await?;
-        let resolve = self.control.shared.engine.resolve(id, resolution, reason);
+        let who = &self.access.name;
+        let resolve = self
+            .control
+            .shared
+            .engine
+            .resolve(id, resolution, who, reason);
         Ok(resolve.instrument(self.decision()).await?)
     }
 

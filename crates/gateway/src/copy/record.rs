@@ -515,5 +515,7 @@ fn unreadable(address: Address) -> Record {
             reason: UnknownReason::Unreadable,
         },
         metered: None,
+        entered: false,
+        ruling: None,
     }
 }

@@ -291,6 +291,8 @@ mod tests {
                 chunks: 1,
             }),
             metered: None,
+            entered: false,
+            ruling: None,
         };
         let mut answer = vec![0; 1024];
         blake3::Hasher::new().finalize_xof().fill(&mut answer);

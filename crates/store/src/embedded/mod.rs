@@ -20,6 +20,7 @@
 
 mod attempts;
 mod body;
+mod books;
 mod catalog;
 mod census;
 mod gate;

@@ -59,6 +59,8 @@ pub enum Call {
     Note,
     /// [`Store::followed`](crate::Store::followed), once it has taken what it is to return.
     Followed,
+    /// Any call of [`Books`](crate::Books) but those about dead letters.
+    Books,
 }
 
 impl Call {

@@ -27,6 +27,7 @@
 //! operation goes through never notifies.
 
 mod body;
+mod books;
 mod calls;
 mod chores;
 mod clock;

@@ -23,6 +23,7 @@
 //! # }
 //! ```
 
+mod books;
 mod check;
 mod failure;
 mod figures;

@@ -1,0 +1,188 @@
+//! What the engine adds to the books: what joins and replays were spared.
+//!
+//! The entries of what was executed are the store's business: they come with the records. What was not
+//! spent is summed here and posted every second, so that a replay costs no write. A crash loses the
+//! sums of the last second; nothing is counted that was not spared.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use onlyonce_core::{Account, Metered, Posting, Record, StateName, Sums, Timestamp};
+use onlyonce_store::{Store, StoreError, Swept, books::Grain};
+use parking_lot::Mutex;
+
+use crate::{
+    Shared,
+    live::{End, Live, LiveState, Phase},
+};
+
+/// Accounts whose sums wait to be posted. Beyond that, savings are lost and counted as such.
+const MOST_WAITING: usize = 20_000;
+
+/// Sums that wait to be posted, of whole hours.
+#[derive(Default)]
+pub(crate) struct Savings {
+    waiting: Mutex<HashMap<(Timestamp, Account), Sums>>,
+    lost: AtomicU64,
+    /// How old the oldest entry was that was booked last, in milliseconds.
+    lag: AtomicU64,
+}
+
+impl Savings {
+    fn add(&self, posting: Posting) {
+        let mut waiting = self.waiting.lock();
+        let period = Grain::Hour.period(posting.at);
+        let place = (period, posting.account);
+        if waiting.len() >= MOST_WAITING && !waiting.contains_key(&place) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.entry(place).or_default().merge(&posting.sums);
+    }
+
+    fn take(&self) -> Vec<Posting> {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        waiting
+            .into_iter()
+            .map(|((at, account), sums)| Posting { at, account, sums })
+            .collect()
+    }
+}
+
+impl<S: Store> Shared<S> {
+    /// An attempt got the recording of the completed `record`.
+    pub(crate) fn spare_replay(&self, record: &Record) {
+        self.spare(record, record.metered.as_deref(), 0, 1);
+    }
+
+    /// One more attempt joins `live`, whose claim is `record`. It is spared something if that completes.
+    pub(crate) fn join(&self, live: &Live, record: &Record) {
+        let mut state = live.state.lock();
+        state.joined += 1;
+        if let Phase::Ended(End::Completed { .. }) = state.phase {
+            self.spare(record, state.metered.as_deref(), 1, 0);
+        }
+    }
+
+    /// The execution of `live` was completed, as its readers know by now: what those were spared who
+    /// have joined so far.
+    pub(crate) fn spare_joins(&self, live: &LiveState) {
+        if let Some(record) = &live.record {
+            self.spare(record, live.metered.as_deref(), live.joined, 0);
+        }
+    }
+
+    fn spare(&self, record: &Record, metered: Option<&Metered>, joined: u32, replayed: u32) {
+        if self.settings.books.is_none() || joined + replayed == 0 {
+            return;
+        }
+        let now = self.store.now();
+        let posting = match metered {
+            Some(metered) => Posting::spared(record, metered, now, joined, replayed),
+            None => Posting::spared(record, &Metered::default(), now, joined, replayed),
+        };
+        self.savings.add(posting);
+    }
+
+    /// The record as it goes into the books: a completed one always says something of its use, so that
+    /// it has an entry, and where no books are kept none does.
+    pub(crate) fn for_the_books(
+        &self,
+        mut record: Record,
+        metered: Option<Box<Metered>>,
+    ) -> Record {
+        if metered.is_some() {
+            record.metered = metered;
+        }
+        let is_completed = record.state.name() == StateName::Completed;
+        match self.settings.books {
+            None => record.metered = None,
+            Some(_) if is_completed && record.metered.is_none() => {
+                record.metered = Some(Box::default());
+            }
+            Some(_) => {}
+        }
+        record
+    }
+
+    /// Posts what was spared, and books what was completed.
+    pub(crate) async fn keep_books(&self) -> u64 {
+        if self.settings.books.is_none() {
+            return 0;
+        }
+        self.post_savings().await;
+        let mut entries = 0;
+        loop {
+            let booked = match self.store.book().await {
+                Ok(booked) => booked,
+                Err(error) => {
+                    self.left_undone("the books could not be kept", &error);
+                    return entries;
+                }
+            };
+            let now = self.store.now();
+            let lag = booked
+                .oldest
+                .map_or(Duration::ZERO, |oldest| now.since(oldest));
+            let lag = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
+            self.savings.lag.store(lag, Ordering::Relaxed);
+            entries += booked.entries;
+            if !booked.more {
+                return entries;
+            }
+        }
+    }
+
+    async fn post_savings(&self) {
+        let postings = self.savings.take();
+        if postings.is_empty() {
+            return;
+        }
+        match self.store.post(postings.clone()).await {
+            Ok(()) => {}
+            // It may be there already, and savings are never counted twice.
+            Err(StoreError::InDoubt(why)) => {
+                let lost = postings.len() as u64;
+                self.savings.lost.fetch_add(lost, Ordering::Relaxed);
+                tracing::warn!(why, lost, "sums of what was not spent may be lost");
+            }
+            Err(error) => {
+                postings
+                    .into_iter()
+                    .for_each(|posting| self.savings.add(posting));
+                self.left_undone("sums of what was not spent could not be posted", &error);
+            }
+        }
+    }
+
+    /// Drops what the books have kept for long enough.
+    pub(crate) async fn trim_books(&self) -> Swept {
+        let retention = match self.settings.books {
+            Some(retention) if !retention.is_zero() => retention,
+            _ => return Swept::default(),
+        };
+        let millis = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+        let now = self.store.now().as_millis();
+        let before = Timestamp::from_millis(now.saturating_sub(millis));
+        match self.store.trim(before).await {
+            Ok(trimmed) => trimmed,
+            Err(error) => {
+                self.left_undone("the books could not be trimmed", &error);
+                Swept::default()
+            }
+        }
+    }
+
+    /// How old the oldest entry was that was booked last.
+    pub(crate) fn books_lag(&self) -> Duration {
+        Duration::from_millis(self.savings.lag.load(Ordering::Relaxed))
+    }
+
+    /// How many sums of savings were lost.
+    pub(crate) fn savings_lost(&self) -> u64 {
+        self.savings.lost.load(Ordering::Relaxed)
+    }
+}
