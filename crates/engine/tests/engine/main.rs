@@ -3,6 +3,7 @@
 
 #![allow(missing_docs)]
 
+mod books;
 mod claims;
 mod elsewhere;
 mod join_faults;

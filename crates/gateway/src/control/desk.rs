@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use onlyonce_core::{OperationId, Timestamp};
-use onlyonce_engine::{Operation, Purge, Reader, Resolution};
+use onlyonce_engine::{Operation, Purge, Reader, Resolution, Trouble};
+use onlyonce_store::books::{Cell, Of, SumsQuery};
 use onlyonce_store::{Page, Query, Store};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
@@ -105,6 +106,18 @@ impl<S: Store> Desk<S> {
             query.tenant = Some(own.clone());
         }
         Ok(self.control.shared.engine.list(query).await?)
+    }
+
+    /// Sums of the books.
+    pub(super) async fn sums(&self, mut query: SumsQuery) -> Result<Vec<Cell>, Refusal> {
+        if let Some(own) = &self.access.tenant {
+            if matches!(&query.of, Of::Tenant(asked) if asked != own) {
+                return Ok(Vec::new());
+            }
+            query.of = Of::Tenant(own.clone());
+        }
+        let sums = self.control.shared.engine.store().sums(query).await;
+        Ok(sums.map_err(Trouble::from)?)
     }
 
     /// The operation `id`.

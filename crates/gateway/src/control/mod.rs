@@ -14,6 +14,7 @@ mod pages;
 mod query;
 mod recording;
 mod session;
+mod spend;
 #[cfg(test)]
 mod tests;
 mod unknown;
@@ -121,6 +122,7 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/operations/{id}/resolve", post(operations::resolve)),
         closed("/v1/purge", post(operations::purge)),
         closed("/v1/overview", get(overview::show)),
+        closed("/v1/ledger", get(spend::ledger)),
         closed("/v1/unknown", get(unknown::list)),
         closed("/v1/health", get(health::show)),
         closed("/v1/config", get(config::show)),
@@ -133,6 +135,7 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/console/operations", get(console::page)),
         closed("/console/operations/{id}", get(console::page)),
         closed("/console/operations/{id}/resolve", post(console::settle)),
+        closed("/console/spend", get(console::page)),
         closed("/console/unknown", get(console::page)),
         closed("/console/health", get(console::page)),
         closed("/console/config", get(console::page)),

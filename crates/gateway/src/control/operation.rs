@@ -63,6 +63,15 @@ pub(super) struct OperationDetail {
     operation: OperationView,
     attempts_log: Vec<AttemptView>,
     response_headers: Option<Vec<(String, String)>>,
+    ruling: Option<RulingView>,
+}
+
+/// What a person decided.
+#[derive(Debug, Serialize)]
+struct RulingView {
+    at: String,
+    who: String,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,6 +163,16 @@ impl OperationDetail {
             operation: OperationView::from(&operation.stored),
             attempts_log: operation.attempts.iter().map(AttemptView::from).collect(),
             response_headers,
+            ruling: operation
+                .stored
+                .record
+                .ruling
+                .as_ref()
+                .map(|ruling| RulingView {
+                    at: show_moment(ruling.at),
+                    who: ruling.who.to_string(),
+                    reason: ruling.reason.to_string(),
+                }),
         }
     }
 }

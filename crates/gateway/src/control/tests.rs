@@ -145,11 +145,7 @@ impl Fixture {
         self.send("POST", path, &body.to_string()).await
     }
 
-    async fn claim(
-        &self,
-        tenant: &str,
-        key: &str,
-    ) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
+    async fn begin(&self, tenant: &str, key: &str) -> Begin<MemoryStore> {
         let request = onlyonce_engine::Request {
             scope: Scope {
                 tenant: tenant.into(),
@@ -167,10 +163,23 @@ impl Fixture {
             sdk_retry_count: Some(2),
         };
         let policy = self.shared.config.routes[0].engine_policy;
-        match self.shared.engine.begin(request, &policy).await.unwrap() {
+        self.shared.engine.begin(request, &policy).await.unwrap()
+    }
+
+    async fn claim(
+        &self,
+        tenant: &str,
+        key: &str,
+    ) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
+        match self.begin(tenant, key).await {
             Begin::Execute(execution, reader) => (execution, reader),
             _ => panic!("{key} is not new"),
         }
+    }
+
+    async fn replay(&self, tenant: &str, key: &str) {
+        let begun = self.begin(tenant, key).await;
+        assert!(matches!(begun, Begin::Replay(_)), "{key} is not completed");
     }
 
     /// A finished operation; its id.

@@ -80,6 +80,12 @@ fn rail<S: Store>(desk: &Desk<S>, here: Option<Place>) -> Markup {
             "Operations",
             ICON_OPERATIONS,
         ),
+        (
+            Place::Spend,
+            "/console/spend",
+            "Tenants and spend",
+            ICON_SPEND,
+        ),
         (Place::Unknown, "/console/unknown", "Unknown", ICON_UNKNOWN),
         (
             Place::Health,
@@ -147,6 +153,7 @@ fn keys() -> Markup {
         ("Enter", "Open the row"),
         ("g o", "Overview"),
         ("g p", "Operations"),
+        ("g s", "Tenants and spend"),
         ("g u", "Unknown"),
         ("g h", "Store and health"),
         ("g c", "Configuration"),
@@ -163,6 +170,7 @@ fn keys() -> Markup {
 
 const ICON_OVERVIEW: &str = r#"<path d="M2 9h5V2H2zm7 5h5V7H9zM2 14h5v-3H2zM9 5h5V2H9z"/>"#;
 const ICON_OPERATIONS: &str = r#"<path d="M2 3.5h12M2 8h12M2 12.5h8"/>"#;
+const ICON_SPEND: &str = r#"<path d="M2 13.5h12M4 11V7m4 4V2.5M12 11V5.5"/>"#;
 const ICON_UNKNOWN: &str = r#"<circle cx="8" cy="8" r="6"/><path d="M6.2 6.3a1.9 1.9 0 1 1 2.6 1.8c-.5.2-.8.6-.8 1.1M8 11.3v.2"/>"#;
 const ICON_HEALTH: &str = r#"<path d="M1.5 8.5h3l1.8-5 3 9 1.9-4h3.3"/>"#;
 const ICON_CONFIG: &str = r#"<path d="M2 4.5h7m3 0h2M2 11.5h2m3 0h7"/><circle cx="10.5" cy="4.5" r="1.6"/><circle cx="5.5" cy="11.5" r="1.6"/>"#;

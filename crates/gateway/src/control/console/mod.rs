@@ -5,16 +5,19 @@
 //! page works without its script.
 
 mod assets;
+mod chart;
 mod config;
 mod health;
 mod layout;
 mod live;
 mod login;
+mod money;
 mod operation;
 mod operations;
 mod overview;
 mod parts;
 mod settle;
+mod spend;
 mod timeline;
 mod unknown;
 
@@ -62,6 +65,7 @@ impl Section {
 enum Place {
     Overview,
     Operations,
+    Spend,
     Unknown,
     Health,
     Config,
@@ -90,8 +94,9 @@ async fn view<S: Store>(desk: &Desk<S>, uri: &Uri) -> Result<View, Refusal> {
     let query = uri.query().unwrap_or_default();
     let path = uri.path().strip_prefix("/console").unwrap_or_default();
     match path {
-        "" => overview::view(desk).await,
+        "" => overview::view(desk, query).await,
         "/operations" => operations::view(desk, query).await,
+        "/spend" => spend::view(desk, query).await,
         "/unknown" => unknown::view(desk, query).await,
         "/health" => health::view(desk),
         "/config" => config::view(desk),

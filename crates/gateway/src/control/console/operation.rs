@@ -1,7 +1,7 @@
 //! The page of one operation.
 
 use maud::{Markup, html};
-use onlyonce_core::{Attempt, Metered, Record, State, StateName};
+use onlyonce_core::{Attempt, Got, Metered, Record, State, StateName, Usd};
 use onlyonce_engine::Operation;
 use onlyonce_store::Store;
 
@@ -11,7 +11,7 @@ use super::super::desk::Desk;
 use super::super::operation::header_list;
 use super::super::query::operation_id;
 use super::unknown::{known, steps};
-use super::{Place, Section, View, parts, timeline};
+use super::{Place, Section, View, money, parts, timeline};
 use crate::config::Right;
 
 pub(super) async fn view<S: Store>(desk: &Desk<S>, id: &str) -> Result<View, Refusal> {
@@ -91,6 +91,7 @@ fn figures(operation: &Operation) -> Markup {
                     @match metered { Some(metered) => (metered.model), None => "not metered" }
                 }
             }
+            @if let Some(cost) = cost { (saved(operation, cost.amount)) }
             div.card.figure {
                 span.label { "Attempts" }
                 strong { (parts::number(operation.stored.attempts.into())) }
@@ -101,6 +102,25 @@ fn figures(operation: &Operation) -> Markup {
                         _ => { (again) " came after the first" },
                     }
                 }
+            }
+        }
+    }
+}
+
+/// What the attempts that are kept would have cost, had each of them been executed.
+fn saved(operation: &Operation, cost: Usd) -> Markup {
+    let is_completed = operation.stored.record.state.name() == StateName::Completed;
+    let spared = operation.attempts.iter();
+    let spared = spared.filter(|attempt| matches!(attempt.got, Got::Replayed | Got::Joined));
+    let times = if is_completed { spared.count() } else { 0 };
+    let times = i64::try_from(times).unwrap_or(i64::MAX);
+    html! {
+        div.card.figure .saved[times > 0] {
+            span.label { "Not spent twice" }
+            strong { (money::usd(Usd::from_nanos(cost.nanos().saturating_mul(times)))) }
+            span.muted.small {
+                (times) " " (if times == 1 { "attempt" } else { "attempts" }) " replayed or joined"
+                @if operation.stored.attempts as usize > operation.attempts.len() { ", at least" }
             }
         }
     }
@@ -131,6 +151,13 @@ fn life<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
         State::Released { since, reason, .. } => {
             facts.push(("Released", parts::moment(*since)));
             facts.push(("Because", html! { (reason) }));
+        }
+    }
+    if let Some(ruling) = &record.ruling {
+        facts.push(("Settled by", html! { (ruling.who) }));
+        facts.push(("Settled at", parts::moment(ruling.at)));
+        if !ruling.reason.is_empty() {
+            facts.push(("In their words", html! { (ruling.reason) }));
         }
     }
     html! {

@@ -6,20 +6,30 @@ use onlyonce_store::{Page, Store};
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
 use super::super::overview::{Overview, SinceStart, UNKNOWN};
-use super::parts;
-use super::{Place, Section, View};
+use super::super::spend::{By, Range, Spend};
+use super::{Place, Section, View, money, parts};
 
-pub(super) async fn view<S: Store>(desk: &Desk<S>) -> Result<View, Refusal> {
-    let overview = Overview::of(desk).await?;
+pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, Refusal> {
+    let range = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("range="));
+    let overview = Overview::of(desk, Range::read(range)?).await?;
+    let spend = &overview.spend;
     let is_empty = overview.latest.records.is_empty();
     let mut sections = vec![Section::new(
         "head",
-        html! { header.page { h1 { "Overview" } } },
+        html! { header.page { h1 { "Overview" } (money::ranges(spend.range, "/console")) } },
     )];
     if is_empty {
         sections.push(Section::new("first", way_in(desk)));
     } else {
+        sections.push(Section::new("money", money::figures(spend)));
         sections.push(Section::new("figures", figures(&overview)));
+        sections.push(Section::new("chart", money::chart(spend)));
+        sections.push(Section::new(
+            "top",
+            top(spend, desk.access().tenant.is_some()),
+        ));
         sections.push(Section::new("open", open(&overview.unknown)));
         sections.push(Section::new("latest", latest(&overview.latest)));
     }
@@ -28,6 +38,16 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>) -> Result<View, Refusal> {
         place: Place::Overview,
         sections,
     })
+}
+
+fn top(spend: &Spend, is_scoped: bool) -> Markup {
+    html! {
+        div.pair {
+            (money::top(spend, By::Model, "Models"))
+            @if is_scoped { (money::top(spend, By::Route, "Routes")) }
+            @else { (money::top(spend, By::Tenant, "Tenants")) }
+        }
+    }
 }
 
 /// How many a page has, or that there are more.

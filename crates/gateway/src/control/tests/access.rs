@@ -41,6 +41,7 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
     let (running, _reader) = fixture.claim("tenant-of-others", "key-of-others-3").await;
     let others = [completed, unknown, running.id().to_string()];
     let own = fixture.completed("acme", "own-key").await;
+    fixture.shared.engine.upkeep().await;
     let names = ["tenant-of-others", "key-of-others"].map(str::to_owned);
     let secrets: Vec<_> = names.into_iter().chain(others.clone()).collect();
 
@@ -96,6 +97,11 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
         fixture.get("/v1/overview").await.json()["since_start"],
         Value::Null
     );
+    let ledger = fixture.get("/v1/ledger?by=tenant").await.expect(200).json();
+    assert_eq!(ledger["rows"].as_array().unwrap().len(), 1);
+    assert_eq!(ledger["total"]["operations"], 1);
+    let overview = fixture.get("/v1/overview").await.expect(200).json();
+    assert_eq!(overview["total"]["operations"], 1);
     // And nothing of the others was changed.
     fixture.token = Some(TOKEN);
     let all = fixture.get("/v1/operations").await.expect(200).json();
@@ -114,7 +120,7 @@ async fn i07_a_page_followed_live_shows_one_tenants_token_that_tenant_only() {
     for (page, sections, is_shown) in [
         ("/console/operations", 2, true),
         ("/console/operations?tenant=tenant-of-others", 2, false),
-        ("/console", 4, true),
+        ("/console", 7, true),
     ] {
         let page: String = form_urlencoded::byte_serialize(page.as_bytes()).collect();
         fixture.token = Some(VIEWER);

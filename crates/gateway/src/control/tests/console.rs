@@ -183,3 +183,115 @@ async fn a_page_that_is_followed_tells_only_what_changed() {
     );
     assert!(event.contains("second"));
 }
+
+/// Three operations, one of them replayed twice.
+async fn with_spend() -> Fixture {
+    let fixture = fixture();
+    fixture.completed("acme", "first").await;
+    fixture.completed("acme", "second").await;
+    fixture.completed("globex", "first").await;
+    for _ in 0..2 {
+        fixture.replay("acme", "second").await;
+    }
+    fixture.shared.engine.upkeep().await;
+    fixture
+}
+
+#[tokio::test]
+async fn the_ledger_tells_what_was_spent_and_what_was_not() {
+    let fixture = with_spend().await;
+    let ledger = async |query: &str| {
+        let path = format!("/v1/ledger{query}");
+        fixture.get(&path).await.expect(200).json()
+    };
+    let shown = ledger("?by=tenant,model&since=1h").await;
+    let rows = shown["rows"].as_array().unwrap();
+    let row = |row: &Value| {
+        ["tenant", "model", "spent_usd", "not_spent_usd"]
+            .map(|name| row[name].as_str().unwrap().to_owned())
+    };
+    assert_eq!(
+        rows.iter().map(row).collect::<Vec<_>>(),
+        [
+            ["acme", "gpt-5", "0.00693", "0.00693"],
+            ["globex", "gpt-5", "0.003465", "0.00"]
+        ]
+    );
+    assert_eq!(shown["total"]["spent_usd"], "0.010395");
+    assert_eq!(shown["total"]["operations"], 3);
+    assert_eq!(shown["total"]["replayed"], 2);
+    assert_eq!(shown["total"]["output"], 3 * 345);
+    assert_eq!(shown["total"]["saved_output"], 2 * 345);
+    let of_one = ledger("?by=hour,tenant&tenant=globex").await;
+    assert_eq!(of_one["rows"].as_array().unwrap().len(), 1);
+    assert!(
+        of_one["rows"][0]["hour"]
+            .as_str()
+            .unwrap()
+            .ends_with(":00:00.000Z")
+    );
+    assert_eq!(ledger("?until=2d").await["rows"], json!([]));
+    for wrong in ["?by=colour", "?since=yesterday", "?limit=3"] {
+        let refused = fixture.get(&format!("/v1/ledger{wrong}")).await;
+        refused.expect_refusal(400);
+    }
+    let schemas = openapi()["components"]["schemas"].clone();
+    let described = |name: &str| names(&schemas[name]["properties"]);
+    assert_eq!(names(&shown), described("Ledger"));
+    assert_eq!(names(&shown["total"]), described("Sums"));
+    assert!(names(&shown["rows"][0]).is_subset(&described("LedgerRow")));
+    let overview = fixture
+        .get("/v1/overview?range=7d")
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(overview["total"], shown["total"]);
+    assert_eq!(overview["series"].as_array().unwrap().len(), 7);
+    assert_eq!(names(&overview["series"][6]), described("Period"));
+    assert_eq!(overview["top_tenants"][0]["name"], "acme");
+    assert_eq!(names(&overview["top_models"][0]), described("Top"));
+}
+
+#[tokio::test]
+async fn pages_show_what_was_spent_and_what_was_not() {
+    let fixture = with_spend().await;
+    let page = fixture.get("/console?range=30d").await.expect(200).text;
+    assert!(page.contains("<strong>$0.00693</strong>"), "{page}");
+    assert!(page.contains("<strong>$0.010395</strong>"));
+    assert!(page.contains("in 2 replays and 0 joins") && page.contains("in 3 operations"));
+    assert_eq!(page.matches("<rect class=\"room\"").count(), 30);
+    let page = fixture.get("/console/spend?by=tenant&range=24h").await;
+    let page = page.expect(200).text;
+    assert!(
+        page.contains("globex") && page.contains("$0.003465"),
+        "{page}"
+    );
+    for wrong in ["/console?range=1y", "/console/spend?by=colour"] {
+        let answer = fixture.get(wrong).await;
+        assert!(answer.expect(400).text.contains("What to do"), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn an_operation_shows_what_its_retries_would_have_cost_and_who_settled_it() {
+    let fixture = fixture();
+    let id = fixture.completed("acme", "k").await;
+    fixture.replay("acme", "k").await;
+    let page = fixture.get(&format!("/console/operations/{id}")).await;
+    let page = page.expect(200).text;
+    assert!(page.contains("Not spent twice") && page.contains("1 attempt replayed or joined"));
+    let id = fixture.unknown("lost").await;
+    let resolve = format!("/v1/operations/{id}/resolve");
+    let released = json!({ "outcome": "released", "reason": "asked <them>" });
+    let settled = fixture.post(&resolve, &released).await.expect(200).json();
+    assert_eq!(settled["ruling"]["reason"], "asked <them>");
+    assert_eq!(settled["ruling"]["who"], "anybody");
+    let page = fixture.get(&format!("/console/operations/{id}")).await;
+    let page = page.expect(200).text;
+    assert!(page.contains("In their words") && page.contains("asked &lt;them&gt;"));
+    let schemas = openapi()["components"]["schemas"].clone();
+    assert_eq!(
+        names(&settled["ruling"]),
+        names(&schemas["Ruling"]["properties"])
+    );
+}

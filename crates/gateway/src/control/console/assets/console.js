@@ -155,7 +155,7 @@ const enliven = (section) => {
   }
 };
 
-const GO = { o: "/console", p: "/console/operations", u: "/console/unknown", h: "/console/health", c: "/console/config" };
+const GO = { o: "/console", p: "/console/operations", s: "/console/spend", u: "/console/unknown", h: "/console/health", c: "/console/config" };
 let isGoing = false;
 const step = (by) => {
   const links = all("td.key a, .case h2 a");
