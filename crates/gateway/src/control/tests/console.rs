@@ -285,7 +285,7 @@ async fn an_operation_shows_what_its_retries_would_have_cost_and_who_settled_it(
     let released = json!({ "outcome": "released", "reason": "asked <them>" });
     let settled = fixture.post(&resolve, &released).await.expect(200).json();
     assert_eq!(settled["ruling"]["reason"], "asked <them>");
-    assert_eq!(settled["ruling"]["who"], "anybody");
+    assert_eq!(settled["ruling"]["who"], "anybody here");
     let page = fixture.get(&format!("/console/operations/{id}")).await;
     let page = page.expect(200).text;
     assert!(page.contains("In their words") && page.contains("asked &lt;them&gt;"));
