@@ -92,6 +92,16 @@ pub(super) fn operation(operation: &Value) -> String {
     if operation["metered"].is_object() {
         metered(&operation["metered"], &mut out);
     }
+    let ruling = &operation["ruling"];
+    if ruling.is_object() {
+        let (who, at) = (text(&ruling["who"]), text(&ruling["at"]));
+        let _ = writeln!(
+            out,
+            "{:<15} {who}, {at}: {}",
+            "settled by",
+            text(&ruling["reason"])
+        );
+    }
     for attempt in operation["attempts_log"].as_array().into_iter().flatten() {
         let number = format!("attempt {}", text(&attempt["number"]));
         let _ = writeln!(
