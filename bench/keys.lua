@@ -1,9 +1,12 @@
 -- wrk: POST requests with new keys, one and the same key, some keys again and again, or no key.
--- ADDRESSES="HOST:PORT ..." wrk ... -s keys.lua URL -- MODE PREFIX
+-- ADDRESSES="HOST:PORT ..." [CALLERS=N] wrk ... -s keys.lua URL -- MODE PREFIX
 local body = '{"model":"bench","input":"one request, about as long as a short prompt to a paid API"}'
 local head, tail
 local sent = 0
 local mode
+
+-- How many callers send new keys in turn, each with a credential of its own; 0 for one without.
+local callers = tonumber(os.getenv("CALLERS") or "0")
 
 -- How many keys each thread uses again and again.
 local some = 2000
@@ -47,6 +50,9 @@ function request()
     sent = sent + 1
   else
     return head
+  end
+  if callers > 0 then
+    return head .. sent .. "\r\nAuthorization: Bearer caller-" .. sent % callers .. tail
   end
   return head .. sent .. tail
 end

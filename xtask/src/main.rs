@@ -28,7 +28,7 @@ cargo xtask COMMAND
                            power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
                            against nginx and a published peer; writes bench/RESULTS.md. The parts:
-                           throughput, single, streams, joined, million. --quick shows in a minute
+                           throughput, single, streams, joined, million, ledger, console. --quick shows in a minute
                            that they work, and writes target/bench-quick.md
 ";
 

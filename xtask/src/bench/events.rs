@@ -68,7 +68,8 @@ pub fn start() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Answers `POST /events/N` with a stream of N events.
+/// Answers `POST /events/N` with a stream of N events, and `POST /events/chat/N` with events as OpenAI
+/// sends them where use is asked for.
 async fn serve(stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
@@ -81,6 +82,7 @@ async fn serve(stream: TcpStream) -> Result<()> {
             .context("no number")?
             .parse()
             .with_context(|| format!("not for streams: {path}"))?;
+        let tells_of_use = path.contains("/chat/");
         let mut body = vec![0; content_length(&head).unwrap_or(0)];
         stream.read_exact(&mut body).await?;
         let answer = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
@@ -90,16 +92,17 @@ async fn serve(stream: TcpStream) -> Result<()> {
         let mut interval = tokio::time::interval(INTERVAL);
         for _ in 0..events {
             interval.tick().await;
-            stream.write_all(event().as_bytes()).await?;
+            stream.write_all(event(tells_of_use).as_bytes()).await?;
         }
         stream.write_all(b"0\r\n\r\n").await?;
     }
 }
 
 /// One event in one chunk, about as long as a token of a paid provider.
-fn event() -> String {
+fn event(tells_of_use: bool) -> String {
+    let usage = if tells_of_use { ",\"usage\":null" } else { "" };
     let event = format!(
-        "data: {{\"sent\":{:020},\"delta\":\"{}\"}}\n\n",
+        "data: {{\"sent\":{:020},\"delta\":\"{}\"{usage}}}\n\n",
         now(),
         "x".repeat(120)
     );

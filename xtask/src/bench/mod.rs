@@ -1,7 +1,9 @@
 //! `cargo xtask bench http`: the gateway against nginx and against a published peer, in pairs.
 
+mod console;
 mod events;
 mod joined;
+mod ledger;
 mod machine;
 mod million;
 mod numbers;
@@ -60,6 +62,16 @@ const PARTS: &[Part] = &[
         name: "million",
         title: "A million records",
         measure: million::measure,
+    },
+    Part {
+        name: "ledger",
+        title: "What metering and the ledger cost",
+        measure: ledger::measure,
+    },
+    Part {
+        name: "console",
+        title: "The console's queries on a million records",
+        measure: console::measure,
     },
     Part {
         name: "shared",

@@ -25,6 +25,8 @@ pub struct Running {
     child: Child,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where its control listener is, if it has one.
+    pub control: Option<SocketAddr>,
     /// From its start until it listened.
     pub start_up: Duration,
 }
@@ -43,6 +45,7 @@ impl Running {
                 return Ok(Self {
                     child,
                     address,
+                    control: None,
                     start_up: since.elapsed(),
                 });
             }
@@ -178,6 +181,7 @@ impl Stage {
         let upstream = nginx(&folder, "upstream", port, |text| {
             text.replace("UPSTREAM", &port.to_string())
                 .replace("ANSWER", &answer())
+                .replace("COMPLETION", &completion())
         })?;
         Ok(Self {
             folder,
@@ -247,7 +251,9 @@ upstream = "events"
         let mut command = Command::new(&self.binary);
         command.args(["serve", "--config"]).arg(&config);
         command.stderr(fs::File::create(self.folder.join(format!("{name}.log")))?);
-        Running::start(&mut command, loopback(port), PAGE)
+        let mut running = Running::start(&mut command, loopback(port), PAGE)?;
+        running.control = Some(loopback(control));
+        Ok(running)
     }
 
     /// The data folder of [`Stage::onlyonce`].
@@ -320,6 +326,15 @@ fn answer() -> String {
         .map(|_| char::from(letters[random.below(64) as usize]))
         .collect();
     format!("{start}{text}\"}}")
+}
+
+/// The same, as OpenAI's API answers, with what was used at its end.
+fn completion() -> String {
+    let answer = answer();
+    let text = &answer[answer.len() - 700..answer.len() - 2];
+    format!(
+        r#"{{"id":"chatcmpl-bench","object":"chat.completion","created":1764000000,"model":"gpt-5","choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":120,"completion_tokens":340,"total_tokens":460,"prompt_tokens_details":{{"cached_tokens":64}},"completion_tokens_details":{{"reasoning_tokens":20}}}},"service_tier":"default"}}"#
+    )
 }
 
 fn nginx(folder: &Path, name: &str, port: u16, fill: impl Fn(String) -> String) -> Result<Running> {

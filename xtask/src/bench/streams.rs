@@ -14,6 +14,9 @@ use super::numbers::{median, percentile};
 use super::peers::{Running, Stage};
 use super::report::{Section, Target};
 
+/// What streams are asked for with; the number of events follows.
+const PATH: &str = "/events/";
+
 /// How many streams at once.
 const STREAMS: u64 = 500;
 
@@ -21,7 +24,7 @@ const STREAMS: u64 = 500;
 const BETWEEN_STARTS: Duration = Duration::from_millis(4);
 
 /// What the streams of one peer measured, in milliseconds and microseconds.
-struct Streams {
+pub struct Streams {
     /// From the request to its first event, median, ms.
     first_event: f64,
     /// From an event's sending to its arrival, p99, ms.
@@ -29,7 +32,7 @@ struct Streams {
     /// The same, median, ms.
     delay_median: f64,
     /// Processor time of the peer for each event, in microseconds.
-    cpu_per_event: f64,
+    pub cpu_per_event: f64,
 }
 
 /// Rounds without a proxy, with nginx and with the gateway.
@@ -48,9 +51,9 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
     let (mut first, mut delay, mut cpu) = (vec![], vec![], vec![]);
     for round in 1..=size.pairs {
         let prefix = format!("round{round}");
-        let direct = all(stage.events, None, &prefix, events)?;
-        let plain = all(nginx.address, Some(&nginx), &prefix, events)?;
-        let ours = all(gateway.address, Some(&gateway), &prefix, events)?;
+        let direct = all(stage.events, None, PATH, &prefix, events)?;
+        let plain = all(nginx.address, Some(&nginx), PATH, &prefix, events)?;
+        let ours = all(gateway.address, Some(&gateway), PATH, &prefix, events)?;
         for (name, of) in [("nothing", &direct), ("nginx", &plain), ("onlyonce", &ours)] {
             let row = format!(
                 "| {round} | {name} | {:.2} | {:.2} | {:.2} | {:.1} |",
@@ -75,9 +78,10 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
 }
 
 /// Opens the streams one after another and reads all of them to their end.
-fn all(
+pub fn all(
     address: SocketAddr,
     peer: Option<&Running>,
+    path: &'static str,
     prefix: &str,
     events_of_each: u64,
 ) -> Result<Streams> {
@@ -88,7 +92,7 @@ fn all(
         let mut tasks = Vec::new();
         for number in 0..STREAMS {
             let key = format!("{prefix}-{number}");
-            tasks.push(tokio::spawn(stream(address, key, events_of_each)));
+            tasks.push(tokio::spawn(stream(address, path, key, events_of_each)));
             tokio::time::sleep(BETWEEN_STARTS).await;
         }
         let (mut first, mut delays) = (Vec::new(), Vec::new());
@@ -110,9 +114,14 @@ fn all(
 }
 
 /// Reads one stream to its end: the time to its first event, and each event's delay, in milliseconds.
-async fn stream(to: SocketAddr, key: String, count: u64) -> Result<(f64, Vec<f64>)> {
+async fn stream(
+    to: SocketAddr,
+    path: &'static str,
+    key: String,
+    count: u64,
+) -> Result<(f64, Vec<f64>)> {
     let start = events::now();
-    let mut stream = open(to, &key, count).await?;
+    let mut stream = ask_at(to, path, &key, count).await?.1;
     let mut first = None;
     let mut delays = Vec::with_capacity(count as usize);
     let mut unread = Vec::new();
@@ -141,11 +150,20 @@ pub async fn open(to: SocketAddr, key: &str, count: u64) -> Result<BufReader<Tcp
 
 /// Asks for a stream and gives the head of the answer.
 pub async fn ask(to: SocketAddr, key: &str, count: u64) -> Result<(String, BufReader<TcpStream>)> {
+    ask_at(to, PATH, key, count).await
+}
+
+async fn ask_at(
+    to: SocketAddr,
+    path: &str,
+    key: &str,
+    count: u64,
+) -> Result<(String, BufReader<TcpStream>)> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     let request = format!(
-        "POST /events/{count} HTTP/1.1\r\nhost: bench\r\nidempotency-key: {key}\r\n\
+        "POST {path}{count} HTTP/1.1\r\nhost: bench\r\nidempotency-key: {key}\r\n\
          content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
     );
     stream.write_all(request.as_bytes()).await?;

@@ -50,6 +50,18 @@ pub fn run(
     connections: u32,
     seconds: u64,
 ) -> Result<Measured> {
+    run_of(urls, keys, prefix, connections, seconds, 0)
+}
+
+/// The same of so many callers in turn, each with a credential of its own.
+pub fn run_of(
+    urls: &[String],
+    keys: Keys,
+    prefix: &str,
+    connections: u32,
+    seconds: u64,
+    callers: u32,
+) -> Result<Measured> {
     let mode = match keys {
         Keys::None => "none",
         Keys::New => "new",
@@ -69,7 +81,8 @@ pub fn run(
         .arg("-s")
         .arg(root().join("bench/keys.lua"))
         .args([url, "--", mode, prefix])
-        .env("ADDRESSES", addresses(urls));
+        .env("ADDRESSES", addresses(urls))
+        .env("CALLERS", callers.to_string());
     let output = quietly("wrk", &mut command)?;
     let line = output
         .lines()

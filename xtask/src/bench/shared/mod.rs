@@ -3,7 +3,7 @@
 
 mod costs;
 mod joins;
-mod server;
+pub mod server;
 
 use std::fmt::Write as _;
 
