@@ -16,6 +16,7 @@ pub mod books;
 pub mod cached;
 pub mod clock;
 pub mod codec;
+mod commits;
 pub mod conformance;
 pub mod embedded;
 mod mark;
@@ -32,6 +33,7 @@ mod shown;
 
 pub use books::Books;
 pub use cached::Cached;
+pub use commits::{COMMIT_TIMES, GROUP_SIZES};
 pub use embedded::EmbeddedStore;
 pub use mark::Mark;
 pub use memory::MemoryStore;
@@ -353,6 +355,13 @@ pub struct Status {
     pub committed_writes: u64,
     /// Time that the latest commit took from the first write to durable.
     pub latest_commit: Duration,
+    /// Time that all commits took together.
+    pub commit_time: Duration,
+    /// How many commits took not more than each of [`COMMIT_TIMES`], and more than the one before it;
+    /// last, those that took more than all of them.
+    pub commits_by_time: [u64; COMMIT_TIMES.len() + 1],
+    /// How many commits carried not more writes than each of [`GROUP_SIZES`], likewise.
+    pub commits_by_size: [u64; GROUP_SIZES.len() + 1],
 }
 
 /// Why a store did not do what it was asked.

@@ -22,6 +22,7 @@ use crate::{
         Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, Position, SumsQuery,
     },
     clock::{Clock, SystemClock},
+    commits::Commits,
 };
 
 mod books;
@@ -367,9 +368,7 @@ impl Store for MemoryStore {
             poisoned: None,
             records: table.entries.len() as u64,
             bytes: table.bytes,
-            commits: table.writes,
-            committed_writes: table.writes,
-            latest_commit: table.latest_write,
+            ..table.writes.status()
         }
     }
 
@@ -470,8 +469,7 @@ struct Table {
     entries: HashMap<Address, Entry>,
     addresses: BTreeMap<OperationId, Address>,
     bytes: u64,
-    writes: u64,
-    latest_write: Duration,
+    writes: Commits,
     mark: Option<Mark>,
     closed: bool,
     ledger: books::Ledger,
@@ -550,8 +548,7 @@ impl Table {
         }
         let attempts = entry.attempts_made;
         self.bytes = self.bytes - before + entry.bytes();
-        self.writes += 1;
-        self.latest_write = started.elapsed();
+        self.writes.note(1, started.elapsed());
         Ok(Swap::Done { attempts })
     }
 

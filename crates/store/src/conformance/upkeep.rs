@@ -161,6 +161,9 @@ pub async fn the_status_counts_records_and_writes<S: Subject>(subject: S) {
     );
     assert!(after.commits > before.commits);
     assert!(after.committed_writes >= before.committed_writes + 10);
+    assert_eq!(after.commits_by_time.iter().sum::<u64>(), after.commits);
+    assert_eq!(after.commits_by_size.iter().sum::<u64>(), after.commits);
+    assert!(after.commit_time >= after.latest_commit);
 }
 
 /// The store's clock is injected, and nothing else tells it the time.

@@ -34,6 +34,7 @@ use super::{
     layout::{self, EntryHead, Kind, SEGMENT_HEADER},
     segment::{Segment, sync_dir},
 };
+use crate::commits::Commits;
 
 /// Attempts and chunks wait so long at most for a commit that somebody needs.
 const LAZY: Duration = Duration::from_millis(100);
@@ -77,14 +78,6 @@ pub enum NotTaken {
     TooLarge,
 }
 
-/// Figures for metrics.
-#[derive(Default)]
-pub struct Figures {
-    pub commits: AtomicU64,
-    pub writes: AtomicU64,
-    pub latest_commit_nanos: AtomicU64,
-}
-
 struct Shared {
     dir: PathBuf,
     gate: Arc<Gate>,
@@ -93,7 +86,7 @@ struct Shared {
     segments: RwLock<BTreeMap<u32, Arc<Segment>>>,
     room: Notify,
     keeper: mpsc::Sender<Chore>,
-    figures: Figures,
+    commits: Commits,
     largest_segment: u32,
     max_bytes: u64,
     latest: AtomicU64,
@@ -184,7 +177,7 @@ impl Log {
             segments: RwLock::new(segments),
             room: Notify::new(),
             keeper,
-            figures: Figures::default(),
+            commits: Commits::default(),
             largest_segment,
             max_bytes,
             latest: AtomicU64::new(0),
@@ -265,8 +258,8 @@ impl Log {
         Ok(())
     }
 
-    pub fn figures(&self) -> &Figures {
-        &self.shared.figures
+    pub fn commits(&self) -> &Commits {
+        &self.shared.commits
     }
 
     /// Commits what there is, writes the last catalog and stops. Blocks.
@@ -415,14 +408,7 @@ impl Shared {
                 return false;
             }
             let since = batch.since.unwrap_or(taken);
-            self.figures.commits.fetch_add(1, Ordering::Relaxed);
-            self.figures
-                .writes
-                .fetch_add(batch.items.len() as u64, Ordering::Relaxed);
-            let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            self.figures
-                .latest_commit_nanos
-                .store(nanos, Ordering::Relaxed);
+            self.commits.note(batch.items.len() as u64, since.elapsed());
 
             let end = batch.offset + batch.bytes.len() as u32;
             batch.segment.used.store(end, Ordering::Release);

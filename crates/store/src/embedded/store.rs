@@ -1,9 +1,6 @@
 //! The embedded store as a [`Store`].
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 use onlyonce_core::{
@@ -207,16 +204,11 @@ impl Store for EmbeddedStore {
 
     fn status(&self) -> Status {
         let log = &self.inner.log;
-        let figures = log.figures();
         Status {
             poisoned: log.gate.broken().map(|why| why.to_string()),
             records: self.inner.census.records(),
             bytes: log.segments().iter().map(|segment| segment.len()).sum(),
-            commits: figures.commits.load(Ordering::Relaxed),
-            committed_writes: figures.writes.load(Ordering::Relaxed),
-            latest_commit: Duration::from_nanos(
-                figures.latest_commit_nanos.load(Ordering::Relaxed),
-            ),
+            ..log.commits().status()
         }
     }
 

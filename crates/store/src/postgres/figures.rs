@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio_postgres::types::Type;
 
 use super::{Core, error::Failed};
-use crate::{Status, StoreError};
+use crate::{Status, StoreError, commits::Commits};
 
 /// How often all is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
@@ -41,19 +41,14 @@ pub struct Figures {
     bytes: AtomicI64,
     tenants: Mutex<HashMap<i32, i64>>,
     counted: Mutex<Option<Instant>>,
-    commits: AtomicU64,
-    writes: AtomicU64,
-    latest_commit_nanos: AtomicU64,
+    commits: Commits,
     troubles: Mutex<HashMap<Trouble, (String, Instant)>>,
 }
 
 impl Figures {
     /// A commit took `took` and carried `writes` writes.
     pub fn committed(&self, writes: u64, took: Duration) {
-        self.commits.fetch_add(1, Ordering::Relaxed);
-        self.writes.fetch_add(writes, Ordering::Relaxed);
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.latest_commit_nanos.store(nanos, Ordering::Relaxed);
+        self.commits.note(writes, took);
     }
 
     /// This gateway wrote a new row.
@@ -130,9 +125,7 @@ impl Figures {
             poisoned: None,
             records: figure(&self.records),
             bytes: figure(&self.bytes),
-            commits: self.commits.load(Ordering::Relaxed),
-            committed_writes: self.writes.load(Ordering::Relaxed),
-            latest_commit: Duration::from_nanos(self.latest_commit_nanos.load(Ordering::Relaxed)),
+            ..self.commits.status()
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     servers::{Request, Servers},
     store::unexpected,
 };
-use crate::{Status, StoreError};
+use crate::{Status, StoreError, commits::Commits};
 
 /// Shards that are asked at once.
 const AT_ONCE: usize = 32;
@@ -36,8 +36,7 @@ pub struct Figures {
     records: AtomicU64,
     bytes: AtomicU64,
     tenants: Mutex<Tenants>,
-    writes: AtomicU64,
-    latest_write_micros: AtomicU64,
+    writes: Commits,
 }
 
 #[derive(Default)]
@@ -50,9 +49,7 @@ impl Figures {
     /// A write of `size` bytes that began at `started` was acknowledged.
     pub fn wrote(&self, size: usize, started: Instant) {
         self.grew(size);
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        let micros = started.elapsed().as_micros() as u64;
-        self.latest_write_micros.store(micros, Ordering::Relaxed);
+        self.writes.note(1, started.elapsed());
     }
 
     /// So many bytes more are held.
@@ -77,14 +74,11 @@ impl Figures {
     }
 
     pub fn status(&self) -> Status {
-        let writes = self.writes.load(Ordering::Relaxed);
         Status {
             poisoned: None,
             records: self.records.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
-            commits: writes,
-            committed_writes: writes,
-            latest_commit: Duration::from_micros(self.latest_write_micros.load(Ordering::Relaxed)),
+            ..self.writes.status()
         }
     }
 }
