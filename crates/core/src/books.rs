@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::{
-    Metered, OperationId, Record, Scope, Source, State, Timestamp, TraceId, Unit, Usd,
+    Got, Metered, OperationId, Record, Scope, Source, State, Timestamp, TraceId, Unit, Usd,
     numbered::numbered,
 };
 
@@ -216,34 +216,31 @@ pub struct Posting {
 }
 
 impl Posting {
-    /// What attempts were spared that joined the operation of `record`, or got its recording, at the
-    /// moment `at`: each of them would have used and cost what was `metered`.
+    /// What `attempts` attempts were spared that joined the operation of `record`, or got its recording,
+    /// at the moment `at`: each of them would have used and cost what was `metered`.
     pub fn spared(
         record: &Record,
         metered: &Metered,
         at: Timestamp,
-        joined: u32,
-        replayed: u32,
+        got: Got,
+        attempts: u32,
     ) -> Self {
-        let times = i64::from(joined) + i64::from(replayed);
+        let times = i64::from(attempts);
+        let of_each = |count: i64| count.saturating_mul(times);
+        let count = match got {
+            Got::Joined => Count::Joined,
+            _ => Count::Replayed,
+        };
+        let sums = [
+            (count, times),
+            (Count::Saved, of_each(cost_of(metered).nanos())),
+            (Count::SavedInput, of_each(tokens(metered, Unit::Input))),
+            (Count::SavedOutput, of_each(tokens(metered, Unit::Output))),
+        ];
         Self {
             at,
             account: Account::of(&record.scope.tenant, &record.request.route, metered),
-            sums: [
-                (Count::Joined, joined.into()),
-                (Count::Replayed, replayed.into()),
-                (Count::Saved, cost_of(metered).nanos().saturating_mul(times)),
-                (
-                    Count::SavedInput,
-                    tokens(metered, Unit::Input).saturating_mul(times),
-                ),
-                (
-                    Count::SavedOutput,
-                    tokens(metered, Unit::Output).saturating_mul(times),
-                ),
-            ]
-            .into_iter()
-            .collect(),
+            sums: sums.into_iter().collect(),
         }
     }
 }

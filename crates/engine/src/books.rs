@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use onlyonce_core::{Account, Metered, Posting, Record, StateName, Sums, Timestamp};
+use onlyonce_core::{Account, Got, Metered, Posting, Record, StateName, Sums, Timestamp};
 use onlyonce_store::{Store, StoreError, Swept, books::Grain};
 use parking_lot::Mutex;
 
@@ -55,34 +55,39 @@ impl Savings {
 impl<S: Store> Shared<S> {
     /// An attempt got the recording of the completed `record`.
     pub(crate) fn spare_replay(&self, record: &Record) {
-        self.spare(record, record.metered.as_deref(), 0, 1);
+        self.spare(record, record.metered.as_deref(), Got::Replayed, 1);
     }
 
-    /// One more attempt joins `live`, whose claim is `record`. It is spared something if that completes.
+    /// One more attempt joins `live`, whose claim is `record`. It is spared something if that completes,
+    /// and is told of with the others then, unless that moment has passed.
     pub(crate) fn join(&self, live: &Live, record: &Record) {
         let mut state = live.state.lock();
-        state.joined += 1;
-        if let Phase::Ended(End::Completed { .. }) = state.phase {
-            self.spare(record, state.metered.as_deref(), 1, 0);
+        match state.phase {
+            Phase::Ended(End::Completed { .. }) => {
+                self.spare(record, state.metered.as_deref(), Got::Joined, 1);
+            }
+            Phase::Ended(_) => {}
+            Phase::Claiming | Phase::Running => state.joined += 1,
         }
     }
 
     /// The execution of `live` was completed, as its readers know by now: what those were spared who
-    /// have joined so far.
+    /// have joined so far, and share its outcome (I18).
     pub(crate) fn spare_joins(&self, live: &LiveState) {
         if let Some(record) = &live.record {
-            self.spare(record, live.metered.as_deref(), live.joined, 0);
+            self.spare(record, live.metered.as_deref(), Got::Joined, live.joined);
         }
     }
 
-    fn spare(&self, record: &Record, metered: Option<&Metered>, joined: u32, replayed: u32) {
-        if self.settings.books.is_none() || joined + replayed == 0 {
+    fn spare(&self, record: &Record, metered: Option<&Metered>, got: Got, attempts: u32) {
+        self.tell_spared(record, metered, got, attempts);
+        if self.settings.books.is_none() || attempts == 0 {
             return;
         }
         let now = self.store.now();
         let posting = match metered {
-            Some(metered) => Posting::spared(record, metered, now, joined, replayed),
-            None => Posting::spared(record, &Metered::default(), now, joined, replayed),
+            Some(metered) => Posting::spared(record, metered, now, got, attempts),
+            None => Posting::spared(record, &Metered::default(), now, got, attempts),
         };
         self.savings.add(posting);
     }

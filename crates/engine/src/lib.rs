@@ -80,6 +80,7 @@ mod fate;
 mod ids;
 mod late;
 mod live;
+mod observer;
 mod operator;
 mod reader;
 mod recording;
@@ -95,6 +96,7 @@ pub use begin::{Begin, Request, RoutePolicy, Ticket};
 pub use execution::Execution;
 pub use fate::{Ended, Fate};
 pub use late::Late;
+pub use observer::Observer;
 pub use operator::{Operation, Purge, Resolution};
 pub use reader::{Frame, Kind, Reader, Start};
 pub use seldom::Seldom;
@@ -158,6 +160,7 @@ pub(crate) struct Shared<S> {
     pub(crate) store: Arc<S>,
     pub(crate) owner: OwnerId,
     pub(crate) settings: Settings,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) registry: Registry,
     /// The operations of other gateways that are followed here.
     pub(crate) mirrors: Registry,
@@ -182,6 +185,20 @@ impl<S: Store> Engine<S> {
     ///
     /// When `settings.chunk_size` is 0.
     pub fn new(store: Arc<S>, owner: OwnerId, settings: Settings) -> Self {
+        Self::with_observer(store, owner, settings, None)
+    }
+
+    /// As [`Engine::new`], with somebody who is told what operations used and spared.
+    ///
+    /// # Panics
+    ///
+    /// When `settings.chunk_size` is 0.
+    pub fn with_observer(
+        store: Arc<S>,
+        owner: OwnerId,
+        settings: Settings,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Self {
         assert!(settings.chunk_size > 0, "a chunk has at least one byte");
         Self {
             shared: Arc::new(Shared {
@@ -191,6 +208,7 @@ impl<S: Store> Engine<S> {
                 mirrors: Registry::new(),
                 admission: Admission::new(&settings),
                 settings,
+                observer,
                 abandoned: Abandoned::default(),
                 late: Gates::default(),
                 ids: Ids::new(owner),

@@ -171,6 +171,10 @@ impl<S: Store> Engine<S> {
         if swap == Swap::Lost {
             return Err(ResolveError::Changed);
         }
+        if became == StateName::Completed {
+            self.shared
+                .tell_completed(&record, record.metered.as_deref());
+        }
         tracing::info!(operation = %id, %became, who, reason, "an operator resolved an operation");
         self.operation(id).await?.ok_or(ResolveError::Changed)
     }

@@ -251,6 +251,11 @@ impl<S: Store> Writer<S> {
                     state.phase = Phase::Ended(End::Completed {
                         expires_at: Some(settled.now.after(window)),
                     });
+                    if state.metered.is_none() {
+                        state.metered.clone_from(&settled.held.metered);
+                    }
+                    self.shared
+                        .tell_completed(&self.claimed, state.metered.as_deref());
                     self.shared.spare_joins(state);
                 });
                 Ok(())

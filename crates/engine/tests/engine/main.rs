@@ -7,6 +7,7 @@ mod books;
 mod claims;
 mod elsewhere;
 mod join_faults;
+mod observer;
 mod outcomes;
 mod recording_faults;
 mod shutdown;

@@ -13,8 +13,8 @@ use onlyonce_core::{
     RequestLine, Scope, StateName,
 };
 use onlyonce_engine::{
-    Begin, Broken, Engine, Execution, Frame, Kind, Reader, Refused, Request, RoutePolicy, Settings,
-    Start, Trouble,
+    Begin, Broken, Engine, Execution, Frame, Kind, Observer, Reader, Refused, Request, RoutePolicy,
+    Settings, Start, Trouble,
 };
 use onlyonce_store::{
     Cached, EmbeddedStore, MemoryStore, Store, cached, clock::ManualClock, embedded::Options,
@@ -193,6 +193,15 @@ impl<S: Backend> WorldOver<S> {
             store,
             clock,
             folder: None,
+        }
+    }
+
+    /// The engine of `owner` on the same store, which tells `observer` what it sees.
+    pub fn observed(&self, owner: u64, observer: Arc<dyn Observer>) -> Self {
+        let (store, owner) = (self.store.clone(), OwnerId::new(owner));
+        Self {
+            engine: Engine::with_observer(store, owner, settings(), Some(observer)),
+            ..self.clone()
         }
     }
 

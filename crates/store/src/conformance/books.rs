@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Account, Count, Entry, OperationId, OwnerId, Posting, Record, ReleaseReason, Sums, Timestamp,
-    UnknownReason,
+    Account, Count, Entry, Got, OperationId, OwnerId, Posting, Record, ReleaseReason, Sums,
+    Timestamp, UnknownReason,
 };
 
 use super::{
@@ -292,7 +292,7 @@ pub async fn sums_are_told_by_period_and_account<S: Subject>(subject: S) {
         let tenant = ["acme", "globex"][number as usize % 2];
         let kept = finished_of(&bench, &format!("k{number}"), tenant).await;
         let metered = kept.record.metered.as_deref().expect("metered");
-        let spared = Posting::spared(&kept.record, metered, bench.now(), number, 2);
+        let spared = Posting::spared(&kept.record, metered, bench.now(), Got::Joined, number);
         bench
             .store
             .post(vec![spared.clone(), spared.clone()])
