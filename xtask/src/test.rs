@@ -61,6 +61,7 @@ fn cargo_test() -> Result<Count> {
         ("pgbouncer", "pgbouncer"),
         ("redis-server", "redis-server"),
         ("ip", "iproute2"),
+        ("promtool", "prometheus"),
     ])?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);

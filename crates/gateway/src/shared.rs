@@ -48,13 +48,15 @@ impl<S: Store> Shared<S> {
                 "correct them",
             )
         })?;
+        let metrics = Metrics::new(&config);
         let meters = Meters {
             prices: config.prices()?,
             memory: MeterMemory::new(config.limits.meter_memory),
+            gave_up: metrics.gave_up.clone(),
         };
-        let engine = Engine::new(Arc::new(store), owner, settings(&config));
-        let metrics = Metrics::new(&config);
-        let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.spans);
+        let (store, observer) = (Arc::new(store), metrics.money());
+        let engine = Engine::with_observer(store, owner, settings(&config), Some(observer));
+        let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.telemetry);
         Ok(Arc::new(Self {
             config,
             engine,

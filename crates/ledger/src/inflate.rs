@@ -114,11 +114,14 @@ pub enum GaveUp {
 }
 
 impl GaveUp {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [Self::Coding, Self::TooLong, Self::Memory, Self::Malformed];
+
     /// It in a word, for metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Coding => "coding",
-            Self::TooLong => "too-long",
+            Self::TooLong => "too_long",
             Self::Memory => "memory",
             Self::Malformed => "malformed",
         }

@@ -87,15 +87,10 @@ impl Collector {
         let mut lines = Vec::new();
         for metric in &taken.metrics {
             let Some(Data::Sum(sum)) = &metric.data else {
-                panic!("{} is no sum", metric.name);
+                continue;
             };
             for point in &sum.data_points {
-                let mut line = metric.name.clone();
-                for (key, value) in texts(&point.attributes) {
-                    if key != "server.port" {
-                        let _ = write!(line, " {key}={value}");
-                    }
-                }
+                let mut line = named(&metric.name, &point.attributes);
                 match point.value {
                     Some(number_data_point::Value::AsInt(count)) => {
                         let _ = write!(line, " {count}");
@@ -106,6 +101,23 @@ impl Collector {
             }
         }
         lines
+    }
+
+    /// The histograms that the latest message told: name, attributes but for the port, how many were
+    /// counted, and the bounds.
+    pub fn histograms(&self) -> Vec<(String, u64, Vec<f64>)> {
+        let taken = self.taken.lock().expect("what was taken");
+        let mut all = Vec::new();
+        for metric in &taken.metrics {
+            let Some(Data::Histogram(histogram)) = &metric.data else {
+                continue;
+            };
+            for point in &histogram.data_points {
+                let name = named(&metric.name, &point.attributes);
+                all.push((name, point.count, point.explicit_bounds.clone()));
+            }
+        }
+        all
     }
 
     /// What the first message said of who sent it.
@@ -259,6 +271,17 @@ impl Tree<'_> {
             None => id,
         }
     }
+}
+
+/// A metric with the attributes of a point of it; the port differs from run to run.
+fn named(name: &str, attributes: &[KeyValue]) -> String {
+    let mut line = name.to_owned();
+    for (key, value) in texts(attributes) {
+        if key != "server.port" {
+            let _ = write!(line, " {key}={value}");
+        }
+    }
+    line
 }
 
 fn is_parent(parent: &Span, child: &Span) -> bool {

@@ -2,8 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::http::header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
 use onlyonce_http::problem_pages::{PAGES, page};
 use onlyonce_store::Store;
@@ -14,6 +14,7 @@ use super::access::{May, Read};
 use super::answer::Refusal;
 use super::query::Named;
 use crate::config::nearest;
+use crate::metrics::Format;
 use crate::shared::Phase;
 
 /// The API's description.
@@ -37,15 +38,15 @@ pub(super) async fn ready<S: Store>(State(control): State<Control<S>>) -> Respon
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics<S: Store>(desk: May<S, Read>) -> Result<Response, Refusal> {
-    let control = desk.whole()?;
-    let engine = &control.shared.engine;
-    let text = control
-        .shared
-        .metrics
-        .encode(engine.live(), &engine.store().status());
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(CONTENT_TYPE, kind)], text).into_response())
+pub(super) async fn metrics<S: Store>(
+    desk: May<S, Read>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let shared = &desk.whole()?.shared;
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::asked(accept);
+    let text = shared.metrics.tell(&shared.engine, format).await;
+    Ok(([(CONTENT_TYPE, format.content_type())], text).into_response())
 }
 
 /// `GET /problems`: all pages.

@@ -2,22 +2,38 @@
 //!
 //! Counters of the data path are looked up once, at the start, and only raised while it serves.
 //! What the engine and the store know themselves is read when somebody asks for the metrics.
+//!
+//! Here stand requests, executions and problems; what another part counts has a module of its own,
+//! which registers it under names of its own: `money`, `store`, `telemetry`.
+
+mod money;
+mod store;
+mod telemetry;
 
 use std::fmt::Write as _;
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
 
 use onlyonce_core::UnknownReason;
+use onlyonce_engine::{Engine, Observer};
 use onlyonce_http::Status;
 use onlyonce_http::problem_pages::PAGES;
-use onlyonce_store::Status as StoreStatus;
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use onlyonce_store::Store;
+use prometheus_client::encoding::{EncodeLabelSet, prometheus_text, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+pub(crate) use self::money::GaveUpMetrics;
+use self::money::Money;
+use self::store::{OpenUnknowns, StoreMetrics};
+pub(crate) use self::telemetry::TelemetryMetrics;
 use crate::config::{Config, Route};
+
+/// From 5 ms, which a stub needs, doubling to 11 minutes: a long generation takes some, and time-outs
+/// are of that order.
+const EXECUTION_BUCKETS: (f64, f64, u16) = (0.005, 2.0, 18);
 
 /// How a request was answered: the `status` label of `onlyonce_requests_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +102,7 @@ struct RouteMetrics {
     requests: [Counter; Answer::ALL.len()],
     execution_seconds: Histogram,
     retries: Counter,
+    joins: Counter,
 }
 
 /// What is counted.
@@ -97,56 +114,11 @@ pub struct Metrics {
     /// Connections of callers that are open.
     pub connections: Gauge,
     live_operations: Gauge,
-    pub(crate) spans: SpanMetrics,
+    pub(crate) telemetry: TelemetryMetrics,
+    pub(crate) gave_up: GaveUpMetrics,
+    money: Arc<Money>,
     store: StoreMetrics,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SpanLabels {
-    result: &'static str,
-}
-
-/// What became of the spans of traces.
-#[derive(Clone)]
-pub(crate) struct SpanMetrics {
-    sent: Counter,
-    dropped: Counter,
-}
-
-impl SpanMetrics {
-    fn new(registry: &mut Registry) -> Self {
-        let family = Family::<SpanLabels, Counter>::default();
-        registry.register(
-            "spans",
-            "Spans of traces, by whether the collector took them",
-            family.clone(),
-        );
-        let of = |result| family.get_or_create_owned(&SpanLabels { result });
-        Self {
-            sent: of("sent"),
-            dropped: of("dropped"),
-        }
-    }
-
-    /// The collector took so many.
-    pub(crate) fn sent(&self, spans: u64) {
-        self.sent.inc_by(spans);
-    }
-
-    /// So many were given up.
-    pub(crate) fn dropped(&self, spans: u64) {
-        self.dropped.inc_by(spans);
-    }
-}
-
-struct StoreMetrics {
-    records: Gauge,
-    bytes: Gauge,
-    healthy: Gauge,
-    commits: Counter,
-    committed_writes: Counter,
-    latest_commit: Gauge<f64, AtomicU64>,
-    group_size: Gauge<f64, AtomicU64>,
+    unknowns: OpenUnknowns,
 }
 
 impl Metrics {
@@ -155,7 +127,8 @@ impl Metrics {
         let mut registry = Registry::with_prefix("onlyonce");
         let requests = Family::<RequestLabels, Counter>::default();
         let seconds = Family::<RouteLabels, Histogram>::new_with_constructor(|| {
-            Histogram::new(exponential_buckets(0.005, 2.0, 18))
+            let (first, factor, count) = EXECUTION_BUCKETS;
+            Histogram::new(exponential_buckets(first, factor, count))
         });
         let retries = Family::<RouteLabels, Counter>::default();
         registry.register(
@@ -174,6 +147,12 @@ impl Metrics {
             "The gateway's own retries of what provably did not run",
             retries.clone(),
         );
+        let joins = Family::<RouteLabels, Counter>::default();
+        registry.register(
+            "joins",
+            "Requests that joined an operation while it ran, whatever came of it",
+            joins.clone(),
+        );
         let route_metrics = |route: &Route| {
             let labels = RouteLabels {
                 route: route.name.to_string(),
@@ -187,6 +166,7 @@ impl Metrics {
                 }),
                 execution_seconds: seconds.get_or_create_owned(&labels),
                 retries: retries.get_or_create_owned(&labels),
+                joins: joins.get_or_create_owned(&labels),
             }
         };
         let routes = config
@@ -208,8 +188,12 @@ impl Metrics {
             "Operations that are being executed",
             live_operations.clone(),
         );
-        let spans = SpanMetrics::new(&mut registry);
-        let store = StoreMetrics::new(&mut registry);
+        let telemetry = TelemetryMetrics::new(&mut registry);
+        let gave_up = GaveUpMetrics::new(&mut registry);
+        let tenants = config.tenants.iter().map(|tenant| &*tenant.name);
+        let money = Arc::new(Money::new(&mut registry, tenants));
+        let store = StoreMetrics::default();
+        registry.register_collector(Box::new(store.clone()));
         Self {
             registry,
             routes,
@@ -217,8 +201,11 @@ impl Metrics {
             problems,
             connections,
             live_operations,
-            spans,
+            telemetry,
+            gave_up,
+            money,
             store,
+            unknowns: OpenUnknowns::default(),
         }
     }
 
@@ -279,6 +266,16 @@ impl Metrics {
         self.routes[route.index].retries.inc();
     }
 
+    /// A request of `route` joined an operation that ran.
+    pub fn joined(&self, route: &Route) {
+        self.routes[route.index].joins.inc();
+    }
+
+    /// Who counts what operations used and cost.
+    pub(crate) fn money(&self) -> Arc<dyn Observer> {
+        Arc::clone(&self.money) as _
+    }
+
     /// The outcome of one execution is unknown.
     pub fn unknown(&self, reason: UnknownReason) {
         if let Some((_, counter)) = self.unknown.iter().find(|(of, _)| *of == reason) {
@@ -293,13 +290,18 @@ impl Metrics {
         }
     }
 
-    /// All of it as OpenMetrics text.
-    pub(crate) fn encode(&self, live_operations: usize, store: &StoreStatus) -> String {
+    /// All of it as it stands, in the text format that is asked for.
+    pub(crate) async fn tell<S: Store>(&self, engine: &Engine<S>, format: Format) -> String {
         self.live_operations
-            .set(i64::try_from(live_operations).unwrap_or(i64::MAX));
-        self.store.set(store);
+            .set(i64::try_from(engine.live()).unwrap_or(i64::MAX));
+        let unknown_open = self.unknowns.count(engine).await;
+        self.store.set(engine.store().status(), unknown_open);
         let mut out = String::new();
-        if text::encode(&mut out, &self.registry).is_err() {
+        let encoded = match format {
+            Format::OpenMetrics => text::encode(&mut out, &self.registry),
+            Format::Prometheus => prometheus_text::encode(&mut out, &self.registry),
+        };
+        if encoded.is_err() {
             // Writing to a string cannot fail; a broken scrape must be visible all the same.
             let _ = writeln!(out, "# the metrics could not be encoded");
         }
@@ -307,63 +309,29 @@ impl Metrics {
     }
 }
 
-impl StoreMetrics {
-    fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            records: Gauge::default(),
-            bytes: Gauge::default(),
-            healthy: Gauge::default(),
-            commits: Counter::default(),
-            committed_writes: Counter::default(),
-            latest_commit: Gauge::default(),
-            group_size: Gauge::default(),
-        };
-        let store = registry.sub_registry_with_prefix("store");
-        store.register("records", "Records held", metrics.records.clone());
-        store.register("bytes", "Bytes held", metrics.bytes.clone());
-        store.register(
-            "healthy",
-            "1 while the store takes writes, 0 once it is poisoned",
-            metrics.healthy.clone(),
-        );
-        store.register("commits", "Durable commits", metrics.commits.clone());
-        store.register(
-            "committed_writes",
-            "Writes that durable commits carried",
-            metrics.committed_writes.clone(),
-        );
-        store.register_with_unit(
-            "commit",
-            "Time of the latest commit, from its first write to durable",
-            Unit::Seconds,
-            metrics.latest_commit.clone(),
-        );
-        store.register(
-            "commit_group_size",
-            "Writes for each commit, on average since the start",
-            metrics.group_size.clone(),
-        );
-        metrics
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
+    OpenMetrics,
+    /// The older text format, which every tool reads.
+    Prometheus,
+}
+
+impl Format {
+    /// The one that an `Accept` of this value asks for: OpenMetrics, where that is named at all.
+    pub(crate) fn asked(accept: Option<&str>) -> Self {
+        match accept {
+            Some(accept) if accept.contains("application/openmetrics-text") => Self::OpenMetrics,
+            _ => Self::Prometheus,
+        }
     }
 
-    fn set(&self, status: &StoreStatus) {
-        self.records
-            .set(i64::try_from(status.records).unwrap_or(i64::MAX));
-        self.bytes
-            .set(i64::try_from(status.bytes).unwrap_or(i64::MAX));
-        self.healthy.set(i64::from(status.poisoned.is_none()));
-        self.commits
-            .inner()
-            .store(status.commits, std::sync::atomic::Ordering::Relaxed);
-        self.committed_writes.inner().store(
-            status.committed_writes,
-            std::sync::atomic::Ordering::Relaxed,
-        );
-        self.latest_commit.set(status.latest_commit.as_secs_f64());
-        // Precision beyond 2^52 commits is of no interest.
-        #[expect(clippy::cast_precision_loss)]
-        let mean = status.committed_writes as f64 / status.commits.max(1) as f64;
-        self.group_size.set(mean);
+    pub(crate) const fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => prometheus_text::CONTENT_TYPE,
+        }
     }
 }
 

@@ -119,6 +119,9 @@ async fn answer_in<S: Store>(
         _ => Got::Replayed,
     };
     note(span, got, Some(reader.ticket()));
+    if followed == Status::Joined {
+        shared.metrics.joined(&path.route);
+    }
     let mut follower = None;
     if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {
         follower = worker.audiences.join(reader.ticket().id, &caller.watch);

@@ -6,6 +6,7 @@ use onlyonce_ledger::prices::{Prices, Sale};
 use onlyonce_ledger::{Asked, End, Meter, MeterMemory};
 
 use crate::config::Route;
+use crate::metrics::GaveUpMetrics;
 
 /// What of a gateway metering takes.
 pub(crate) struct Meters {
@@ -13,6 +14,8 @@ pub(crate) struct Meters {
     pub(crate) prices: Prices,
     /// What all meters of compressed answers may hold together.
     pub(crate) memory: MeterMemory,
+    /// Counts the answers that meters did not read to their end.
+    pub(crate) gave_up: GaveUpMetrics,
 }
 
 /// The meter of one answer. A route without a format and without a price has none.
@@ -52,6 +55,9 @@ impl Metering {
         route: &Route,
         record: &Record,
     ) -> Option<Metered> {
+        if let Some(why) = self.meter.as_ref().and_then(Meter::gave_up) {
+            meters.gave_up.gave_up(why);
+        }
         let format = self.meter.as_ref().map(|meter| meter.format().clone());
         let fixed = format.as_ref().and_then(|format| format.per_call());
         let per_call = route.per_call.as_ref().or(fixed);

@@ -111,11 +111,14 @@ impl Sending {
                 () = sleep(interval) => false,
                 stops = stopped(&mut self.stopped) => stops,
             };
-            if let Some(message) = self.message_of_metrics()
-                && let Verdict::Later(_, why) | Verdict::Refused(why) =
-                    self.collector.post(&url, message).await
-            {
-                tracing::debug!("metrics are not taken: {why}");
+            if let Some(message) = self.message_of_metrics() {
+                match self.collector.post(&url, message).await {
+                    Verdict::Taken { .. } => self.tracer.metrics.metrics.sent(1),
+                    Verdict::Later(_, why) | Verdict::Refused(why) => {
+                        self.tracer.metrics.metrics.dropped(1);
+                        tracing::debug!("metrics are not taken: {why}");
+                    }
+                }
             }
             if stops {
                 return;
@@ -135,7 +138,7 @@ impl Sending {
             let (at_least, why) = match self.collector.post(url, message.clone()).await {
                 Verdict::Taken { rejected } => {
                     let rejected = rejected.min(spans);
-                    self.tracer.metrics.sent(spans - rejected);
+                    self.tracer.metrics.spans.sent(spans - rejected);
                     if rejected > 0 {
                         self.dropped(rejected, "the collector took the others");
                     }
@@ -161,7 +164,7 @@ impl Sending {
     }
 
     fn dropped(&self, spans: u64, why: &str) {
-        self.tracer.metrics.dropped(spans);
+        self.tracer.metrics.spans.dropped(spans);
         match self.trouble.turn(Instant::now()) {
             Some(held_back) => tracing::warn!(spans, held_back, "spans are dropped: {why}"),
             None => tracing::debug!(spans, "spans are dropped: {why}"),

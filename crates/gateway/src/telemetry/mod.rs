@@ -34,7 +34,7 @@ use self::spans::Finished;
 pub(crate) use self::spans::{AttemptSpan, ExecutionSpan, Origin};
 use self::sums::Sums;
 use crate::config;
-use crate::metrics::SpanMetrics;
+use crate::metrics::TelemetryMetrics;
 
 /// Spans in one message to the collector.
 const BATCH: usize = 512;
@@ -50,12 +50,12 @@ struct Tracer {
     most: usize,
     /// Notified when there are enough for a batch.
     enough: Notify,
-    metrics: SpanMetrics,
+    metrics: TelemetryMetrics,
     sums: Sums,
 }
 
 impl Telemetry {
-    pub(crate) fn new(settings: Option<&config::Telemetry>, metrics: &SpanMetrics) -> Self {
+    pub(crate) fn new(settings: Option<&config::Telemetry>, metrics: &TelemetryMetrics) -> Self {
         Self(settings.map(|settings| {
             Arc::new(Tracer {
                 sample: Sample::of(settings.sample),
@@ -87,7 +87,7 @@ impl Tracer {
         let mut done = self.done.lock();
         if done.len() >= self.most {
             drop(done);
-            self.metrics.dropped(span.count());
+            self.metrics.spans.dropped(span.count());
             return;
         }
         done.push_back(span);

@@ -1,8 +1,12 @@
 //! Spans in the words of the OpenTelemetry conventions.
 //!
 //! HTTP spans: <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>. The `gen_ai.*` names are
-//! those of open-telemetry/semantic-conventions-genai as of 2026-11; all of them are "Development"
-//! there, and they stand in this file alone. No prompt, no answer, no key and no credential is in a span.
+//! those of open-telemetry/semantic-conventions-genai, docs/gen-ai/client-inference.md at its commit
+//! 024a4f944a1291fcb627c9c47da69e79868dd15e and gen-ai-token-metrics.md at 066d4a7f356f8600de6f10c42874626ab88692fb;
+//! all of them are "Development" there, and they stand in this file alone. (The older
+//! `gen_ai.client.operation.duration` and `gen_ai.client.token.usage` count embeddings, tools and agents
+//! too; of an inference, those of `gen_ai.client.inference` are what is recommended now.) No prompt, no
+//! answer, no key and no credential is in a span.
 
 use std::time::Duration;
 
@@ -25,7 +29,7 @@ const HAS_IS_REMOTE: u32 = 1 << 8;
 const IS_REMOTE: u32 = 1 << 9;
 
 /// How much was used, by unit.
-const TOKENS: [(Unit, &str); 9] = [
+const TOKENS: [(Unit, &str); 11] = [
     (Unit::Input, "gen_ai.usage.input_tokens"),
     (Unit::Output, "gen_ai.usage.output_tokens"),
     (Unit::CacheRead, "gen_ai.usage.cache_read.input_tokens"),
@@ -35,6 +39,14 @@ const TOKENS: [(Unit, &str); 9] = [
     (Unit::OutputAudio, "gen_ai.usage.audio.output_tokens"),
     (Unit::InputImage, "gen_ai.usage.image.input_tokens"),
     (Unit::OutputImage, "gen_ai.usage.image.output_tokens"),
+    (
+        Unit::CacheReadAudio,
+        "gen_ai.usage.audio.cache_read.input_tokens",
+    ),
+    (
+        Unit::CacheReadImage,
+        "gen_ai.usage.image.cache_read.input_tokens",
+    ),
 ];
 
 /// What tokens stand for.
@@ -57,6 +69,15 @@ impl Modality {
         }
     }
 }
+
+/// From the request to the last byte of its answer.
+pub(super) const DURATION: &str = "gen_ai.client.inference.duration";
+/// From the request to the first bytes of a stream.
+pub(super) const TO_FIRST_CHUNK: &str = "gen_ai.client.inference.time_to_first_chunk";
+/// The bounds that the conventions ask for of both, in seconds.
+pub(super) const BOUNDS: [f64; 14] = [
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
 
 const INPUT: &str = "gen_ai.client.inference.usage.input_tokens";
 const OUTPUT: &str = "gen_ai.client.inference.usage.output_tokens";
@@ -195,12 +216,6 @@ fn execution(executed: &Executed) -> Span {
         name = name_of(metered);
     }
     let name = name.unwrap_or_else(|| called(executed.method).to_owned());
-    let error = match (executed.status, executed.end) {
-        (Some(status), _) if status >= 400 => Some(status.to_string()),
-        (_, Some(Ended::Unknown(reason))) => Some(reason_label(reason).to_owned()),
-        (None, Some(Ended::Released)) => Some("not_sent".to_owned()),
-        _ => None,
-    };
     span(
         &executed.own,
         Some(executed.operation.1),
@@ -208,8 +223,18 @@ fn execution(executed: &Executed) -> Span {
         SpanKind::Client,
         (executed.begun, executed.ended),
         attributes,
-        error,
+        error_of(executed),
     )
+}
+
+/// What an execution failed with, if it did.
+pub(super) fn error_of(executed: &Executed) -> Option<String> {
+    match (executed.status, executed.end) {
+        (Some(status), _) if status >= 400 => Some(status.to_string()),
+        (_, Some(Ended::Unknown(reason))) => Some(reason_label(reason).to_owned()),
+        (None, Some(Ended::Released)) => Some("not_sent".to_owned()),
+        _ => None,
+    }
 }
 
 /// A method in the name of a span.
@@ -231,10 +256,14 @@ fn name_of(metered: &Metered) -> Option<String> {
 }
 
 /// In seconds, of a stream.
-fn time_to_first_chunk(executed: &Executed) -> Option<f64> {
+pub(super) fn time_to_first_chunk(executed: &Executed) -> Option<f64> {
     let first = executed.first_chunk.filter(|_| executed.streams)?;
-    let span = Duration::from_nanos(first.saturating_sub(executed.begun));
-    Some(span.as_secs_f64())
+    Some(seconds(executed.begun, first))
+}
+
+/// From one moment to another, both in nanoseconds.
+pub(super) fn seconds(from: u64, to: u64) -> f64 {
+    Duration::from_nanos(to.saturating_sub(from)).as_secs_f64()
 }
 
 fn span(
@@ -284,8 +313,8 @@ impl Attributes {
         }
     }
 
-    /// Which call a count of tokens is of.
-    pub(super) fn of_call(call: &Call, modality: Modality) -> Self {
+    /// Which call a count or a time is of; of tokens, also what they stand for.
+    pub(super) fn of_call(call: &Call, modality: Option<Modality>) -> Self {
         let mut attributes = Self::default();
         attributes.text("server.address", &call.server);
         attributes.count("server.port", Some(call.port));
@@ -293,7 +322,10 @@ impl Attributes {
         attributes.text("gen_ai.provider.name", &call.provider);
         attributes.text("gen_ai.request.model", &call.request_model);
         attributes.text("gen_ai.response.model", &call.model);
-        attributes.text("gen_ai.token.modality", modality.as_str());
+        if let Some(modality) = modality {
+            attributes.text("gen_ai.token.modality", modality.as_str());
+        }
+        attributes.text("error.type", &call.error);
         attributes
     }
 

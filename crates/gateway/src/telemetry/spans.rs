@@ -248,12 +248,12 @@ impl ExecutionSpan {
         let Some(mut executed) = self.executed.lock().take() else {
             return;
         };
+        executed.ended = now();
+        executed.end = self.fate.ended();
+        executed.joined = self.fate.joined();
         executed.metered = self.fate.metered();
         self.tracer.sums.add(&executed);
         if self.context.is_sampled() {
-            executed.ended = now();
-            executed.end = self.fate.ended();
-            executed.joined = self.fate.joined();
             self.tracer.push(Finished::Execution(executed));
         }
     }

@@ -1,7 +1,5 @@
 //! The control listener: health, operations, recordings, settling by hand.
 
-use std::collections::BTreeSet;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use onlyonce_testkit::{Client, Gateway, Request, Upstream, eventually};
@@ -64,28 +62,6 @@ fn metrics_count_requests_by_how_they_were_answered() {
             (count(status) - expected).abs() < f64::EPSILON
         });
     }
-}
-
-#[test]
-fn the_metrics_are_those_that_the_operators_page_names() {
-    let page = include_str!("../../../../docs/operating.md");
-    let (_, table) = page.split_once("What to look at:").expect("the table");
-    let (table, _) = table.split_once("\nLogs go").expect("its end");
-    let family = |name: &str| name.trim_end_matches("_total").to_owned();
-    let named: BTreeSet<_> = table
-        .split('`')
-        .filter(|word| word.starts_with("onlyonce_"))
-        .map(|word| family(word.split('{').next().unwrap_or(word)))
-        .collect();
-    let upstream = Upstream::counting();
-    let text = gateway(&upstream).control().get("/metrics").text();
-    let served: BTreeSet<_> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-        .map(family)
-        .collect();
-    assert_eq!(served, named);
-    assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod encryption;
 mod faults;
 mod keys;
 mod mistakes;
+mod observability;
 mod openapi;
 mod passing;
 mod peers;

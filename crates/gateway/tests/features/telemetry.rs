@@ -47,8 +47,8 @@ fn expect_tree(collector: &Collector, spans: usize, expected: &str) {
 }
 
 fn spans_metric(gateway: &Gateway, result: &str) -> f64 {
-    let label = format!("result=\"{result}\"");
-    gateway.control().metric("onlyonce_spans_total", &label)
+    let name = format!("onlyonce_telemetry_{result}_total");
+    gateway.control().metric(&name, "signal=\"spans\"")
 }
 
 #[test]
@@ -761,7 +761,15 @@ chat gpt-4o-2024-08-06
     ]
     .map(|(name, count)| format!("gen_ai.client.inference.usage.{name} {call} {count}"));
     assert_eq!(collector.metrics(), expected);
+    let call = call.replace(" gen_ai.token.modality=unknown", "");
+    let duration = format!("gen_ai.client.inference.duration {call}");
+    assert_eq!(collector.histograms(), [(duration, 1, BOUNDS.to_vec())]);
 }
+
+/// What times of inferences are told apart by, in the conventions.
+const BOUNDS: [f64; 14] = [
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
 
 #[test]
 fn a_stream_says_so_and_one_that_broke_off_what_it_had_used() {
@@ -774,7 +782,7 @@ fn a_stream_says_so_and_one_that_broke_off_what_it_had_used() {
         x.reset();
     });
     let collector = Collector::new();
-    let gateway = usage::before(&upstream, "anthropic")
+    let mut gateway = usage::before(&upstream, "anthropic")
         .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
         .start();
     let mut client = gateway.begin(&in_trace(post("/v1/messages", "k", "{}"), CALLER));
@@ -808,6 +816,23 @@ chat claude-sonnet-4-5-20250929 FAILED
 ",
         "{tree}"
     );
+
+    gateway.terminate();
+    assert_eq!(gateway.wait_for_exit(), Some(0));
+    let call = "server.address=127.0.0.1 gen_ai.operation.name=chat gen_ai.provider.name=anthropic \
+                gen_ai.response.model=claude-sonnet-4-5-20250929";
+    let expected = [
+        format!("duration {call} error.type=truncated"),
+        format!("time_to_first_chunk {call}"),
+    ]
+    .map(|name| {
+        (
+            format!("gen_ai.client.inference.{name}"),
+            1,
+            BOUNDS.to_vec(),
+        )
+    });
+    assert_eq!(collector.histograms(), expected);
 }
 
 #[test]
