@@ -1,9 +1,8 @@
 //! `onlyonce keys`: looking at operations and settling them, over the control listener.
 
-mod client;
 mod show;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -11,32 +10,14 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use crate::control_client::{Client, Reach, query};
 use crate::failure::Failure;
-use client::{Client, query};
 
 /// The words of `onlyonce keys`.
 #[derive(Debug, Args)]
 pub(crate) struct Keys {
-    /// The control listener of the gateway
-    #[arg(
-        long,
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8788",
-        global = true
-    )]
-    control: String,
-    /// The control token
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        env = "ONLYONCE_CONTROL_TOKEN",
-        hide_env_values = true,
-        global = true
-    )]
-    token: Option<String>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    reach: Reach,
     #[command(subcommand)]
     command: Command,
 }
@@ -115,16 +96,11 @@ enum Command {
 
 /// Does what `keys` says.
 pub(crate) fn run(keys: &Keys) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::other(format!("cannot start ({error})"), "try again"))?;
-    runtime.block_on(keys.run())
+    keys.reach.run(|client| keys.run(client))
 }
 
 impl Keys {
-    async fn run(&self) -> Result<(), Failure> {
-        let client = Client::new(&self.control, self.token.as_deref())?;
+    async fn run(&self, client: Client) -> Result<(), Failure> {
         match &self.command {
             Command::List {
                 state,
@@ -144,7 +120,7 @@ impl Keys {
             Command::Show { key_or_op } => {
                 let id = self.operation(&client, key_or_op).await?;
                 let operation = client.get(&format!("/v1/operations/{id}")).await?;
-                self.print(&operation, show::operation)
+                self.reach.print(&operation, show::operation)
             }
             Command::Body { op } => {
                 let id = self.operation(&client, op).await?;
@@ -180,7 +156,8 @@ impl Keys {
             } => {
                 let with = json!({ "tenant": tenant, "state": state, "before": before });
                 let purged = client.post("/v1/purge", &with).await?;
-                self.print(&purged, |purged| format!("purged {}\n", purged["purged"]))
+                self.reach
+                    .print(&purged, |purged| format!("purged {}\n", purged["purged"]))
             }
         }
     }
@@ -211,7 +188,7 @@ impl Keys {
             }
         }
         let all = json!({ "operations": operations, "next_cursor": cursor });
-        self.print(&all, show::list)
+        self.reach.print(&all, show::list)
     }
 
     async fn resolve(&self, client: &Client, op: &str, with: &Value) -> Result<(), Failure> {
@@ -219,7 +196,7 @@ impl Keys {
         let operation = client
             .post(&format!("/v1/operations/{id}/resolve"), with)
             .await?;
-        self.print(&operation, show::operation)
+        self.reach.print(&operation, show::operation)
     }
 
     /// The id of the operation that is meant by an id or a key.
@@ -242,26 +219,6 @@ impl Keys {
             )),
         }
     }
-
-    fn print(&self, value: &Value, show: impl Fn(&Value) -> String) -> Result<(), Failure> {
-        let text = if self.json {
-            format!("{value:#}\n")
-        } else {
-            show(value)
-        };
-        match io::stdout().write_all(text.as_bytes()) {
-            // `| head` has seen enough.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(cannot_write(&error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn cannot_write(error: &io::Error) -> Failure {
-    Failure::other(
-        format!("cannot write to standard output ({error})"),
-        "look at where it goes to",
-    )
 }
 
 fn read_body(file: &PathBuf) -> Result<Vec<u8>, Failure> {

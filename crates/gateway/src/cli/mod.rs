@@ -15,8 +15,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 pub(crate) use self::served::Served;
 use crate::config::{Config, Overrides, parse_address};
 use crate::failure::Failure;
+use crate::ledger_command::Ledger;
 use crate::store_command::StoreCommand;
-use crate::{demo, doctor, keys, start, store_command};
+use crate::{demo, doctor, keys, ledger_command, start, store_command};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -47,6 +48,8 @@ enum Command {
     Demo,
     /// Look at and settle operations, over the control listener of a running gateway
     Keys(keys::Keys),
+    /// Sum what was spent and what was not, over the control listener of a running gateway
+    Ledger(Ledger),
     /// Prepare a store that gateways share
     Store(StoreCommand),
 }
@@ -87,6 +90,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Sandbox { listen } => start::sandbox(listen),
         Command::Demo => demo::run(),
         Command::Keys(keys) => keys::run(&keys),
+        Command::Ledger(ledger) => ledger_command::run(&ledger),
         Command::Store(command) => store_command::run(command),
     }
 }
@@ -205,7 +209,7 @@ mod tests {
         assert_eq!(
             commands(),
             [
-                "serve", "check", "doctor", "sandbox", "demo", "keys", "store"
+                "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store"
             ]
         );
     }

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::control_client::{table, text};
+
 /// A table with a line for each operation.
 pub(super) fn list(page: &Value) -> String {
     let operations = page["operations"].as_array().map_or(&[][..], Vec::as_slice);
@@ -20,9 +22,9 @@ pub(super) fn list(page: &Value) -> String {
         "KEY",
         "REQUEST",
     ];
-    let mut rows = vec![heads.map(str::to_owned)];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for operation in operations {
-        rows.push([
+        rows.push(vec![
             text(&operation["id"]),
             text(&operation["state"]),
             text(&operation["created_at"]),
@@ -37,23 +39,7 @@ pub(super) fn list(page: &Value) -> String {
             ),
         ]);
     }
-    let mut out = String::new();
-    for row in &rows {
-        for (column, cell) in row.iter().enumerate() {
-            let width = rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0);
-            if column + 1 == row.len() {
-                out.push_str(cell);
-            } else {
-                // Writing to a string cannot fail.
-                let _ = write!(out, "{cell:width$}  ");
-            }
-        }
-        out.push('\n');
-    }
+    let mut out = table(&rows);
     if page["next_cursor"].is_string() {
         out.push_str("(there are more: raise --limit)\n");
     }
@@ -174,18 +160,6 @@ pub(super) fn ids(operations: &[Value]) -> String {
     ids.join(", ")
 }
 
-/// A value without quotes, and without what a terminal would obey.
-fn text(value: &Value) -> String {
-    let text = match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -216,10 +190,5 @@ mod tests {
         );
         assert!(shown.ends_with("raise --limit)\n"), "{shown}");
         assert_eq!(list(&json!({ "operations": [] })), "no operations\n");
-    }
-
-    #[test]
-    fn what_a_terminal_would_obey_is_taken_out() {
-        assert_eq!(text(&json!("a\u{1b}[31mb\n")), "a?[31mb?");
     }
 }

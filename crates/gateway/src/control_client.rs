@@ -1,9 +1,10 @@
-//! A small HTTP client for the control listener.
+//! A small HTTP client for the control listener, and what the commands that use it have in common.
 
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{self, Write};
 
 use bytes::Bytes;
+use clap::Args;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
@@ -13,11 +14,105 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::cannot_write;
 use crate::failure::Failure;
 
+/// How the commands reach a control listener, and how they print what it says.
+#[derive(Debug, Args)]
+pub(crate) struct Reach {
+    /// The control listener of the gateway
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8788",
+        global = true
+    )]
+    control: String,
+    /// The control token
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "ONLYONCE_CONTROL_TOKEN",
+        hide_env_values = true,
+        global = true
+    )]
+    token: Option<String>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Reach {
+    /// Runs `command` with a client of the control listener.
+    pub(crate) fn run<F>(&self, command: impl FnOnce(Client) -> F) -> Result<(), Failure>
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        let client = Client::new(&self.control, self.token.as_deref())?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::other(format!("cannot start ({error})"), "try again"))?;
+        runtime.block_on(command(client))
+    }
+
+    /// Prints `value` as JSON where that is wanted, and else as `show` writes it.
+    pub(crate) fn print(
+        &self,
+        value: &Value,
+        show: impl Fn(&Value) -> String,
+    ) -> Result<(), Failure> {
+        let text = match self.json {
+            true => format!("{value:#}\n"),
+            false => show(value),
+        };
+        match io::stdout().write_all(text.as_bytes()) {
+            // `| head` has seen enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(cannot_write(&error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn cannot_write(error: &io::Error) -> Failure {
+    Failure::other(
+        format!("cannot write to standard output ({error})"),
+        "look at where it goes to",
+    )
+}
+
+/// `rows` with their columns side by side; the last one as it is.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let mut out = String::new();
+    for row in rows {
+        for (column, cell) in row.iter().enumerate() {
+            let widths = rows.iter().filter_map(|row| row.get(column));
+            let width = widths.map(|cell| cell.chars().count()).max().unwrap_or(0);
+            if column + 1 == row.len() {
+                out.push_str(cell);
+            } else {
+                // Writing to a string cannot fail.
+                let _ = write!(out, "{cell:width$}  ");
+            }
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// A value without quotes, and without what a terminal would obey.
+pub(crate) fn text(value: &Value) -> String {
+    let text = match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
 /// Asks one control listener, each time over a connection of its own.
-pub(super) struct Client {
+pub(crate) struct Client {
     authority: String,
     address: String,
     base_path: String,
@@ -26,7 +121,7 @@ pub(super) struct Client {
 
 impl Client {
     /// A client of the control listener at `url`.
-    pub(super) fn new(url: &str, token: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn new(url: &str, token: Option<&str>) -> Result<Self, Failure> {
         let wrong = || {
             Failure::usage(
                 format!("--control cannot be \"{url}\""),
@@ -51,13 +146,13 @@ impl Client {
     }
 
     /// The JSON at `path`.
-    pub(super) async fn get(&self, path: &str) -> Result<Value, Failure> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
         self.json(self.ask(Method::GET, path, Bytes::new()).await?)
             .await
     }
 
     /// What is answered to `body`, posted to `path`.
-    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let response = self
             .ask(Method::POST, path, body.to_string().into())
             .await?;
@@ -65,7 +160,7 @@ impl Client {
     }
 
     /// Copies the bytes at `path` into `out` while they come.
-    pub(super) async fn download(&self, path: &str, out: &mut impl Write) -> Result<(), Failure> {
+    pub(crate) async fn download(&self, path: &str, out: &mut impl Write) -> Result<(), Failure> {
         let mut response = self.ask(Method::GET, path, Bytes::new()).await?;
         if !response.status().is_success() {
             return self.json(response).await.map(|_| ());
@@ -169,7 +264,7 @@ fn bearer(token: &str) -> Result<HeaderValue, Failure> {
 }
 
 /// `?name=value&..` of the parts that are there.
-pub(super) fn query(parts: &[(&str, Option<&str>)]) -> String {
+pub(crate) fn query(parts: &[(&str, Option<&str>)]) -> String {
     let mut text = String::new();
     for (name, value) in parts {
         let Some(value) = value else { continue };
@@ -203,6 +298,12 @@ mod tests {
             ]),
             "?key=a%20b%26c%3D%C3%A9&limit=1"
         );
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_taken_out() {
+        let value = serde_json::json!("a\u{1b}[31mb\n");
+        assert_eq!(text(&value), "a?[31mb?");
     }
 
     #[test]

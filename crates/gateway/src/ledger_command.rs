@@ -1,0 +1,191 @@
+//! `onlyonce ledger`: what was spent and what was not, over the control listener.
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use crate::control_client::{Client, Reach, query, table, text};
+use crate::failure::Failure;
+
+/// The words of `onlyonce ledger`.
+#[derive(Debug, Args)]
+pub(crate) struct Ledger {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sum what was spent, and what was not spent twice
+    Report {
+        /// By what: some of day, hour, tenant, route, provider and model, with commas between them
+        #[arg(long, value_name = "NAMES", default_value = "day")]
+        by: String,
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// From the day of this moment on: 2026-11-25T08:00:00Z, or a span until now like 30d [default: 30d]
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Until this moment [default: now]
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        /// Print comma-separated values
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
+    },
+}
+
+/// Does what `ledger` says.
+pub(crate) fn run(ledger: &Ledger) -> Result<(), Failure> {
+    ledger.reach.run(|client| ledger.run(client))
+}
+
+impl Ledger {
+    async fn run(&self, client: Client) -> Result<(), Failure> {
+        match &self.command {
+            Command::Report {
+                by,
+                tenant,
+                since,
+                until,
+                csv,
+            } => {
+                let asked = query(&[
+                    ("by", Some(by.as_str())),
+                    ("tenant", tenant.as_deref()),
+                    ("since", since.as_deref()),
+                    ("until", until.as_deref()),
+                ]);
+                let report = client.get(&format!("/v1/ledger{asked}")).await?;
+                self.reach
+                    .print(&report, if *csv { as_csv } else { as_table })
+            }
+        }
+    }
+}
+
+/// What a report shows of sums: its name in the API, and at the head of its column.
+const COLUMNS: [(&str, &str); 9] = [
+    ("operations", "OPERATIONS"),
+    ("input", "TOKENS IN"),
+    ("output", "TOKENS OUT"),
+    ("spent_usd", "SPENT USD"),
+    ("replayed", "REPLAYS"),
+    ("joined", "JOINS"),
+    ("not_spent_usd", "NOT SPENT USD"),
+    ("unpriced", "NO PRICE"),
+    ("unmetered", "NOT READ"),
+];
+
+fn names(report: &Value) -> Vec<&str> {
+    let by = report["by"].as_array().into_iter().flatten();
+    by.filter_map(Value::as_str).collect()
+}
+
+fn as_table(report: &Value) -> String {
+    let by = names(report);
+    let heads = by.iter().map(|name| name.to_uppercase());
+    let mut rows = vec![
+        heads
+            .chain(COLUMNS.map(|(_, head)| head.to_owned()))
+            .collect::<Vec<_>>(),
+    ];
+    let sums = |row: &Value| COLUMNS.map(|(name, _)| text(&row[name]));
+    for row in report["rows"].as_array().into_iter().flatten() {
+        let names = by.iter().map(|name| shown(name, &row[*name]));
+        rows.push(names.chain(sums(row)).collect());
+    }
+    if !by.is_empty() {
+        let mut total = vec![String::new(); by.len()];
+        total[0] = "total".to_owned();
+        total.extend(sums(&report["total"]));
+        rows.push(total);
+    }
+    table(&rows)
+}
+
+/// A name as people read it: a day as a date, and that nobody said it.
+fn shown(by: &str, name: &Value) -> String {
+    let name = text(name);
+    match by {
+        "day" => name.chars().take(10).collect(),
+        "hour" => name
+            .chars()
+            .take(16)
+            .map(|c| if c == 'T' { ' ' } else { c })
+            .collect(),
+        _ if name.is_empty() => "(not said)".to_owned(),
+        _ => name,
+    }
+}
+
+/// The rows as RFC 4180 has them, without a total.
+fn as_csv(report: &Value) -> String {
+    let by = names(report);
+    let fields: Vec<&str> = by
+        .iter()
+        .copied()
+        .chain(COLUMNS.map(|(name, _)| name))
+        .collect();
+    let mut out = fields.join(",") + "\r\n";
+    for row in report["rows"].as_array().into_iter().flatten() {
+        let row: Vec<_> = fields
+            .iter()
+            .map(|field| quoted(&text(&row[*field])))
+            .collect();
+        out += &row.join(",");
+        out += "\r\n";
+    }
+    out
+}
+
+fn quoted(text: &str) -> String {
+    match text.contains([',', '"']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn report() -> Value {
+        let sums = json!({ "operations": 2, "input": 24, "output": 690, "spent_usd": "0.00693",
+            "replayed": 2, "joined": 0, "not_spent_usd": "0.00693", "unpriced": 0, "unmetered": 0 });
+        let mut row = sums.clone();
+        row["tenant"] = json!("acme, inc");
+        row["day"] = json!("2026-11-25T00:00:00.000Z");
+        json!({ "by": ["tenant", "day"], "rows": [row], "total": sums })
+    }
+
+    #[test]
+    fn a_report_is_a_table_with_a_total() {
+        let shown = as_table(&report());
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines.len(), 3, "{shown}");
+        assert!(
+            lines[0].starts_with("TENANT     DAY         OPERATIONS"),
+            "{shown}"
+        );
+        assert!(
+            lines[1].starts_with("acme, inc  2026-11-25  2  "),
+            "{shown}"
+        );
+        assert!(lines[2].starts_with("total "), "{shown}");
+    }
+
+    #[test]
+    fn values_with_commas_are_quoted() {
+        assert_eq!(
+            as_csv(&report()),
+            "tenant,day,operations,input,output,spent_usd,replayed,joined,not_spent_usd,unpriced,unmetered\r\n\
+             \"acme, inc\",2026-11-25T00:00:00.000Z,2,24,690,0.00693,2,0,0.00693,0,0\r\n"
+        );
+        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
+    }
+}
