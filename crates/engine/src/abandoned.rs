@@ -113,6 +113,9 @@ impl<S: Store> Shared<S> {
         let written = matches!(swap, Swap::Done { .. });
         if written {
             self.abandoned.forget(address);
+            if let Outcome::Lose(reason) = outcome {
+                self.tell_unknown(reason);
+            }
         }
         Ok(written)
     }

@@ -494,7 +494,11 @@ impl<S: Store> Shared<S> {
             .store
             .compare_and_set(address, Some(fence), write)
             .await?;
-        Ok(matches!(swap, Swap::Done { .. }))
+        let written = matches!(swap, Swap::Done { .. });
+        if written {
+            self.tell_unknown(reason);
+        }
+        Ok(written)
     }
 }
 

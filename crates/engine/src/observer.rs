@@ -1,13 +1,16 @@
-//! Who is told what operations used, and what attempts were spared.
+//! Who is told what came of operations, what they used, and what attempts were spared.
 
-use onlyonce_core::{Got, Metered, Record, Source};
+use onlyonce_core::{Got, Metered, Record, Source, UnknownReason};
 
 use crate::Shared;
 
-/// Is told what completed operations used, as this process completes them or answers from them.
+/// Is told what came of operations, as this process writes that or answers from it.
 ///
 /// It is called while others wait: it must be quick, and not call the engine.
 pub trait Observer: Send + Sync + 'static {
+    /// The outcome of an execution is unknown, and its record says so.
+    fn unknown(&self, reason: UnknownReason);
+
     /// An operation of `tenant` is completed, and its execution used so much.
     fn completed(&self, tenant: &str, metered: &Metered);
 
@@ -17,6 +20,13 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 impl<S> Shared<S> {
+    /// A record is unknown from now on.
+    pub(crate) fn tell_unknown(&self, reason: UnknownReason) {
+        if let Some(observer) = &self.observer {
+            observer.unknown(reason);
+        }
+    }
+
     /// The operation of `record` is completed, and its execution used so much.
     pub(crate) fn tell_completed(&self, record: &Record, metered: Option<&Metered>) {
         if let (Some(observer), Some(metered)) = (&self.observer, told(metered)) {

@@ -332,6 +332,7 @@ impl<S: Store> Writer<S> {
             .shared
             .settle(&self.live, None, Duration::ZERO, &lose)
             .await?;
+        self.shared.tell_unknown(reason);
         lose(&settled.held, settled.now)
             .map(Arc::new)
             .map_err(|_| Unsettled::Fenced)

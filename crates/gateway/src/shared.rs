@@ -54,7 +54,7 @@ impl<S: Store> Shared<S> {
             memory: MeterMemory::new(config.limits.meter_memory),
             gave_up: metrics.gave_up.clone(),
         };
-        let (store, observer) = (Arc::new(store), metrics.money());
+        let (store, observer) = (Arc::new(store), metrics.observer());
         let engine = Engine::with_observer(store, owner, settings(&config), Some(observer));
         let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.telemetry);
         Ok(Arc::new(Self {

@@ -1,12 +1,13 @@
-//! Who is told what operations used, and what attempts were spared.
+//! Who is told what came of operations, what they used, and what attempts were spared.
 
 use std::sync::Arc;
 
 use onlyonce_core::{Got, Metered, Source, UnknownReason};
-use onlyonce_engine::{Observer, Resolution};
+use onlyonce_engine::{Observer, Resolution, Unsettled};
+use onlyonce_store::memory::{Call, Fault};
 use parking_lot::Mutex;
 
-use crate::world::{World, finish, head, no_trailers, read, resend};
+use crate::world::{LEASE, World, finish, head, no_trailers, read, resend};
 
 /// Notes what it is told.
 #[derive(Default)]
@@ -19,6 +20,10 @@ impl Told {
 }
 
 impl Observer for Told {
+    fn unknown(&self, reason: UnknownReason) {
+        self.0.lock().push(format!("unknown: {reason:?}"));
+    }
+
     fn completed(&self, tenant: &str, metered: &Metered) {
         let line = format!("{tenant} used {}", metered.model);
         self.0.lock().push(line);
@@ -61,12 +66,13 @@ async fn a_completion_is_told_once_and_each_attempt_that_it_spares() {
 }
 
 #[tokio::test]
-async fn what_has_no_outcome_or_did_not_run_or_is_not_metered_is_not_told() {
+async fn what_did_not_run_or_is_not_metered_is_not_told_and_of_an_unknown_outcome_only_why() {
     let (world, told) = observed();
     let (mut execution, _reader) = world.execute("unknown").await;
     let _joiner = world.join("unknown").await;
     execution.meter(used("m"));
     execution.lose(UnknownReason::Broke).await.expect("durable");
+    assert_eq!(told.take(), ["unknown: Broke"]);
     let (execution, _reader) = world.execute("released").await;
     execution.not_sent("nobody there").await.expect("durable");
     world.completed("not-metered", "answer").await;
@@ -83,7 +89,7 @@ async fn an_unknown_outcome_is_told_once_it_is_known() {
     late.head(head(200)).await.expect("head");
     late.meter(used("late"));
     late.complete(no_trailers()).await.expect("durable");
-    assert_eq!(told.take(), ["acme used late"]);
+    assert_eq!(told.take(), ["unknown: TimedOut", "acme used late"]);
 
     let (mut execution, _) = world.execute("looked-up").await;
     execution.meter(used("part"));
@@ -100,7 +106,7 @@ async fn an_unknown_outcome_is_told_once_it_is_known() {
         .resolve(id, resolution, "ops", "looked it up")
         .await;
     resolved.expect("resolved");
-    assert_eq!(told.take(), ["acme used part"]);
+    assert_eq!(told.take(), ["unknown: Broke", "acme used part"]);
 
     // A resend that tells nothing: what its first execution told still stands.
     let (mut execution, _) = world.execute("resent").await;
@@ -108,7 +114,31 @@ async fn an_unknown_outcome_is_told_once_it_is_known() {
     execution.lose(UnknownReason::Broke).await.expect("durable");
     let (again, _reader) = world.execute_by("resent", &resend()).await;
     finish(again, "answer").await;
-    assert_eq!(told.take(), ["acme used first"]);
+    assert_eq!(told.take(), ["unknown: Broke", "acme used first"]);
+}
+
+#[tokio::test]
+async fn an_outcome_that_upkeep_writes_is_told_once_by_who_writes_it() {
+    let (world, told) = observed();
+    let (execution, _reader) = world.execute("not-recorded").await;
+    let faults = world.store.faults();
+    faults.fail(Call::Write, Fault::Unavailable, u32::MAX);
+    let lost = execution.lose(UnknownReason::Broke).await;
+    assert!(matches!(lost, Err(Unsettled::NotRecorded(_))));
+    assert!(told.take().is_empty());
+    faults.heal();
+    world.engine.upkeep().await;
+    world.engine.upkeep().await;
+    assert_eq!(told.take(), ["unknown: Broke"]);
+
+    let elsewhere = Arc::new(Told::default());
+    let neighbour = world.observed(2, elsewhere.clone());
+    let (_execution, _reader) = world.execute("owner-is-gone").await;
+    world.clock.advance(LEASE);
+    neighbour.engine.upkeep().await;
+    world.engine.upkeep().await;
+    assert_eq!(elsewhere.take(), ["unknown: LeasePassed"]);
+    assert!(told.take().is_empty());
 }
 
 #[tokio::test]

@@ -738,7 +738,7 @@ async fn the_metrics_are_prometheus_text() {
     metrics.answered(route, Answer::Marked(onlyonce_http::Status::Replayed));
     metrics.answered(route, Answer::Passed);
     metrics.answered(route, Answer::Passed);
-    metrics.unknown(UnknownReason::TimedOut);
+    metrics.observer().unknown(UnknownReason::TimedOut);
     metrics.problem("key-reused");
     metrics.executed(route, Duration::from_millis(20));
     let (_execution, _reader) = fixture.claim("acme", "k").await;

@@ -13,7 +13,7 @@ mod telemetry;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use onlyonce_core::UnknownReason;
+use onlyonce_core::{Got, Metered, UnknownReason};
 use onlyonce_engine::{Engine, Observer};
 use onlyonce_http::Status;
 use onlyonce_http::problem_pages::PAGES;
@@ -109,14 +109,13 @@ struct RouteMetrics {
 pub struct Metrics {
     registry: Registry,
     routes: Vec<RouteMetrics>,
-    unknown: Vec<(UnknownReason, Counter)>,
     problems: Vec<(&'static str, Counter)>,
     /// Connections of callers that are open.
     pub connections: Gauge,
     live_operations: Gauge,
     pub(crate) telemetry: TelemetryMetrics,
     pub(crate) gave_up: GaveUpMetrics,
-    money: Arc<Money>,
+    outcomes: Arc<Outcomes>,
     store: StoreMetrics,
     unknowns: OpenUnknowns,
 }
@@ -174,7 +173,6 @@ impl Metrics {
             .iter()
             .map(|route| route_metrics(route))
             .collect();
-        let unknown = Self::unknown_counters(&mut registry);
         let problems = Self::problem_counters(&mut registry);
         let connections = Gauge::default();
         registry.register(
@@ -191,38 +189,24 @@ impl Metrics {
         let telemetry = TelemetryMetrics::new(&mut registry);
         let gave_up = GaveUpMetrics::new(&mut registry);
         let tenants = config.tenants.iter().map(|tenant| &*tenant.name);
-        let money = Arc::new(Money::new(&mut registry, tenants));
+        let outcomes = Arc::new(Outcomes {
+            unknown: unknown_counters(&mut registry),
+            money: Money::new(&mut registry, tenants),
+        });
         let store = StoreMetrics::default();
         registry.register_collector(Box::new(store.clone()));
         Self {
             registry,
             routes,
-            unknown,
             problems,
             connections,
             live_operations,
             telemetry,
             gave_up,
-            money,
+            outcomes,
             store,
             unknowns: OpenUnknowns::default(),
         }
-    }
-
-    fn unknown_counters(registry: &mut Registry) -> Vec<(UnknownReason, Counter)> {
-        let family = Family::<ReasonLabels, Counter>::default();
-        registry.register(
-            "unknown",
-            "Executions whose outcome could not be observed, by reason",
-            family.clone(),
-        );
-        let of = |reason| {
-            let labels = ReasonLabels {
-                reason: reason_label(reason),
-            };
-            (reason, family.get_or_create_owned(&labels))
-        };
-        UnknownReason::ALL.iter().copied().map(of).collect()
     }
 
     fn problem_counters(registry: &mut Registry) -> Vec<(&'static str, Counter)> {
@@ -271,16 +255,9 @@ impl Metrics {
         self.routes[route.index].joins.inc();
     }
 
-    /// Who counts what operations used and cost.
-    pub(crate) fn money(&self) -> Arc<dyn Observer> {
-        Arc::clone(&self.money) as _
-    }
-
-    /// The outcome of one execution is unknown.
-    pub fn unknown(&self, reason: UnknownReason) {
-        if let Some((_, counter)) = self.unknown.iter().find(|(of, _)| *of == reason) {
-            counter.inc();
-        }
+    /// Who counts outcomes, as the engine tells of them.
+    pub(crate) fn observer(&self) -> Arc<dyn Observer> {
+        Arc::clone(&self.outcomes) as _
     }
 
     /// The gateway answered with the problem document `name`.
@@ -307,6 +284,44 @@ impl Metrics {
         }
         out
     }
+}
+
+/// What the engine tells of outcomes.
+struct Outcomes {
+    unknown: Vec<(UnknownReason, Counter)>,
+    money: Money,
+}
+
+impl Observer for Outcomes {
+    fn unknown(&self, reason: UnknownReason) {
+        if let Some((_, counter)) = self.unknown.iter().find(|(of, _)| *of == reason) {
+            counter.inc();
+        }
+    }
+
+    fn completed(&self, tenant: &str, metered: &Metered) {
+        self.money.completed(tenant, metered);
+    }
+
+    fn spared(&self, tenant: &str, metered: &Metered, got: Got, attempts: u32) {
+        self.money.spared(tenant, metered, got, attempts);
+    }
+}
+
+fn unknown_counters(registry: &mut Registry) -> Vec<(UnknownReason, Counter)> {
+    let family = Family::<ReasonLabels, Counter>::default();
+    registry.register(
+        "unknown",
+        "Executions whose outcome could not be observed, by reason",
+        family.clone(),
+    );
+    let of = |reason| {
+        let labels = ReasonLabels {
+            reason: reason_label(reason),
+        };
+        (reason, family.get_or_create_owned(&labels))
+    };
+    UnknownReason::ALL.iter().copied().map(of).collect()
 }
 
 /// How metrics are written.

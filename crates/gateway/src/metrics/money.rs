@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use onlyonce_core::{Got, Metered, Source, Unit, Usd};
-use onlyonce_engine::Observer;
 use onlyonce_ledger::GaveUp;
 use parking_lot::RwLock;
 use prometheus_client::encoding::{CounterValueEncoder, EncodeCounterValue, EncodeLabelSet};
@@ -128,10 +127,9 @@ impl Money {
             model: self.models.of(model.map_or(UNKNOWN, |model| model)),
         }
     }
-}
 
-impl Observer for Money {
-    fn completed(&self, tenant: &str, metered: &Metered) {
+    /// An operation of `tenant` is completed, and its execution used so much.
+    pub(super) fn completed(&self, tenant: &str, metered: &Metered) {
         let of = self.model(metered);
         for (unit, count) in metered.usage.iter().filter(|(unit, _)| is_tokens(*unit)) {
             let labels = TokenLabels {
@@ -154,7 +152,8 @@ impl Observer for Money {
         }
     }
 
-    fn spared(&self, tenant: &str, metered: &Metered, got: Got, attempts: u32) {
+    /// So many attempts got its answer without an execution of their own.
+    pub(super) fn spared(&self, tenant: &str, metered: &Metered, got: Got, attempts: u32) {
         let of = self.model(metered);
         let (got, attempts) = (got.as_str(), u64::from(attempts));
         let tokens = [Unit::Input, Unit::Output].map(|unit| metered.usage.get(unit).unwrap_or(0));

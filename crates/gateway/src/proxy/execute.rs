@@ -198,7 +198,6 @@ impl<S: Store> Driver<S> {
         outcome: Outcome,
         open: Open,
     ) -> Result<(), Unsettled> {
-        let metrics = &self.worker.shared.metrics;
         match outcome {
             Outcome::Whole(head, body, trailers) => {
                 execution.respond_whole(head, body, trailers).await
@@ -207,12 +206,8 @@ impl<S: Store> Driver<S> {
             Outcome::Release => execution.release(ReleaseReason::DidNotRun).await,
             Outcome::ReleaseBroken => execution.release_broken().await,
             Outcome::NotSent(why) => execution.not_sent(&why).await,
-            Outcome::Lost(reason) => {
-                metrics.unknown(reason);
-                execution.lose(reason).await
-            }
+            Outcome::Lost(reason) => execution.lose(reason).await,
             Outcome::Late(waiting) => {
-                metrics.unknown(UnknownReason::TimedOut);
                 let late = execution.lose_for_now(UnknownReason::TimedOut).await?;
                 drop(open);
                 // What is told of an operation's trace ends with what its callers are told.
