@@ -48,7 +48,7 @@ impl<S> Shared<S> {
     }
 }
 
-/// What there is to tell: nothing of an answer that is not metered.
+/// What there is to tell: nothing of an answer that is not metered, unless it has a fixed price.
 fn told(metered: Option<&Metered>) -> Option<&Metered> {
-    metered.filter(|metered| metered.source != Source::NotMetered)
+    metered.filter(|metered| metered.cost.is_some() || metered.source != Source::NotMetered)
 }

@@ -22,7 +22,7 @@ const MOST_MODELS: usize = 200;
 const MOST_PROVIDERS: usize = 100;
 /// What all others are called.
 const OTHER: &str = "other";
-/// A model of which no answer and no request says the name.
+/// A model of which no answer and no request says the name, and a provider that no usage format names.
 const UNKNOWN: &str = "unknown";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -119,12 +119,16 @@ impl Money {
         money
     }
 
-    fn model(&self, metered: &Metered) -> ModelLabels {
-        let said = [&metered.model, &metered.request_model];
-        let model = said.into_iter().find(|model| !model.is_empty());
+    fn model<'a>(&self, metered: &'a Metered) -> ModelLabels {
+        let first = |names: &[&'a str]| {
+            let named = names.iter().find(|name| !name.is_empty());
+            named.copied().unwrap_or(UNKNOWN)
+        };
         ModelLabels {
-            provider: self.providers.of(&metered.provider),
-            model: self.models.of(model.map_or(UNKNOWN, |model| model)),
+            provider: self.providers.of(first(&[&metered.provider])),
+            model: self
+                .models
+                .of(first(&[&metered.model, &metered.request_model])),
         }
     }
 

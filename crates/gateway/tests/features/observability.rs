@@ -11,7 +11,7 @@ use onlyonce_testkit::{Client, Gateway, Request, Response, Signal, Upstream, eve
 use serde_json::{Value, json};
 
 use crate::usage::{CHAT, JSON, chat};
-use crate::{expect_executed, expect_replay, gateway, post, usage};
+use crate::{expect_executed, expect_replay, gateway, post, setup, usage};
 
 const DASHBOARD: &str = include_str!("../../../../packaging/grafana/onlyonce.json");
 const PAGE: &str = include_str!("../../../../docs/metrics.md");
@@ -298,6 +298,20 @@ fn a_settled_unknown_is_open_no_more_and_counts_as_spent() {
     control.resolve(&id, &with).expect_status(200);
     eventually("it is settled", || metric("onlyonce_unknown_open") < 1.0);
     assert_eq!(metric("onlyonce_spent_usd_total"), 0.000_075);
+}
+
+#[test]
+fn a_call_with_a_fixed_price_is_spent_and_spared_though_nobody_reads_its_answer() {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream).route("per_call = \"0.25\"").start();
+    for _ in 0..3 {
+        gateway.post("/x", "k", "b").expect_status(200);
+    }
+    let of = "provider=\"unknown\",model=\"unknown\"";
+    let metric = |name: &str| gateway.control().metric(name, of);
+    assert_eq!(metric("onlyonce_spent_usd_total"), 0.25);
+    assert_eq!(metric("onlyonce_not_spent_usd_total"), 0.5);
+    assert_eq!(metric("onlyonce_unpriced_operations_total"), 0.0);
 }
 
 #[test]
