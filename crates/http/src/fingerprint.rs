@@ -211,7 +211,7 @@ fn update_without_boundary(hasher: &mut blake3::Hasher, mime: &Mime) {
 }
 
 /// Whether a body says that it is JSON and is not compressed.
-fn is_plain_json(headers: &HeaderMap) -> bool {
+pub fn is_plain_json(headers: &HeaderMap) -> bool {
     let says_json = || {
         let mime: Mime = headers.get(CONTENT_TYPE)?.to_str().ok()?.parse().ok()?;
         Some(mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))

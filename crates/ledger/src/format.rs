@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use onlyonce_core::metered::Unit;
 use onlyonce_http::canonical_json::Pointer;
@@ -51,6 +52,10 @@ pub struct RawFormat {
     /// to something that is there, and not `false` or `null`. Nothing: a clean end.
     #[serde(default)]
     pub complete: OneOrMore,
+    /// Whether streams tell what was used only where the request says so, with
+    /// `stream_options.include_usage` of the OpenAI API.
+    #[serde(default)]
+    pub include_usage: bool,
     /// A fixed price of each call in US dollars.
     pub per_call: Option<String>,
     /// The statuses that are charged `per_call`: `2xx`, or `404`. `2xx` unless set.
@@ -188,6 +193,17 @@ impl UsageFormat {
         &self.raw.operation
     }
 
+    /// Whether streams tell what was used only where the request says `stream_options.include_usage`.
+    pub fn needs_include_usage(&self) -> bool {
+        self.raw.include_usage
+    }
+
+    /// The one of `formats` that calls of `path`, which has no query, are told in: the first that
+    /// matches.
+    pub fn of_path<'a>(formats: &'a [Arc<Self>], path: &str) -> Option<&'a Arc<Self>> {
+        formats.iter().find(|format| format.matches(path))
+    }
+
     /// Whether calls of `path`, which has no query, are told in this format.
     pub fn matches(&self, path: &str) -> bool {
         self.paths
@@ -202,6 +218,11 @@ impl UsageFormat {
             .iter()
             .find_map(|pattern| pattern.captures(path))??;
         percent_decode_str(segment).decode_utf8().ok()
+    }
+
+    /// Whether the paths of its calls name the model.
+    pub fn names_model(&self) -> bool {
+        self.paths.iter().any(PathPattern::names_model)
     }
 
     /// The fixed price of a call, whatever its answer says.
@@ -418,6 +439,12 @@ impl PathPattern {
             back.as_mut().unwrap_or(&mut front).push(segment);
         }
         Ok(Self { front, back })
+    }
+
+    fn names_model(&self) -> bool {
+        let back = self.back.iter().flatten();
+        let mut segments = self.front.iter().chain(back);
+        segments.any(|segment| segment.any.as_ref().is_some_and(|any| any.is_model))
     }
 
     /// Where `path` is one of them: the segment, or the part of it, that names the model.

@@ -1,13 +1,17 @@
 //! What ran, what it cost, and what was not spent twice.
 
+mod ask;
 mod event_stream;
 mod format;
+mod hide;
 mod inflate;
 mod json;
 mod meter;
 pub mod prices;
 mod sse;
 
+pub use ask::{Addition, AskedModel};
 pub use format::{FormatError, OneOrMore, RawFormat, UsageFormat};
+pub use hide::UsageHider;
 pub use inflate::{GaveUp, MeterMemory};
 pub use meter::{Asked, End, Meter};

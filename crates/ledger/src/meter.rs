@@ -53,7 +53,7 @@ impl Meter {
         headers: &HeaderMap,
         memory: &MeterMemory,
     ) -> Option<Self> {
-        let format = formats.iter().find(|format| format.matches(asked.path))?;
+        let format = UsageFormat::of_path(formats, asked.path)?;
         let reader = Reader {
             format: Arc::clone(format),
             framing: Framing::of(headers),

@@ -25,7 +25,8 @@ use onlyonce_ledger::prices::Prices;
 pub use error::ConfigError;
 pub(crate) use error::nearest;
 pub use policy::{
-    ClientGone, FingerprintBody, Forward, ForwardKey, KeyMode, OnUnknown, Policy, Retries,
+    ClientGone, FingerprintBody, Forward, ForwardKey, IncludeUsage, KeyMode, OnUnknown, Policy,
+    Retries,
 };
 pub use route::{Matcher, Route, Upstream};
 use section::Section;

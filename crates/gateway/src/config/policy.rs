@@ -72,6 +72,8 @@ pub struct Policy {
     pub retries: Retries,
     /// How answers tell what was used; the first that is for a call is the one.
     pub usage: Arc<[Arc<UsageFormat>]>,
+    /// Whether streams are asked to tell it that tell it only where they are asked to.
+    pub include_usage: IncludeUsage,
 }
 
 /// Where the key of a request comes from.
@@ -84,6 +86,16 @@ pub enum KeyMode {
     Required,
     /// From the client where it sends one; else from the request itself.
     Derived,
+}
+
+/// Whether a stream is asked to tell what it used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IncludeUsage {
+    /// Where the caller asks.
+    #[default]
+    AsAsked,
+    /// Also where the caller does not, and then the caller does not see it.
+    Add,
 }
 
 /// What happens to an attempt that finds the outcome unknown.
@@ -193,6 +205,7 @@ impl Default for Policy {
             credential_query: None,
             retries: Retries::default(),
             usage: Arc::default(),
+            include_usage: IncludeUsage::default(),
         }
     }
 }
@@ -303,6 +316,12 @@ impl Policy {
         }
         if let Some(entry) = section.take("usage") {
             policy.usage = formats.list(&entry)?;
+        }
+        if let Some(entry) = section.take("include_usage") {
+            policy.include_usage = entry.choice(&[
+                ("as-asked", IncludeUsage::AsAsked),
+                ("add", IncludeUsage::Add),
+            ])?;
         }
         Ok(policy)
     }
@@ -433,6 +452,13 @@ impl Policy {
                  upstream",
                 "set forward_key to the header that the upstream reads, or upstream_honours_keys \
                  = false",
+            ));
+        }
+        let needs_it = self.usage.iter().any(|format| format.needs_include_usage());
+        if self.include_usage == IncludeUsage::Add && !needs_it {
+            return Err(section.fail(
+                "include_usage = \"add\" has no effect: no format in `usage` needs it",
+                "take it away, or name a format with include_usage = true, like \"openai-chat\"",
             ));
         }
         Ok(())

@@ -826,7 +826,8 @@ fn every_policy_setting_is_read() {
          ignore_pointers = [\"/a~1b/0\"]\nforward_key = \"X-Key\"\nupstream_honours_keys = true\n\
          allow_set_cookie = true\nallow_close_delimited = true\nstreams = []\nlate_answer = \"0s\"\n\
          connect_timeout = \"1s\"\nfirst_byte_timeout = \"2s\"\nbetween_bytes_timeout = \"3s\"\n\
-         total_timeout = \"4s\"\ncredential_query = \"key\"\nusage = [\"cohere-chat\"]\n\
+         total_timeout = \"4s\"\ncredential_query = \"key\"\nusage = [\"openai-chat\"]\n\
+         include_usage = \"add\"\n\
          retries = { max = 3, backoff = \"1ms\", max_backoff = \"2ms\", budget = 0.5 }",
     );
     let expected = Policy {
@@ -861,16 +862,26 @@ fn every_policy_setting_is_read() {
             budget: 0.5,
         },
         usage: policy.usage.clone(),
+        include_usage: IncludeUsage::Add,
     };
     assert_eq!(policy, expected);
     assert_eq!(policy.ignore_pointers.len(), 1);
-    assert_eq!(usage(&policy), ["cohere-chat"]);
+    assert_eq!(usage(&policy), ["openai-chat"]);
     assert!(policy.releases(529) && !policy.releases(503));
 }
 
 #[test]
 fn mistakes_in_a_policy_say_what_to_write() {
     for (lines, message) in [
+        (
+            "include_usage = \"yes\"",
+            "line 6: `include_usage` cannot be \"yes\"; use one of: as-asked, add",
+        ),
+        (
+            "include_usage = \"add\"",
+            "line 4: include_usage = \"add\" has no effect: no format in `usage` needs it; take it \
+             away, or name a format with include_usage = true, like \"openai-chat\"",
+        ),
         (
             "key = \"requierd\"",
             "line 6: `key` cannot be \"requierd\"; did you mean \"required\"?",
@@ -1042,8 +1053,8 @@ fn mistakes_in_a_format_name_their_line() {
             "pathz",
             "line 3: `usage`[0] has a mistake: unknown field `pathz`, expected one of `name`, \
              `paths`, `provider`, `prices`, `operation`, `within`, `model`, `response_id`, `tier`, \
-             `at`, `units`, `cost`, `complete`, `per_call`, `charge_on`; docs/presets.md describes \
-             the keys",
+             `at`, `units`, `cost`, `complete`, `include_usage`, `per_call`, `charge_on`; \
+             docs/presets.md describes the keys",
         ),
         (
             "provider = \"me\"",

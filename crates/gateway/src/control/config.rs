@@ -16,9 +16,9 @@ use serde_json::{Map, Value, json};
 use super::access::{May, Read};
 use super::answer::Refusal;
 use crate::config::{
-    ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded, KeyMode,
-    Limits, Matcher, OnUnknown, Policy, Retries, Right, Route, Secret, Server, StoreUrl, Telemetry,
-    Tenant, Tls, Token, Upstream, show_duration,
+    ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded, IncludeUsage,
+    KeyMode, Limits, Matcher, OnUnknown, Policy, Retries, Right, Route, Secret, Server, StoreUrl,
+    Telemetry, Tenant, Tls, Token, Upstream, show_duration,
 };
 
 /// Stands for a secret that is set (I16).
@@ -297,6 +297,7 @@ fn policy_view(policy: &Policy) -> Value {
         allow_close_delimited,
         streams,
         usage,
+        include_usage,
         late_answer,
         connect_timeout,
         first_byte_timeout,
@@ -352,6 +353,10 @@ fn policy_view(policy: &Policy) -> Value {
             "ends": kind.ends.iter().map(text).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "usage": usage.iter().map(|format| format.name()).collect::<Vec<_>>(),
+        "include_usage": match include_usage {
+            IncludeUsage::AsAsked => "as asked",
+            IncludeUsage::Add => "add",
+        },
         "late_answer": span(late_answer),
         "connect_timeout": span(connect_timeout),
         "first_byte_timeout": span(first_byte_timeout),

@@ -16,6 +16,7 @@ use onlyonce_store::Store;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::asking::Asked;
 use super::audience::{Follower, Left};
 use super::exchange::{Begun, Failure, Waiting, exchange};
 use super::outgoing::Outgoing;
@@ -77,6 +78,7 @@ pub(super) async fn first<S: Store>(
         path: Arc::clone(path),
         original: Arc::clone(&original),
         target: order.target.clone(),
+        asked: Asked::default(),
         spans: order.spans.take(),
     };
     let open = worker.open.one_more();
@@ -162,18 +164,21 @@ struct Driver<S: Store> {
     original: Arc<Mutex<Option<Original>>>,
     /// What is called of the upstream.
     target: PathAndQuery,
+    /// What it is asked for.
+    asked: Asked,
     spans: Option<ExecutionSpan>,
 }
 
 impl<S: Store> Driver<S> {
     async fn drive(
-        self,
+        mut self,
         mut execution: Execution<S>,
-        order: Order,
+        mut order: Order,
         mut left: Option<Left>,
         open: Open,
     ) {
         let begun = Instant::now();
+        self.asked = order.asks(&self.path.route).await;
         let outcome = match &mut left {
             None => self.run(&mut execution, order).await,
             Some(left) => tokio::select! {
@@ -268,7 +273,7 @@ impl<S: Store> Driver<S> {
         deadline: Instant,
     ) -> Outcome {
         let policy = &self.path.route.policy;
-        let mut incoming = match Incoming::new(begun, policy, deadline) {
+        let mut incoming = match self.incoming(begun, deadline) {
             Ok(incoming) => incoming,
             Err(reason) => return Outcome::Lost(reason),
         };
@@ -278,7 +283,7 @@ impl<S: Store> Driver<S> {
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         if !released {
-            incoming.meter(meters, route, self.target.path());
+            incoming.meter(meters, route, self.asked());
         }
         let outcome = self.take_in(execution, &mut incoming, released).await;
         let end = match &outcome {
@@ -289,6 +294,23 @@ impl<S: Store> Driver<S> {
             execution.meter(metered);
         }
         outcome
+    }
+
+    /// The answer, as it is to be recorded.
+    fn incoming(&self, begun: Begun, deadline: Instant) -> Result<Incoming, UnknownReason> {
+        let policy = &self.path.route.policy;
+        let mut incoming = Incoming::new(begun, policy, deadline)?;
+        if self.asked.adds_usage {
+            incoming.hide_usage(policy)?;
+        }
+        Ok(incoming)
+    }
+
+    fn asked(&self) -> onlyonce_ledger::Asked<'_> {
+        onlyonce_ledger::Asked {
+            path: self.target.path(),
+            model: self.asked.model.as_deref(),
+        }
     }
 
     /// Takes an answer into the recording.
@@ -367,7 +389,7 @@ impl<S: Store> Driver<S> {
             return Ok(());
         };
         let deadline = Instant::now() + policy.total_timeout;
-        let Ok(mut incoming) = Incoming::new(begun, policy, deadline) else {
+        let Ok(mut incoming) = self.incoming(begun, deadline) else {
             return Ok(());
         };
         // That it did not run is an operator's word to write now: others were told "unknown".
@@ -375,7 +397,7 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
-        incoming.meter(meters, route, self.target.path());
+        incoming.meter(meters, route, self.asked());
         let head = std::mem::take(&mut incoming.head);
         if late.head(head).await.is_err() {
             return Ok(());

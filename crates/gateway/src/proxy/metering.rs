@@ -25,15 +25,14 @@ pub(super) struct Metering {
 }
 
 impl Metering {
-    /// Of the answer to a call of `path`, as the upstream got it.
+    /// Of the answer to the call `asked`.
     pub(super) fn new(
         meters: &Meters,
         route: &Route,
-        path: &str,
+        asked: Asked<'_>,
         status: u16,
         headers: &HeaderMap,
     ) -> Self {
-        let asked = Asked { path, model: None };
         Self {
             meter: Meter::of(&route.policy.usage, asked, status, headers, &meters.memory),
             status,

@@ -13,6 +13,7 @@
 //! `keyed` asks the engine. `execute` is the one execution of an operation, detached from its
 //! caller; every caller reads the recording.
 
+mod asking;
 mod audience;
 mod connection;
 mod exchange;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use onlyonce_ledger::Addition;
 use tokio::task::JoinHandle;
 
 /// How much of a spooled body is read at a time.
@@ -83,40 +85,74 @@ impl Body for Outgoing {
 /// A body that is read from a file. Each has its own place in it, so that a file can be sent again.
 pub(super) struct SpooledBody {
     file: Arc<File>,
-    at: u64,
+    /// What is still to come, the last part first.
+    parts: Vec<Part>,
+    /// All of that, in bytes.
     left: u64,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
+enum Part {
+    /// Of the file.
+    File(Range<u64>),
+    Text(&'static str),
+}
+
 impl SpooledBody {
-    /// The first `len` bytes of `file`.
-    pub(super) fn new(file: Arc<File>, len: u64) -> Self {
+    /// The first `len` bytes of `file`, with `addition`.
+    pub(super) fn new(file: Arc<File>, len: u64, addition: Option<Addition>) -> Self {
+        let parts = match addition {
+            None => vec![Part::File(0..len)],
+            Some(Addition { at, replaces, text }) => vec![
+                Part::File(at + replaces..len),
+                Part::Text(text),
+                Part::File(0..at),
+            ],
+        };
         Self {
             file,
-            at: 0,
-            left: len,
+            left: parts.iter().map(Part::len).sum(),
+            parts,
             reading: None,
         }
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-        if self.left == 0 {
-            return Poll::Ready(Ok(None));
+        while self.parts.last().is_some_and(|part| part.len() == 0) {
+            self.parts.pop();
         }
-        let reading = self.reading.get_or_insert_with(|| {
-            let (file, at) = (Arc::clone(&self.file), self.at);
-            let len = usize::try_from(self.left).map_or(READ_AT_ONCE, |l| l.min(READ_AT_ONCE));
-            tokio::task::spawn_blocking(move || {
-                let mut bytes = vec![0; len];
-                file.read_exact_at(&mut bytes, at)?;
-                Ok(bytes.into())
-            })
-        });
-        let read = ready!(Pin::new(reading).poll(cx));
-        self.reading = None;
-        let bytes: Bytes = read.map_err(io::Error::other)??;
-        self.at += bytes.len() as u64;
+        let bytes = match self.parts.last_mut() {
+            None => return Poll::Ready(Ok(None)),
+            Some(Part::Text(text)) => Bytes::from_static(std::mem::take(text).as_bytes()),
+            Some(Part::File(range)) => {
+                let reading = self.reading.get_or_insert_with(|| {
+                    let (file, at) = (Arc::clone(&self.file), range.start);
+                    let left = range.end - range.start;
+                    let len = usize::try_from(left).map_or(READ_AT_ONCE, |l| l.min(READ_AT_ONCE));
+                    tokio::task::spawn_blocking(move || {
+                        let mut bytes = vec![0; len];
+                        file.read_exact_at(&mut bytes, at)?;
+                        Ok(bytes.into())
+                    })
+                });
+                let read = ready!(Pin::new(reading).poll(cx));
+                self.reading = None;
+                let bytes: Bytes = read.map_err(io::Error::other)??;
+                range.start += bytes.len() as u64;
+                bytes
+            }
+        };
         self.left -= bytes.len() as u64;
         Poll::Ready(Ok(Some(bytes)))
+    }
+}
+
+impl Part {
+    /// In bytes.
+    fn len(&self) -> u64 {
+        match self {
+            Self::File(range) => range.end - range.start,
+            Self::Text(text) => text.len() as u64,
+        }
     }
 }

@@ -5,11 +5,11 @@ mod stream_end;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use onlyonce_core::{Head, HeaderBlock, Metered, Record, UnknownReason};
 use onlyonce_http::headers;
-use onlyonce_ledger::End;
+use onlyonce_ledger::{Asked, End, UsageHider};
 use tokio::time::Instant;
 
 use super::exchange::Begun;
@@ -29,6 +29,10 @@ pub(super) struct Incoming {
     /// For a stream whose own end is known.
     stream_end: Option<StreamEnd>,
     metering: Option<Metering>,
+    /// Where its usage is not shown.
+    hider: Option<UsageHider>,
+    /// Whether the last frame has come.
+    is_over: bool,
     trailers: HeaderBlock,
     timer: Timer,
     between_bytes: std::time::Duration,
@@ -85,17 +89,17 @@ impl Incoming {
             // 6.6.1). Recorded, it is the same for everybody who gets this answer.
             headers.insert(DATE, now);
         }
-        let recorded = headers::recorded(&headers, policy.allow_set_cookie);
-        let block = HeaderBlock::pack(recorded).map_err(|_| UnknownReason::BadAnswer)?;
         Ok(Self {
             head: Head {
                 status: head.status.as_u16(),
-                headers: block,
+                headers: pack(&headers, policy)?,
             },
             stream_end: StreamEnd::of(policy, head.status, &headers),
             headers,
             answer,
             metering: None,
+            hider: None,
+            is_over: false,
             trailers: HeaderBlock::default(),
             timer: Timer::default(),
             between_bytes: policy.between_bytes_timeout,
@@ -103,10 +107,25 @@ impl Incoming {
         })
     }
 
-    /// Reads on the way what the answer to a call of `path` tells of its use.
-    pub(super) fn meter(&mut self, meters: &Meters, route: &Route, path: &str) {
+    /// Reads on the way what the answer to the call `asked` tells of its use.
+    pub(super) fn meter(&mut self, meters: &Meters, route: &Route, asked: Asked<'_>) {
         let status = self.head.status;
-        self.metering = Some(Metering::new(meters, route, path, status, &self.headers));
+        self.metering = Some(Metering::new(meters, route, asked, status, &self.headers));
+    }
+
+    /// Leaves out of a stream what it tells of its use, since only the gateway asked for it: it is
+    /// metered, and neither recorded nor shown. An answer that comes encoded all the same stays as it
+    /// is.
+    pub(super) fn hide_usage(&mut self, policy: &Policy) -> Result<(), UnknownReason> {
+        let is_success = (200..300).contains(&self.head.status);
+        if !is_success || !self.is_stream() || self.headers.contains_key(CONTENT_ENCODING) {
+            return Ok(());
+        }
+        self.hider = Some(UsageHider::default());
+        if self.headers.remove(CONTENT_LENGTH).is_some() {
+            self.head.headers = pack(&self.headers, policy)?;
+        }
+        Ok(())
     }
 
     /// What it has told, once it has ended; `claimed` is the record of its execution.
@@ -177,10 +196,21 @@ impl Incoming {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Ended>> {
         loop {
-            let Poll::Ready(frame) = self.answer.poll_frame(cx) else {
-                return Poll::Pending;
+            let frame = match self.is_over {
+                true => None,
+                false => match self.answer.poll_frame(cx) {
+                    Poll::Ready(frame) => frame,
+                    Poll::Pending => return Poll::Pending,
+                },
             };
             let Some(frame) = frame else {
+                self.is_over = true;
+                if let Some(mut hider) = self.hider.take() {
+                    let rest = hider.finish();
+                    if !rest.is_empty() {
+                        return Poll::Ready(Ok(rest));
+                    }
+                }
                 if self.stream_end.as_mut().is_some_and(|end| !end.is_whole()) {
                     return Poll::Ready(Err(Ended::Broken(UnknownReason::Truncated)));
                 }
@@ -198,7 +228,13 @@ impl Incoming {
                     if let Some(metering) = &mut self.metering {
                         metering.see(&bytes);
                     }
-                    return Poll::Ready(Ok(bytes));
+                    let shown = match &mut self.hider {
+                        Some(hider) => hider.push(bytes),
+                        None => bytes,
+                    };
+                    if !shown.is_empty() {
+                        return Poll::Ready(Ok(shown));
+                    }
                 }
                 Err(frame) => {
                     if let Ok(mut trailers) = frame.into_trailers() {
@@ -213,6 +249,12 @@ impl Incoming {
             }
         }
     }
+}
+
+/// `headers` as they are recorded.
+fn pack(headers: &HeaderMap, policy: &Policy) -> Result<HeaderBlock, UnknownReason> {
+    let recorded = headers::recorded(headers, policy.allow_set_cookie);
+    HeaderBlock::pack(recorded).map_err(|_| UnknownReason::BadAnswer)
 }
 
 /// Bytes that came in pieces. Most come in one.

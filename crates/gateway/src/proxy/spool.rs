@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use hyper::body::Incoming;
 use onlyonce_http::FingerprintBuilder;
+use onlyonce_ledger::Addition;
 
 use super::outgoing::{Outgoing, SpooledBody};
 use super::timer::Timer;
@@ -48,7 +49,13 @@ pub(super) enum Collected {
     /// In memory.
     Whole(Bytes),
     /// In a file that has no name any more, and goes with its last handle.
-    Spooled(Arc<File>, u64),
+    Spooled {
+        file: Arc<File>,
+        /// In bytes.
+        len: u64,
+        /// What is put into it on its way to the upstream.
+        addition: Option<Addition>,
+    },
 }
 
 impl Collected {
@@ -56,7 +63,11 @@ impl Collected {
     pub(super) fn outgoing(&self) -> Outgoing {
         match self {
             Self::Whole(bytes) => Outgoing::Whole(bytes.clone()),
-            Self::Spooled(file, len) => Outgoing::Spooled(SpooledBody::new(Arc::clone(file), *len)),
+            Self::Spooled {
+                file,
+                len,
+                addition,
+            } => Outgoing::Spooled(SpooledBody::new(Arc::clone(file), *len, *addition)),
         }
     }
 
@@ -176,7 +187,11 @@ impl Pieces {
             Self::Nothing => Collected::Whole(Bytes::new()),
             Self::One(bytes) => Collected::Whole(bytes),
             Self::Memory(all) => Collected::Whole(all.freeze()),
-            Self::Disk(file) => Collected::Spooled(file, len),
+            Self::Disk(file) => Collected::Spooled {
+                file,
+                len,
+                addition: None,
+            },
         }
     }
 }

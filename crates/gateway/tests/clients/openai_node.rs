@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::kit::{
-    Call, Provider, attempts, base, expect_metered, gateway, run, run_once, sdk_retried,
+    Call, Provider, attempts, base, expect_metered, gateway, recording, run, run_once, sdk_retried,
+    setup,
 };
 
 const CLIENT: &str = "openai_client.cjs";
@@ -37,6 +38,46 @@ fn chat_runs_once() {
 #[test]
 fn chat_streaming_runs_once() {
     runs_once("chat", true);
+}
+
+/// A stream whose usage the gateway asks for. `asks` says what the SDK asks for itself.
+fn tells_its_usage(asks: Option<bool>) {
+    let sandbox = Provider::sandbox();
+    let gateway = setup(&sandbox, "openai")
+        .route("include_usage = \"add\"")
+        .start();
+    let mut job = job(&base(&gateway), "chat", true, "k-usage");
+    job["times"] = json!(2);
+    if let Some(asks) = asks {
+        job["include_usage"] = json!(asks);
+    }
+    let said = run(CLIENT, &job);
+    let text = said[0].marked("executed");
+    assert_eq!(said[1].recorded(), text);
+    expect_metered(&gateway, "k-usage", PIECES, true);
+    gateway.control().wait_for_state("k-usage", "completed");
+    let is_told = asks == Some(true);
+    assert_eq!(
+        recording(&gateway, "k-usage").contains("\"usage\""),
+        is_told
+    );
+    let told = format!("<usage of {PIECES}>");
+    let said = match is_told {
+        true => text.strip_suffix(told.as_str()).expect("its usage"),
+        false => text,
+    };
+    sandbox.expect_ran_once(said, PIECES);
+}
+
+#[test]
+fn usage_that_the_gateway_asks_for_is_metered_and_not_seen() {
+    tells_its_usage(None);
+    tells_its_usage(Some(false));
+}
+
+#[test]
+fn usage_that_the_sdk_asks_for_is_metered_and_seen() {
+    tells_its_usage(Some(true));
 }
 
 #[test]

@@ -175,3 +175,260 @@ fn a_route_has_its_price_and_a_tenant_its_own() {
     assert_eq!(cost("acme")["usd"], "0.005");
     assert_eq!(cost("acme")["basis"], "tenant");
 }
+
+const STREAM: &str =
+    r#"{"messages":[{"role":"user","content":"Hi"}],"model":"gpt-4o","stream":true}"#;
+const ASKING: &str = r#"{"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Hi"}],"model":"gpt-4o","stream":true}"#;
+
+/// A streamed chat of OpenAI's, in its events; `asked` says whether it tells its use.
+fn chat_stream(asked: bool) -> Vec<String> {
+    let chunk = |choices: &str, usage: &str| {
+        let usage = if asked {
+            format!(",\"usage\":{usage}")
+        } else {
+            String::new()
+        };
+        format!(
+            "data: {{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"choices\":{choices}{usage}}}\n\n"
+        )
+    };
+    let mut events = vec![
+        chunk(r#"[{"index":0,"delta":{"content":"Hi"}}]"#, "null"),
+        chunk(r#"[{"index":0,"delta":{},"finish_reason":"stop"}]"#, "null"),
+    ];
+    if asked {
+        let usage = r#"{"prompt_tokens":1000,"completion_tokens":2000}"#;
+        events.push(chunk("[]", usage));
+    }
+    events.push("data: [DONE]\n\n".to_owned());
+    events
+}
+
+/// Whether a request asks for usage, as OpenAI reads it.
+fn asks(body: &[u8]) -> bool {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    body["stream"] == true && body["stream_options"]["include_usage"] == true
+}
+
+/// OpenAI, as far as its streamed chats go; its answers come in pieces of `size` bytes.
+fn streaming(size: usize) -> Upstream {
+    Upstream::scripted(move |x| {
+        let body = x.read_body();
+        let answer = chat_stream(asks(&body)).concat();
+        x.start_chunked(200, &[SSE]);
+        for piece in answer.as_bytes().chunks(size) {
+            x.chunk(piece);
+        }
+        x.end_chunks();
+    })
+}
+
+fn adding(upstream: &Upstream) -> Gateway {
+    before(upstream, "openai")
+        .route("include_usage = \"add\"")
+        .start()
+}
+
+fn chat_post(key: &str, body: &str) -> onlyonce_testkit::Request {
+    post(CHAT, key, body)
+        .header("Content-Type", "application/json")
+        .header("Accept-Encoding", "gzip, br")
+}
+
+fn recording(gateway: &Gateway, key: &str) -> Vec<u8> {
+    let id = gateway.control().operation(key)["id"].clone();
+    let path = format!("/v1/operations/{}/recording", id.as_str().unwrap());
+    gateway.control().get(&path).expect_status(200).body.clone()
+}
+
+#[test]
+fn i04_usage_that_only_the_gateway_asked_for_is_metered_and_never_recorded_or_shown() {
+    let whole = chat_stream(true).concat().len();
+    for size in [1, 7, 100, whole] {
+        let upstream = streaming(size);
+        let gateway = adding(&upstream);
+        let first = gateway.send(&chat_post("k", STREAM));
+        expect_executed(&first);
+        // As if it had not been asked for.
+        assert_eq!(first.text(), chat_stream(false).concat());
+        let seen = upstream.seen().remove(0);
+        assert_eq!(seen.body.as_deref(), Some(ASKING.as_bytes()));
+        assert_eq!(seen.head.content_length(), Some(ASKING.len()));
+        assert_eq!(seen.head.all("accept-encoding"), ["identity"]);
+        gateway.control().wait_for_state("k", "completed");
+        assert_eq!(recording(&gateway, "k"), first.body);
+        let told = metered(&gateway, "k");
+        assert_eq!(told["usage"], json!({ "input": 1000, "output": 2000 }));
+        assert_eq!(told["source"], "provider");
+        expect_replay(&gateway.send(&chat_post("k", STREAM)), &first);
+        // What the gateway added is not what the caller sent.
+        gateway
+            .send(&chat_post("k", ASKING))
+            .expect_problem(422, "key-reused");
+        assert_eq!(upstream.hits(), 1);
+    }
+}
+
+#[test]
+fn who_asks_for_usage_gets_it_and_who_may_not_be_helped_is_left_alone() {
+    let upstream = streaming(50);
+    let gateway = adding(&upstream);
+    let asked = gateway.send(&chat_post("asked", ASKING));
+    assert_eq!(asked.text(), chat_stream(true).concat());
+    let packed = chat_post("packed", STREAM).header("Content-Encoding", "br");
+    let no_json = post(CHAT, "no-json", STREAM).header("Content-Type", "text/plain");
+    let plain = chat_post("plain", r#"{"model":"gpt-4o","messages":[]}"#);
+    let elsewhere =
+        post("/v1/responses", "elsewhere", STREAM).header("Content-Type", "application/json");
+    for request in [&packed, &no_json, &plain, &elsewhere] {
+        gateway.send(request).expect_status(200);
+    }
+    let seen = upstream.seen();
+    let bodies: Vec<_> = seen.iter().map(|seen| seen.body.clone().unwrap()).collect();
+    assert_eq!(bodies[0], ASKING.as_bytes());
+    assert_eq!(bodies[1], STREAM.as_bytes());
+    assert_eq!(bodies[2], STREAM.as_bytes());
+    assert_eq!(bodies[3], br#"{"model":"gpt-4o","messages":[]}"#);
+    assert_eq!(bodies[4], STREAM.as_bytes());
+    let codings = |at: usize| seen[at].head.all("accept-encoding").join(", ");
+    assert_eq!(codings(0), "gzip, br");
+    assert_eq!(codings(3), "gzip, br");
+    // Without the setting nothing is added.
+    let upstream = streaming(50);
+    let gateway = before(&upstream, "openai").start();
+    let first = gateway.send(&chat_post("k", STREAM));
+    assert_eq!(first.text(), chat_stream(false).concat());
+    assert_eq!(metered(&gateway, "k")["source"], "unknown");
+    assert_eq!(upstream.seen()[0].body.as_deref(), Some(STREAM.as_bytes()));
+}
+
+#[test]
+fn usage_is_asked_for_in_bodies_that_come_in_chunks_and_those_that_wait_on_disk() {
+    let upstream = streaming(1_000);
+    let gateway = before(&upstream, "openai")
+        .route("include_usage = \"add\"")
+        .limits("spool_above = \"64KiB\"")
+        .start();
+    let content = "word ".repeat(200_000);
+    let long = STREAM.replace("Hi", &content);
+    for (key, body) in [("short", STREAM), ("long", &*long)] {
+        let request = chat_post(key, "")
+            .no_length()
+            .header("Transfer-Encoding", "chunked");
+        let mut client = gateway.connect();
+        client.send_bytes(&request.head_bytes());
+        for piece in body.as_bytes().chunks(40_000) {
+            client.send_bytes(format!("{:x}\r\n", piece.len()).as_bytes());
+            client.send_bytes(piece).send_bytes(b"\r\n");
+        }
+        client.send_bytes(b"0\r\n\r\n");
+        let answer = client.response();
+        expect_executed(&answer);
+        assert_eq!(answer.text(), chat_stream(false).concat(), "{key}");
+        assert_eq!(metered(&gateway, key)["usage"]["output"], 2000, "{key}");
+    }
+    let long_asking = ASKING.replace("Hi", &content);
+    let seen = upstream.seen();
+    for (seen, asking) in seen.iter().zip([ASKING, &*long_asking]) {
+        assert!(
+            seen.body.as_deref() == Some(asking.as_bytes()),
+            "another body"
+        );
+        assert_eq!(seen.head.content_length(), Some(asking.len()));
+    }
+}
+
+#[test]
+fn a_stream_with_a_length_is_shown_without_it_where_its_usage_is_not() {
+    let upstream = Upstream::scripted(|x| {
+        let body = x.read_body();
+        x.answer(200, &[SSE], chat_stream(asks(&body)).concat().as_bytes());
+    });
+    let gateway = adding(&upstream);
+    let first = gateway.send(&chat_post("k", STREAM));
+    expect_executed(&first);
+    assert_eq!(first.text(), chat_stream(false).concat());
+    expect_replay(&gateway.send(&chat_post("k", STREAM)), &first);
+    assert_eq!(metered(&gateway, "k")["usage"]["input"], 1000);
+    assert_eq!(recording(&gateway, "k"), first.body);
+}
+
+#[test]
+fn an_event_is_held_back_no_longer_than_to_its_end() {
+    let go = onlyonce_testkit::Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.read_body();
+        let events = chat_stream(true);
+        x.start_chunked(200, &[SSE]);
+        x.chunk(&events[0]);
+        wait.wait();
+        for event in &events[1..] {
+            x.chunk(event);
+        }
+        x.end_chunks();
+    });
+    let gateway = adding(&upstream);
+    let mut client = gateway.begin(&chat_post("k", STREAM));
+    client.read_head();
+    client.read_until("\"Hi\"}}]}\n\n");
+    go.fire();
+    assert_eq!(client.finish().text(), chat_stream(false).concat());
+}
+
+#[test]
+fn a_late_answer_is_shown_without_what_was_not_asked_for() {
+    let go = onlyonce_testkit::Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.read_body();
+        wait.wait();
+        x.start_chunked(200, &[SSE]);
+        x.chunk(chat_stream(true).concat());
+        x.end_chunks();
+    });
+    let gateway = before(&upstream, "openai")
+        .route("include_usage = \"add\"\nfirst_byte_timeout = \"300ms\"")
+        .start();
+    gateway
+        .send(&chat_post("k", STREAM))
+        .expect_problem(504, "outcome-unknown");
+    go.fire();
+    gateway.control().wait_for_state("k", "completed");
+    let replay = gateway.send(&chat_post("k", STREAM));
+    assert_eq!(
+        replay.expect_mark("replayed").text(),
+        chat_stream(false).concat()
+    );
+    assert_eq!(metered(&gateway, "k")["usage"]["input"], 1000);
+}
+
+#[test]
+fn a_model_that_no_answer_names_is_the_one_that_was_asked_for() {
+    let upstream = Upstream::scripted(|x| {
+        x.read_body();
+        let usage = r#"{"usage":{"prompt_tokens":1000,"completion_tokens":2000}}"#;
+        x.answer(200, &[JSON], usage.as_bytes());
+    });
+    let gateway = before(&upstream, "openai")
+        .limits("spool_above = \"1KiB\"")
+        .start();
+    let body = r#"{"messages":[{"content":"\"model\":\"no\""}],"model":"gpt-4o"}"#;
+    gateway.send(&chat_post("k", body)).expect_status(200);
+    let told = metered(&gateway, "k");
+    assert_eq!(
+        (&told["model"], &told["request_model"]),
+        (&json!(""), &json!("gpt-4o"))
+    );
+    // 1,000 at 2.50 and 2,000 at 10 dollars for a million.
+    assert_eq!(told["cost"]["usd"], "0.0225");
+    let on_disk = body.replace("no", &"no".repeat(2_000));
+    gateway
+        .send(&chat_post("disk", &on_disk))
+        .expect_status(200);
+    assert_eq!(metered(&gateway, "disk")["request_model"], "gpt-4o");
+    // Packed bodies are not read.
+    let packed = chat_post("packed", body).header("Content-Encoding", "gzip");
+    gateway.send(&packed).expect_status(200);
+    assert_eq!(metered(&gateway, "packed")["request_model"], "");
+}

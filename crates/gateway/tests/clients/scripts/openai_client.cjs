@@ -18,9 +18,12 @@ const request = chat
   ? { model: "gpt-test", stream, messages: [{ role: "user", content: prompt }] }
   : { model: "gpt-test", stream, input: prompt };
 
+if ("include_usage" in job) request.stream_options = { include_usage: job.include_usage };
+
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 const wholeText = (answer) => (chat ? answer.choices[0].message.content : answer.output_text);
 const pieceOf = (event) => {
+  if (chat && event.usage && event.choices.length === 0) return `<usage of ${event.usage.completion_tokens}>`;
   if (chat) return event.choices[0]?.delta?.content ?? "";
   return event.type === "response.output_text.delta" ? event.delta : "";
 };

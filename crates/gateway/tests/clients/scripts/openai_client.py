@@ -25,6 +25,8 @@ prompt = job.get("prompt", "Say it once.")
 request = {"model": job.get("model", "gpt-test"), "stream": stream, "extra_headers": headers}
 if job["call"] == "chat":
     request["messages"] = [{"role": "user", "content": prompt}]
+    if "include_usage" in job:
+        request["stream_options"] = {"include_usage": job["include_usage"]}
 else:
     request["input"] = prompt
 
@@ -43,6 +45,8 @@ def whole_text(answer):
 
 def piece_of(event):
     if job["call"] == "chat":
+        if event.usage is not None and not event.choices:
+            return f"<usage of {event.usage.completion_tokens}>"
         return (event.choices[0].delta.content or "") if event.choices else ""
     return event.delta if event.type == "response.output_text.delta" else ""
 
