@@ -179,14 +179,10 @@ impl<S: Store> Driver<S> {
     ) {
         let begun = Instant::now();
         self.asked = order.asks(&self.path.route).await;
-        let outcome = match &mut left {
-            None => self.run(&mut execution, order).await,
-            Some(left) => tokio::select! {
-                biased;
-                outcome = self.run(&mut execution, order) => outcome,
-                () = left.all() => Outcome::Lost(UnknownReason::Cancelled),
-            },
-        };
+        if let (Some(spans), Some(model)) = (&self.spans, &self.asked.model) {
+            spans.asks_for(model);
+        }
+        let outcome = self.run(&mut execution, order, &mut left).await;
         let metrics = &self.worker.shared.metrics;
         metrics.executed(&self.path.route, begun.elapsed());
         if let Err(error) = self.settle(execution, outcome, open).await {
@@ -215,8 +211,7 @@ impl<S: Store> Driver<S> {
             Outcome::Late(waiting) => {
                 let late = execution.lose_for_now(UnknownReason::TimedOut).await?;
                 drop(open);
-                // What is told of an operation's trace ends with what its callers are told.
-                self.spans.iter().for_each(ExecutionSpan::finish);
+                self.spans.iter().for_each(ExecutionSpan::told);
                 self.wait_for_late(late, waiting).await
             }
             Outcome::Fenced => {
@@ -226,7 +221,13 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    async fn run(&self, execution: &mut Execution<S>, mut order: Order) -> Outcome {
+    /// Ends early when `left` says that nobody follows any more.
+    async fn run(
+        &self,
+        execution: &mut Execution<S>,
+        mut order: Order,
+        left: &mut Option<Left>,
+    ) -> Outcome {
         let policy = &self.path.route.policy;
         self.path.count_request();
         let deadline = Instant::now() + policy.total_timeout;
@@ -234,20 +235,22 @@ impl<S: Store> Driver<S> {
         loop {
             let more = tries < policy.retries.max;
             let request = order.request(&self.path, more);
-            let exchanged = exchange(
+            let exchanging = exchange(
                 &self.path.pool,
                 request,
                 policy.connect_timeout,
                 policy.first_byte_timeout.min(policy.total_timeout),
                 || execution.may_send(),
-            )
-            .await;
+            );
+            let Some(exchanged) = while_followed(left, exchanging).await else {
+                return CANCELLED;
+            };
             match exchanged {
                 Ok((head, _))
                     if more
                         && policy.releases(head.status().as_u16())
                         && self.path.take_retry() => {}
-                Ok(begun) => return self.record(execution, begun, deadline).await,
+                Ok(begun) => return self.record(execution, begun, deadline, left).await,
                 Err(Failure::NotSent(_)) if more && self.path.take_retry() => {}
                 Err(Failure::NotSent(why)) => return Outcome::NotSent(why),
                 Err(Failure::Broke(why)) => {
@@ -261,7 +264,10 @@ impl<S: Store> Driver<S> {
                 Err(Failure::TimedOut(waiting)) => return Outcome::Late(waiting),
             }
             self.worker.shared.metrics.retried(&self.path.route);
-            tokio::time::sleep(jitter(&policy.retries, tries)).await;
+            let pause = tokio::time::sleep(jitter(&policy.retries, tries));
+            if while_followed(left, pause).await.is_none() {
+                return CANCELLED;
+            }
             tries += 1;
         }
     }
@@ -271,6 +277,7 @@ impl<S: Store> Driver<S> {
         execution: &mut Execution<S>,
         begun: Begun,
         deadline: Instant,
+        left: &mut Option<Left>,
     ) -> Outcome {
         let policy = &self.path.route.policy;
         let mut incoming = match self.incoming(begun, deadline) {
@@ -285,7 +292,9 @@ impl<S: Store> Driver<S> {
         if !released {
             incoming.meter(meters, route, self.asked());
         }
-        let outcome = self.take_in(execution, &mut incoming, released).await;
+        let taking = self.take_in(execution, &mut incoming, released);
+        // What it used until it was cut off was used.
+        let outcome = while_followed(left, taking).await.unwrap_or(CANCELLED);
         let end = match &outcome {
             Outcome::Whole(..) | Outcome::Complete(_) => End::Clean,
             _ => End::Broken,
@@ -398,27 +407,66 @@ impl<S: Store> Driver<S> {
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         incoming.meter(meters, route, self.asked());
+        if let Some(spans) = &self.spans {
+            spans.answered(incoming.head.status, incoming.is_stream());
+        }
         let head = std::mem::take(&mut incoming.head);
         if late.head(head).await.is_err() {
             return Ok(());
         }
+        let trailers = self.take_late(&mut late, &mut incoming).await;
+        let end = match trailers {
+            Some(_) => End::Clean,
+            None => End::Broken,
+        };
+        let metered = incoming.metered(end, meters, route, late.claimed());
+        if let (Some(spans), Some(metered)) = (&self.spans, &metered) {
+            spans.meter(metered);
+        }
+        let Some(trailers) = trailers else {
+            return Ok(());
+        };
+        if let Some(metered) = metered {
+            late.meter(metered);
+        }
+        let completed = late.complete(trailers).await;
+        if completed.is_ok() {
+            self.spans.iter().for_each(ExecutionSpan::completed_late);
+        }
+        completed
+    }
+
+    /// Takes the body of a late answer into the recording; its trailers, where it came whole.
+    async fn take_late(
+        &self,
+        late: &mut onlyonce_engine::Late<S>,
+        incoming: &mut Incoming,
+    ) -> Option<HeaderBlock> {
         loop {
             match incoming.next().await {
                 Ok(bytes) => {
-                    if late.push(bytes).await.is_err() {
-                        return Ok(());
-                    }
+                    self.spans.iter().for_each(ExecutionSpan::chunk);
+                    late.push(bytes).await.ok()?;
                 }
-                Err(Ended::Clean(trailers)) => {
-                    let metered = incoming.metered(End::Clean, meters, route, late.claimed());
-                    if let Some(metered) = metered {
-                        late.meter(metered);
-                    }
-                    return late.complete(trailers).await;
-                }
-                Err(Ended::Broken(_)) => return Ok(()),
+                Err(Ended::Clean(trailers)) => return Some(trailers),
+                Err(Ended::Broken(_)) => return None,
             }
         }
+    }
+}
+
+/// What an execution comes to that nobody follows any more.
+const CANCELLED: Outcome = Outcome::Lost(UnknownReason::Cancelled);
+
+/// What `work` comes to; `None` where everybody left before, and the route does not go on then.
+async fn while_followed<T>(left: &mut Option<Left>, work: impl Future<Output = T>) -> Option<T> {
+    let Some(left) = left else {
+        return Some(work.await);
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = left.all() => None,
     }
 }
 

@@ -113,7 +113,7 @@ impl Finished {
     /// How many spans it is.
     pub(super) fn count(&self) -> u64 {
         match self {
-            Self::Attempt(_) => 1,
+            Self::Attempt(_) | Self::Operation(_) | Self::Late(_) => 1,
             Self::Execution(_) => 2,
         }
     }
@@ -126,6 +126,8 @@ impl Finished {
                 out.push(operation(executed));
                 out.push(execution(executed));
             }
+            Self::Operation(executed) => out.push(operation(executed)),
+            Self::Late(executed) => out.push(execution(executed)),
         }
     }
 }
@@ -214,6 +216,8 @@ fn execution(executed: &Executed) -> Span {
     if let Some(metered) = &executed.metered {
         attributes.metered(metered, time_to_first_chunk(executed));
         name = name_of(metered);
+    } else {
+        attributes.text("gen_ai.request.model", &executed.request_model);
     }
     let name = name.unwrap_or_else(|| called(executed.method).to_owned());
     span(

@@ -32,6 +32,10 @@ pub(super) enum Finished {
     Attempt(Box<Attempt>),
     /// An execution, and its operation.
     Execution(Box<Executed>),
+    /// An operation whose execution goes on.
+    Operation(Box<Executed>),
+    /// An execution whose operation is over already.
+    Late(Box<Executed>),
 }
 
 /// What is known of an attempt.
@@ -145,12 +149,14 @@ impl AttemptSpan {
             operation: (execution.id(), operation.span),
             route: Arc::clone(&attempt.origin.route),
             method: attempt.method,
+            request_model: "".into(),
             status: None,
             streams: false,
             first_chunk: None,
             end: None,
             joined: 0,
             metered: None,
+            is_told: false,
         };
         Some(ExecutionSpan {
             context: executed.own,
@@ -191,6 +197,7 @@ impl Drop for AttemptSpan {
 }
 
 /// What is known of an execution.
+#[derive(Clone)]
 pub(super) struct Executed {
     pub(super) begun: u64,
     pub(super) ended: u64,
@@ -202,6 +209,8 @@ pub(super) struct Executed {
     pub(super) operation: (OperationId, SpanId),
     pub(super) route: Arc<Route>,
     pub(super) method: &'static str,
+    /// The model that the request's body names; empty where it was not read, or names none.
+    pub(super) request_model: Box<str>,
     pub(super) status: Option<u16>,
     /// Whether the answer came as a stream of events.
     pub(super) streams: bool,
@@ -210,6 +219,8 @@ pub(super) struct Executed {
     pub(super) end: Option<Ended>,
     pub(super) joined: u32,
     pub(super) metered: Option<Box<Metered>>,
+    /// Whether its operation's span is done.
+    is_told: bool,
 }
 
 /// The spans of an operation and its execution, until the outcome is known.
@@ -228,6 +239,11 @@ impl ExecutionSpan {
         self.context.write(headers, self.continues);
     }
 
+    /// The request names this model.
+    pub(crate) fn asks_for(&self, model: &str) {
+        self.note(|executed| executed.request_model = model.into());
+    }
+
     /// The head of the upstream's answer is here.
     pub(crate) fn answered(&self, status: u16, streams: bool) {
         self.note(|executed| {
@@ -243,18 +259,51 @@ impl ExecutionSpan {
         });
     }
 
+    /// Callers are told that the outcome is unknown, which ends the operation's span. The answer may
+    /// still come: the execution goes on.
+    pub(crate) fn told(&self) {
+        let (end, joined) = (self.fate.ended(), self.fate.joined());
+        self.note(|executed| {
+            executed.end = end;
+            executed.joined = joined;
+            executed.is_told = true;
+            if self.context.is_sampled() {
+                let operation = Executed {
+                    ended: now(),
+                    ..executed.clone()
+                };
+                self.tracer.push(Finished::Operation(Box::new(operation)));
+            }
+        });
+    }
+
+    /// A late answer has told so much of its use, whole or not.
+    pub(crate) fn meter(&self, metered: &Metered) {
+        self.note(|executed| executed.metered = Some(Box::new(metered.clone())));
+    }
+
+    /// The late answer is recorded.
+    pub(crate) fn completed_late(&self) {
+        self.note(|executed| executed.end = Some(Ended::Completed));
+    }
+
     /// The outcome is known.
-    pub(crate) fn finish(&self) {
+    fn finish(&self) {
         let Some(mut executed) = self.executed.lock().take() else {
             return;
         };
         executed.ended = now();
-        executed.end = self.fate.ended();
-        executed.joined = self.fate.joined();
-        executed.metered = self.fate.metered();
+        if !executed.is_told {
+            executed.end = self.fate.ended();
+            executed.joined = self.fate.joined();
+            executed.metered = self.fate.metered();
+        }
         self.tracer.sums.add(&executed);
         if self.context.is_sampled() {
-            self.tracer.push(Finished::Execution(executed));
+            self.tracer.push(match executed.is_told {
+                true => Finished::Late(executed),
+                false => Finished::Execution(executed),
+            });
         }
     }
 

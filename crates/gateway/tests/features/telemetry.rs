@@ -854,3 +854,116 @@ fn what_is_used_is_counted_whether_its_trace_is_kept_or_not() {
     });
     assert!(collector.spans().is_empty());
 }
+
+#[test]
+fn a_late_answer_ends_the_execution_with_what_it_used_and_counts() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        wait.wait();
+        x.answer(200, &[usage::JSON], usage::chat().as_bytes());
+    });
+    let collector = Collector::new();
+    let gateway = usage::before(&upstream, "openai")
+        .route("first_byte_timeout = \"300ms\"")
+        .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "50")
+        .start();
+    let request =
+        post(usage::CHAT, "k", r#"{"model":"gpt-4o"}"#).header("Content-Type", "application/json");
+    gateway
+        .send(&in_trace(request, CALLER))
+        .expect_problem(504, "outcome-unknown");
+    // What its callers were told ends the operation; the execution goes on.
+    collector.wait_for_spans(2);
+    go.fire();
+    collector.wait_for_spans(3);
+    let tree = collector.tree_without(&USUAL);
+    let expected = "\
+  INTERNAL onlyonce.operation FAILED
+  | onlyonce.operation.id = op-1
+  | onlyonce.operation.outcome = unknown
+  | onlyonce.operation.unknown_reason = timed_out
+  | onlyonce.operation.joined = 0
+  | error.type = outcome-unknown
+    CLIENT chat gpt-4o
+    | http.response.status_code = 200
+    | gen_ai.operation.name = chat
+    | gen_ai.provider.name = openai
+    | gen_ai.request.model = gpt-4o
+    | gen_ai.response.model = gpt-4o-2024-08-06
+    | gen_ai.response.id = chatcmpl-1
+    | gen_ai.usage.input_tokens = 1000
+    | gen_ai.usage.output_tokens = 2000
+    | gen_ai.usage.cache_read.input_tokens = 400
+    | onlyonce.cost.usd = 0.022
+    | onlyonce.cost.basis = table
+";
+    assert!(tree.ends_with(expected), "{tree}");
+    eventually("its tokens are counted, once", || {
+        let metrics = collector.metrics();
+        metrics
+            .iter()
+            .any(|line| line.contains(".output_tokens ") && line.ends_with(" 2000"))
+    });
+}
+
+#[test]
+fn a_late_answer_that_never_comes_ends_the_execution_without_it() {
+    let upstream = Upstream::scripted(|x| {
+        x.read_body();
+        x.wait_for_close();
+    });
+    let collector = Collector::new();
+    let gateway = telemetry(&upstream, &collector.url(), "")
+        .upstream("preset = \"openai\"")
+        .route("first_byte_timeout = \"300ms\"\nlate_answer = \"100ms\"")
+        .start();
+    let request =
+        post(usage::CHAT, "k", r#"{"model":"gpt-4o"}"#).header("Content-Type", "application/json");
+    gateway
+        .send(&in_trace(request, CALLER))
+        .expect_problem(504, "outcome-unknown");
+    collector.wait_for_spans(3);
+    let tree = collector.tree_without(&USUAL);
+    let expected = "\
+    CLIENT POST FAILED
+    | gen_ai.request.model = gpt-4o
+    | error.type = timed_out
+";
+    assert!(tree.ends_with(expected), "{tree}");
+}
+
+#[test]
+fn an_execution_that_is_cut_off_with_its_caller_says_what_it_had_used() {
+    let gone = Signal::new();
+    let tell = gone.clone();
+    let upstream = Upstream::scripted(move |x| {
+        x.start_chunked(200, &[usage::SSE]);
+        x.chunk(&usage::messages()[0]);
+        x.wait_for_close();
+        tell.fire();
+    });
+    let collector = Collector::new();
+    let gateway = usage::before(&upstream, "anthropic")
+        .route("client_gone = \"cancel\"")
+        .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
+        .start();
+    let mut client = gateway.begin(&in_trace(post("/v1/messages", "k", "{}"), CALLER));
+    client.read_head();
+    client.read_until("message_start");
+    client.reset();
+    gone.wait();
+    gateway.control().wait_for_state("k", "unknown");
+    let told = &gateway.control().operation("k")["metered"];
+    assert_eq!(told["source"], "partial");
+    assert_eq!(told["usage"]["input"], 20);
+    collector.wait_for_spans(3);
+    let tree = collector.tree_without(&USUAL);
+    for line in [
+        "| onlyonce.operation.unknown_reason = cancelled\n",
+        "| gen_ai.usage.input_tokens = 20\n",
+    ] {
+        assert!(tree.contains(line), "{tree}");
+    }
+}
