@@ -35,6 +35,8 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         csv: bool,
     },
+    /// Show what looks like repeats on routes with key = "observe", and what these cost
+    Suspects,
 }
 
 /// Does what `ledger` says.
@@ -61,6 +63,10 @@ impl Ledger {
                 let report = client.get(&format!("/v1/ledger{asked}")).await?;
                 self.reach
                     .print(&report, if *csv { as_csv } else { as_table })
+            }
+            Command::Suspects => {
+                let report = client.get("/v1/suspects").await?;
+                self.reach.print(&report, suspects)
             }
         }
     }
@@ -145,6 +151,53 @@ fn quoted(text: &str) -> String {
     match text.contains([',', '"']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
         false => text.to_owned(),
+    }
+}
+
+fn suspects(report: &Value) -> String {
+    let observing = report["observing"].as_array();
+    if observing.is_none_or(Vec::is_empty) {
+        return "no route observes: set key = \"observe\" on one\n".to_owned();
+    }
+    let (total, since) = (&report["total"], text(&report["since"]));
+    let kinds = report["suspects"].as_array().map_or(&[][..], Vec::as_slice);
+    if kinds.is_empty() {
+        return format!("no request looks like a repeat since {since}\n");
+    }
+    let times = match total["times"].as_u64() {
+        Some(1) => "1 request looks like a repeat".to_owned(),
+        _ => format!("{} requests look like repeats", text(&total["times"])),
+    };
+    let heads = [
+        "TIMES", "COST", "INPUT", "OUTPUT", "LATEST", "CLIENT", "MODEL", "ROUTE", "TENANT",
+    ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for kind in kinds {
+        let columns = [
+            "times",
+            "cost_usd",
+            "input_tokens",
+            "output_tokens",
+            "latest",
+            "client",
+            "model",
+            "route",
+            "tenant",
+        ];
+        rows.push(columns.map(|name| text(&kind[name])).to_vec());
+    }
+    format!(
+        "at least {times} since {since}: ${}{}\n{}",
+        text(&total["cost_usd"]),
+        unpriced(total),
+        table(&rows)
+    )
+}
+
+fn unpriced(total: &Value) -> String {
+    match total["unpriced"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(count) => format!(", and {count} without a known cost"),
     }
 }
 

@@ -17,6 +17,7 @@ mod keys;
 mod ledger_command;
 mod listen;
 pub mod metrics;
+mod observe;
 mod open;
 mod presets;
 pub mod proxy;

@@ -11,6 +11,7 @@ use onlyonce_store::Store;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
+use crate::observe::Suspects;
 use crate::proxy::Meters;
 use crate::telemetry::Telemetry;
 
@@ -26,6 +27,8 @@ pub struct Shared<S: Store> {
     pub tenants: Tenants,
     /// What calls use and cost.
     pub(crate) meters: Meters,
+    /// What looks like a repeat, where a route observes.
+    pub(crate) suspects: Arc<Suspects>,
     /// What is counted.
     pub metrics: Metrics,
     /// Where spans go.
@@ -57,12 +60,14 @@ impl<S: Store> Shared<S> {
         let (store, observer) = (Arc::new(store), metrics.observer());
         let engine = Engine::with_observer(store, owner, settings(&config), Some(observer));
         let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.telemetry);
+        let suspects = Arc::new(Suspects::new(config.limits.observed));
         Ok(Arc::new(Self {
             config,
             engine,
             hash_keys,
             tenants,
             meters,
+            suspects,
             metrics,
             telemetry,
             store_down: Seldom::default(),

@@ -81,23 +81,9 @@ impl<'a> FingerprintBuilder<'a> {
         request: &RequestIdentity<'_>,
         rules: &'a FingerprintRules,
     ) -> Self {
-        let mut hasher = blake3::Hasher::new_keyed(&keys.fingerprint);
-        update_prefixed(&mut hasher, request.method.as_str().as_bytes());
-        update_prefixed(&mut hasher, request.upstream.as_bytes());
-        update_prefixed(&mut hasher, request.path.as_bytes());
-        update_query(&mut hasher, request.query, rules);
-        let multipart = single_multipart(request.headers);
-        match &multipart {
-            Some((mime, _)) => update_without_boundary(&mut hasher, mime),
-            None => update_header(&mut hasher, request.headers, &CONTENT_TYPE),
-        }
-        update_header(&mut hasher, request.headers, &CONTENT_ENCODING);
-        for name in &rules.headers {
-            update_prefixed(&mut hasher, name.as_str().as_bytes());
-            update_header(&mut hasher, request.headers, name);
-        }
-        let body = match (multipart, &rules.body) {
-            (Some((_, parts)), _) => Body::Parts(parts),
+        let (hasher, parts) = head(keys, request, rules);
+        let body = match (parts, &rules.body) {
+            (Some(parts), _) => Body::Parts(parts),
             (None, BodyRule::Json { ignore }) if is_plain_json(request.headers) => Body::Json {
                 collected: Vec::new(),
                 ignore,
@@ -107,6 +93,21 @@ impl<'a> FingerprintBuilder<'a> {
         Self {
             hasher,
             body,
+            body_len: 0,
+        }
+    }
+
+    /// The same for a body that passes: nothing of it is held, and what `rules` say of JSON does not
+    /// count.
+    pub fn by_bytes(
+        keys: &HashKeys,
+        request: &RequestIdentity<'_>,
+        rules: &FingerprintRules,
+    ) -> FingerprintBuilder<'static> {
+        let (hasher, parts) = head(keys, request, rules);
+        FingerprintBuilder {
+            hasher,
+            body: parts.map_or(Body::Bytes, Body::Parts),
             body_len: 0,
         }
     }
@@ -152,6 +153,30 @@ impl<'a> FingerprintBuilder<'a> {
         self.hasher.update(&[kind]).update(&len.to_le_bytes());
         Fingerprint::from_bytes(*self.hasher.finalize().as_bytes())
     }
+}
+
+/// What stands before the body, and how it is read where it has parts.
+fn head(
+    keys: &HashKeys,
+    request: &RequestIdentity<'_>,
+    rules: &FingerprintRules,
+) -> (blake3::Hasher, Option<Box<PartHasher>>) {
+    let mut hasher = blake3::Hasher::new_keyed(&keys.fingerprint);
+    update_prefixed(&mut hasher, request.method.as_str().as_bytes());
+    update_prefixed(&mut hasher, request.upstream.as_bytes());
+    update_prefixed(&mut hasher, request.path.as_bytes());
+    update_query(&mut hasher, request.query, rules);
+    let multipart = single_multipart(request.headers);
+    match &multipart {
+        Some((mime, _)) => update_without_boundary(&mut hasher, mime),
+        None => update_header(&mut hasher, request.headers, &CONTENT_TYPE),
+    }
+    update_header(&mut hasher, request.headers, &CONTENT_ENCODING);
+    for name in &rules.headers {
+        update_prefixed(&mut hasher, name.as_str().as_bytes());
+        update_header(&mut hasher, request.headers, name);
+    }
+    (hasher, multipart.map(|(_, parts)| parts))
 }
 
 fn update_query(hasher: &mut blake3::Hasher, query: Option<&str>, rules: &FingerprintRules) {

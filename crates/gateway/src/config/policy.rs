@@ -74,6 +74,8 @@ pub struct Policy {
     pub usage: Arc<[Arc<UsageFormat>]>,
     /// Whether streams are asked to tell it that tell it only where they are asked to.
     pub include_usage: IncludeUsage,
+    /// With [`KeyMode::Observe`]: within how long an equal request looks like a repeat.
+    pub observe_window: Duration,
 }
 
 /// Where the key of a request comes from.
@@ -86,6 +88,8 @@ pub enum KeyMode {
     Required,
     /// From the client where it sends one; else from the request itself.
     Derived,
+    /// From nowhere: every request passes through, and what looks like a repeat is counted.
+    Observe,
 }
 
 /// Whether a stream is asked to tell what it used.
@@ -206,6 +210,7 @@ impl Default for Policy {
             retries: Retries::default(),
             usage: Arc::default(),
             include_usage: IncludeUsage::default(),
+            observe_window: minutes(10),
         }
     }
 }
@@ -263,6 +268,7 @@ impl Policy {
                 ("optional", KeyMode::Optional),
                 ("required", KeyMode::Required),
                 ("derived", KeyMode::Derived),
+                ("observe", KeyMode::Observe),
             ])?;
         }
         if let Some(entry) = section.take("key_headers") {
@@ -323,6 +329,12 @@ impl Policy {
                 ("add", IncludeUsage::Add),
             ])?;
         }
+        set_span(
+            section,
+            "observe_window",
+            OrZero::No,
+            &mut policy.observe_window,
+        )?;
         Ok(policy)
     }
 

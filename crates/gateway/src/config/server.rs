@@ -540,6 +540,8 @@ pub struct Limits {
     pub tenant_live: usize,
     /// Records of one tenant.
     pub tenant_records: u64,
+    /// Requests that are remembered of routes that observe.
+    pub observed: usize,
 }
 
 impl Default for Limits {
@@ -553,6 +555,7 @@ impl Default for Limits {
             live_operations: 20_000,
             tenant_live: 10_000,
             tenant_records: 2_000_000,
+            observed: 100_000,
         }
     }
 }
@@ -584,6 +587,9 @@ impl Limits {
         }
         if let Some(entry) = section.take("tenant_records") {
             limits.tenant_records = entry.number(1..=1_000_000_000)?;
+        }
+        if let Some(entry) = section.take("observed") {
+            limits.observed = entry.number(1..=10_000_000)?;
         }
         section.finish()?;
         Ok(limits)

@@ -827,7 +827,7 @@ fn every_policy_setting_is_read() {
          allow_set_cookie = true\nallow_close_delimited = true\nstreams = []\nlate_answer = \"0s\"\n\
          connect_timeout = \"1s\"\nfirst_byte_timeout = \"2s\"\nbetween_bytes_timeout = \"3s\"\n\
          total_timeout = \"4s\"\ncredential_query = \"key\"\nusage = [\"openai-chat\"]\n\
-         include_usage = \"add\"\n\
+         include_usage = \"add\"\nobserve_window = \"5m\"\n\
          retries = { max = 3, backoff = \"1ms\", max_backoff = \"2ms\", budget = 0.5 }",
     );
     let expected = Policy {
@@ -863,6 +863,7 @@ fn every_policy_setting_is_read() {
         },
         usage: policy.usage.clone(),
         include_usage: IncludeUsage::Add,
+        observe_window: Duration::from_secs(300),
     };
     assert_eq!(policy, expected);
     assert_eq!(policy.ignore_pointers.len(), 1);
@@ -873,6 +874,10 @@ fn every_policy_setting_is_read() {
 #[test]
 fn mistakes_in_a_policy_say_what_to_write() {
     for (lines, message) in [
+        (
+            "observe_window = \"0s\"",
+            "line 6: `observe_window` is 0; write a duration above 0, like \"10s\"",
+        ),
         (
             "include_usage = \"yes\"",
             "line 6: `include_usage` cannot be \"yes\"; use one of: as-asked, add",

@@ -152,6 +152,7 @@ fn limits_view(limits: &Limits) -> Value {
         tenant_live,
         tenant_records,
         meter_memory,
+        observed,
     } = limits;
     json!({
         "request_body": request_body,
@@ -162,6 +163,7 @@ fn limits_view(limits: &Limits) -> Value {
         "tenant_live": tenant_live,
         "tenant_records": tenant_records,
         "meter_memory": meter_memory,
+        "observed": observed,
     })
 }
 
@@ -298,6 +300,7 @@ fn policy_view(policy: &Policy) -> Value {
         streams,
         usage,
         include_usage,
+        observe_window,
         late_answer,
         connect_timeout,
         first_byte_timeout,
@@ -311,6 +314,7 @@ fn policy_view(policy: &Policy) -> Value {
             KeyMode::Optional => "optional",
             KeyMode::Required => "required",
             KeyMode::Derived => "derived",
+            KeyMode::Observe => "observe",
         },
         "key_headers": key_headers.iter().map(text).collect::<Vec<_>>(),
         "derived_window": span(derived_window),
@@ -357,6 +361,7 @@ fn policy_view(policy: &Policy) -> Value {
             IncludeUsage::AsAsked => "as asked",
             IncludeUsage::Add => "add",
         },
+        "observe_window": span(observe_window),
         "late_answer": span(late_answer),
         "connect_timeout": span(connect_timeout),
         "first_byte_timeout": span(first_byte_timeout),

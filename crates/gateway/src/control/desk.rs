@@ -18,7 +18,8 @@ use super::Control;
 use super::access::{Access, foreign, is_same_origin, same};
 use super::answer::Refusal;
 use super::session::form_mac;
-use crate::config::Policy;
+use super::suspects::Suspected;
+use crate::config::{KeyMode, Policy};
 use crate::shared::Phase;
 
 /// What one caller may see and do.
@@ -126,6 +127,23 @@ impl<S: Store> Desk<S> {
         found
             .filter(|found| self.sees(&found.stored.record.scope.tenant))
             .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))
+    }
+
+    /// What looks like repeats. Who is bound to a tenant sees the repeats that are known to be its own.
+    pub(super) fn suspects(&self) -> Suspected {
+        let shared = &self.control.shared;
+        let routes = shared.config.routes.iter();
+        let observing = routes.filter(|route| route.policy.key == KeyMode::Observe);
+        let mut kinds = shared.suspects.kinds();
+        if let Some(own) = &self.access.tenant {
+            kinds.retain(|(kind, _)| kind.tenant.as_ref() == Some(own));
+        }
+        Suspected {
+            at: self.now(),
+            since: self.control.started,
+            observing: observing.map(|route| route.name.clone()).collect(),
+            kinds,
+        }
     }
 
     fn sees(&self, tenant: &str) -> bool {

@@ -15,6 +15,7 @@ mod query;
 mod recording;
 mod session;
 mod spend;
+mod suspects;
 #[cfg(test)]
 mod tests;
 mod unknown;
@@ -124,6 +125,7 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/overview", get(overview::show)),
         closed("/v1/ledger", get(spend::ledger)),
         closed("/v1/unknown", get(unknown::list)),
+        closed("/v1/suspects", get(suspects::list)),
         closed("/v1/health", get(health::show)),
         closed("/v1/config", get(config::show)),
         open("/", get(console::home)),

@@ -103,6 +103,7 @@ struct RouteMetrics {
     execution_seconds: Histogram,
     retries: Counter,
     joins: Counter,
+    suspects: Counter,
 }
 
 /// What is counted.
@@ -130,6 +131,7 @@ impl Metrics {
             Histogram::new(exponential_buckets(first, factor, count))
         });
         let retries = Family::<RouteLabels, Counter>::default();
+        let suspects = Family::<RouteLabels, Counter>::default();
         registry.register(
             "requests",
             "Requests, by how they were answered and by route",
@@ -152,6 +154,12 @@ impl Metrics {
             "Requests that joined an operation while it ran, whatever came of it",
             joins.clone(),
         );
+        let suspects = Family::<RouteLabels, Counter>::default();
+        registry.register(
+            "suspects",
+            "Requests that look like repeats, of routes that observe",
+            suspects.clone(),
+        );
         let route_metrics = |route: &Route| {
             let labels = RouteLabels {
                 route: route.name.to_string(),
@@ -166,6 +174,7 @@ impl Metrics {
                 execution_seconds: seconds.get_or_create_owned(&labels),
                 retries: retries.get_or_create_owned(&labels),
                 joins: joins.get_or_create_owned(&labels),
+                suspects: suspects.get_or_create_owned(&labels),
             }
         };
         let routes = config
@@ -258,6 +267,11 @@ impl Metrics {
     /// Who counts outcomes, as the engine tells of them.
     pub(crate) fn observer(&self) -> Arc<dyn Observer> {
         Arc::clone(&self.outcomes) as _
+    }
+
+    /// A request of `route` looks like a repeat.
+    pub(crate) fn suspect(&self, route: &Route) {
+        self.routes[route.index].suspects.inc();
     }
 
     /// The gateway answered with the problem document `name`.

@@ -1,7 +1,7 @@
 //! What an execution used and cost, read out of its answer on the way into the recording.
 
 use http::HeaderMap;
-use onlyonce_core::{Metered, Record};
+use onlyonce_core::{Metered, Timestamp};
 use onlyonce_ledger::prices::{Prices, Sale};
 use onlyonce_ledger::{Asked, End, Meter, MeterMemory};
 
@@ -46,13 +46,14 @@ impl Metering {
         }
     }
 
-    /// What the answer to the execution of `record` told, with its cost.
+    /// What the answer told, with what it cost `tenant`, who asked at `at`.
     pub(super) fn finish(
         self,
         end: End,
         meters: &Meters,
         route: &Route,
-        record: &Record,
+        tenant: &str,
+        at: Timestamp,
     ) -> Option<Metered> {
         if let Some(why) = self.meter.as_ref().and_then(Meter::gave_up) {
             meters.gave_up.gave_up(why);
@@ -68,11 +69,11 @@ impl Metering {
             .map(|meter| meter.finish(end))
             .unwrap_or_default();
         let sale = Sale {
-            tenant: &record.scope.tenant,
+            tenant,
             seller: format.as_ref().map(|format| format.price_provider()),
             per_call,
             status: self.status,
-            at: record.claimed_at,
+            at,
         };
         meters.prices.price(&mut metered, &sale);
         Some(metered)

@@ -9,8 +9,8 @@
 //!
 //! A `worker` is a thread with a runtime of its own: a connection, its requests and the upstream
 //! connections that they use stay on it. Before hyper sees a byte of a caller's, the `gate` has
-//! checked the framing. `service` tells which way a request goes: `passthrough` streams, and
-//! `keyed` asks the engine. `execute` is the one execution of an operation, detached from its
+//! checked the framing. `service` tells which way a request goes: `passthrough` streams, with `watching`
+//! beside it where a route observes, and `keyed` asks the engine. `execute` is the one execution of an operation, detached from its
 //! caller; every caller reads the recording.
 
 mod asking;
@@ -37,6 +37,7 @@ mod timer;
 mod tls;
 mod transport;
 mod watch;
+mod watching;
 mod worker;
 
 use std::net::TcpListener;

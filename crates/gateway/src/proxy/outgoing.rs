@@ -15,6 +15,8 @@ use hyper::body::Incoming;
 use onlyonce_ledger::Addition;
 use tokio::task::JoinHandle;
 
+use crate::observe::Sight;
+
 /// How much of a spooled body is read at a time.
 const READ_AT_ONCE: usize = 256 * 1024;
 
@@ -24,8 +26,8 @@ pub(super) enum Outgoing {
     Whole(Bytes),
     /// One that was spooled to disk.
     Spooled(SpooledBody),
-    /// One that is passed on as it comes.
-    Passed(Incoming, Interrupted),
+    /// One that is passed on as it comes; somebody may look at it.
+    Passed(Incoming, Interrupted, Option<Arc<Sight>>),
 }
 
 /// Whether the caller failed to send its body whole: then it is not the upstream that broke.
@@ -53,8 +55,11 @@ impl Body for Outgoing {
                 let data = ready!(body.poll_data(cx));
                 Poll::Ready(data.map(|bytes| bytes.map(Frame::data)).transpose())
             }
-            Self::Passed(body, interrupted) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
+            Self::Passed(body, interrupted, sight) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                if let Some(sight) = sight {
+                    look(sight, frame.as_ref(), body.is_end_stream());
+                }
                 Poll::Ready(frame.map(|frame| {
                     frame.map_err(|error| {
                         interrupted.0.store(true, Relaxed);
@@ -69,7 +74,7 @@ impl Body for Outgoing {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Spooled(body) => body.left == 0,
-            Self::Passed(body, _) => body.is_end_stream(),
+            Self::Passed(body, ..) => body.is_end_stream(),
         }
     }
 
@@ -77,7 +82,22 @@ impl Body for Outgoing {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Spooled(body) => SizeHint::with_exact(body.left),
-            Self::Passed(body, _) => body.size_hint(),
+            Self::Passed(body, ..) => body.size_hint(),
+        }
+    }
+}
+
+fn look(sight: &Sight, frame: Option<&hyper::Result<Frame<Bytes>>>, is_last: bool) {
+    match frame {
+        None => sight.end(),
+        Some(Err(_)) => {}
+        Some(Ok(frame)) => {
+            if let Some(data) = frame.data_ref() {
+                sight.see(data);
+            }
+            if is_last {
+                sight.end();
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Traffic without a key: streamed both ways as it comes, nothing held, nothing recorded.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use onlyonce_core::UnknownReason;
 use onlyonce_http::headers;
 use onlyonce_http::problem::Problem;
+use onlyonce_store::Store;
 
 use super::exchange::{Failure, exchange};
 use super::lane::Answer;
@@ -22,16 +24,22 @@ use super::path::Path;
 use super::reply::{Cut, Reply, cut};
 use super::service::Caller;
 use super::timer::Timer;
+use super::watching::Watching;
+use crate::observe::Sight;
+use crate::shared::Shared;
 
 /// Passes `request` on and its answer back.
-pub(super) async fn pass(
+pub(super) async fn pass<S: Store>(
+    shared: &Arc<Shared<S>>,
     caller: &Caller,
     path: &Path,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Problem> {
     let policy = &path.route.policy;
     let method = request.method().clone();
-    let (request, interrupted, upgrade) = outbound(caller, path, request)?;
+    let mut watching = Watching::begin(shared, path, &request);
+    let sight = watching.as_ref().map(Watching::sight);
+    let (request, interrupted, upgrade) = outbound(caller, path, request, sight)?;
     let begun = exchange(
         &path.pool,
         request,
@@ -46,7 +54,12 @@ pub(super) async fn pass(
             let why = "the body did not come whole".into();
             return Err(Problem::BadRequest { why });
         }
-        Err(failure) => return Err(problem(path, failure)),
+        Err(failure) => {
+            if let (Some(watching), Failure::NotSent(_)) = (&watching, &failure) {
+                watching.not_sent();
+            }
+            return Err(problem(path, failure));
+        }
     };
     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match upgrade {
@@ -56,12 +69,16 @@ pub(super) async fn pass(
     }
     headers::from_upstream(head.headers_mut());
     *head.version_mut() = Version::default();
+    if let Some(watching) = &mut watching {
+        watching.answered(&head);
+    }
     if upgrade.is_some() {
         // The bytes of this connection are not looked at any more: no other request may follow.
         head.headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(head.map(|()| body(answer, &method, policy.between_bytes_timeout)))
+    let between_bytes = policy.between_bytes_timeout;
+    Ok(head.map(|()| body(answer, &method, between_bytes, watching)))
 }
 
 /// What came, as the upstream is to get it.
@@ -69,6 +86,7 @@ fn outbound(
     caller: &Caller,
     path: &Path,
     mut request: Request<Incoming>,
+    sight: Option<Arc<Sight>>,
 ) -> Result<(Request<Outgoing>, Interrupted, Option<OnUpgrade>), Problem> {
     let switches = request.headers().get(UPGRADE).cloned();
     let upgrade = switches.is_some().then(|| hyper::upgrade::on(&mut request));
@@ -89,9 +107,10 @@ fn outbound(
     let interrupted = Interrupted::default();
     let body = if body.is_end_stream() {
         say_no_body(&head.method, &mut head.headers);
+        sight.iter().for_each(|sight| sight.end());
         Outgoing::Whole(Bytes::new())
     } else {
-        Outgoing::Passed(body, interrupted.clone())
+        Outgoing::Passed(body, interrupted.clone(), sight)
     };
     let request = path.request(head.method, target, head.headers, body);
     Ok((request, interrupted, upgrade))
@@ -116,26 +135,56 @@ fn problem(path: &Path, failure: Failure) -> Problem {
     }
 }
 
-fn body(mut answer: Answer, method: &Method, between_bytes: Duration) -> Reply {
+fn body<S: Store>(
+    mut answer: Answer,
+    method: &Method,
+    between_bytes: Duration,
+    mut watching: Option<Watching<S>>,
+) -> Reply {
     if answer.is_end_stream() || *method == Method::HEAD {
         answer.give_back();
+        watching.iter_mut().for_each(Watching::whole);
         return Reply::empty();
     }
     Reply::streamed(Passed {
         answer,
         timer: Timer::default(),
         between_bytes,
+        watching,
     })
 }
 
 /// The body of an answer that passes through.
-struct Passed {
+struct Passed<S: Store> {
     answer: Answer,
     timer: Timer,
     between_bytes: Duration,
+    /// Where its route observes.
+    watching: Option<Watching<S>>,
 }
 
-impl Body for Passed {
+impl<S: Store> Passed<S> {
+    fn watch(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+        let Some(watching) = &mut self.watching else {
+            return;
+        };
+        if let Some(Ok(frame)) = frame
+            && let Some(data) = frame.data_ref()
+        {
+            watching.see(data);
+        }
+        let is_last = match frame {
+            None => true,
+            Some(Ok(_)) => self.answer.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if is_last {
+            watching.whole();
+        }
+    }
+}
+
+impl<S: Store> Body for Passed<S> {
     type Data = Bytes;
     type Error = Cut;
 
@@ -147,6 +196,7 @@ impl Body for Passed {
         loop {
             if let Poll::Ready(frame) = this.answer.poll_frame(cx) {
                 this.timer.clear();
+                this.watch(frame.as_ref());
                 return Poll::Ready(match frame {
                     None => None,
                     Some(Err(error)) => Some(Err(error.into())),

@@ -136,7 +136,8 @@ impl Incoming {
         route: &Route,
         claimed: &Record,
     ) -> Option<Metered> {
-        self.metering.take()?.finish(end, meters, route, claimed)
+        let (tenant, at) = (&claimed.scope.tenant, claimed.claimed_at);
+        self.metering.take()?.finish(end, meters, route, tenant, at)
     }
 
     /// The answer as it came.

@@ -105,7 +105,7 @@ async fn answer<S: Store>(
         Ok(path) => match way(path, &request) {
             Err(problem) => Err(problem),
             Ok(Way::Pass) => {
-                let passed = Box::pin(passthrough::pass(caller, path, request)).await;
+                let passed = Box::pin(passthrough::pass(shared, caller, path, request)).await;
                 if passed.is_ok() {
                     shared.metrics.answered(&path.route, Answer::Passed);
                 }
@@ -139,6 +139,9 @@ fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
         return Ok(Way::Pass);
     }
     let policy = &path.route.policy;
+    if policy.key == KeyMode::Observe {
+        return Ok(Way::Pass);
+    }
     let key = match (key_of(request.headers(), &policy.key_headers)?, policy.key) {
         (None, KeyMode::Optional) => return Ok(Way::Pass),
         (None, KeyMode::Required) => {

@@ -13,6 +13,7 @@ mod faults;
 mod keys;
 mod mistakes;
 mod observability;
+mod observe;
 mod openapi;
 mod passing;
 mod peers;

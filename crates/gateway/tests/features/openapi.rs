@@ -315,6 +315,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         OPERATIONS,
         "/v1/overview",
         "/v1/unknown",
+        "/v1/suspects",
         "/v1/health",
         "/v1/config",
     ] {

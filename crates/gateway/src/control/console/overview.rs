@@ -7,7 +7,12 @@ use super::super::answer::Refusal;
 use super::super::desk::Desk;
 use super::super::overview::{Overview, SinceStart, UNKNOWN};
 use super::super::spend::{By, Range, Spend};
+use super::super::suspects::Suspected;
 use super::{Place, Section, View, money, parts};
+use crate::observe::{Kind, Sum};
+
+/// Kinds of repeats that are shown.
+const KINDS: usize = 10;
 
 pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, Refusal> {
     let range = query
@@ -20,6 +25,10 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, 
         "head",
         html! { header.page { h1 { "Overview" } (money::ranges(spend.range, "/console")) } },
     )];
+    let suspected = desk.suspects();
+    if !suspected.observing.is_empty() {
+        sections.push(Section::new("suspects", suspects(&suspected)));
+    }
     if is_empty {
         sections.push(Section::new("first", way_in(desk)));
     } else {
@@ -46,6 +55,69 @@ fn top(spend: &Spend, is_scoped: bool) -> Markup {
             (money::top(spend, By::Model, "Models"))
             @if is_scoped { (money::top(spend, By::Route, "Routes")) }
             @else { (money::top(spend, By::Tenant, "Tenants")) }
+        }
+    }
+}
+
+/// What looks like repeats where a route observes.
+fn suspects(suspected: &Suspected) -> Markup {
+    let total = suspected.total();
+    html! {
+        section.card aria-labelledby="suspects-title" {
+            h2 #suspects-title { "What looks like repeats" }
+            @if total.times == 0 {
+                p.fine { "No request looks like a repeat since " (parts::moment(suspected.since)) "." }
+            } @else {
+                p {
+                    strong { (parts::number(total.times)) }
+                    @if total.times == 1 { " request looks like a repeat: " }
+                    @else { " requests look like repeats: " }
+                    strong { "$" (total.cost) }
+                    " since " (parts::moment(suspected.since))
+                    @if let Some((client, times)) = suspected.main_client() {
+                        ", " (parts::number(times)) " of them from " (client)
+                    }
+                    @if total.unpriced > 0 {
+                        "; of " (parts::number(total.unpriced)) " nobody knows the cost"
+                    }
+                    "."
+                }
+                (kinds(&suspected.kinds))
+            }
+            p.muted.small {
+                "At least so many: this gateway counts what it sees itself, in memory. Observed: "
+                (suspected.observing.join(", ")) "."
+            }
+        }
+    }
+}
+
+fn kinds(kinds: &[(Kind, Sum)]) -> Markup {
+    html! {
+        div.scroll {
+            table {
+                caption.hidden { "Kinds of repeats, what cost most first" }
+                thead { tr {
+                    th scope="col" { "Client" }
+                    th scope="col" { "Model" }
+                    th scope="col" { "Route" }
+                    th scope="col" { "Tenant" }
+                    th.number scope="col" { "Times" }
+                    th.number scope="col" { "Cost" }
+                } }
+                tbody {
+                    @for (kind, sum) in kinds.iter().take(KINDS) {
+                        tr {
+                            td { (kind.client) }
+                            td { (kind.model) }
+                            td { (kind.route) }
+                            td { (parts::tenant(kind.tenant.as_deref().unwrap_or("others"))) }
+                            td.number { (parts::number(sum.times)) }
+                            td.number { "$" (sum.cost) }
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -42,6 +42,11 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
     let others = [completed, unknown, running.id().to_string()];
     let own = fixture.completed("acme", "own-key").await;
     fixture.shared.engine.upkeep().await;
+    for tenant in ["tenant-of-others", "acme"] {
+        let now = fixture.shared.engine.store().now();
+        let suspects = &fixture.shared.suspects;
+        suspects.count(tenant, "up", "curl/8", None, now);
+    }
     let names = ["tenant-of-others", "key-of-others"].map(str::to_owned);
     let secrets: Vec<_> = names.into_iter().chain(others.clone()).collect();
 
@@ -83,6 +88,9 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
     let list = fixture.get("/v1/operations").await.expect(200).json();
     assert_eq!(list["operations"].as_array().unwrap().len(), 1);
     assert_eq!(list["operations"][0]["id"], json!(own));
+    let suspects = fixture.get("/v1/suspects").await.expect(200).json();
+    assert_eq!(suspects["total"]["times"], 1);
+    assert_eq!(suspects["suspects"][0]["tenant"], "acme");
     // The gateway as a whole is not of one tenant.
     for path in [
         "/metrics",

@@ -92,6 +92,57 @@ async fn the_overview_shows_what_waits_and_what_this_gateway_did() {
 }
 
 #[tokio::test]
+async fn the_overview_shows_what_looks_like_repeats_where_a_route_observes() {
+    assert!(!fixture().get("/console").await.text.contains("repeat"));
+    let fixture = fixture_with(
+        "[limits]\nobserved = 10\n[[route]]\nupstream = \"up\"\nname = \
+         \"shadow\"\npath_prefix = \"/s\"\nkey = \"observe\"\n",
+    );
+    let page = fixture.get("/console").await.expect(200).text;
+    assert!(
+        page.contains("No request looks like a repeat since"),
+        "{page}"
+    );
+    let metered = Metered {
+        model: "gpt-5".into(),
+        cost: Some(Cost {
+            amount: Usd::from_nanos(65_000_000),
+            basis: Basis::Table,
+            version: "1".into(),
+        }),
+        ..Metered::default()
+    };
+    let now = fixture.shared.engine.store().now();
+    let count = |client: &str, metered| {
+        let suspects = &fixture.shared.suspects;
+        suspects.count("acme", "shadow", client, metered, now);
+    };
+    for _ in 0..41 {
+        count("OpenAI/Python python", Some(&metered));
+    }
+    for _ in 0..7 {
+        count("<script>", Some(&metered));
+    }
+    let page = fixture.get("/console").await.expect(200).text;
+    let text: String = page
+        .split('<')
+        .filter_map(|part| part.split_once('>'))
+        .map(|(_, text)| text)
+        .collect();
+    for sentence in [
+        "48 requests look like repeats: $3.12 since ",
+        ", 41 of them from OpenAI/Python python.",
+        "Observed: shadow.",
+    ] {
+        assert!(text.contains(sentence), "{sentence}: {text}");
+    }
+    assert!(!page.contains("<script>"), "{page}");
+    count("", None);
+    let page = fixture.get("/console").await.expect(200).text;
+    assert!(page.contains("of 1 nobody knows the cost"), "{page}");
+}
+
+#[tokio::test]
 async fn an_unknown_operation_comes_with_what_to_do() {
     let fixture = fixture();
     fixture.completed("acme", "done").await;
