@@ -189,7 +189,7 @@ fn bodies_and_answers_that_stream_are_seen_as_they_pass() {
             x.start_chunked(200, &[SSE]);
             x.chunk(&messages()[0]);
         }
-        x.chunk(&messages()[1..].concat());
+        x.chunk(messages()[1..].concat());
         x.end_chunks();
     });
     let gateway = setup(&upstream)
