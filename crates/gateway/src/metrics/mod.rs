@@ -131,7 +131,6 @@ impl Metrics {
             Histogram::new(exponential_buckets(first, factor, count))
         });
         let retries = Family::<RouteLabels, Counter>::default();
-        let suspects = Family::<RouteLabels, Counter>::default();
         registry.register(
             "requests",
             "Requests, by how they were answered and by route",
