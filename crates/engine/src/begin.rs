@@ -113,7 +113,7 @@ struct Attempt<'a, S: Store> {
     request: Request,
     /// Once it wants to write. While it is held, every other attempt for the key waits.
     slot: Option<Slot<S>>,
-    /// Once it is known that a claim may not be all there is to do.
+    /// From its first step on: it may be known by then that a claim is not all there is to do.
     looks_first: bool,
     /// Since a claim was lost that a look had allowed.
     losing: Option<Backoff>,
@@ -132,7 +132,6 @@ impl<S: Store> Attempt<'_, S> {
                 }
             }
             if self.seems_new() {
-                self.looks_first = true;
                 match self.claim_unseen().await? {
                     Some(begin) => return Ok(begin),
                     None => continue,
@@ -220,10 +219,13 @@ impl<S: Store> Attempt<'_, S> {
         }
     }
 
-    /// Whether to claim without a look, which spares a new key a round trip.
-    fn seems_new(&self) -> bool {
+    /// Whether to claim without a look, which spares a new key a round trip. Only the first thing that
+    /// an attempt does: the store guesses by the other keys that it was asked about, and guesses anew at
+    /// any moment, while one that has looked may hold its slot already.
+    fn seems_new(&mut self) -> bool {
+        let is_first = !std::mem::replace(&mut self.looks_first, true);
         let is_retry = self.request.sdk_retry_count.is_some_and(|count| count > 0);
-        !self.looks_first && !is_retry && self.shared.store.claim_first(self.address)
+        is_first && !is_retry && self.shared.store.claim_first(self.address)
     }
 
     /// Claims as if nothing counted: the compare-and-set says whether that is so. `None` where it is
@@ -252,6 +254,7 @@ impl<S: Store> Attempt<'_, S> {
     }
 
     fn want(&self) -> Want<S> {
+        debug_assert!(self.slot.is_none(), "it would wait for itself");
         match self
             .shared
             .registry

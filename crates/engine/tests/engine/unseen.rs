@@ -1,17 +1,19 @@
 //! Claims without a look, where most keys are new. What does not need faults runs in `over_cached`.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
-use onlyonce_core::{Refusal, StateName, UnknownReason};
+use onlyonce_core::{OperationId, OwnerId, Refusal, StateName, UnknownReason, transition};
 use onlyonce_engine::{Begin, Settings, Trouble};
 use onlyonce_store::{
-    Cached, MemoryStore, Store,
+    Cached, MemoryStore, Store, Swap, Write,
     cached::Options,
     clock::ManualClock,
     memory::{Call, Fault, Limits},
 };
 
-use crate::world::{WorldOver, name, other_request, read, request, settings};
+use crate::world::{
+    LEASE, WINDOW, WorldOver, hurried, name, other_request, read, request, settings,
+};
 
 type World = WorldOver<Cached<MemoryStore>>;
 
@@ -180,4 +182,125 @@ async fn l5_attempts_at_a_used_key_do_not_wait_for_each_other() {
     for attempt in attempts {
         assert_eq!(attempt.await.expect("answered"), b"charged");
     }
+}
+
+/// A gateway that was asked about keys that are used, and takes the next one for used too.
+async fn after_retries(shared: &Shared) -> World {
+    let (runs, _) = shared.gateway(3, settings()).execute("used").await;
+    std::mem::forget(runs);
+    let world = shared.gateway(2, settings());
+    for _ in 0..16 {
+        assert!(world.state("used").await.is_some());
+    }
+    assert!(!world.store.claim_first(world.address("next")));
+    world
+}
+
+/// The gateway is asked about new keys, and takes the next one for new.
+async fn meets_new_keys(world: &World) {
+    for number in 0..16_u8 {
+        let request = request(&format!("new-{number}"));
+        let address = world.address(request.key.as_str());
+        let claim = transition::Claim {
+            id: OperationId::from_bytes([number; 16]),
+            scope: request.scope,
+            key: request.key,
+            fingerprint: request.fingerprint,
+            request: request.line,
+            owner: OwnerId::new(9),
+            raise: NonZero::<u32>::MIN,
+        };
+        let record = transition::claim(None, claim, world.store.now(), LEASE).expect("new");
+        let write = Write {
+            record,
+            last_chunk: None,
+            attempt: None,
+        };
+        let swap = world.store.compare_and_set(address, None, write).await;
+        assert!(matches!(swap, Ok(Swap::Done { .. })), "{swap:?}");
+    }
+    assert!(world.store.claim_first(world.address("next")));
+}
+
+/// An attempt at `key` that looks, and by the time that its look is answered, most keys are new.
+async fn overtaken_by_new_keys(
+    shared: &Shared,
+    world: &World,
+    key: &'static str,
+) -> tokio::task::JoinHandle<Result<Begin<Cached<MemoryStore>>, Trouble>> {
+    let look = shared.store.faults().hold(Call::Load);
+    let begin = {
+        let world = world.clone();
+        // One that waits for itself would do so until its deadline.
+        tokio::spawn(async move { world.engine.begin(request(key), &hurried()).await })
+    };
+    look.until_waiting(1).await;
+    meets_new_keys(world).await;
+    begin
+}
+
+#[tokio::test]
+async fn l1_an_attempt_at_a_dead_owners_key_does_not_wait_for_itself() {
+    let shared = Shared::new(Limits::default());
+    let (dead, _) = shared.gateway(1, settings()).execute("k").await;
+    std::mem::forget(dead);
+    shared.clock.advance(LEASE);
+    let world = after_retries(&shared).await;
+
+    let begun = overtaken_by_new_keys(&shared, &world, "k").await.await;
+    let begun = begun.expect("answered");
+    let Ok(Begin::Refuse(refused)) = &begun else {
+        panic!("{}", name(&begun));
+    };
+    let passed = Refusal::Unknown(UnknownReason::LeasePassed);
+    assert_eq!(refused.refusal, passed);
+    assert_eq!(world.engine.live(), 0);
+}
+
+#[tokio::test]
+async fn l1_an_attempt_at_a_key_that_its_own_gateway_has_given_up_does_not_wait_for_itself() {
+    let shared = Shared::new(Limits::default());
+    let world = after_retries(&shared).await;
+    // It is claimed, and nobody executes it.
+    shared.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    let claim = shared.store.faults().hold(CLAIM);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.begin(request("k")).await.map(|_| ()) })
+    };
+    claim.until_waiting(1).await;
+    let look_back = shared.store.faults().hold(Call::Load);
+    drop(claim);
+    look_back.until_waiting(1).await;
+    begin.abort();
+    assert!(begin.await.is_err());
+    drop(look_back);
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+
+    let begun = overtaken_by_new_keys(&shared, &world, "k").await.await;
+    let begun = begun.expect("answered");
+    assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
+}
+
+#[tokio::test]
+async fn l1_an_attempt_that_loses_a_claim_does_not_wait_for_itself() {
+    let shared = Shared::new(Limits::default());
+    shared.gateway(1, settings()).completed("k", "ok").await;
+    let world = after_retries(&shared).await;
+    // The store takes a while longer for the window to end than the gateway.
+    shared.clock.advance(WINDOW);
+    shared.store.faults().set_back(Duration::from_secs(20));
+
+    let begin = overtaken_by_new_keys(&shared, &world, "k").await;
+    let first = shared.store.faults().hold(CLAIM);
+    first.until_waiting(1).await;
+    let second = shared.store.faults().hold(CLAIM);
+    drop(first);
+    let again = second.until_waiting(1);
+    let again = tokio::time::timeout(Duration::from_secs(20), again);
+    again.await.expect("it tries once more");
+    shared.store.faults().set_back(Duration::ZERO);
+    drop(second);
+    let begun = begin.await.expect("answered");
+    assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
 }
