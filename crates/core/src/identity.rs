@@ -97,9 +97,10 @@ impl fmt::Debug for OwnerId {
 
 /// The fence: every write of a record is a compare-and-set on it and raises it (I9).
 ///
-/// A claim over a record raises it by a number that is drawn at random, every other write by one. A
-/// store whose failover forgets a claim may be given another in its place: those two do not know of
-/// each other, and must not carry one fence.
+/// A claim over a record, a renewal and an expiry raise it by a number that is drawn at random where the
+/// store may forget, every other write by one. A store whose failover forgets a write may be given
+/// another in its place: those two do not know of each other, and must not carry one fence. An owner's
+/// completion, loss or release is its last word, so that what stands in its place is one of those three.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
@@ -117,12 +118,12 @@ impl Epoch {
         self.0
     }
 
-    /// The epoch of the next write that is no claim.
+    /// The epoch of the next write that does not draw its own.
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// The epoch of a claim over a record that has this one.
+    /// The epoch of a write that draws by how much it raises this one.
     ///
     /// From 2^62 on it rises by one, so that it stays a positive number of 64 bits with a sign,
     /// whatever is written after that.

@@ -57,7 +57,8 @@ pub struct Claim {
     /// The process that will execute.
     pub owner: OwnerId,
     /// By how much it raises the epoch of a record that it follows; the first claim of an operation,
-    /// whose id nobody else has, does not use it. Drawn at random where the store may forget a claim.
+    /// whose id nobody else has, does not use it. Drawn at random where the store may forget a claim:
+    /// see [`Epoch`].
     pub raise: NonZero<u32>,
 }
 
@@ -103,12 +104,14 @@ pub fn claim(
     Ok(next)
 }
 
-/// Renews the owner's lease.
+/// Renews the owner's lease, and raises the epoch by `raise`: drawn at random where the store may forget
+/// it (see [`Epoch`]).
 pub fn renew(
     held: Option<&Record>,
     fence: Fence,
     now: Timestamp,
     lease: Duration,
+    raise: NonZero<u32>,
 ) -> Result<Record, NotLawful> {
     let record = fenced(held, fence)?;
     let State::InFlight {
@@ -125,7 +128,7 @@ pub fn renew(
         lease_until: lease_until.max(now.after(lease)),
         resend_of,
     };
-    Ok(follow(record, state))
+    Ok(follow_at(record.epoch.raised(raise), record, state))
 }
 
 /// What a whole response leaves behind.
@@ -184,23 +187,28 @@ pub fn lose(
     reason: UnknownReason,
     now: Timestamp,
 ) -> Result<Record, NotLawful> {
-    let record = fenced(held, fence)?;
-    match record.state.name() {
-        StateName::InFlight => Ok(follow(record, State::Unknown { since: now, reason })),
-        _ => Err(no_arrow(record, StateName::Unknown)),
-    }
+    expire(held, fence, reason, now, NonZero::<u32>::MIN)
 }
 
 /// Declares the owner dead: its lease has passed, or its process is known to be gone.
 ///
-/// It raises the epoch like every write, so that the owner, should it wake, loses (I9).
+/// It raises the epoch by `raise`, so that the owner, should it wake, loses (I9): drawn at random where
+/// the store may forget what the owner has written (see [`Epoch`]).
 pub fn expire(
     held: Option<&Record>,
     fence: Fence,
     reason: UnknownReason,
     now: Timestamp,
+    raise: NonZero<u32>,
 ) -> Result<Record, NotLawful> {
-    lose(held, fence, reason, now)
+    let record = fenced(held, fence)?;
+    match record.state.name() {
+        StateName::InFlight => {
+            let state = State::Unknown { since: now, reason };
+            Ok(follow_at(record.epoch.raised(raise), record, state))
+        }
+        _ => Err(no_arrow(record, StateName::Unknown)),
+    }
 }
 
 /// Releases: provably nothing ran (I10).
@@ -282,13 +290,17 @@ fn no_arrow(record: &Record, to: StateName) -> NotLawful {
 }
 
 fn follow(record: &Record, state: State) -> Record {
+    follow_at(record.epoch.next(), record, state)
+}
+
+fn follow_at(epoch: Epoch, record: &Record, state: State) -> Record {
     let metered = match state.name() {
         // What did not run used nothing.
         StateName::Released => None,
         _ => record.metered.clone(),
     };
     let next = Record {
-        epoch: record.epoch.next(),
+        epoch,
         state,
         metered,
         ..record.clone()
@@ -303,8 +315,8 @@ fn follow(record: &Record, state: State) -> Record {
 ///
 /// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
 /// fingerprint), I7 (and its scope and key), I8 (only the drawn arrows; completed is immutable), I9
-/// (a claim over a record raises the epoch, every other write raises it by exactly one; a claim names
-/// its own recording, and every other write keeps the name), I10 (a resend is known as one, and is not released), I11 (the
+/// (every write raises the epoch, a completion and a release by exactly one; a claim names its own
+/// recording, and every other write keeps the name), I10 (a resend is known as one, and is not released), I11 (the
 /// window starts at completion and does not end before it).
 pub fn assert_lawful(before: Option<&Record>, after: &Record) {
     assert_arrow(before.map(Record::standing), after);
@@ -359,11 +371,16 @@ pub struct Standing {
 /// Whether `next` may stand after a record with the fence `expected`, as far as can be told without
 /// that record's state: what a store can check before it asks its server.
 pub fn may_follow(expected: Fence, next: &Record) -> bool {
-    let rises = match next.is_new_claim() {
-        true => next.epoch > expected.epoch,
-        false => next.epoch == expected.epoch.next(),
-    };
-    next.id == expected.id && rises
+    next.id == expected.id && rises(expected.epoch, next)
+}
+
+/// Whether `after` raises the epoch as it may. What is written beside the owner, and may not know of what
+/// it wrote last, raises it by any number: a claim, an expiry, a renewal after those.
+fn rises(before: Epoch, after: &Record) -> bool {
+    match after.state.name() {
+        StateName::InFlight | StateName::Unknown => after.epoch > before,
+        StateName::Completed | StateName::Released => after.epoch == before.next(),
+    }
 }
 
 /// The part of [`assert_lawful`] that needs no more than where the record stands. Stores call it at
@@ -393,9 +410,9 @@ pub fn assert_arrow(before: Option<Standing>, after: &Record) {
     // Only a renewal leaves what is in flight in flight; every other way there is a claim.
     let claims = to == InFlight && from != Some(InFlight);
     let epoch = before.map_or(Epoch::ZERO, |standing| standing.fence.epoch);
-    let rises = match claims && before.is_some() {
-        true => after.epoch > epoch,
-        false => after.epoch == epoch.next(),
+    let rises = match before {
+        Some(_) => rises(epoch, after),
+        None => after.epoch == epoch.next(),
     };
     assert!(rises, "I9: epoch {:?} after {epoch:?}", after.epoch);
 

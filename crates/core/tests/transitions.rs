@@ -17,6 +17,8 @@ use records::{
 
 const LATER: Timestamp = Timestamp::from_millis(NOW.as_millis() + 5_000);
 
+const BY_ONE: NonZero<u32> = NonZero::<u32>::MIN;
+
 /// Every transition that takes a fence.
 const FENCED: [(&str, StateName); 7] = [
     ("renew", StateName::InFlight),
@@ -31,10 +33,10 @@ const FENCED: [(&str, StateName); 7] = [
 fn apply(name: &str, held: Option<&Record>, fence: Fence) -> Result<Record, NotLawful> {
     let reason = UnknownReason::TimedOut;
     match name {
-        "renew" => transition::renew(held, fence, LATER, LEASE),
+        "renew" => transition::renew(held, fence, LATER, LEASE, BY_ONE),
         "complete" => transition::complete(held, fence, response(), LATER, WINDOW),
         "lose" => transition::lose(held, fence, reason, LATER),
-        "expire" => transition::expire(held, fence, UnknownReason::LeasePassed, LATER),
+        "expire" => transition::expire(held, fence, UnknownReason::LeasePassed, LATER, BY_ONE),
         "release" => transition::release(held, fence, ReleaseReason::DidNotRun, LATER, RETENTION),
         "resolve: did not run" => {
             transition::resolve(held, fence, Resolution::DidNotRun, LATER, RETENTION)
@@ -202,7 +204,7 @@ fn i09_epochs_never_overflow() {
 #[test]
 fn a_renewal_believes_the_owner_for_one_more_lease() {
     let held = running();
-    let next = transition::renew(Some(&held), held.fence(), LATER, LEASE).expect("it runs");
+    let next = transition::renew(Some(&held), held.fence(), LATER, LEASE, BY_ONE).expect("it runs");
     let state = State::InFlight {
         owner: OwnerId::new(1),
         lease_until: LATER.after(LEASE),
@@ -215,7 +217,8 @@ fn a_renewal_believes_the_owner_for_one_more_lease() {
 fn i11_a_clock_that_went_back_does_not_shorten_a_lease() {
     let held = running();
     let earlier = Timestamp::from_millis(NOW.as_millis() - 86_400_000);
-    let next = transition::renew(Some(&held), held.fence(), earlier, LEASE).expect("it runs");
+    let next =
+        transition::renew(Some(&held), held.fence(), earlier, LEASE, BY_ONE).expect("it runs");
     assert_eq!(next.state, held.state);
 }
 
@@ -422,6 +425,30 @@ fn i09_the_assertion_refuses_an_epoch_that_skips() {
     let before = running();
     let mut after = next_of(&before, completed());
     after.epoch = before.epoch.next().next();
+    assert_lawful(Some(&before), &after);
+}
+
+#[test]
+fn i09_a_renewal_and_an_expiry_raise_the_epoch_by_what_they_drew() {
+    let held = running();
+    let (fence, raise) = (held.fence(), NonZero::new(7).expect("not zero"));
+    let reason = UnknownReason::LeasePassed;
+    let renewed = transition::renew(Some(&held), fence, LATER, LEASE, raise);
+    let expired = transition::expire(Some(&held), fence, reason, LATER, raise);
+    for next in [renewed, expired] {
+        let next = next.expect("it runs");
+        assert_eq!(next.epoch, held.epoch.raised(raise));
+        assert_eq!(next.recording(), held.recording());
+        assert!(transition::may_follow(fence, &next));
+    }
+}
+
+#[test]
+#[should_panic(expected = "I9")]
+fn i09_the_assertion_refuses_a_renewal_that_does_not_raise_the_epoch() {
+    let before = running();
+    let mut after = next_of(&before, running());
+    after.epoch = before.epoch;
     assert_lawful(Some(&before), &after);
 }
 

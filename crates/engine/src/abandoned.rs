@@ -96,7 +96,10 @@ impl<S: Store> Shared<S> {
                 now,
                 self.settings.released_retention,
             ),
-            Outcome::Lose(reason) => transition::lose(Some(record), record.fence(), reason, now),
+            // Its owner may have written another outcome, which the store has forgotten.
+            Outcome::Lose(reason) => {
+                transition::expire(Some(record), record.fence(), reason, now, self.raise())
+            }
         };
         let Ok(next) = next else {
             return Ok(false);

@@ -1,6 +1,6 @@
 //! The way of one attempt: what the store and the live operations say, the decision, the claim.
 
-use std::{num::NonZero, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{
     Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, Policy, Record,
@@ -407,10 +407,7 @@ impl<S: Store> Attempt<'_, S> {
             fingerprint: self.request.fingerprint,
             request: self.request.line.clone(),
             owner: self.shared.owner,
-            raise: match self.shared.store.may_forget() {
-                true => self.shared.ids.raise(),
-                false => NonZero::<u32>::MIN,
-            },
+            raise: self.shared.raise(),
         };
         let Ok(record) = transition::claim(held, claim, now, self.shared.settings.lease) else {
             return Ok(None);
@@ -485,7 +482,7 @@ impl<S: Store> Shared<S> {
     ) -> Result<bool, StoreError> {
         let fence = record.fence();
         let reason = UnknownReason::LeasePassed;
-        let Ok(next) = transition::expire(Some(record), fence, reason, now) else {
+        let Ok(next) = transition::expire(Some(record), fence, reason, now, self.raise()) else {
             return Ok(false);
         };
         let write = Write {

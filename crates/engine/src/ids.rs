@@ -32,7 +32,7 @@ impl Ids {
         OperationId::new(now.as_millis(), &random)
     }
 
-    /// By how much a claim raises the epoch of a record.
+    /// By how much a write raises the epoch of a record that the store may have forgotten writes of.
     pub(crate) fn raise(&self) -> NonZero<u32> {
         let drawn = (self.draw() >> 32) as u32;
         NonZero::new(drawn).unwrap_or(NonZero::<u32>::MIN)

@@ -47,6 +47,7 @@
 //! what happens without anybody asking.
 
 use std::{
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -273,6 +274,15 @@ impl<S: Store> Engine<S> {
 }
 
 impl<S: Store> Shared<S> {
+    /// By how much a write raises the epoch that does not know of all that was written before it, where
+    /// the store may have forgotten some: see [`Epoch`](onlyonce_core::Epoch).
+    pub(crate) fn raise(&self) -> NonZero<u32> {
+        match self.store.may_forget() {
+            true => self.ids.raise(),
+            false => NonZero::<u32>::MIN,
+        }
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }

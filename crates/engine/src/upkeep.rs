@@ -153,9 +153,10 @@ impl<S: Store> Shared<S> {
         let Ok(_writing) = live.writing.try_lock() else {
             return false;
         };
-        let lease = self.settings.lease;
-        let renew =
-            move |held: &Record, now| transition::renew(Some(held), held.fence(), now, lease);
+        let (lease, raise) = (self.settings.lease, self.raise());
+        let renew = move |held: &Record, now| {
+            transition::renew(Some(held), held.fence(), now, lease, raise)
+        };
         match self.settle(&live, None, Duration::ZERO, renew).await {
             Ok(settled) => {
                 if let Ok(record) = renew(&settled.held, settled.now) {

@@ -153,7 +153,8 @@ impl<S: Store> Shared<S> {
     /// Renews a claim of this process. `None` where that was not acknowledged.
     async fn renew_claim(&self, address: Address, claim: &Record) -> Option<Record> {
         let (fence, now) = (claim.fence(), self.store.now());
-        let renewed = transition::renew(Some(claim), fence, now, self.settings.lease).ok()?;
+        let lease = self.settings.lease;
+        let renewed = transition::renew(Some(claim), fence, now, lease, self.raise()).ok()?;
         let write = Write {
             record: renewed.clone(),
             last_chunk: None,

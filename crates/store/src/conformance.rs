@@ -124,6 +124,7 @@ macro_rules! conformance_tests {
             a_fence_loses_where_nothing_is_held
             the_epoch_rises_by_one_with_every_write
             i09_two_claims_over_one_record_share_no_fence
+            i09_a_renewal_and_an_expiry_share_no_fence_with_what_was_forgotten
             an_unlawful_write_never_lands
             scopes_share_nothing
             every_state_is_read_back_as_written

@@ -357,7 +357,13 @@ impl Gateways {
     /// Declares the owner of `record` dead.
     fn expires(&mut self, gateway: usize, key: usize, record: &Record, now: Timestamp) {
         let reason = UnknownReason::LeasePassed;
-        let next = transition::expire(Some(record), record.fence(), reason, now);
+        let next = transition::expire(
+            Some(record),
+            record.fence(),
+            reason,
+            now,
+            self.world.raise(),
+        );
         self.world.write(Write {
             gateway,
             key,
@@ -482,7 +488,9 @@ impl Gateways {
         };
         self.world.coverage.count("a claim in doubt is one's own");
         let now = self.world.clock(gateway);
-        let renewed = transition::renew(Some(&held), held.fence(), now, LEASE).expect("it runs");
+        let raise = self.world.raise();
+        let renewed = transition::renew(Some(&held), held.fence(), now, LEASE, raise);
+        let renewed = renewed.expect("it runs");
         let ack = self.world.write(Write {
             gateway,
             key,

@@ -78,7 +78,6 @@ const FORGETTING: &[&str] = &[
     "forgotten: a claim that is sent afterwards",
     "forgotten: an answer that a client has",
     "forgotten: a key runs again",
-    "forgotten: a fence is given twice",
 ];
 
 pub const MODELS: &[Model] = &[

@@ -306,7 +306,9 @@ impl Reference {
         let before = self.counting(key, now);
         let epoch = before.map_or(0, |operation| operation.epoch.number());
         let raised = match (by, before) {
-            (By::Claim { .. }, Some(_)) => record.epoch.number() > epoch,
+            (By::Claim { .. } | By::Renewal(_) | By::Expiry { .. }, Some(_)) => {
+                record.epoch.number() > epoch
+            }
             _ => record.epoch.number() == epoch + 1,
         };
         assert!(raised, "I9: {by:?} wrote {:?} after {epoch}", record.epoch);
@@ -389,13 +391,13 @@ impl Reference {
 
     /// A write has landed whose fence was given to another record of the same claim too, since the
     /// store has forgotten the one that its writer means. It tells of the same execution, so that every
-    /// guarantee is judged on, but for [`Self::takes_what_runs`].
+    /// guarantee is judged on.
     pub fn written_over_a_twin(&mut self, key: usize, by: By, record: &Record, read_at: Timestamp) {
         let mut operation = self.held(key);
         let mut claim = operation.claim;
         match by {
             By::Operator { answer: None, .. } => self.dismiss(record.id),
-            By::Claim { .. } | By::Expiry { .. } => self.takes_what_runs(operation),
+            By::Claim { .. } | By::Expiry { .. } => ends(operation),
             _ => {}
         }
         if let By::Renewal(token)
@@ -453,21 +455,6 @@ impl Reference {
         self.written = Some((key, Some(operation)));
     }
 
-    /// Its writer means what was unknown, released or overdue; where its owner has renewed the lease
-    /// since that was forgotten, the owner cannot know that it loses what it executes.
-    fn takes_what_runs(&mut self, operation: Operation) {
-        if !matches!(operation.phase, Phase::Running { .. }) {
-            return;
-        }
-        self.coverage
-            .count("forgotten: what runs is taken by a fence given twice");
-        self.disowned.push(operation.claim);
-        let lines = self.ledger.iter_mut();
-        lines
-            .filter(|line| line.claim == operation.claim)
-            .for_each(|line| line.disowned = true);
-    }
-
     fn held(&self, key: usize) -> Operation {
         let operation = self.versions[self.current[key]].operation;
         operation.expect("a fence is that of a record")
@@ -476,7 +463,7 @@ impl Reference {
     /// An operator has removed what has the fence of a record that the store has forgotten.
     pub fn removed_a_twin(&mut self, key: usize) {
         let operation = self.held(key);
-        self.takes_what_runs(operation);
+        ends(operation);
         self.dismiss(operation.id);
         self.written = Some((key, None));
     }
@@ -672,6 +659,13 @@ impl Reference {
             Source::Former => self.coverage.count("replayed from a former primary"),
         }
     }
+}
+
+/// Who means what was unknown, released or overdue takes nothing that runs: a renewal, and a claim, share
+/// their fence with no record that was forgotten (I9).
+fn ends(operation: Operation) {
+    let runs = matches!(operation.phase, Phase::Running { .. });
+    assert!(!runs, "I9: what runs is taken by a fence given twice");
 }
 
 fn unknown(record: &Record) -> Phase {

@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// By how much a claim raises the epoch.
+    /// By how much a claim, a renewal or an expiry raises the epoch.
     pub fn raise(&mut self) -> NonZero<u32> {
         let drawn = self.model.forgets != Forgets::Nothing;
         let raise = drawn.then(|| NonZero::new((self.random.next() >> 32) as u32));

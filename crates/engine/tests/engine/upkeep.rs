@@ -29,7 +29,7 @@ async fn a_lease_is_renewed_once_a_third_of_it_is_gone() {
     world.clock.advance(Duration::from_millis(1));
     assert_eq!(world.engine.upkeep().await.renewed, 1);
     assert_eq!(lease_left(&world).await, LEASE);
-    assert_eq!(execution.fence().epoch.number(), 2);
+    assert!(execution.fence().epoch > execution.claimed().epoch);
     execution
         .respond_whole(head(200), "ok".into(), no_trailers())
         .await
@@ -77,7 +77,7 @@ async fn i14_a_renewal_in_doubt_is_read_back_and_counts() {
     world.clock.advance(LEASE / 2);
     world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
     assert_eq!(world.engine.upkeep().await.renewed, 1);
-    assert_eq!(execution.fence().epoch.number(), 2);
+    assert!(execution.fence().epoch > execution.claimed().epoch);
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn upkeep_runs_by_itself() {
     };
     world.clock.advance(Duration::from_millis(300));
     eventually("the lease is renewed", async || {
-        execution.fence().epoch.number() == 2
+        execution.fence().epoch > execution.claimed().epoch
     })
     .await;
     upkeep.abort();

@@ -202,7 +202,12 @@ impl Copy<'_> {
             return Ok(());
         }
         let fence = record.fence();
-        let unknown = transition::expire(Some(record), fence, UnknownReason::LeasePassed, now);
+        let reason = UnknownReason::LeasePassed;
+        // Its owner may have written what the source has forgotten.
+        let drawn = NonZero::new(uuid::Uuid::now_v7().as_u128() as u32);
+        let raise = drawn.filter(|_| self.from.may_forget());
+        let raise = raise.unwrap_or(NonZero::<u32>::MIN);
+        let unknown = transition::expire(Some(record), fence, reason, now, raise);
         let write = write(unknown.map_err(unlawful)?);
         let swap = self.from.compare_and_set(address, Some(fence), write).await;
         swap.map(drop).map_err(in_source)

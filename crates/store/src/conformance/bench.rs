@@ -27,6 +27,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(30);
 pub(super) const WINDOW: Duration = Duration::from_secs(24 * 3600);
 pub(super) const RETENTION: Duration = Duration::from_secs(3600);
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+/// By how much a write raises the epoch that knows of all before it.
+pub(super) const BY_ONE: NonZero<u32> = NonZero::<u32>::MIN;
 pub(super) const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) struct Bench<S: Subject> {
@@ -208,7 +210,7 @@ impl<S: Subject> Bench<S> {
     }
 
     pub async fn renewed(&self, kept: &Kept) -> Kept {
-        let next = transition::renew(Some(&kept.record), kept.fence(), self.now(), LEASE);
+        let next = transition::renew(Some(&kept.record), kept.fence(), self.now(), LEASE, BY_ONE);
         self.follow(kept, next.expect("running"), None).await
     }
 

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use super::{
     Subject,
     bench::{
-        Bench, Kept, LEASE, MILLISECOND, RETENTION, claim_write, complete_record, noise, scope,
+        BY_ONE, Bench, Kept, LEASE, MILLISECOND, RETENTION, claim_write, complete_record, noise,
+        scope,
     },
 };
 use crate::{Store, StoreError, Swap, Write};
@@ -76,7 +77,7 @@ pub async fn one_of_many_writers_with_the_same_fence_wins<S: Subject>(subject: S
         let kept = bench.claimed(&format!("k{round}")).await;
         let (held, fence, now) = (Some(&kept.record), kept.fence(), bench.now());
         let body = [noise(round, 100)];
-        let renewed = transition::renew(held, fence, now, LEASE).expect("running");
+        let renewed = transition::renew(held, fence, now, LEASE, BY_ONE).expect("running");
         let lost = transition::lose(held, fence, UnknownReason::Broke, now).expect("running");
         let completed = complete_record(&kept.record, &body, now);
         let mut tasks = JoinSet::new();
@@ -161,8 +162,14 @@ pub async fn a_stale_fence_loses<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;
     let first = bench.claimed("k").await;
     let kept = bench.lost(&first, UnknownReason::LeasePassed).await;
-    let late = transition::renew(Some(&first.record), first.fence(), bench.now(), LEASE)
-        .expect("it thinks that it runs");
+    let late = transition::renew(
+        Some(&first.record),
+        first.fence(),
+        bench.now(),
+        LEASE,
+        BY_ONE,
+    )
+    .expect("it thinks that it runs");
     let write = Write {
         record: late,
         last_chunk: None,
@@ -180,7 +187,7 @@ pub async fn the_fence_of_another_operation_loses<S: Subject>(subject: S) {
     let other = bench.first_claim("k");
     assert_eq!(other.epoch, kept.record.epoch);
     let write = Write {
-        record: transition::renew(Some(&other), other.fence(), bench.now(), LEASE)
+        record: transition::renew(Some(&other), other.fence(), bench.now(), LEASE, BY_ONE)
             .expect("a running record"),
         last_chunk: None,
         attempt: None,
@@ -200,7 +207,7 @@ pub async fn a_fence_loses_where_nothing_is_held<S: Subject>(subject: S) {
     };
     for fence in [fence, record.fence()] {
         let write = Write {
-            record: transition::renew(Some(&record), record.fence(), bench.now(), LEASE)
+            record: transition::renew(Some(&record), record.fence(), bench.now(), LEASE, BY_ONE)
                 .expect("a running record"),
             last_chunk: None,
             attempt: None,
@@ -238,7 +245,7 @@ pub async fn i09_two_claims_over_one_record_share_no_fence<S: Subject>(subject: 
     let body = [noise(1, 100)];
     let reason = ReleaseReason::NotSent;
     let ends = [
-        transition::renew(held, fence, now, LEASE).expect("it runs"),
+        transition::renew(held, fence, now, LEASE, BY_ONE).expect("it runs"),
         transition::release(held, fence, reason, now, RETENTION).expect("it runs"),
         complete_record(&forgotten.record, &body, now),
     ];
@@ -260,7 +267,7 @@ pub async fn i09_two_claims_over_one_record_share_no_fence<S: Subject>(subject: 
     bench.assert_holds(&kept).await;
 }
 
-/// Every write that is no claim is seen as the next epoch (I9).
+/// Every write is seen under its own epoch (I9).
 pub async fn the_epoch_rises_by_one_with_every_write<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;
     let mut kept = bench.claimed("k").await;
@@ -269,6 +276,39 @@ pub async fn the_epoch_rises_by_one_with_every_write<S: Subject>(subject: S) {
         bench.assert_holds(&kept).await;
         bench.clock.advance(MILLISECOND);
         kept = bench.renewed(&kept).await;
+    }
+}
+
+/// What is written beside the owner raises the epoch by what it drew, and an owner whose write was
+/// forgotten does not meet it (I9).
+pub async fn i09_a_renewal_and_an_expiry_share_no_fence_with_what_was_forgotten<S: Subject>(
+    subject: S,
+) {
+    let bench = Bench::new(subject).await;
+    let raise = NonZero::new(7).expect("not zero");
+    for (key, expires) in [("renewed", false), ("expired", true)] {
+        let claimed = bench.claimed(key).await;
+        let (held, fence, now) = (Some(&claimed.record), claimed.fence(), bench.now());
+        // The owner's word, which the store has forgotten.
+        let forgotten = transition::renew(held, fence, now, LEASE, BY_ONE).expect("it runs");
+        let next = match expires {
+            true => transition::expire(held, fence, UnknownReason::LeasePassed, now, raise),
+            false => transition::renew(held, fence, now, LEASE, raise),
+        };
+        let kept = bench.follow(&claimed, next.expect("it runs"), None).await;
+        assert_eq!(kept.record.epoch, claimed.record.epoch.raised(raise));
+
+        let fence = forgotten.fence();
+        let reason = UnknownReason::Broke;
+        let late = transition::lose(Some(&forgotten), fence, reason, now).expect("it runs");
+        let write = Write {
+            record: late,
+            last_chunk: None,
+            attempt: None,
+        };
+        let swap = bench.swap(kept.address, Some(fence), write).await;
+        assert_eq!(swap.expect("a store that answers"), Swap::Lost);
+        bench.assert_holds(&kept).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the former process left, written down before the store is open.
 
+use std::num::NonZero;
+
 use onlyonce_core::{Address, StateName, UnknownReason, transition};
 
 use super::{
@@ -47,7 +49,8 @@ impl Inner {
         };
         let fence = held.record.fence();
         let reason = UnknownReason::OwnerDied;
-        let record = transition::expire(Some(&held.record), fence, reason, self.clock.now())
+        let (now, raise) = (self.clock.now(), NonZero::<u32>::MIN);
+        let record = transition::expire(Some(&held.record), fence, reason, now, raise)
             .map_err(std::io::Error::other)?;
         let write = Write {
             record,

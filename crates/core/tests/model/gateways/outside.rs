@@ -34,7 +34,8 @@ impl Gateways {
         };
         let own = own.clone();
         let (fence, now) = (own.record.fence(), self.world.clock(gateway));
-        let next = transition::renew(Some(&own.record), fence, now, LEASE).expect("it runs");
+        let raise = self.world.raise();
+        let next = transition::renew(Some(&own.record), fence, now, LEASE, raise).expect("it runs");
         let ack = self.world.write(Write {
             gateway,
             key,
@@ -146,9 +147,10 @@ impl Gateways {
             What::Expire if expected == Some(seen) => Some(&chore.seen),
             _ => held,
         };
+        let raise = self.world.raise();
         let (next, by) = match chore.what {
             What::Expire | What::OperatorRemoves => (
-                transition::expire(base, seen, UnknownReason::LeasePassed, now),
+                transition::expire(base, seen, UnknownReason::LeasePassed, now, raise),
                 By::Expiry {
                     owner_is_dead: false,
                 },
@@ -220,7 +222,8 @@ impl Gateways {
             let fence = record.fence();
             if matches!(record.state, State::InFlight { owner, .. } if owner.number() == dead) {
                 let reason = UnknownReason::OwnerDied;
-                let next = transition::expire(Some(&record), fence, reason, now);
+                let raise = self.world.raise();
+                let next = transition::expire(Some(&record), fence, reason, now, raise);
                 let by = By::Expiry {
                     owner_is_dead: true,
                 };
