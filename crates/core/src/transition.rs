@@ -309,42 +309,61 @@ fn follow_at(epoch: Epoch, record: &Record, state: State) -> Record {
     next
 }
 
+/// What a write would break: a guarantee, and how.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Breach(String);
+
+fn unless(holds: bool, breach: impl FnOnce() -> String) -> Result<(), Breach> {
+    match holds {
+        true => Ok(()),
+        false => Err(Breach(breach())),
+    }
+}
+
 /// Panics unless `after` may be written in the place of `before`.
 ///
 /// # Panics
 ///
+/// Where [`check_lawful`] finds a breach.
+pub fn assert_lawful(before: Option<&Record>, after: &Record) {
+    if let Err(breach) = check_lawful(before, after) {
+        panic!("{breach}");
+    }
+}
+
+/// Whether `after` may be written in the place of `before`.
+///
+/// # Errors
+///
 /// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
 /// fingerprint), I7 (and its scope and key), I8 (only the drawn arrows; completed is immutable), I9
 /// (every write raises the epoch, a completion and a release by exactly one; a claim names its own
-/// recording, and every other write keeps the name), I10 (a resend is known as one, and is not released), I11 (the
-/// window starts at completion and does not end before it).
-pub fn assert_lawful(before: Option<&Record>, after: &Record) {
-    assert_arrow(before.map(Record::standing), after);
+/// recording, and every other write keeps the name), I10 (a resend is known as one, and is not
+/// released), I11 (the window starts at completion and does not end before it).
+pub fn check_lawful(before: Option<&Record>, after: &Record) -> Result<(), Breach> {
+    check_arrow(before.map(Record::standing), after)?;
     let to = after.state.name();
     let in_doubt = before.and_then(earlier_execution_in_doubt);
-    assert!(
+    unless(
         to != StateName::InFlight || earlier_execution_in_doubt(after) == in_doubt,
-        "I10: {} forgot that it is a resend",
-        after.id
-    );
+        || format!("I10: {} forgot that it is a resend", after.id),
+    )?;
     let resent = before.is_some_and(|before| before.state.name() == StateName::InFlight);
-    assert!(
+    unless(
         to != StateName::Released || !resent || in_doubt.is_none(),
-        "I10: {} may have run before it was resent",
-        after.id
-    );
-    let Some(before) = before else { return };
-    assert!(
+        || format!("I10: {} may have run before it was resent", after.id),
+    )?;
+    let Some(before) = before else { return Ok(()) };
+    unless(
         before.scope == after.scope && before.key == after.key,
-        "I7: {} changed its scope or key",
-        after.id
-    );
+        || format!("I7: {} changed its scope or key", after.id),
+    )?;
     // Only a released key may be taken by another request.
-    assert!(
+    unless(
         before.state.name() == StateName::Released || before.fingerprint == after.fingerprint,
-        "I6: {} changed its fingerprint",
-        after.id
-    );
+        || format!("I6: {} changed its fingerprint", after.id),
+    )
 }
 
 /// Why nobody can say whether an execution before a claim that comes now, or the one that runs,
@@ -383,13 +402,24 @@ fn rises(before: Epoch, after: &Record) -> bool {
     }
 }
 
-/// The part of [`assert_lawful`] that needs no more than where the record stands. Stores call it at
-/// the last moment before a write, so that no shell can carry a record around the protocol.
+/// Panics where [`check_arrow`] finds a breach. Stores call the one or the other at the last moment before
+/// a write, so that no shell can carry a record around the protocol.
 ///
 /// # Panics
 ///
 /// As [`assert_lawful`], for I8, I9 and I11.
 pub fn assert_arrow(before: Option<Standing>, after: &Record) {
+    if let Err(breach) = check_arrow(before, after) {
+        panic!("{breach}");
+    }
+}
+
+/// The part of [`check_lawful`] that needs no more than where the record stands.
+///
+/// # Errors
+///
+/// As [`check_lawful`], for I8, I9 and I11.
+pub fn check_arrow(before: Option<Standing>, after: &Record) -> Result<(), Breach> {
     use StateName::{Completed, InFlight, Released, Unknown};
 
     let from = before.map(|standing| standing.state);
@@ -401,39 +431,41 @@ pub fn assert_arrow(before: Option<Standing>, after: &Record) {
             | (Some(Unknown), InFlight | Completed | Released)
             | (Some(Released), InFlight)
     );
-    assert!(
-        drawn,
-        "I8: no arrow from {from:?} to {to:?} for {}",
-        after.id
-    );
+    unless(drawn, || {
+        format!("I8: no arrow from {from:?} to {to:?} for {}", after.id)
+    })?;
 
-    // Only a renewal leaves what is in flight in flight; every other way there is a claim.
-    let claims = to == InFlight && from != Some(InFlight);
     let epoch = before.map_or(Epoch::ZERO, |standing| standing.fence.epoch);
     let rises = match before {
         Some(_) => rises(epoch, after),
         None => after.epoch == epoch.next(),
     };
-    assert!(rises, "I9: epoch {:?} after {epoch:?}", after.epoch);
+    unless(rises, || {
+        format!("I9: epoch {:?} after {epoch:?}", after.epoch)
+    })?;
 
+    // Only a renewal leaves what is in flight in flight; every other way there is a claim.
+    let claims = to == InFlight && from != Some(InFlight);
     let claim = before
         .filter(|_| !claims)
         .map_or(after.epoch, |standing| standing.claim);
-    assert!(
-        after.claim == claim,
-        "I9: the claim of {} is {:?} and not {claim:?}",
-        after.id,
-        after.claim
-    );
+    unless(after.claim == claim, || {
+        let id = after.id;
+        format!(
+            "I9: the claim of {id} is {:?} and not {claim:?}",
+            after.claim
+        )
+    })?;
 
     let id = before.map_or(after.id, |standing| standing.fence.id);
-    assert!(id == after.id, "I8: {id} became {}", after.id);
+    unless(id == after.id, || format!("I8: {id} became {}", after.id))?;
 
-    if let State::Completed(completed) = &after.state {
-        assert!(
-            completed.expires_at >= completed.completed_at,
-            "I11: the window of {} ends before it starts",
-            after.id
-        );
+    match &after.state {
+        State::Completed(completed) => {
+            unless(completed.expires_at >= completed.completed_at, || {
+                format!("I11: the window of {} ends before it starts", after.id)
+            })
+        }
+        _ => Ok(()),
     }
 }

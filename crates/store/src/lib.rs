@@ -9,7 +9,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Attempt, Fence, Got, Key, OperationId, OwnerId, Record, RecordingId, Scope, StateName,
-    Timestamp,
+    Timestamp, transition::Breach,
 };
 
 pub mod books;
@@ -83,6 +83,9 @@ pub trait Store: Books {
     /// `None` expects that none counts (absent, or expired on the store's clock).
     ///
     /// Returns once the write is durable. A new claim also notes the first attempt in it.
+    ///
+    /// What is no arrow of the protocol is never written (I8). Where the fence stands, a store that
+    /// [may forget](Store::may_forget) says [`Swap::Lost`], and every other panics: it is a bug there.
     fn compare_and_set(
         &self,
         address: Address,
@@ -400,6 +403,17 @@ pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     let mut address = [0; 16];
     hasher.finalize_xof().fill(&mut address);
     Address::from_bytes(address)
+}
+
+/// What a store that may forget says to a writer whose record must not follow what stands under the very
+/// fence that it presents: that it has lost. The store has forgotten what the writer saw, and was given
+/// another record in its place; or it is a bug, which is why it is said aloud.
+pub(crate) fn forgotten(record: &Record, breach: &Breach) -> Swap {
+    tracing::error!(
+        operation = %record.id, %breach,
+        "a write was refused: what its writer has seen under this fence does not stand there any more"
+    );
+    Swap::Lost
 }
 
 /// Something is there and cannot be read (I13).

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use onlyonce_core::{
     self as core, Address, Attempt, Fence, OperationId, OwnerId, Posting, Record, RecordingId,
-    State, Timestamp, transition::assert_lawful,
+    State, Timestamp, transition::check_lawful,
 };
 use parking_lot::Mutex;
 
@@ -494,7 +494,11 @@ impl Table {
         if counts.as_ref().map(|record| record.fence()) != expected {
             return Ok(Swap::Lost);
         }
-        assert_lawful(counts.as_deref(), &write.record);
+        match check_lawful(counts.as_deref(), &write.record) {
+            Ok(()) => {}
+            Err(breach) if counts.is_some() => return Ok(crate::forgotten(&write.record, &breach)),
+            Err(breach) => panic!("{breach}"),
+        }
         if write.record.is_new_claim()
             && let Some(refusal) = self.mark.as_ref().and_then(Mark::refusal)
         {

@@ -353,7 +353,7 @@ impl Core {
                 if record.is_new_claim() {
                     self.refusal().await?;
                 }
-                Err(unlawful(expected, claim, state, &record))
+                unlawful(expected, claim, state, &record)
             }
         }
     }
@@ -629,15 +629,19 @@ pub fn unreadable(error: tokio_postgres::Error) -> StoreError {
     Failed::from(error).of_a_read()
 }
 
-/// Panics where the protocol has no such arrow (I8): it is a bug that brought the record here.
-fn unlawful(fence: Fence, claim: Epoch, state: i16, record: &Record) -> StoreError {
-    if let Some(state) = body::state_name(state) {
-        let standing = Standing {
-            fence,
-            claim,
-            state,
-        };
-        transition::assert_arrow(Some(standing), record);
+/// The protocol has no such arrow (I8).
+fn unlawful(fence: Fence, claim: Epoch, state: i16, record: &Record) -> Result<Swap, StoreError> {
+    let Some(state) = body::state_name(state) else {
+        let why = format!("the record stands in a state numbered {state}");
+        return Err(corrupt(why));
+    };
+    let standing = Standing {
+        fence,
+        claim,
+        state,
+    };
+    match transition::check_arrow(Some(standing), record) {
+        Err(breach) => Ok(crate::forgotten(record, &breach)),
+        Ok(()) => unreachable!("I8: the server refused {} a lawful arrow", record.id),
     }
-    corrupt(format!("the record stands in a state numbered {state}"))
 }

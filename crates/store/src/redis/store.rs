@@ -311,7 +311,7 @@ impl Inner {
                 let attempts = u32::try_from(attempts).map_err(|_| damaged())?;
                 Ok(Swap::Done { attempts })
             }
-            [Value::Int(-3), Value::BulkString(held)] => refuse_unlawful(&held, record),
+            [Value::Int(-3), Value::BulkString(held)] => Ok(refuse_unlawful(&held, record)),
             [Value::Int(-4), Value::BulkString(mark)] => {
                 let mark = Mark::decode(&String::from_utf8_lossy(&mark))?;
                 Err(mark
@@ -589,12 +589,16 @@ fn follows(expected: Option<Fence>, record: &Record) -> bool {
     follows && ends_after_its_start
 }
 
-/// Panics: the script found that the drawing has no arrow from what is held to `record` (I8).
-fn refuse_unlawful(held: &[u8], record: &Record) -> ! {
+/// The script found that the drawing has no arrow from what is held to `record` (I8).
+fn refuse_unlawful(held: &[u8], record: &Record) -> Swap {
     let held = <&[u8; HEAD]>::try_from(held).ok();
     let held = held.and_then(|held| Head::decode(held).ok());
-    transition::assert_arrow(held.map(|head| head.standing), record);
-    unreachable!("I8: the script refused {} a lawful arrow", record.id);
+    let held = held.map(|head| head.standing);
+    match transition::check_arrow(held, record) {
+        Err(breach) if held.is_none() => panic!("{breach}"),
+        Err(breach) => crate::forgotten(record, &breach),
+        Ok(()) => unreachable!("I8: the script refused {} a lawful arrow", record.id),
+    }
 }
 
 pub fn int(value: Value) -> Result<i64, StoreError> {
