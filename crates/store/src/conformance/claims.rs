@@ -312,34 +312,40 @@ pub async fn i09_a_renewal_and_an_expiry_share_no_fence_with_what_was_forgotten<
     }
 }
 
-/// A store checks the arrow at the last moment: a record that leaves completed is never written, whoever
-/// asks (I8). It is a bug that brought it there, or the store has forgotten what it was to follow: one
+/// A store checks the arrow at the last moment: a record that leaves completed, and a claim of what runs,
+/// are never written, whoever asks (I8). It is a bug that brought it there, or the store has forgotten what it was to follow: one
 /// that may forget says that the writer has lost, and every other panics.
 pub async fn an_unlawful_write_never_lands<S: Subject>(subject: S) {
     let bench = Bench::new(subject).await;
-    let kept = bench.finished("k").await;
-    let mut runs_again = bench.first_claim("k");
-    runs_again.id = kept.id();
-    runs_again.epoch = kept.record.epoch.next();
-    let store = bench.store.clone();
-    let (address, fence) = (kept.address, kept.fence());
-    let task = tokio::spawn(async move {
-        store
-            .compare_and_set(address, Some(fence), claim_write(&runs_again))
-            .await
-    });
-    let end = task.await;
-    match bench.store.may_forget() {
-        true => {
-            let swap = end.expect("no panic").expect("a store that answers");
-            assert_eq!(swap, Swap::Lost);
+    for kept in [
+        bench.finished("finished").await,
+        bench.claimed("runs").await,
+    ] {
+        let mut again = bench.first_claim(kept.record.key.as_str());
+        again.id = kept.id();
+        again.epoch = kept.record.epoch.next();
+        again.claim = again.epoch;
+        let store = bench.store.clone();
+        let (address, fence) = (kept.address, kept.fence());
+        let task = tokio::spawn(async move {
+            store
+                .compare_and_set(address, Some(fence), claim_write(&again))
+                .await
+        });
+        let end = task.await;
+        match bench.store.may_forget() {
+            true => {
+                let swap = end.expect("no panic").expect("a store that answers");
+                assert_eq!(swap, Swap::Lost, "over {}", kept.record.state.name());
+            }
+            false => assert!(
+                end.is_err_and(|error| error.is_panic()),
+                "the arrow from {} to a new claim must panic",
+                kept.record.state.name()
+            ),
         }
-        false => assert!(
-            end.is_err_and(|error| error.is_panic()),
-            "the arrow from completed to in flight must panic"
-        ),
+        bench.assert_holds(&kept).await;
     }
-    bench.assert_holds(&kept).await;
 }
 
 /// The same key under another tenant is another operation (I7, hostile 25).

@@ -137,7 +137,8 @@ fn change(schema: &str) -> Statement {
         held AS MATERIALIZED (
             SELECT w.*, o.state AS old_state, o.claim AS old_claim, o.attempt AS old_attempt,
                 o.executing AS old_executing,
-                o.state = 1 OR o.state = 3 AND w.state <> 3 OR o.state = 4 AND w.state = 1 AS lawful
+                o.state = 1 AND w.claim = o.claim OR o.state = 3 AND w.state <> 3
+                    OR o.state = 4 AND w.state = 1 AS lawful
             FROM setting, wanted w, LATERAL (
                 SELECT * FROM {schema}.operations o
                 WHERE o.address = w.address AND o.id = w.id AND o.epoch = w.expected
