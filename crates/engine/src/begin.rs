@@ -18,7 +18,7 @@ use crate::{
     write::{Backoff, ClaimFailed, Claimed},
 };
 
-/// How long an attempt tries to claim what the store says is not free, though a look says that it is.
+/// How long an attempt tries to write what the store does not take, though a look says that it may.
 const LOSING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One attempt, as the engine sees it.
@@ -115,7 +115,7 @@ struct Attempt<'a, S: Store> {
     slot: Option<Slot<S>>,
     /// From its first step on: it may be known by then that a claim is not all there is to do.
     looks_first: bool,
-    /// Since a claim was lost that a look had allowed.
+    /// Since a write was lost that a look had allowed.
     losing: Option<Backoff>,
 }
 
@@ -189,22 +189,26 @@ impl<S: Store> Attempt<'_, S> {
             let Some(stored) = stored else {
                 return Ok(refuse(UnknownReason::Unreadable));
             };
-            match decision {
+            let written = match decision {
                 Decision::Replay => return Ok(self.replay(stored).await),
                 Decision::ExpireLease => self.expire(&stored.record, now).await?,
                 _ if writes => {
                     let record = &stored.record;
-                    self.shared.settle_abandoned(self.address, record).await?;
+                    self.shared.settle_abandoned(self.address, record).await?
                 }
                 Decision::Refuse(refusal) => return Ok(self.refuse(refusal, stored).await),
                 Decision::Join | Decision::Execute { .. } => return Ok(self.follow(stored).await),
+            };
+            if !written {
+                self.loses().await?;
             }
         }
     }
 
-    /// A look allowed a claim, and the store did not take it. Mostly somebody was faster, and the next
+    /// A look allowed a write, and the store did not take it. Mostly somebody was faster, and the next
     /// look tells. But where store and gateway do not take the same time for the store's, as after a
-    /// failover to a server whose clock is behind, that look says the same again, and so for a while.
+    /// failover to a server whose clock is behind, that look says the same again, and so for a while; and
+    /// so it does where looks are answered by a former primary still.
     async fn loses(&mut self) -> Result<(), Trouble> {
         let Some(backoff) = &mut self.losing else {
             self.losing = Some(Backoff::new(Instant::now() + LOSING_PATIENCE));
@@ -213,7 +217,8 @@ impl<S: Store> Attempt<'_, S> {
         match backoff.wait().await {
             true => Ok(()),
             false => Err(Trouble::Unavailable(
-                "it refuses a claim of what this gateway takes for free: their clocks differ"
+                "it refuses what a look at it allows: its clock and this gateway's differ, or looks \
+                 are answered by another server than writes"
                     .into(),
             )),
         }
@@ -379,14 +384,12 @@ impl<S: Store> Attempt<'_, S> {
         }
     }
 
-    /// The lease of a claim has passed: its owner is taken for dead (L3).
-    async fn expire(&self, record: &Record, now: Timestamp) -> Result<(), Trouble> {
-        if self.shared.is_own(record) {
-            self.shared.settle_abandoned(self.address, record).await?;
-            return Ok(());
+    /// The lease of a claim has passed: its owner is taken for dead (L3). Says whether it wrote.
+    async fn expire(&self, record: &Record, now: Timestamp) -> Result<bool, StoreError> {
+        match self.shared.is_own(record) {
+            true => self.shared.settle_abandoned(self.address, record).await,
+            false => self.shared.expire(self.address, record, now).await,
         }
-        self.shared.expire(self.address, record, now).await?;
-        Ok(())
     }
 
     /// Claims. `None` where somebody else was faster.

@@ -62,11 +62,30 @@ enum Look {
     Unavailable,
 }
 
+/// Dropped halfway, as with the runtime that it ran on, it makes room for another one. It knows nothing of
+/// the outcome: bodies that have begun break off, and who waits for a head comes again.
+impl<S: Store> Drop for Mirror<S> {
+    fn drop(&mut self) {
+        let has_begun = self.live.state.lock().recording.head.is_some();
+        match has_begun {
+            true => self.end(End::Unknown(UnknownReason::Unreadable)),
+            false => drop(self.shared.mirrors.leave(&self.live)),
+        }
+    }
+}
+
 impl<S: Store> Mirror<S> {
     async fn run(mut self) {
         let end = self.follow().await;
+        self.end(end);
+    }
+
+    fn end(&self, end: End) {
         self.shared.mirrors.leave(&self.live);
         self.live.publish(|state| {
+            if matches!(state.phase, Phase::Ended(_)) {
+                return;
+            }
             // What lies in the store is gone with the next claim.
             state.doomed = matches!(end, End::Unknown(_));
             let is_completed = matches!(end, End::Completed { .. });

@@ -152,6 +152,9 @@ impl Store for MemoryStore {
             return Err(error);
         }
         self.faults.check_readable(address)?;
+        if fault == Some(Fault::Lost) {
+            return Ok(Swap::Lost);
+        }
         let swap = self.table.lock().compare_and_set(
             address,
             expected,

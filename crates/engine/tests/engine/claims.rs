@@ -13,7 +13,7 @@ use onlyonce_store::{
 };
 
 use crate::world::{
-    Answer, WINDOW, World, finish, head, name, other_request, policy, read, request, resend,
+    Answer, LEASE, WINDOW, World, finish, head, name, other_request, policy, read, request, resend,
     settings,
 };
 
@@ -237,6 +237,28 @@ async fn an_attempt_gives_up_where_store_and_gateway_differ_on_what_has_expired(
     world.store.faults().set_back(Duration::ZERO);
     drop(second);
     drop(begin.await.expect("it executes"));
+}
+
+/// Looks are answered by a former primary still, and writes by the one that followed it.
+#[tokio::test]
+async fn an_attempt_gives_up_where_a_dead_owners_claim_cannot_be_expired() {
+    let world = World::new();
+    let (dead, _) = world.execute("k").await;
+    std::mem::forget(dead);
+    world.clock.advance(LEASE);
+    // Without a pause in between, these are soon over.
+    let expiry = Call::WriteOf(StateName::Unknown);
+    world.store.faults().fail(expiry, Fault::Lost, 10_000);
+
+    let neighbour = world.neighbour(2);
+    let trouble = neighbour.trouble(request("k")).await;
+    assert!(matches!(trouble, Trouble::Unavailable(_)), "{trouble}");
+    assert_eq!(neighbour.engine.live(), 0);
+
+    world.store.faults().heal();
+    let refused = neighbour.refused(request("k")).await;
+    let passed = Refusal::Unknown(UnknownReason::LeasePassed);
+    assert_eq!(refused.refusal, passed);
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use onlyonce_store::{
 use tokio::task::JoinHandle;
 
 use crate::world::{
-    Answer, CHUNK, LEASE, World, body, eventually, finish, head, head_with, no_trailers, read,
-    resend,
+    Answer, CHUNK, LEASE, World, body, eventually, finish, head, head_with, no_trailers,
+    poll_start, read, resend,
 };
 
 /// Upkeep in the background, as a gateway runs it: it shows what others follow.
@@ -326,4 +326,32 @@ async fn a_mirror_is_gone_once_its_execution_has_ended() {
         world.engine.live() == 0
     })
     .await;
+}
+
+#[test]
+fn l2_a_mirror_that_ends_with_its_runtime_makes_room_for_another_one() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().build().expect("a runtime")
+    };
+    let (stays, leaves) = (runtime(), runtime());
+    let world = World::new();
+    let neighbour = world.neighbour(2);
+    let (mut execution, _reader) = stays.block_on(world.execute("k"));
+    let _waits = leaves.block_on(async {
+        let mut waits = neighbour.join("k").await;
+        assert!(poll_start(&mut waits).is_pending());
+        waits
+    });
+    drop(leaves);
+
+    stays.block_on(async {
+        let joiner = tokio::spawn(read(neighbour.join("k").await));
+        answer(&mut execution).await;
+        execution.complete(no_trailers()).await.expect("durable");
+        let limit = Duration::from_secs(10);
+        let answered = tokio::time::timeout(limit, joiner).await;
+        let answered = answered.expect("it does not wait for the other runtime");
+        assert!(answered.expect("answered").end.is_ok());
+    });
 }

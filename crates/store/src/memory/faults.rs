@@ -80,6 +80,9 @@ pub enum Fault {
     InDoubtWritten,
     /// It is not done, and the store cannot say so.
     InDoubtNotWritten,
+    /// Of a write: it is lost, though the record whose fence it presents is what a look finds. So it is
+    /// while looks are answered by a former primary still.
+    Lost,
 }
 
 impl Fault {
@@ -89,7 +92,7 @@ impl Fault {
             Self::Unavailable => Some(StoreError::Unavailable("a test wants it so".into())),
             Self::Full => Some(StoreError::Full("a test wants it so".into())),
             Self::InDoubtNotWritten => Some(lost()),
-            Self::InDoubtWritten => None,
+            Self::InDoubtWritten | Self::Lost => None,
         }
     }
 
