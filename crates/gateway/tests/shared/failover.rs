@@ -19,7 +19,7 @@ use onlyonce_testkit::{
 };
 
 use crate::BIN;
-use crate::load::{Asked, Load, Targets, Verdict, ask, executions, working_upstream};
+use crate::load::{Asked, Load, Targets, Told, Verdict, ask, executions, working_upstream};
 use crate::servers::migrate;
 
 const CLIENTS: usize = 8;
@@ -100,10 +100,16 @@ fn round<F: Failing>(behind: Option<Duration>) -> Gone {
 /// Asks for each key once more.
 fn ask_again(gateway: &Gateway, keys: &[&String]) -> Vec<Asked> {
     let targets = Targets::new(vec![gateway.addr()]);
-    let ask = |key: &&String| Asked {
-        key: (*key).clone(),
-        told: vec![ask(&targets, 0, key, &Signal::new())],
-        at: Instant::now(),
+    let ask = |key: &&String| {
+        let told = ask(&targets, 0, key, &Signal::new());
+        if let Told::Wrong(what) = &told {
+            eprintln!("{key}: {what}; {}", view(gateway, key));
+        }
+        Asked {
+            key: (*key).clone(),
+            told: vec![told],
+            at: Instant::now(),
+        }
     };
     let share = keys.len().div_ceil(CLIENTS).max(1);
     thread::scope(|scope| {
@@ -114,6 +120,26 @@ fn ask_again(gateway: &Gateway, keys: &[&String]) -> Vec<Asked> {
         let shares = shares.into_iter();
         shares.flat_map(|share| share.join().unwrap()).collect()
     })
+}
+
+/// What a gateway says of a key, and of itself.
+fn view(gateway: &Gateway, key: &str) -> String {
+    let control = gateway.control();
+    let operations: Vec<_> = control
+        .operations(key)
+        .iter()
+        .filter_map(|operation| operation["id"].as_str())
+        .map(|id| control.get(&format!("/v1/operations/{id}")).text())
+        .collect();
+    let metrics = control.get("/metrics").text();
+    let counted = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+    let counted: Vec<_> = counted.collect();
+    format!(
+        "the gateway says of it {operations:?}, and of itself\n{}",
+        counted.join("\n")
+    )
 }
 
 fn count(upstream: &Upstream, asked: &[Asked], again: &[Asked], ended: Instant) -> Gone {
