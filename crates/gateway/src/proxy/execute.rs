@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::asking::Asked;
+use super::attached::Attached;
 use super::audience::{Follower, Left};
 use super::exchange::{Begun, Failure, Waiting, exchange};
 use super::outgoing::Outgoing;
@@ -87,7 +87,8 @@ pub(super) async fn first<S: Store>(
         if let Some(follower) = &mut follower {
             follower.look();
         }
-        driving.poll(cx);
+        // Its end reaches the caller through the recording.
+        let _ = Pin::new(&mut driving).poll(cx);
         reader.poll_start(cx)
     })
     .await;
@@ -111,35 +112,6 @@ pub(super) async fn first<S: Store>(
             start: Start::Unknown(UnknownReason::Unreadable),
             ticket,
         },
-    }
-}
-
-/// A future that the caller polls for as long as it is there, and that goes on without it.
-///
-/// It spares a task, and the wake-ups between two tasks, for every request that is answered at
-/// once.
-struct Attached(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
-
-impl Attached {
-    fn new(future: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(Some(Box::pin(future)))
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        if let Some(future) = &mut self.0
-            && future.as_mut().poll(cx).is_ready()
-        {
-            self.0 = None;
-        }
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        if let (Some(future), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current())
-        {
-            runtime.spawn(future);
-        }
     }
 }
 

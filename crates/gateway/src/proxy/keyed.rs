@@ -77,11 +77,18 @@ async fn answer_in<S: Store>(
     };
     let trace = span.as_ref().and_then(AttemptSpan::trace);
     let engine_request = attempt.engine_request(path, caller, trace);
+    // Whoever leaves a slow store again and again would begin anew each time, and never come to execute.
+    let finishes = path.route.policy.client_gone == ClientGone::Finish;
+    let staying = finishes.then(|| caller.stays.stay());
     let begun = shared
         .engine
         .begin(engine_request, &path.route.engine_policy)
         .await;
+    drop(staying);
     let (mut reader, followed) = match begun {
+        Ok(Begin::Replay(_) | Begin::Join(_)) if caller.stays.is_alone() => {
+            return Response::new(Reply::empty());
+        }
         Err(trouble) => {
             let problem = problem_of(worker, trouble);
             return refusal(worker, path, &marking(None), &problem, http1);

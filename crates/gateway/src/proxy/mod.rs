@@ -14,6 +14,7 @@
 //! caller; every caller reads the recording.
 
 mod asking;
+mod attached;
 mod audience;
 mod connection;
 mod exchange;

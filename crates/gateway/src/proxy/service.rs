@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use onlyonce_http::marks::write_should_retry;
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_store::Store;
 
+use super::attached::{Attached, Stays};
 use super::keyed;
 use super::passthrough;
 use super::path::{Path, host};
@@ -36,6 +36,8 @@ pub(super) struct Caller {
     pub(super) peer: SocketAddr,
     pub(super) tls: bool,
     pub(super) watch: Arc<Watch>,
+    /// Of the request that is being answered.
+    pub(super) stays: Stays,
 }
 
 impl Caller {
@@ -58,13 +60,17 @@ pub(super) struct Service<S: Store> {
 impl<S: Store> hyper::service::Service<Request<Incoming>> for Service<S> {
     type Response = Response<Reply>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>> + Send>>;
+    type Future = Attached<Result<Response<Reply>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = Busy::new(&self.caller.watch);
         let worker = Arc::clone(&self.worker);
-        let caller = self.caller.clone();
-        Box::pin(async move {
+        let stays = Stays::default();
+        let caller = Caller {
+            stays: stays.clone(),
+            ..self.caller.clone()
+        };
+        Attached::while_it_stays(stays, async move {
             let response = answer(&worker, &caller, request).await;
             Ok(Reply::until_answered(response, busy))
         })

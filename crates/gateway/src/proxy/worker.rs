@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
+use super::attached::Stays;
 use super::audience::Audiences;
 use super::connection;
 use super::path::Path;
@@ -125,6 +126,7 @@ impl<S: Store> Worker<S> {
             peer,
             tls: tls.is_some(),
             watch: Arc::new(Watch::new()),
+            stays: Stays::default(),
         };
         let connection =
             connection::serve(Arc::clone(self), tcp, caller, tls.cloned(), phases.clone());

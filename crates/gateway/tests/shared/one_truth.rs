@@ -20,6 +20,7 @@ on_every_server! { alone:
     i12_a_server_that_hangs_sends_nothing_and_service_resumes
     a_kill_of_the_server_loses_nothing_that_was_acknowledged
     a_gateway_that_leaves_hands_over
+    l1_a_client_that_leaves_while_the_store_is_slow_is_executed_all_the_same
 }
 
 #[track_caller]
@@ -309,5 +310,24 @@ fn a_gateway_that_leaves_hands_over(server: &mut impl Server) {
     expect_same(&first, &second);
     a.wait_for_exit();
     b.send(&post("k")).expect_mark("replayed");
+    assert_eq!(upstream.hits(), 1);
+}
+
+/// Or one that comes again each second would never be, where the store takes longer than that.
+fn l1_a_client_that_leaves_while_the_store_is_slow_is_executed_all_the_same(
+    server: &mut impl Server,
+) {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream, server).start();
+    let count = |metric| gateway.control().metric(metric, "");
+    server.pause();
+    let client = gateway.begin(&post("k"));
+    eventually("it is claimed", || count("onlyonce_live_operations") == 1.0);
+    client.reset();
+    eventually("it has left", || count("onlyonce_connections") == 0.0);
+    server.resume();
+    upstream.wait_for_hits(1);
+    gateway.control().wait_for_state("k", "completed");
+    gateway.send(&post("k")).expect_mark("replayed");
     assert_eq!(upstream.hits(), 1);
 }
