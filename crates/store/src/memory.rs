@@ -42,6 +42,10 @@ pub struct MemoryStore {
     tails: Tails,
 }
 
+/// What a [`MemoryStore`] held at a moment.
+#[derive(Clone)]
+pub struct Moment(Table);
+
 /// How much a [`MemoryStore`] holds at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -98,6 +102,16 @@ impl MemoryStore {
     fn judges_by(&self) -> Timestamp {
         let behind = self.faults.behind().as_millis() as u64;
         Timestamp::from_millis(self.clock.now().as_millis().saturating_sub(behind))
+    }
+
+    /// What is held now.
+    pub fn moment(&self) -> Moment {
+        Moment(self.table.lock().clone())
+    }
+
+    /// Forgets all that was written since `moment`, as at a failover to a standby that was behind.
+    pub fn forget_since(&self, moment: &Moment) {
+        *self.table.lock() = moment.0.clone();
     }
 
     /// The handle by which tests make the store fail.
@@ -467,7 +481,7 @@ fn matches(query: &Query, record: &Record) -> bool {
         && query.until.is_none_or(|until| claimed < until)
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Table {
     entries: HashMap<Address, Entry>,
     addresses: BTreeMap<OperationId, Address>,
@@ -651,6 +665,7 @@ fn full(what: &str, limit: u64) -> StoreError {
     StoreError::Full(format!("it holds its limit of {limit} {what}"))
 }
 
+#[derive(Clone)]
 struct Entry {
     record: Arc<Record>,
     chunks: BTreeMap<u32, Bytes>,

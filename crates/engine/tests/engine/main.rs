@@ -6,6 +6,7 @@
 mod books;
 mod claims;
 mod elsewhere;
+mod failover;
 mod join_faults;
 mod observer;
 mod outcomes;
@@ -14,6 +15,9 @@ mod shutdown;
 mod unseen;
 mod upkeep;
 mod world;
+
+#[path = "../../../core/tests/model/random.rs"]
+mod random;
 
 #[path = "."]
 mod over_memory {

@@ -15,18 +15,18 @@ use crate::world::{
     LEASE, WINDOW, WorldOver, hurried, name, other_request, read, request, settings,
 };
 
-type World = WorldOver<Cached<MemoryStore>>;
+pub type World = WorldOver<Cached<MemoryStore>>;
 
 const CLAIM: Call = Call::WriteOf(StateName::InFlight);
 
 /// Gateways on one store, each with a cache of its own.
-struct Shared {
-    store: Arc<MemoryStore>,
-    clock: ManualClock,
+pub struct Shared {
+    pub store: Arc<MemoryStore>,
+    pub clock: ManualClock,
 }
 
 impl Shared {
-    fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits) -> Self {
         let clock = ManualClock::default();
         let store = MemoryStore::with_clock(clock.clone()).with_limits(limits);
         Self {
@@ -35,7 +35,7 @@ impl Shared {
         }
     }
 
-    fn gateway(&self, owner: u64, settings: Settings) -> World {
+    pub fn gateway(&self, owner: u64, settings: Settings) -> World {
         let options = Options::default();
         let cached = Cached::with_clock(self.store.clone(), options, self.clock.clone());
         World::over(cached, self.clock.clone(), owner, settings)
