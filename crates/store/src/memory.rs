@@ -486,7 +486,7 @@ struct Table {
     entries: HashMap<Address, Entry>,
     addresses: BTreeMap<OperationId, Address>,
     bytes: u64,
-    writes: Commits,
+    writes: Arc<Commits>,
     mark: Option<Mark>,
     closed: bool,
     ledger: books::Ledger,

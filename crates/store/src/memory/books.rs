@@ -12,7 +12,7 @@ use crate::books::{
 /// Entries that are booked at once.
 const MOST_BOOKED: usize = 5_000;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Ledger {
     /// Kept with their records, and not booked yet.
     kept: VecDeque<Entry>,
@@ -23,7 +23,7 @@ pub(super) struct Ledger {
     sinks: BTreeMap<Box<str>, Sink>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Sink {
     owner: Option<(OwnerId, Timestamp)>,
     position: Option<Position>,
