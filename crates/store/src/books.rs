@@ -17,7 +17,8 @@ use crate::{StoreError, Swept};
 /// What a store keeps of what was spent. Part of every [`Store`](crate::Store).
 pub trait Books: Send + Sync + 'static {
     /// Brings entries into the books that were kept and are not booked yet, at most a few thousand of
-    /// them. Any number of gateways may call it at once. Called every second.
+    /// them. Any number of gateways may call it at once. Called every second. A store may leave what was
+    /// kept a moment ago to a later call.
     fn book(&self) -> impl Future<Output = Result<Booked, StoreError>> + Send;
 
     /// Adds to the sums. A crash may lose what was posted in the last moments; nothing is added twice.
@@ -82,7 +83,8 @@ pub struct Booked {
     pub entries: u64,
     /// Whether there is more to book right now.
     pub more: bool,
-    /// When the oldest of those entries was completed.
+    /// When the oldest of those entries was completed; where there are none, the oldest one that waits
+    /// and could not be booked yet.
     pub oldest: Option<Timestamp>,
 }
 

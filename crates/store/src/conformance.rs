@@ -73,6 +73,10 @@ pub trait Subject: Send + Sync + 'static {
         true
     }
 
+    /// Waits until all that was kept by now can be booked, where others who use the same server may hold
+    /// that up for a moment.
+    fn settle(&self) {}
+
     /// Closes `store` and opens anew what it has kept; `None` for a backend that keeps nothing.
     fn reopen(
         &mut self,

@@ -113,6 +113,18 @@ pub(crate) fn open(
     }
 }
 
+/// Whether these are not the bytes that a program wrote which this one knows.
+#[cfg(feature = "postgres")]
+pub(crate) fn is_damaged(label: &Label, parcel: &[u8]) -> bool {
+    match parcel.split_first_chunk::<HEAD>() {
+        None => true,
+        Some(([format, flags, sum @ ..], body)) => {
+            *format <= FORMAT
+                && (*format != FORMAT || u32::from_be_bytes(*sum) != checksum(label, *flags, body))
+        }
+    }
+}
+
 fn checksum(label: &Label, flags: u8, body: &[u8]) -> u32 {
     let (label, len) = label.with(flags);
     let mut hasher = crc32fast::Hasher::new();

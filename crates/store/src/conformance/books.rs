@@ -24,6 +24,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Books until nothing is left to book; gives the count.
 async fn book<S: Subject>(bench: &Bench<S>) -> u64 {
+    bench.subject.settle();
     let mut count = 0;
     loop {
         let booked = bench.store.book().await.expect("booked");

@@ -32,6 +32,9 @@ const CHUNK: u8 = 3;
 const ATTEMPT: u8 = 4;
 const HEAD: u8 = 5;
 const FRAME: u8 = 6;
+/// Of the books.
+pub const ENTRY: u8 = 7;
+pub const LETTER: u8 = 8;
 
 /// A row of `operations`, with what lies beside it of its record.
 #[derive(Clone, Debug)]

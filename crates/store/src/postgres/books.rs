@@ -1,62 +1,314 @@
 //! The books.
+//!
+//! The statement that completes an operation also writes its entry, in the place where it stays
+//! (`ledger`), so that it is there if and only if the record is. Its place is the number of the
+//! transaction, and one within that. Transactions do not commit in the order of their numbers, so nobody
+//! looks beyond the horizon, below which all of them have ended: then nothing appears before what was
+//! seen. A transaction that writes for long, anywhere in the cluster, holds the horizon back, and the
+//! books with it.
+//!
+//! To book is to read what stands between the mark and the horizon, to sum it here, and to add the sums
+//! and move the mark in one statement, from where the mark was: of two gateways that do it at once, one
+//! writes and the other writes nothing. Who reads sees what stands up to the mark.
+
+mod days;
+mod entry;
+mod era;
+mod place;
+mod sinks;
+mod sums;
 
 use onlyonce_core::{Entry, OperationId, Posting, Timestamp};
+use tokio_postgres::types::Type;
 
-use super::PostgresStore;
+pub use self::{days::Day, entry::Entered, era::follow as follow_era};
+use self::{place::Place, sums::Postings};
+use super::{
+    Core, PostgresStore, body::millis, calls::Param, error::Failed, sql::LAZY, store::unreadable,
+};
 use crate::{
     Books, StoreError, Swept,
     books::{
-        Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, Position, SumsQuery,
+        Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, MOST_LOOKED_AT,
+        Position, SumsQuery,
     },
 };
 
+/// Entries that are booked at once.
+const MOST_BOOKED: usize = 5_000;
+/// Entries that are summed at once, before others have their turn.
+const MOST_AT_A_TIME: usize = 250;
+
 impl Books for PostgresStore {
     async fn book(&self) -> Result<Booked, StoreError> {
-        todo!("books")
+        self.core.check_open()?;
+        self.core.book().await
     }
 
-    async fn post(&self, _postings: Vec<Posting>) -> Result<(), StoreError> {
-        todo!("books")
+    async fn post(&self, postings: Vec<Posting>) -> Result<(), StoreError> {
+        self.core.check_open()?;
+        if postings.is_empty() {
+            return Ok(());
+        }
+        self.core.post(&postings).await
     }
 
     async fn feed(
         &self,
-        _after: Option<Position>,
-        _limit: usize,
+        after: Option<Position>,
+        limit: usize,
     ) -> Result<Vec<(Position, Entry)>, StoreError> {
-        todo!("books")
+        self.core.feed(after, limit).await
     }
 
-    async fn entries(&self, _query: EntryQuery) -> Result<EntryPage, StoreError> {
-        todo!("books")
+    async fn entries(&self, query: EntryQuery) -> Result<EntryPage, StoreError> {
+        self.core.entries(&query).await
     }
 
-    async fn sums(&self, _query: SumsQuery) -> Result<Vec<Cell>, StoreError> {
-        todo!("books")
+    async fn sums(&self, query: SumsQuery) -> Result<Vec<Cell>, StoreError> {
+        self.core.sums(&query).await
     }
 
-    async fn hold(&self, _hold: Hold) -> Result<Option<Held>, StoreError> {
-        todo!("books")
+    async fn hold(&self, hold: Hold) -> Result<Option<Held>, StoreError> {
+        self.core.check_open()?;
+        self.core.hold(&hold).await
     }
 
-    async fn advance(&self, _step: Advance) -> Result<bool, StoreError> {
-        todo!("books")
+    async fn advance(&self, step: Advance) -> Result<bool, StoreError> {
+        self.core.check_open()?;
+        self.core.advance(&step).await
     }
 
     async fn dead(
         &self,
-        _sink: &str,
-        _after: Option<OperationId>,
-        _limit: usize,
+        sink: &str,
+        after: Option<OperationId>,
+        limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        todo!("books")
+        self.core.dead(sink, after, limit).await
     }
 
-    async fn forget_dead(&self, _sink: &str, _ids: &[OperationId]) -> Result<u64, StoreError> {
-        todo!("books")
+    async fn forget_dead(&self, sink: &str, ids: &[OperationId]) -> Result<u64, StoreError> {
+        self.core.check_open()?;
+        self.core.forget_dead(sink, ids).await
     }
 
-    async fn trim(&self, _before: Timestamp) -> Result<Swept, StoreError> {
-        todo!("books")
+    async fn trim(&self, before: Timestamp) -> Result<Swept, StoreError> {
+        self.core.check_open()?;
+        let swept = self.core.trim_ledger(before).await;
+        let swept = swept.map_err(Failed::of_a_read)?;
+        self.core
+            .trim_sums(before)
+            .await
+            .map_err(Failed::of_a_read)?;
+        Ok(swept)
+    }
+}
+
+/// What stands after the mark, as far as it is settled.
+struct Unbooked {
+    mark: Place,
+    last: Place,
+    postings: Postings,
+    booked: Booked,
+}
+
+impl Core {
+    async fn book(&self) -> Result<Booked, StoreError> {
+        let Some(unbooked) = self.unbooked().await? else {
+            return Ok(Booked::default());
+        };
+        if unbooked.last == unbooked.mark {
+            return Ok(unbooked.booked);
+        }
+        // A crash may take back that it was booked; it is then booked again, in the same places.
+        let text = format!(
+            "WITH setting AS MATERIALIZED (SELECT {LAZY}),
+            moved AS (
+                UPDATE {schema}.books b SET mark_era = $4, mark_xid = $5, mark_n = $6 FROM setting
+                WHERE (b.mark_era, b.mark_xid, b.mark_n) = ($1, $2, $3)
+                RETURNING true
+            ),
+            posted AS ({posted})
+            SELECT true FROM moved",
+            schema = self.target.schema,
+            posted = Postings::statement(&self.target.schema, "moved", 7),
+        );
+        let Unbooked { mark, last, .. } = &unbooked;
+        let columns = unbooked.postings.columns();
+        let mut params: Vec<Param> =
+            vec![&mark.era, &mark.xid, &mark.n, &last.era, &last.xid, &last.n];
+        params.extend(columns.iter().map(|column| &**column as Param));
+        let types = [&place::TYPES[..], &place::TYPES, &sums::types()].concat();
+        let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
+        let is_done = !asked.map_err(Failed::of_a_write)?.is_empty();
+        // Otherwise another gateway has done it.
+        Ok(is_done.then_some(unbooked.booked).unwrap_or_default())
+    }
+
+    /// `None` where nothing stands after the mark.
+    async fn unbooked(&self) -> Result<Option<Unbooked>, StoreError> {
+        let text = format!(
+            "SELECT b.mark_era, b.mark_xid, b.mark_n, l.*
+            FROM {schema}.books b, LATERAL (
+                SELECT l.era, l.xid, l.n, l.at,
+                    l.era < b.era OR l.xid < pg_snapshot_xmin(pg_current_snapshot()), l.id, l.entry
+                FROM {schema}.ledger l
+                WHERE (l.era, l.xid, l.n) > (b.mark_era, b.mark_xid, b.mark_n)
+                ORDER BY l.era, l.xid, l.n LIMIT $1
+            ) l",
+            schema = self.target.schema
+        );
+        let limit = MOST_BOOKED as i64;
+        let asked = self
+            .bookkeeping
+            .ask(self, &text, &[Type::INT8], &[&limit])
+            .await;
+        let rows = asked.map_err(Failed::of_a_read)?;
+        let Some(first) = rows.first() else {
+            return Ok(None);
+        };
+        let mark = Place::take(first, 0).map_err(unreadable)?;
+        let mut unbooked = Unbooked {
+            mark,
+            last: mark,
+            postings: Postings::default(),
+            booked: Booked::default(),
+        };
+        let mut oldest: i64 = first.try_get(6).map_err(unreadable)?;
+        for (count, row) in rows.iter().enumerate() {
+            if !row.try_get::<_, bool>(7).map_err(unreadable)? {
+                break;
+            }
+            if count % MOST_AT_A_TIME == MOST_AT_A_TIME - 1 {
+                tokio::task::yield_now().await;
+            }
+            if let Some(entry) = entry::take(self.sealer.as_ref(), row, 8)? {
+                unbooked.postings.add(&entry.posting());
+            }
+            unbooked.last = Place::take(row, 3).map_err(unreadable)?;
+            unbooked.booked.entries += 1;
+            oldest = oldest.min(row.try_get(6).map_err(unreadable)?);
+        }
+        unbooked.booked.more = unbooked.booked.entries == MOST_BOOKED as u64;
+        let oldest = u64::try_from(oldest).unwrap_or(0);
+        unbooked.booked.oldest = Some(Timestamp::from_millis(oldest));
+        Ok(Some(unbooked))
+    }
+
+    async fn feed(
+        &self,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<(Position, Entry)>, StoreError> {
+        let text = format!(
+            "SELECT l.* FROM {schema}.books b, LATERAL (
+                SELECT l.era, l.xid, l.n, l.id, l.entry FROM {schema}.ledger l
+                WHERE (l.era, l.xid, l.n) > ($1, $2, $3)
+                    AND (l.era, l.xid, l.n) <= (b.mark_era, b.mark_xid, b.mark_n)
+                ORDER BY l.era, l.xid, l.n LIMIT $4
+            ) l",
+            schema = self.target.schema
+        );
+        let types = [&place::TYPES[..], &[Type::INT8]].concat();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut after = after.map_or(Place::START, Place::from);
+        loop {
+            let params: [Param; 4] = [&after.era, &after.xid, &after.n, &limit];
+            let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
+            let rows = asked.map_err(Failed::of_a_read)?;
+            let mut entries = Vec::with_capacity(rows.len());
+            for row in &rows {
+                after = Place::take(row, 0).map_err(unreadable)?;
+                let entry = entry::take(self.sealer.as_ref(), row, 3)?;
+                entries.extend(entry.map(|entry| (Position::from(after), entry)));
+            }
+            // Where all of a page is damaged, the next one is read.
+            if !entries.is_empty() || rows.is_empty() {
+                return Ok(entries);
+            }
+        }
+    }
+
+    async fn entries(&self, query: &EntryQuery) -> Result<EntryPage, StoreError> {
+        let mut page = EntryPage::default();
+        let older_than = match query.older_than {
+            Some(older_than) => older_than,
+            None => self.end().await?,
+        };
+        let schema = &self.target.schema;
+        let looked_at = format!(
+            "SELECT * FROM {schema}.ledger l
+            WHERE (l.era, l.xid, l.n) < ($1, $2, $3) AND l.day BETWEEN $4 AND $5
+            ORDER BY l.era DESC, l.xid DESC, l.n DESC"
+        );
+        let text = format!(
+            "SELECT l.era, l.xid, l.n, l.id, l.entry FROM ({looked_at} LIMIT $6) l
+            WHERE ($7::int4 IS NULL OR l.tenant_tag = $7) AND ($8::int4 IS NULL OR l.route_tag = $8)
+                AND ($9::int4 IS NULL OR l.model_tag = $9) AND l.at >= $10 AND l.at < $11
+            ORDER BY l.era DESC, l.xid DESC, l.n DESC LIMIT $12"
+        );
+        let before = Place::from(older_than);
+        let tag = |name: &Option<Box<str>>| name.as_ref().map(|name| self.tag(name));
+        let (since, until) = (query.since, query.until);
+        let wanted = query.limit.saturating_add(1).min(MOST_LOOKED_AT) as i64;
+        let types = [
+            &place::TYPES[..],
+            &[Type::INT4, Type::INT4, Type::INT8],
+            &[Type::INT4, Type::INT4, Type::INT4],
+            &[Type::INT8, Type::INT8, Type::INT8],
+        ]
+        .concat();
+        let params: [Param; 12] = [
+            &before.era,
+            &before.xid,
+            &before.n,
+            &since.map_or(i32::MIN, |since| Day::of(since).number()),
+            &until.map_or(i32::MAX, |until| Day::of(until).number()),
+            &(MOST_LOOKED_AT as i64),
+            &tag(&query.tenant),
+            &tag(&query.route),
+            &tag(&query.model),
+            &since.map_or(i64::MIN, millis),
+            &until.map_or(i64::MAX, millis),
+            &wanted,
+        ];
+        let asked = self.operators.ask(self, &text, &types, &params).await;
+        let rows = asked.map_err(Failed::of_a_read)?;
+        for row in rows.iter().take(query.limit) {
+            // A tag may be shared by two names.
+            let entry = entry::take(self.sealer.as_ref(), row, 3)?;
+            page.entries
+                .extend(entry.filter(|entry| query.wants(entry)));
+        }
+        let last = if rows.len() > query.limit {
+            let last = query.limit.checked_sub(1).and_then(|last| rows.get(last));
+            let last = last.map(|row| Place::take(row, 0)).transpose();
+            Some(last.map_err(unreadable)?.unwrap_or(before))
+        } else {
+            // Whether there was more to look at.
+            let text =
+                format!("SELECT l.era, l.xid, l.n FROM ({looked_at} OFFSET $6 - 1 LIMIT 1) l");
+            let asked = self
+                .operators
+                .ask(self, &text, &types[..6], &params[..6])
+                .await;
+            let rows = asked.map_err(Failed::of_a_read)?;
+            let last = rows.first().map(|row| Place::take(row, 0));
+            last.transpose().map_err(unreadable)?
+        };
+        page.next = last.map(Position::from);
+        Ok(page)
+    }
+
+    /// Behind the last one that is booked.
+    async fn end(&self) -> Result<Position, StoreError> {
+        let schema = &self.target.schema;
+        let text = format!("SELECT mark_era, mark_xid, mark_n FROM {schema}.books");
+        let asked = self.operators.ask(self, &text, &[], &[]).await;
+        let rows = asked.map_err(Failed::of_a_read)?;
+        let mark = rows.first().map(|row| Place::take(row, 0)).transpose();
+        let mark = mark.map_err(unreadable)?.unwrap_or(Place::START);
+        Ok(Position(Position::from(mark).0 + 1))
     }
 }

@@ -9,6 +9,7 @@ use tokio_postgres::{Row as SqlRow, types::ToSql};
 use super::{
     Core,
     body::{Row, state_number},
+    books::{Day, Entered},
     connection::Session,
     desk::Kind,
     error::Failed,
@@ -107,6 +108,7 @@ pub struct Change {
     pub body: Option<Bytes>,
     pub attempt: Option<Bytes>,
     pub chunks: Option<i32>,
+    pub entry: Option<Entered>,
 }
 
 /// How a compare-and-set ended.
@@ -138,6 +140,10 @@ impl Kind for Change {
         Some(self.period)
     }
 
+    fn day(&self) -> Option<Day> {
+        self.entry.as_ref().map(|entry| entry.day)
+    }
+
     fn failed(failed: Failed) -> StoreError {
         failed.of_a_write()
     }
@@ -147,7 +153,7 @@ impl Kind for Change {
         core: &Core,
         calls: &[&Self],
     ) -> Result<Vec<Changed>, Failed> {
-        let params: [Param; 13] = [
+        let params: [Param; 19] = [
             &addresses(calls),
             &column(calls, |call| Id::from(call.id)),
             &column(calls, |call| call.expected),
@@ -161,6 +167,12 @@ impl Kind for Change {
             &column(calls, |call| call.attempt.as_deref()),
             &column(calls, |call| call.chunks),
             &core.given_now(),
+            &entered(calls, |entry| entry.day.number()),
+            &entered(calls, |entry| entry.at),
+            &entered(calls, |entry| entry.tenant_tag),
+            &entered(calls, |entry| entry.route_tag),
+            &entered(calls, |entry| entry.model_tag),
+            &entered(calls, |entry| &entry.bytes[..]),
         ];
         let statement = &core.statements.change;
         let rows = core
@@ -398,6 +410,11 @@ impl Kind for Read {
 /// One value of each call.
 pub fn column<'a, C, T>(calls: &'a [C], value: impl FnMut(&'a C) -> T) -> Vec<T> {
     calls.iter().map(value).collect()
+}
+
+/// One value of each call's entry.
+fn entered<'a, T>(calls: &[&'a Change], value: impl Fn(&'a Entered) -> T) -> Vec<Option<T>> {
+    column(calls, |call| call.entry.as_ref().map(&value))
 }
 
 /// What the calls are about.

@@ -24,7 +24,9 @@ use tokio::{
 };
 use tokio_postgres::error::SqlState;
 
-use super::{Core, connection::Session, error::Failed, figures::Trouble, period::Period};
+use super::{
+    Core, books::Day, connection::Session, error::Failed, figures::Trouble, period::Period,
+};
 use crate::StoreError;
 
 /// Bytes of a batch beyond which it takes no more calls.
@@ -56,6 +58,11 @@ pub trait Kind: Send + Sync + Sized + 'static {
 
     /// The partition that it writes to.
     fn period(&self) -> Option<Period> {
+        None
+    }
+
+    /// The day of the books that it writes to.
+    fn day(&self) -> Option<Day> {
         None
     }
 
@@ -273,6 +280,8 @@ async fn try_serve<K: Kind>(
                     // A partition is missing, though this gateway has seen it.
                     let periods = calls.iter().filter_map(|call| call.period());
                     core.partitions.make_again(core, periods.collect()).await?;
+                    let days = calls.iter().filter_map(|call| call.day());
+                    core.days.make_again(core, days.collect()).await?;
                 }
             }
             served => return served,

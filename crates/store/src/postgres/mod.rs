@@ -65,6 +65,7 @@ use tokio::{
 use tokio_postgres::types::{ToSql, Type};
 
 use self::{
+    books::Day,
     chores::Chores,
     clock::ServerClock,
     connection::{Facts, Prepares, Session},
@@ -72,6 +73,7 @@ use self::{
     error::Failed,
     figures::Figures,
     partitions::Partitions,
+    period::Period,
     sql::{SERVER_CLOCK, Statement, Statements},
     target::Target,
     values::Id,
@@ -181,7 +183,10 @@ struct Core {
     operators: Chores,
     /// Sweeps and what is overdue.
     upkeep: Chores,
-    partitions: Partitions,
+    /// The books.
+    bookkeeping: Chores,
+    partitions: Partitions<Period>,
+    days: Partitions<Day>,
     windows: Windows,
     watchers: Watchers,
     figures: Figures,
@@ -304,7 +309,9 @@ impl PostgresStore {
             chores: Chores::default(),
             operators: Chores::default(),
             upkeep: Chores::default(),
+            bookkeeping: Chores::default(),
             partitions: Partitions::default(),
+            days: Partitions::default(),
             windows: Windows::default(),
             watchers: Watchers::default(),
             figures: Figures::default(),
@@ -438,6 +445,7 @@ async fn find(
         (true, None) => return Err(key(target, SealError::NoKey)),
     };
     let secret = <[u8; 32]>::try_from(&plain[..]).map_err(|_| key(target, SealError::Short))?;
+    books::follow_era(session, target).await?;
     if let Some(sealer) = sealer {
         seal_secret(session, target, sealer, &secret).await?;
     }
@@ -506,11 +514,11 @@ impl Core {
             let asked = session.ask(&text, &[], &[]).await;
             let rows = asked.map_err(|failed| target.server_error(failed))?;
             let found: Option<Id> = rows.first().and_then(|row| row.try_get(0).ok());
-            if found == Some(Id(id)) {
-                Ok((session, facts))
-            } else {
-                Err(ConnectError::OtherStore(target.place.clone()))
+            if found != Some(Id(id)) {
+                return Err(ConnectError::OtherStore(target.place.clone()));
             }
+            books::follow_era(&session, &target).await?;
+            Ok((session, facts))
         });
         let opened = opening.await;
         let (session, facts) =

@@ -6,7 +6,7 @@
 //! to a younger one first, under the lock of its row, so that nothing that counts is ever dropped
 //! (I11): what a partition holds is then of no operation that a row of `operations` leads to.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, hash::Hash, time::Duration};
 
 use onlyonce_core::Timestamp;
 use parking_lot::RwLock;
@@ -20,78 +20,101 @@ const GRACE: Duration = Duration::from_secs(600);
 /// Rows that are moved in one transaction.
 const MOVED_AT_ONCE: i64 = 200;
 /// How long a dropped table is waited for, while everybody waits behind us.
-const LOCK_TIMEOUT: &str = "200ms";
+pub const LOCK_TIMEOUT: &str = "200ms";
 
 const TABLES: [&str; 3] = ["records", "chunks", "attempts"];
 
+/// What a partition is made for: a period of operations, a day of the books.
+pub trait Part: Copy + Eq + Hash + Send + Sync {
+    /// What makes its tables where they are not there.
+    fn make(self, schema: &str) -> String;
+}
+
+impl Part for Period {
+    fn make(self, schema: &str) -> String {
+        let (number, ends_at) = (self.number(), millis(self.ends_at()));
+        let tables: String = TABLES
+            .map(|table| make_table(schema, table, number))
+            .concat();
+        format!(
+            "IF NOT EXISTS (SELECT FROM {schema}.periods WHERE period = {number}) THEN
+                {tables}
+                INSERT INTO {schema}.periods VALUES ({number}, {ends_at});
+            END IF;"
+        )
+    }
+}
+
 /// The partitions that are known to be there.
-#[derive(Default)]
-pub struct Partitions {
-    known: RwLock<HashSet<Period>>,
+pub struct Partitions<P> {
+    known: RwLock<HashSet<P>>,
     making: Mutex<()>,
 }
 
-impl Partitions {
-    /// Makes the partitions of `periods` where they are not there.
-    pub async fn ensure(&self, core: &Core, periods: &[Period]) -> Result<(), Failed> {
-        if self.knows_all(periods) {
+impl<P> Default for Partitions<P> {
+    fn default() -> Self {
+        Self {
+            known: RwLock::default(),
+            making: Mutex::default(),
+        }
+    }
+}
+
+impl<P: Part> Partitions<P> {
+    /// Makes the partitions of `parts` where they are not there.
+    pub async fn ensure(&self, core: &Core, parts: &[P]) -> Result<(), Failed> {
+        if self.knows_all(parts) {
             return Ok(());
         }
         let _making = self.making.lock().await;
-        if self.knows_all(periods) {
+        if self.knows_all(parts) {
             return Ok(());
         }
-        self.make(core, periods).await
+        self.make(core, parts).await
     }
 
     /// Makes partitions again that turned out to be missing.
-    pub async fn make_again(&self, core: &Core, periods: HashSet<Period>) -> Result<(), Failed> {
+    pub async fn make_again(&self, core: &Core, parts: HashSet<P>) -> Result<(), Failed> {
         let _making = self.making.lock().await;
-        let periods: Vec<Period> = periods.into_iter().collect();
-        self.make(core, &periods).await
+        let parts: Vec<P> = parts.into_iter().collect();
+        self.make(core, &parts).await
     }
 
-    fn knows_all(&self, periods: &[Period]) -> bool {
+    /// A partition is about to be dropped.
+    pub fn forget(&self, part: P) {
+        self.known.write().remove(&part);
+    }
+
+    fn knows_all(&self, parts: &[P]) -> bool {
         let known = self.known.read();
-        periods.iter().all(|period| known.contains(period))
+        parts.iter().all(|part| known.contains(part))
     }
 
-    async fn make(&self, core: &Core, periods: &[Period]) -> Result<(), Failed> {
+    async fn make(&self, core: &Core, parts: &[P]) -> Result<(), Failed> {
         let mut session = core.chores.session(core).await?;
-        let made = make(&mut session, core, periods).await;
+        let made = make(&mut session, core, parts).await;
         session.set_busy(made.is_err());
         made?;
-        self.known.write().extend(periods);
+        self.known.write().extend(parts);
         Ok(())
     }
 }
 
-async fn make(session: &mut Session, core: &Core, periods: &[Period]) -> Result<(), Failed> {
+async fn make<P: Part>(session: &mut Session, core: &Core, parts: &[P]) -> Result<(), Failed> {
     let schema = &core.target.schema;
     let mut text = format!(
         "BEGIN; SET LOCAL lock_timeout = '2s';
         SELECT pg_advisory_xact_lock(hashtextextended('onlyonce partitions of {schema}', 0));"
     );
-    for period in periods {
-        let (number, ends_at) = (period.number(), millis(period.ends_at()));
-        let parts: String = TABLES
-            .map(|table| make_part(schema, table, number))
-            .concat();
-        text.push_str(&format!(
-            "DO $$ BEGIN
-                IF NOT EXISTS (SELECT FROM {schema}.periods WHERE period = {number}) THEN
-                    {parts}
-                    INSERT INTO {schema}.periods VALUES ({number}, {ends_at});
-                END IF;
-            END $$;"
-        ));
+    for part in parts {
+        text.push_str(&format!("DO $$ BEGIN {} END $$;", part.make(schema)));
     }
     text.push_str("COMMIT");
     session.execute(&text).await
 }
 
-/// One table of a period. What is in it is not much larger than a page, or much larger.
-fn make_part(schema: &str, table: &str, number: i32) -> String {
+/// One table of a partition. What is in it is not much larger than a page, or much larger.
+pub fn make_table(schema: &str, table: &str, number: i32) -> String {
     format!(
         "CREATE TABLE {schema}.{table}_{number} (
             LIKE {schema}.{table} INCLUDING DEFAULTS INCLUDING STORAGE
@@ -129,7 +152,7 @@ pub async fn drop_old(
     now: Timestamp,
 ) -> Result<Option<u64>, Failed> {
     while move_living(session, core, period, now).await? > 0 {}
-    core.partitions.known.write().remove(&period);
+    core.partitions.forget(period);
     match drop_period(session, &core.target.schema, period).await {
         Err(Failed::Refused { code, .. }) if code == SqlState::LOCK_NOT_AVAILABLE => {
             session.execute("ROLLBACK").await?;

@@ -49,7 +49,7 @@ pub const DURABLE: &str = "set_config('synchronous_commit', CASE current_setting
     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)";
 
 /// Nobody waits for the disk: a crash may forget it.
-const LAZY: &str = "set_config('synchronous_commit', 'off', true)";
+pub const LAZY: &str = "set_config('synchronous_commit', 'off', true)";
 
 impl Statements {
     pub fn new(schema: &str) -> Self {
@@ -122,7 +122,7 @@ fn claim(schema: &str) -> Statement {
 
 /// A compare-and-set of a record that counts. Gives, for each whose fence stood, the state and the
 /// claim that were found, whether it was written, and the attempts. What is not an arrow of the
-/// protocol is not written, whoever asks (I8).
+/// protocol is not written, whoever asks (I8). What is written takes its entry along to the books.
 fn change(schema: &str) -> Statement {
     let now = clock(13);
     let text = format!(
@@ -130,9 +130,11 @@ fn change(schema: &str) -> Statement {
         wanted AS (
             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[],
                 $6::int2[], $7::int8[], $8::int4[], $9::bytea[], $10::bytea[], $11::bytea[],
-                $12::int4[])
+                $12::int4[], $14::int4[], $15::int8[], $16::int4[], $17::int4[], $18::int4[],
+                $19::bytea[])
+            WITH ORDINALITY
             AS w (address, id, expected, epoch, claim, state, until, period, record, body, attempt,
-                chunks)
+                chunks, day, at, tenant_tag, route_tag, model_tag, entry, n)
         ),
         held AS MATERIALIZED (
             SELECT w.*, o.state AS old_state, o.claim AS old_claim, o.attempt AS old_attempt,
@@ -164,6 +166,11 @@ fn change(schema: &str) -> Statement {
             SELECT c.period, h.id, h.body, h.old_attempt
             FROM changed c JOIN held h USING (address) WHERE h.body IS NOT NULL
         ),
+        entered AS (
+            INSERT INTO {schema}.ledger (n, day, id, at, tenant_tag, route_tag, model_tag, entry)
+            SELECT h.n, h.day, h.id, h.at, h.tenant_tag, h.route_tag, h.model_tag, h.entry
+            FROM changed c JOIN held h USING (address) WHERE h.entry IS NOT NULL
+        ),
         former AS (
             INSERT INTO {schema}.attempts (period, id, slot, number, note)
             SELECT c.period, h.id, h.old_executing % 128, h.old_executing, h.old_attempt
@@ -189,6 +196,12 @@ fn change(schema: &str) -> Statement {
         Type::BYTEA_ARRAY,
         Type::INT4_ARRAY,
         Type::INT8,
+        Type::INT4_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT4_ARRAY,
+        Type::BYTEA_ARRAY,
     ];
     statement("change", text, &types)
 }

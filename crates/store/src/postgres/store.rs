@@ -4,7 +4,8 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State, Timestamp,
+    Address, Attempt, Entry, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State,
+    Timestamp,
     transition::{self, Standing},
 };
 use tokio::time::{Instant, sleep};
@@ -246,7 +247,7 @@ impl Core {
     }
 
     /// A tag as it stands in a column.
-    fn tag(&self, text: &str) -> i32 {
+    pub fn tag(&self, text: &str) -> i32 {
         crate::tag(&self.secret, text).cast_signed()
     }
 
@@ -324,6 +325,9 @@ impl Core {
         let attempt = attempt
             .map(|note| body::close_attempt(sealer, record.id, note, record.claimed_at))
             .transpose()?;
+        let entry = Entry::of(&record);
+        let entry = entry.map(|entry| self.enter(&entry)).transpose()?;
+        let day = entry.as_ref().map(|entry| entry.day);
         let call = Change {
             address,
             id: expected.id,
@@ -337,8 +341,13 @@ impl Core {
             body: body_bytes,
             attempt,
             chunks,
+            entry,
         };
         self.ensure(period).await?;
+        if let Some(day) = day {
+            let ensured = self.days.ensure(self, &[day]).await;
+            ensured.map_err(Failed::of_a_read)?;
+        }
         let len = call.body.as_ref().map_or(0, Bytes::len) as i64;
         match self.desk.changes.ask(call, self.options.timeout).await? {
             Changed::Done { attempts } => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::Type;
 
-use super::{Core, error::Failed, partitions, sql};
+use super::{Core, books::Day, error::Failed, partitions, sql};
 use crate::{StoreError, Swept};
 
 /// Rows that are deleted in one transaction.
@@ -36,9 +36,10 @@ impl Core {
 
     /// Makes the partitions that will be needed next.
     pub async fn make_ahead(&self) -> Result<(), Failed> {
-        self.partitions
-            .ensure(self, &self.windows.ahead(self.now()))
-            .await
+        let now = self.now();
+        let today = Day::of(now);
+        self.days.ensure(self, &[today, today.next()]).await?;
+        self.partitions.ensure(self, &self.windows.ahead(now)).await
     }
 
     async fn delete_expired(&self) -> Result<u64, Failed> {

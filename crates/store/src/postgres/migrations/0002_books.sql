@@ -1,0 +1,85 @@
+-- What the books are told of each completed operation: a row an operation, written in the statement that
+-- completes it and never changed. The day of its completion names its partition.
+--
+-- Rows stand in the order of their transactions, which is not that of their commits: what is at or above the
+-- horizon of a snapshot (pg_snapshot_xmin) may still be overtaken by a lower one, and is not looked at yet.
+CREATE TABLE ledger (
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    id uuid NOT NULL,
+    at int8 NOT NULL,
+    -- Numbers of transactions begin anew in another cluster, and then the default of this rises.
+    era int4 NOT NULL DEFAULT 0,
+    -- Within its transaction.
+    n int4 NOT NULL,
+    day int4 NOT NULL,
+    -- Short keyed hashes, by which pages pass over most of what they do not want.
+    tenant_tag int4 NOT NULL,
+    route_tag int4 NOT NULL,
+    model_tag int4 NOT NULL,
+    entry bytea NOT NULL
+) PARTITION BY LIST (day);
+ALTER TABLE ledger ALTER entry SET STORAGE EXTERNAL;
+CREATE INDEX ledger_place ON ledger (era, xid, n);
+
+-- The partitions that there are.
+CREATE TABLE ledger_days (day int4 PRIMARY KEY);
+
+-- How far the books are: what stands up to the mark is in the sums, and is shown.
+CREATE TABLE books (
+    only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
+    era int4 NOT NULL DEFAULT 0,
+    mark_era int4 NOT NULL DEFAULT 0,
+    mark_xid xid8 NOT NULL DEFAULT '0',
+    mark_n int4 NOT NULL DEFAULT 0
+) WITH (fillfactor = 10);
+INSERT INTO books DEFAULT VALUES;
+
+-- Sums of an account in a period, and of all accounts together, with no names. Names are bytes in UTF-8,
+-- so that every name of every length or alphabet is one in every database.
+CREATE TABLE sums (
+    -- 1 an hour, 2 a day.
+    grain int2 NOT NULL,
+    together bool NOT NULL,
+    period int8 NOT NULL,
+    tenant bytea NOT NULL,
+    route bytea NOT NULL,
+    provider bytea NOT NULL,
+    model bytea NOT NULL,
+    operations int8 NOT NULL,
+    unmetered int8 NOT NULL,
+    unpriced int8 NOT NULL,
+    cost int8 NOT NULL,
+    input int8 NOT NULL,
+    output int8 NOT NULL,
+    cache_read int8 NOT NULL,
+    cache_write int8 NOT NULL,
+    reasoning int8 NOT NULL,
+    joined int8 NOT NULL,
+    replayed int8 NOT NULL,
+    saved int8 NOT NULL,
+    saved_input int8 NOT NULL,
+    saved_output int8 NOT NULL,
+    PRIMARY KEY (grain, together, period, tenant, route, provider, model)
+) WITH (fillfactor = 50);
+
+-- How far each sink was delivered to (nothing yet where that is NULL), and who does it.
+CREATE TABLE sinks (
+    sink text COLLATE "C" PRIMARY KEY,
+    owner int8 NOT NULL,
+    held_until int8 NOT NULL,
+    era int4,
+    xid xid8,
+    n int4
+) WITH (fillfactor = 50);
+
+-- What a sink did not take.
+CREATE TABLE dead (
+    sink text COLLATE "C" NOT NULL,
+    id uuid NOT NULL,
+    since int8 NOT NULL,
+    tries int4 NOT NULL,
+    -- The entry, and what the sink said last.
+    letter bytea NOT NULL,
+    PRIMARY KEY (sink, id)
+);
+ALTER TABLE dead ALTER letter SET STORAGE EXTERNAL;
