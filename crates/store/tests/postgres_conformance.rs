@@ -18,7 +18,7 @@ use onlyonce_store::{
     conformance::{Fault, Faulty, Subject},
     postgres::{EncryptionKeys, Options, migrate},
 };
-use onlyonce_testkit::{Between, Postgres, eventually};
+use onlyonce_testkit::{Between, Postgres};
 
 /// How long a call waits behind a line. Other tests take the machine's time.
 const TIME_OUT: Duration = Duration::from_secs(1);
@@ -104,12 +104,7 @@ impl Subject for Schemas {
     }
 
     fn settle(&self) {
-        let server = Postgres::shared();
-        let next = server.sql("SELECT pg_snapshot_xmax(pg_current_snapshot())");
-        let settled = format!("SELECT pg_snapshot_xmin(pg_current_snapshot()) >= '{next}'::xid8");
-        eventually("what is written by now has ended", || {
-            server.sql(&settled) == "t"
-        });
+        Postgres::shared().settle();
     }
 
     async fn reopen(

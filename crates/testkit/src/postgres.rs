@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal as Unix, getuid, kill_process};
 
-use crate::signal::eventually_within;
+use crate::signal::{eventually, eventually_within};
 
 /// How long a server may take to start or to recover.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -203,6 +203,16 @@ impl Postgres {
         ];
         let more = ["-p", &port, "-U", USER, "-d", "postgres", "-c", text];
         self.run("psql", &[&args[..], &more[..]].concat())
+    }
+
+    /// Waits until all transactions that write by now have ended.
+    #[track_caller]
+    pub fn settle(&self) {
+        let next = self.sql("SELECT pg_snapshot_xmax(pg_current_snapshot())");
+        let settled = format!("SELECT pg_snapshot_xmin(pg_current_snapshot()) >= '{next}'::xid8");
+        eventually("what is written by now has ended", || {
+            self.sql(&settled) == "t"
+        });
     }
 
     /// All rows of a schema's tables, as text.

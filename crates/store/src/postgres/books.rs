@@ -6,6 +6,8 @@
 //! looks beyond the horizon, below which all of them have ended: then nothing appears before what was
 //! seen. A transaction that writes for long, anywhere in the cluster, holds the horizon back, and the
 //! books with it.
+//! Days that are over are closed once all in them is booked, so that what is new is looked for in a few
+//! partitions, not in those of all the years.
 //!
 //! To book is to read what stands between the mark and the horizon, to sum it here, and to add the sums
 //! and move the mark in one statement, from where the mark was: of two gateways that do it at once, one
@@ -24,7 +26,8 @@ use tokio_postgres::types::Type;
 pub use self::{days::Day, entry::Entered, era::follow as follow_era};
 use self::{place::Place, sums::Postings};
 use super::{
-    Core, PostgresStore, body::millis, calls::Param, error::Failed, sql::LAZY, store::unreadable,
+    Core, PostgresStore, body::millis, calls::Param, chores::Chores, error::Failed, sql::LAZY,
+    store::unreadable,
 };
 use crate::{
     Books, StoreError, Swept,
@@ -32,6 +35,7 @@ use crate::{
         Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, MOST_LOOKED_AT,
         Position, SumsQuery,
     },
+    corrupt,
 };
 
 /// Entries that are booked at once.
@@ -105,9 +109,16 @@ impl Books for PostgresStore {
     }
 }
 
+/// How far the books are.
+struct Standing {
+    era: i32,
+    /// The first day in which something may stand that is not booked.
+    from_day: i32,
+    mark: Place,
+}
+
 /// What stands after the mark, as far as it is settled.
 struct Unbooked {
-    mark: Place,
     last: Place,
     postings: Postings,
     booked: Booked,
@@ -115,10 +126,10 @@ struct Unbooked {
 
 impl Core {
     async fn book(&self) -> Result<Booked, StoreError> {
-        let Some(unbooked) = self.unbooked().await? else {
-            return Ok(Booked::default());
-        };
-        if unbooked.last == unbooked.mark {
+        let standing = self.standing(&self.bookkeeping).await?;
+        let unbooked = self.unbooked(&standing).await?;
+        let (mark, last) = (standing.mark, unbooked.last);
+        if last == mark {
             return Ok(unbooked.booked);
         }
         // A crash may take back that it was booked; it is then booked again, in the same places.
@@ -134,7 +145,6 @@ impl Core {
             schema = self.target.schema,
             posted = Postings::statement(&self.target.schema, "moved", 7),
         );
-        let Unbooked { mark, last, .. } = &unbooked;
         let columns = unbooked.postings.columns();
         let mut params: Vec<Param> =
             vec![&mark.era, &mark.xid, &mark.n, &last.era, &last.xid, &last.n];
@@ -146,54 +156,71 @@ impl Core {
         Ok(is_done.then_some(unbooked.booked).unwrap_or_default())
     }
 
-    /// `None` where nothing stands after the mark.
-    async fn unbooked(&self) -> Result<Option<Unbooked>, StoreError> {
+    async fn standing(&self, chores: &Chores) -> Result<Standing, StoreError> {
         let text = format!(
-            "SELECT b.mark_era, b.mark_xid, b.mark_n, l.*
-            FROM {schema}.books b, LATERAL (
-                SELECT l.era, l.xid, l.n, l.at,
-                    l.era < b.era OR l.xid < pg_snapshot_xmin(pg_current_snapshot()), l.id, l.entry
-                FROM {schema}.ledger l
-                WHERE (l.era, l.xid, l.n) > (b.mark_era, b.mark_xid, b.mark_n)
-                ORDER BY l.era, l.xid, l.n LIMIT $1
-            ) l",
-            schema = self.target.schema
+            "SELECT era, from_day, mark_era, mark_xid, mark_n FROM {}.books",
+            self.target.schema
         );
-        let limit = MOST_BOOKED as i64;
-        let asked = self
-            .bookkeeping
-            .ask(self, &text, &[Type::INT8], &[&limit])
-            .await;
-        let rows = asked.map_err(Failed::of_a_read)?;
-        let Some(first) = rows.first() else {
-            return Ok(None);
+        let rows = chores.ask(self, &text, &[], &[]).await;
+        let rows = rows.map_err(Failed::of_a_read)?;
+        let row = rows
+            .first()
+            .ok_or_else(|| corrupt("the books have no row"))?;
+        let standing = || -> Result<Standing, tokio_postgres::Error> {
+            Ok(Standing {
+                era: row.try_get(0)?,
+                from_day: row.try_get(1)?,
+                mark: Place::take(row, 2)?,
+            })
         };
-        let mark = Place::take(first, 0).map_err(unreadable)?;
-        let mut unbooked = Unbooked {
+        standing().map_err(unreadable)
+    }
+
+    async fn unbooked(&self, standing: &Standing) -> Result<Unbooked, StoreError> {
+        // Days that were closed since hold nothing that is not booked.
+        let text = format!(
+            "SELECT l.era, l.xid, l.n, l.at, l.id, l.entry,
+                l.era < $1 OR l.xid < pg_snapshot_xmin(pg_current_snapshot())
+            FROM {}.ledger l
+            WHERE l.day >= $2 AND (l.era, l.xid, l.n) > ($3, $4, $5)
+            ORDER BY l.era, l.xid, l.n LIMIT $6",
+            self.target.schema
+        );
+        let Standing {
+            era,
+            from_day,
             mark,
-            last: mark,
+        } = standing;
+        let types = [&[Type::INT4, Type::INT4], &place::TYPES[..], &[Type::INT8]].concat();
+        let limit = MOST_BOOKED as i64;
+        let params: [Param; 6] = [era, from_day, &mark.era, &mark.xid, &mark.n, &limit];
+        let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
+        let rows = asked.map_err(Failed::of_a_read)?;
+        let mut unbooked = Unbooked {
+            last: *mark,
             postings: Postings::default(),
             booked: Booked::default(),
         };
-        let mut oldest: i64 = first.try_get(6).map_err(unreadable)?;
+        let mut oldest: Option<i64> = None;
         for (count, row) in rows.iter().enumerate() {
-            if !row.try_get::<_, bool>(7).map_err(unreadable)? {
+            let at: i64 = row.try_get(3).map_err(unreadable)?;
+            oldest = Some(oldest.map_or(at, |oldest| oldest.min(at)));
+            if !row.try_get::<_, bool>(6).map_err(unreadable)? {
                 break;
             }
             if count % MOST_AT_A_TIME == MOST_AT_A_TIME - 1 {
                 tokio::task::yield_now().await;
             }
-            if let Some(entry) = entry::take(self.sealer.as_ref(), row, 8)? {
+            if let Some(entry) = entry::take(self.sealer.as_ref(), row, 4)? {
                 unbooked.postings.add(&entry.posting());
             }
-            unbooked.last = Place::take(row, 3).map_err(unreadable)?;
+            unbooked.last = Place::take(row, 0).map_err(unreadable)?;
             unbooked.booked.entries += 1;
-            oldest = oldest.min(row.try_get(6).map_err(unreadable)?);
         }
         unbooked.booked.more = unbooked.booked.entries == MOST_BOOKED as u64;
-        let oldest = u64::try_from(oldest).unwrap_or(0);
-        unbooked.booked.oldest = Some(Timestamp::from_millis(oldest));
-        Ok(Some(unbooked))
+        let moment = |at| Timestamp::from_millis(u64::try_from(at).unwrap_or(0));
+        unbooked.booked.oldest = oldest.map(moment);
+        Ok(unbooked)
     }
 
     async fn feed(
@@ -201,20 +228,44 @@ impl Core {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Vec<(Position, Entry)>, StoreError> {
-        let text = format!(
-            "SELECT l.* FROM {schema}.books b, LATERAL (
-                SELECT l.era, l.xid, l.n, l.id, l.entry FROM {schema}.ledger l
-                WHERE (l.era, l.xid, l.n) > ($1, $2, $3)
-                    AND (l.era, l.xid, l.n) <= (b.mark_era, b.mark_xid, b.mark_n)
-                ORDER BY l.era, l.xid, l.n LIMIT $4
-            ) l",
-            schema = self.target.schema
-        );
-        let types = [&place::TYPES[..], &[Type::INT8]].concat();
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let schema = &self.target.schema;
         let mut after = after.map_or(Place::START, Place::from);
+        let text = format!(
+            "SELECT b.mark_era, b.mark_xid, b.mark_n, coalesce((
+                SELECT min(d.day) FROM {schema}.ledger_days d
+                WHERE d.end_era IS NULL OR (d.end_era, d.end_xid, d.end_n) > ($1, $2, $3)
+            ), 0) FROM {schema}.books b"
+        );
+        let params: [Param; 3] = [&after.era, &after.xid, &after.n];
+        let asked = self
+            .bookkeeping
+            .ask(self, &text, &place::TYPES, &params)
+            .await;
+        let rows = asked.map_err(Failed::of_a_read)?;
+        let row = rows
+            .first()
+            .ok_or_else(|| corrupt("the books have no row"))?;
+        let mark = Place::take(row, 0).map_err(unreadable)?;
+        let from_day: i32 = row.try_get(3).map_err(unreadable)?;
+
+        let text = format!(
+            "SELECT l.era, l.xid, l.n, l.id, l.entry FROM {schema}.ledger l
+            WHERE l.day >= $1 AND (l.era, l.xid, l.n) > ($2, $3, $4)
+                AND (l.era, l.xid, l.n) <= ($5, $6, $7)
+            ORDER BY l.era, l.xid, l.n LIMIT $8"
+        );
+        let types = [
+            &[Type::INT4],
+            &place::TYPES[..],
+            &place::TYPES,
+            &[Type::INT8],
+        ]
+        .concat();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         loop {
-            let params: [Param; 4] = [&after.era, &after.xid, &after.n, &limit];
+            let params: [Param; 8] = [
+                &from_day, &after.era, &after.xid, &after.n, &mark.era, &mark.xid, &mark.n, &limit,
+            ];
             let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
             let rows = asked.map_err(Failed::of_a_read)?;
             let mut entries = Vec::with_capacity(rows.len());
@@ -234,9 +285,14 @@ impl Core {
         let mut page = EntryPage::default();
         let older_than = match query.older_than {
             Some(older_than) => older_than,
-            None => self.end().await?,
+            // Behind the last one that is booked.
+            None => {
+                let standing = self.standing(&self.operators).await?;
+                Position(Position::from(standing.mark).0 + 1)
+            }
         };
         let schema = &self.target.schema;
+        // A day closes soon after its end, and what comes later than that is in one of the next.
         let looked_at = format!(
             "SELECT * FROM {schema}.ledger l
             WHERE (l.era, l.xid, l.n) < ($1, $2, $3) AND l.day BETWEEN $4 AND $5
@@ -264,7 +320,7 @@ impl Core {
             &before.xid,
             &before.n,
             &since.map_or(i32::MIN, |since| Day::of(since).number()),
-            &until.map_or(i32::MAX, |until| Day::of(until).number()),
+            &until.map_or(i32::MAX, |until| Day::of(until).next().number()),
             &(MOST_LOOKED_AT as i64),
             &tag(&query.tenant),
             &tag(&query.route),
@@ -299,16 +355,5 @@ impl Core {
         };
         page.next = last.map(Position::from);
         Ok(page)
-    }
-
-    /// Behind the last one that is booked.
-    async fn end(&self) -> Result<Position, StoreError> {
-        let schema = &self.target.schema;
-        let text = format!("SELECT mark_era, mark_xid, mark_n FROM {schema}.books");
-        let asked = self.operators.ask(self, &text, &[], &[]).await;
-        let rows = asked.map_err(Failed::of_a_read)?;
-        let mark = rows.first().map(|row| Place::take(row, 0)).transpose();
-        let mark = mark.map_err(unreadable)?.unwrap_or(Place::START);
-        Ok(Position(Position::from(mark).0 + 1))
     }
 }

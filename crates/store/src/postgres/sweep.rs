@@ -27,6 +27,7 @@ impl Core {
         let swept = self.delete_expired().await.map_err(Failed::of_a_read)?;
         let bytes = self.drop_partitions().await.map_err(Failed::of_a_read)?;
         self.figures.grew(-i64::try_from(bytes).unwrap_or(0));
+        self.close_days().await.map_err(Failed::of_a_read)?;
         self.count_now_and_then().await.map_err(Failed::of_a_read)?;
         Ok(Swept {
             records: swept,

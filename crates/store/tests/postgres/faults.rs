@@ -10,8 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use onlyonce_core::Record;
-use onlyonce_store::{PostgresStore, Store, StoreError, Swap, postgres::Options};
+use onlyonce_core::{OperationId, Record, StateName};
+use onlyonce_store::{Books, PostgresStore, Store, StoreError, Swap, postgres::Options};
 use onlyonce_testkit::{Postgres, eventually_within};
 use tokio::{
     sync::watch,
@@ -19,7 +19,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::{at, claim, completed, finish, first_claim, open, swap, try_claim};
+use crate::support::{
+    at, book, booked, claim, completed, finish, first_claim, metered, open, summed, swap, try_claim,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -69,7 +71,7 @@ async fn write(
             }
             Err(error) => panic!("{error}"),
         }
-        let next = completed(&store, &record, 1, &body);
+        let next = metered(completed(&store, &record, 1, &body));
         let said = match swap(&store, &key, Some(&record), &next, Some(body.clone())).await {
             Ok(Swap::Done { .. }) => {
                 acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -83,6 +85,40 @@ async fn write(
         told.insert(key, said);
     }
     told
+}
+
+/// Books until it is told to stop, as every gateway does.
+async fn keep_books(store: Arc<PostgresStore>, stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        // Its answers may be lost, too.
+        let _ = store.book().await;
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Each completed record has one entry, and nothing else has one; the sums say the same (I8).
+async fn verify_books(store: &PostgresStore, mut completed: Vec<OperationId>) {
+    let booking = async {
+        // The horizon may still be held by what a dead connection left behind.
+        loop {
+            book(store).await;
+            let mut booked = booked(store).await;
+            if booked.len() >= completed.len() {
+                booked.sort_unstable();
+                return booked;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let booked = timeout(PATIENCE, booking).await.expect("all is booked");
+    completed.sort_unstable();
+    assert!(
+        booked == completed,
+        "{} of {}",
+        booked.len(),
+        completed.len()
+    );
+    assert_eq!(summed(store).await, completed.len() as i64);
 }
 
 /// Waits until the store takes a claim again.
@@ -100,12 +136,15 @@ async fn serves_again(store: &PostgresStore, name: &str) {
 
 async fn verify(store: &PostgresStore, told: HashMap<String, Told>) -> (usize, usize) {
     let (mut durable, mut doubts) = (0, 0);
+    let mut completed = Vec::new();
     for (key, told) in told {
         let stored = store
             .load(at(store, &key))
             .await
             .expect("a readable record");
         let stored = stored.map(|stored| (*stored.record).clone());
+        let is_completed = |record: &&Record| record.state.name() == StateName::Completed;
+        completed.extend(stored.as_ref().filter(is_completed).map(|record| record.id));
         match told {
             Told::Durable(record) => {
                 durable += 1;
@@ -118,12 +157,14 @@ async fn verify(store: &PostgresStore, told: HashMap<String, Told>) -> (usize, u
             }
         }
     }
+    verify_books(store, completed).await;
     (durable, doubts)
 }
 
 /// Writers under way, and how many of their operations were acknowledged as completed.
 struct Load {
     writers: JoinSet<HashMap<String, Told>>,
+    bookkeepers: JoinSet<()>,
     acknowledged: Arc<AtomicU64>,
     stop: watch::Sender<bool>,
 }
@@ -137,8 +178,13 @@ impl Load {
             let acknowledged = acknowledged.clone();
             writers.spawn(write(store.clone(), worker, stopped.clone(), acknowledged));
         }
+        let mut bookkeepers = JoinSet::new();
+        for _ in 0..2 {
+            bookkeepers.spawn(keep_books(store.clone(), stopped.clone()));
+        }
         Self {
             writers,
+            bookkeepers,
             acknowledged,
             stop,
         }
@@ -162,6 +208,7 @@ impl Load {
         for writer in self.writers.join_all().await {
             told.extend(writer);
         }
+        self.bookkeepers.join_all().await;
         let (durable, doubts) = verify(store, told).await;
         println!("{durable} durable, {doubts} in doubt or refused");
         assert!(doubts > 0, "nothing was under way when the server died");

@@ -10,12 +10,13 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record, RequestLine,
-    Scope, UnknownReason,
+    Address, Count, Fingerprint, Got, Head, HeaderBlock, Key, Metered, OperationId, OwnerId,
+    Record, RequestLine, Scope, Source, Timestamp, UnknownReason,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{
-    AttemptNote, PostgresStore, Store, StoreError, Swap, Write, address,
+    AttemptNote, Books, PostgresStore, Store, StoreError, Swap, Write, address,
+    books::{Grain, Of, SumsQuery},
     postgres::{Options, migrate},
 };
 use onlyonce_testkit::Postgres;
@@ -129,6 +130,65 @@ pub fn completed(store: &PostgresStore, record: &Record, chunks: u32, last: &Byt
     };
     let fence = record.fence();
     transition::complete(Some(record), fence, response, store.now(), WINDOW).expect("in flight")
+}
+
+/// The completed `record`, as it is where the books are kept.
+pub fn metered(record: Record) -> Record {
+    let metered = Metered {
+        provider: "openai".into(),
+        model: "gpt-5".into(),
+        response_id: "PLAIN-response".into(),
+        source: Source::Provider,
+        ..Metered::default()
+    };
+    Record {
+        metered: Some(Box::new(metered)),
+        ..record
+    }
+}
+
+/// Completes a new operation under `key`, with an entry.
+pub async fn enter(store: &PostgresStore, key: &str) -> Record {
+    let record = claim(store, key).await;
+    let body = Bytes::from_static(b"hello");
+    let next = metered(completed(store, &record, 1, &body));
+    let swapped = swap(store, key, Some(&record), &next, Some(body)).await;
+    assert!(matches!(swapped, Ok(Swap::Done { .. })), "{swapped:?}");
+    next
+}
+
+/// Books all that is kept; gives how many entries that was.
+pub async fn book(store: &PostgresStore) -> u64 {
+    let mut entries = 0;
+    loop {
+        let booked = store.book().await.expect("booked");
+        entries += booked.entries;
+        if !booked.more {
+            return entries;
+        }
+    }
+}
+
+/// The operations in the books, in order.
+pub async fn booked(store: &PostgresStore) -> Vec<OperationId> {
+    let feed = store.feed(None, 1_000_000).await.expect("a feed");
+    assert!(feed.is_sorted_by(|(one, _), (next, _)| one < next));
+    feed.into_iter().map(|(_, entry)| entry.id).collect()
+}
+
+/// How many operations the sums have, of all days.
+pub async fn summed(store: &PostgresStore) -> i64 {
+    let query = SumsQuery {
+        grain: Grain::Day,
+        since: Timestamp::from_millis(0),
+        until: Timestamp::from_millis(u64::MAX),
+        of: Of::All,
+    };
+    let cells = store.sums(query).await.expect("sums");
+    cells
+        .iter()
+        .map(|cell| cell.sums.get(Count::Operations))
+        .sum()
 }
 
 pub async fn complete(store: &PostgresStore, key: &str, record: &Record, body: &Bytes) -> Record {

@@ -44,7 +44,9 @@ impl Part for Day {
         let day = self.0;
         let made = make_table(schema, "ledger", day);
         format!(
-            "IF NOT EXISTS (SELECT FROM {schema}.ledger_days WHERE day = {day}) THEN
+            "IF {day} >= (SELECT from_day FROM {schema}.books)
+                AND NOT EXISTS (SELECT FROM {schema}.ledger_days WHERE day = {day})
+            THEN
                 {made}
                 INSERT INTO {schema}.ledger_days VALUES ({day});
             END IF;"
@@ -53,65 +55,94 @@ impl Part for Day {
 }
 
 impl Core {
-    /// Drops the days that ended before `before`, as far as all in them is booked and nobody reads them.
+    /// Closes the days before today, as soon as all in them is booked. What comes late goes to a day that is
+    /// open: its statement sees that they are closed, or runs into the constraint and is tried again.
+    pub async fn close_days(&self) -> Result<(), Failed> {
+        let schema = &self.target.schema;
+        let today = Day::of(self.now()).number();
+        let looked = format!("SELECT from_day FROM {schema}.books WHERE from_day < {today}");
+        let rows = self.upkeep.ask(self, &looked, &[], &[]).await?;
+        let Some(row) = rows.first() else {
+            return Ok(());
+        };
+        let from_day: i32 = row.try_get(0)?;
+        let past = format!("d.day >= {from_day} AND d.day < {today}");
+        let is_ripe = format!(
+            "SELECT FROM {schema}.books b WHERE b.from_day = {from_day} AND NOT EXISTS (
+                SELECT FROM {schema}.ledger d
+                WHERE {past} AND (d.era, d.xid, d.n) > (b.mark_era, b.mark_xid, b.mark_n))"
+        );
+        if self.upkeep.ask(self, &is_ripe, &[], &[]).await?.is_empty() {
+            return Ok(());
+        }
+        // Whoever holds the ledger's lock knows that nobody is about to add to it.
+        let text = format!(
+            "LOCK TABLE ONLY {schema}.ledger IN ACCESS EXCLUSIVE MODE;
+            DO $$ DECLARE closing int4; BEGIN
+                IF EXISTS ({is_ripe}) THEN
+                    FOR closing IN SELECT d.day FROM {schema}.ledger_days d WHERE {past} LOOP
+                        EXECUTE format('ALTER TABLE {schema}.%I ADD CONSTRAINT closed
+                            CHECK (false) NOT VALID', 'ledger_' || closing);
+                    END LOOP;
+                    UPDATE {schema}.ledger_days d
+                    SET end_era = b.mark_era, end_xid = b.mark_xid, end_n = b.mark_n
+                    FROM {schema}.books b WHERE {past};
+                    UPDATE {schema}.books SET from_day = {today};
+                END IF;
+            END $$;"
+        );
+        self.with_partitions_locked(&text).await.map(drop)
+    }
+
+    /// Does something to the partitions that is not waited for long; says whether it was done, and not
+    /// left because somebody uses them.
+    async fn with_partitions_locked(&self, text: &str) -> Result<bool, Failed> {
+        let schema = &self.target.schema;
+        let text = format!(
+            "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';
+            SELECT pg_advisory_xact_lock(hashtextextended('onlyonce partitions of {schema}', 0));
+            {text}
+            COMMIT"
+        );
+        let mut session = self.upkeep.session(self).await?;
+        let is_done = match session.execute(&text).await {
+            Err(Failed::Refused { code, .. }) if code == SqlState::LOCK_NOT_AVAILABLE => {
+                session.execute("ROLLBACK").await?;
+                false
+            }
+            done => done.map(|()| true)?,
+        };
+        session.set_busy(false);
+        Ok(is_done)
+    }
+
+    /// Drops the days that ended before `before`, as far as they are closed and nobody reads them.
     pub async fn trim_ledger(&self, before: Timestamp) -> Result<Swept, Failed> {
+        self.close_days().await?;
         let mut swept = Swept::default();
         let schema = &self.target.schema;
         let text = format!(
             "SELECT d.day, greatest(c.reltuples, 0)::int8, pg_total_relation_size(c.oid)::int8
             FROM {schema}.ledger_days d
             JOIN pg_class c ON c.oid = to_regclass('{schema}.ledger_' || d.day)
-            WHERE d.day < $1 ORDER BY d.day"
+            WHERE d.day < $1 AND d.day < (SELECT from_day FROM {schema}.books) ORDER BY d.day"
         );
         let end = Day::of(before).number();
         let rows = self.upkeep.ask(self, &text, &[Type::INT4], &[&end]).await?;
         for row in rows {
             let (day, entries, bytes): (i32, i64, i64) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if self.drop_day(Day(day)).await? {
+            let text = format!(
+                "DROP TABLE IF EXISTS {schema}.ledger_{day};
+                DELETE FROM {schema}.ledger_days WHERE day = {day};"
+            );
+            if self.with_partitions_locked(&text).await? {
                 swept.records += u64::try_from(entries).unwrap_or(0);
                 swept.bytes += u64::try_from(bytes).unwrap_or(0);
                 self.figures.grew(-bytes);
             }
         }
         Ok(swept)
-    }
-
-    /// Says whether it did.
-    async fn drop_day(&self, day: Day) -> Result<bool, Failed> {
-        let schema = &self.target.schema;
-        let number = day.number();
-        self.days.forget(day);
-        // Whoever holds the ledger's lock knows that nobody is about to add to it.
-        let text = format!(
-            "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';
-            SELECT pg_advisory_xact_lock(hashtextextended('onlyonce partitions of {schema}', 0));
-            LOCK TABLE ONLY {schema}.ledger IN ACCESS EXCLUSIVE MODE;
-            DO $$ BEGIN
-                IF NOT EXISTS (
-                    SELECT FROM {schema}.books b, {schema}.ledger_{number} l
-                    WHERE (l.era, l.xid, l.n) > (b.mark_era, b.mark_xid, b.mark_n)
-                ) THEN
-                    DROP TABLE {schema}.ledger_{number};
-                    DELETE FROM {schema}.ledger_days WHERE day = {number};
-                END IF;
-            END $$;
-            COMMIT"
-        );
-        let mut session = self.upkeep.session(self).await?;
-        match session.execute(&text).await {
-            Ok(()) => {}
-            Err(Failed::Refused { code, .. }) if code == SqlState::LOCK_NOT_AVAILABLE => {
-                session.execute("ROLLBACK").await?;
-                session.set_busy(false);
-                return Ok(false);
-            }
-            Err(failed) => return Err(failed),
-        }
-        let text = format!("SELECT FROM {schema}.ledger_days WHERE day = $1");
-        let left = session.ask(&text, &[Type::INT4], &[&number]).await?;
-        session.set_busy(false);
-        Ok(left.is_empty())
     }
 
     /// Deletes the sums of periods that ended before `before`.

@@ -11,12 +11,14 @@ use crate::postgres::{
     target::Target,
 };
 
-/// Whether numbers of this era are known that this cluster has not given out.
-fn is_over(schema: &str) -> String {
+/// Whether numbers of this era are known that this cluster has not given out. What stands in the days that
+/// are closed is not above the mark.
+fn is_over(schema: &str, from_day: i32) -> String {
     let next = "pg_snapshot_xmax(pg_current_snapshot())";
     format!(
         "SELECT b.mark_era = b.era AND b.mark_xid >= {next} OR EXISTS (
-            SELECT FROM {schema}.ledger l WHERE l.era = b.era AND l.xid >= {next}
+            SELECT FROM {schema}.ledger l
+            WHERE l.day >= {from_day} AND l.era = b.era AND l.xid >= {next}
         ) FROM {schema}.books b"
     )
 }
@@ -25,7 +27,10 @@ fn is_over(schema: &str) -> String {
 pub async fn follow(session: &Session, target: &Target) -> Result<(), ConnectError> {
     let refuse = |failed: Failed| target.server_error(failed);
     let schema = &target.schema;
-    let is_over = is_over(schema);
+    let from_day = format!("SELECT from_day FROM {schema}.books");
+    let rows = session.ask(&from_day, &[], &[]).await.map_err(refuse)?;
+    let from_day = rows.first().map_or(0, |row| row.get(0));
+    let is_over = is_over(schema, from_day);
     let rows = session.ask(&is_over, &[], &[]).await.map_err(refuse)?;
     if !rows.first().is_some_and(|row| row.get(0)) {
         return Ok(());

@@ -1,5 +1,6 @@
 -- What the books are told of each completed operation: a row an operation, written in the statement that
--- completes it and never changed. The day of its completion names its partition.
+-- completes it and never changed. The day of its completion names its partition, or a later day where that
+-- one is closed.
 --
 -- Rows stand in the order of their transactions, which is not that of their commits: what is at or above the
 -- horizon of a snapshot (pg_snapshot_xmin) may still be overtaken by a lower one, and is not looked at yet.
@@ -21,13 +22,22 @@ CREATE TABLE ledger (
 ALTER TABLE ledger ALTER entry SET STORAGE EXTERNAL;
 CREATE INDEX ledger_place ON ledger (era, xid, n);
 
--- The partitions that there are.
-CREATE TABLE ledger_days (day int4 PRIMARY KEY);
+-- The partitions that there are. A day that is over is closed when all in it is booked: a constraint then
+-- refuses what comes late, and it ends at or before a known place. So nobody who looks for what is new looks
+-- at all days.
+CREATE TABLE ledger_days (
+    day int4 PRIMARY KEY,
+    end_era int4,
+    end_xid xid8,
+    end_n int4
+);
 
 -- How far the books are: what stands up to the mark is in the sums, and is shown.
 CREATE TABLE books (
     only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
     era int4 NOT NULL DEFAULT 0,
+    -- The first day that is not closed.
+    from_day int4 NOT NULL DEFAULT 0,
     mark_era int4 NOT NULL DEFAULT 0,
     mark_xid xid8 NOT NULL DEFAULT '0',
     mark_n int4 NOT NULL DEFAULT 0
