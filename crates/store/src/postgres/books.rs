@@ -158,8 +158,9 @@ impl Core {
 
     async fn standing(&self, chores: &Chores) -> Result<Standing, StoreError> {
         let text = format!(
-            "SELECT era, from_day, mark_era, mark_xid, mark_n FROM {}.books",
-            self.target.schema
+            "SELECT b.era, s.from_day, b.mark_era, b.mark_xid, b.mark_n
+            FROM {schema}.books b, {schema}.store s",
+            schema = self.target.schema
         );
         let rows = chores.ask(self, &text, &[], &[]).await;
         let rows = rows.map_err(Failed::of_a_read)?;

@@ -168,9 +168,9 @@ fn change(schema: &str) -> Statement {
         ),
         entered AS (
             INSERT INTO {schema}.ledger (n, day, id, at, tenant_tag, route_tag, model_tag, entry)
-            SELECT h.n, greatest(h.day, b.from_day), h.id, h.at, h.tenant_tag, h.route_tag,
+            SELECT h.n, greatest(h.day, s.from_day), h.id, h.at, h.tenant_tag, h.route_tag,
                 h.model_tag, h.entry
-            FROM {schema}.books b, changed c JOIN held h USING (address)
+            FROM {schema}.store s, changed c JOIN held h USING (address)
             WHERE h.entry IS NOT NULL
         ),
         former AS (

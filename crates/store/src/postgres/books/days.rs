@@ -44,7 +44,7 @@ impl Part for Day {
         let day = self.0;
         let made = make_table(schema, "ledger", day);
         format!(
-            "IF {day} >= (SELECT from_day FROM {schema}.books)
+            "IF {day} >= (SELECT from_day FROM {schema}.store)
                 AND NOT EXISTS (SELECT FROM {schema}.ledger_days WHERE day = {day})
             THEN
                 {made}
@@ -60,7 +60,7 @@ impl Core {
     pub async fn close_days(&self) -> Result<(), Failed> {
         let schema = &self.target.schema;
         let today = Day::of(self.now()).number();
-        let looked = format!("SELECT from_day FROM {schema}.books WHERE from_day < {today}");
+        let looked = format!("SELECT from_day FROM {schema}.store WHERE from_day < {today}");
         let rows = self.upkeep.ask(self, &looked, &[], &[]).await?;
         let Some(row) = rows.first() else {
             return Ok(());
@@ -68,8 +68,8 @@ impl Core {
         let from_day: i32 = row.try_get(0)?;
         let past = format!("d.day >= {from_day} AND d.day < {today}");
         let is_ripe = format!(
-            "SELECT FROM {schema}.books b WHERE b.from_day = {from_day} AND NOT EXISTS (
-                SELECT FROM {schema}.ledger d
+            "SELECT FROM {schema}.store s WHERE s.from_day = {from_day} AND NOT EXISTS (
+                SELECT FROM {schema}.books b, {schema}.ledger d
                 WHERE {past} AND (d.era, d.xid, d.n) > (b.mark_era, b.mark_xid, b.mark_n))"
         );
         if self.upkeep.ask(self, &is_ripe, &[], &[]).await?.is_empty() {
@@ -87,7 +87,7 @@ impl Core {
                     UPDATE {schema}.ledger_days d
                     SET end_era = b.mark_era, end_xid = b.mark_xid, end_n = b.mark_n
                     FROM {schema}.books b WHERE {past};
-                    UPDATE {schema}.books SET from_day = {today};
+                    UPDATE {schema}.store SET from_day = {today};
                 END IF;
             END $$;"
         );
@@ -125,7 +125,7 @@ impl Core {
             "SELECT d.day, greatest(c.reltuples, 0)::int8, pg_total_relation_size(c.oid)::int8
             FROM {schema}.ledger_days d
             JOIN pg_class c ON c.oid = to_regclass('{schema}.ledger_' || d.day)
-            WHERE d.day < $1 AND d.day < (SELECT from_day FROM {schema}.books) ORDER BY d.day"
+            WHERE d.day < $1 AND d.day < (SELECT from_day FROM {schema}.store) ORDER BY d.day"
         );
         let end = Day::of(before).number();
         let rows = self.upkeep.ask(self, &text, &[Type::INT4], &[&end]).await?;

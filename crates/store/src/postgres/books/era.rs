@@ -27,7 +27,7 @@ fn is_over(schema: &str, from_day: i32) -> String {
 pub async fn follow(session: &Session, target: &Target) -> Result<(), ConnectError> {
     let refuse = |failed: Failed| target.server_error(failed);
     let schema = &target.schema;
-    let from_day = format!("SELECT from_day FROM {schema}.books");
+    let from_day = format!("SELECT from_day FROM {schema}.store");
     let rows = session.ask(&from_day, &[], &[]).await.map_err(refuse)?;
     let from_day = rows.first().map_or(0, |row| row.get(0));
     let is_over = is_over(schema, from_day);

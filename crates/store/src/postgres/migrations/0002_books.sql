@@ -31,13 +31,14 @@ CREATE TABLE ledger_days (
     end_xid xid8,
     end_n int4
 );
+-- The first day that is not closed. Every statement that completes something looks at it, so it stands in a row
+-- that hardly ever changes.
+ALTER TABLE store ADD from_day int4 NOT NULL DEFAULT 0;
 
 -- How far the books are: what stands up to the mark is in the sums, and is shown.
 CREATE TABLE books (
     only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
     era int4 NOT NULL DEFAULT 0,
-    -- The first day that is not closed.
-    from_day int4 NOT NULL DEFAULT 0,
     mark_era int4 NOT NULL DEFAULT 0,
     mark_xid xid8 NOT NULL DEFAULT '0',
     mark_n int4 NOT NULL DEFAULT 0
