@@ -15,15 +15,15 @@
 
 mod days;
 mod entry;
-mod era;
 mod place;
+mod shift;
 mod sinks;
 mod sums;
 
 use onlyonce_core::{Entry, OperationId, Posting, Timestamp};
 use tokio_postgres::types::Type;
 
-pub use self::{days::Day, entry::Entered, era::follow as follow_era};
+pub use self::{days::Day, entry::Entered, shift::follow as follow_shift};
 use self::{place::Place, sums::Postings};
 use super::{
     Core, PostgresStore, body::millis, calls::Param, chores::Chores, error::Failed, sql::LAZY,
@@ -111,7 +111,8 @@ impl Books for PostgresStore {
 
 /// How far the books are.
 struct Standing {
-    era: i32,
+    /// What is added to the numbers of transactions.
+    shift: i64,
     /// The first day in which something may stand that is not booked.
     from_day: i32,
     mark: Place,
@@ -136,18 +137,17 @@ impl Core {
         let text = format!(
             "WITH setting AS MATERIALIZED (SELECT {LAZY}),
             moved AS (
-                UPDATE {schema}.books b SET mark_era = $4, mark_xid = $5, mark_n = $6 FROM setting
-                WHERE (b.mark_era, b.mark_xid, b.mark_n) = ($1, $2, $3)
+                UPDATE {schema}.books b SET mark_xid = $3, mark_n = $4 FROM setting
+                WHERE (b.mark_xid, b.mark_n) = ($1, $2)
                 RETURNING true
             ),
             posted AS ({posted})
             SELECT true FROM moved",
             schema = self.target.schema,
-            posted = Postings::statement(&self.target.schema, "moved", 7),
+            posted = Postings::statement(&self.target.schema, "moved", 5),
         );
         let columns = unbooked.postings.columns();
-        let mut params: Vec<Param> =
-            vec![&mark.era, &mark.xid, &mark.n, &last.era, &last.xid, &last.n];
+        let mut params: Vec<Param> = vec![&mark.xid, &mark.n, &last.xid, &last.n];
         params.extend(columns.iter().map(|column| &**column as Param));
         let types = [&place::TYPES[..], &place::TYPES, &sums::types()].concat();
         let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
@@ -158,7 +158,7 @@ impl Core {
 
     async fn standing(&self, chores: &Chores) -> Result<Standing, StoreError> {
         let text = format!(
-            "SELECT b.era, s.from_day, b.mark_era, b.mark_xid, b.mark_n
+            "SELECT b.shift, s.from_day, b.mark_xid, b.mark_n
             FROM {schema}.books b, {schema}.store s",
             schema = self.target.schema
         );
@@ -169,7 +169,7 @@ impl Core {
             .ok_or_else(|| corrupt("the books have no row"))?;
         let standing = || -> Result<Standing, tokio_postgres::Error> {
             Ok(Standing {
-                era: row.try_get(0)?,
+                shift: row.try_get(0)?,
                 from_day: row.try_get(1)?,
                 mark: Place::take(row, 2)?,
             })
@@ -180,21 +180,21 @@ impl Core {
     async fn unbooked(&self, standing: &Standing) -> Result<Unbooked, StoreError> {
         // Days that were closed since hold nothing that is not booked.
         let text = format!(
-            "SELECT l.era, l.xid, l.n, l.at, l.id, l.entry,
-                l.era < $1 OR l.xid < pg_snapshot_xmin(pg_current_snapshot())
+            "SELECT l.xid, l.n, l.at, l.id, l.entry,
+                l.xid < pg_snapshot_xmin(pg_current_snapshot())::text::int8 + $1
             FROM {}.ledger l
-            WHERE l.day >= $2 AND (l.era, l.xid, l.n) > ($3, $4, $5)
-            ORDER BY l.era, l.xid, l.n LIMIT $6",
+            WHERE l.day >= $2 AND (l.xid, l.n) > ($3, $4)
+            ORDER BY l.xid, l.n LIMIT $5",
             self.target.schema
         );
         let Standing {
-            era,
+            shift,
             from_day,
             mark,
         } = standing;
-        let types = [&[Type::INT4, Type::INT4], &place::TYPES[..], &[Type::INT8]].concat();
+        let types = [&[Type::INT8, Type::INT4], &place::TYPES[..], &[Type::INT8]].concat();
         let limit = MOST_BOOKED as i64;
-        let params: [Param; 6] = [era, from_day, &mark.era, &mark.xid, &mark.n, &limit];
+        let params: [Param; 5] = [shift, from_day, &mark.xid, &mark.n, &limit];
         let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
         let rows = asked.map_err(Failed::of_a_read)?;
         let mut unbooked = Unbooked {
@@ -204,15 +204,15 @@ impl Core {
         };
         let mut oldest: Option<i64> = None;
         for (count, row) in rows.iter().enumerate() {
-            let at: i64 = row.try_get(3).map_err(unreadable)?;
+            let at: i64 = row.try_get(2).map_err(unreadable)?;
             oldest = Some(oldest.map_or(at, |oldest| oldest.min(at)));
-            if !row.try_get::<_, bool>(6).map_err(unreadable)? {
+            if !row.try_get::<_, bool>(5).map_err(unreadable)? {
                 break;
             }
             if count % MOST_AT_A_TIME == MOST_AT_A_TIME - 1 {
                 tokio::task::yield_now().await;
             }
-            if let Some(entry) = entry::take(self.sealer.as_ref(), row, 4)? {
+            if let Some(entry) = entry::take(self.sealer.as_ref(), row, 3)? {
                 unbooked.postings.add(&entry.posting());
             }
             unbooked.last = Place::take(row, 0).map_err(unreadable)?;
@@ -232,12 +232,12 @@ impl Core {
         let schema = &self.target.schema;
         let mut after = after.map_or(Place::START, Place::from);
         let text = format!(
-            "SELECT b.mark_era, b.mark_xid, b.mark_n, coalesce((
+            "SELECT b.mark_xid, b.mark_n, coalesce((
                 SELECT min(d.day) FROM {schema}.ledger_days d
-                WHERE d.end_era IS NULL OR (d.end_era, d.end_xid, d.end_n) > ($1, $2, $3)
+                WHERE d.end_xid IS NULL OR (d.end_xid, d.end_n) > ($1, $2)
             ), 0) FROM {schema}.books b"
         );
-        let params: [Param; 3] = [&after.era, &after.xid, &after.n];
+        let params: [Param; 2] = [&after.xid, &after.n];
         let asked = self
             .bookkeeping
             .ask(self, &text, &place::TYPES, &params)
@@ -247,13 +247,12 @@ impl Core {
             .first()
             .ok_or_else(|| corrupt("the books have no row"))?;
         let mark = Place::take(row, 0).map_err(unreadable)?;
-        let from_day: i32 = row.try_get(3).map_err(unreadable)?;
+        let from_day: i32 = row.try_get(2).map_err(unreadable)?;
 
         let text = format!(
-            "SELECT l.era, l.xid, l.n, l.id, l.entry FROM {schema}.ledger l
-            WHERE l.day >= $1 AND (l.era, l.xid, l.n) > ($2, $3, $4)
-                AND (l.era, l.xid, l.n) <= ($5, $6, $7)
-            ORDER BY l.era, l.xid, l.n LIMIT $8"
+            "SELECT l.xid, l.n, l.id, l.entry FROM {schema}.ledger l
+            WHERE l.day >= $1 AND (l.xid, l.n) > ($2, $3) AND (l.xid, l.n) <= ($4, $5)
+            ORDER BY l.xid, l.n LIMIT $6"
         );
         let types = [
             &[Type::INT4],
@@ -264,15 +263,13 @@ impl Core {
         .concat();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         loop {
-            let params: [Param; 8] = [
-                &from_day, &after.era, &after.xid, &after.n, &mark.era, &mark.xid, &mark.n, &limit,
-            ];
+            let params: [Param; 6] = [&from_day, &after.xid, &after.n, &mark.xid, &mark.n, &limit];
             let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
             let rows = asked.map_err(Failed::of_a_read)?;
             let mut entries = Vec::with_capacity(rows.len());
             for row in &rows {
                 after = Place::take(row, 0).map_err(unreadable)?;
-                let entry = entry::take(self.sealer.as_ref(), row, 3)?;
+                let entry = entry::take(self.sealer.as_ref(), row, 2)?;
                 entries.extend(entry.map(|entry| (Position::from(after), entry)));
             }
             // Where all of a page is damaged, the next one is read.
@@ -284,28 +281,23 @@ impl Core {
 
     async fn entries(&self, query: &EntryQuery) -> Result<EntryPage, StoreError> {
         let mut page = EntryPage::default();
-        let older_than = match query.older_than {
-            Some(older_than) => older_than,
-            // Behind the last one that is booked.
-            None => {
-                let standing = self.standing(&self.operators).await?;
-                Position(Position::from(standing.mark).0 + 1)
-            }
-        };
+        let mark = self.standing(&self.operators).await?.mark;
+        let end = Position(Position::from(mark).0 + 1);
+        let before = query.older_than.map_or(end, |before| before.min(end));
         let schema = &self.target.schema;
         // A day closes soon after its end, and what comes later than that is in one of the next.
         let looked_at = format!(
             "SELECT * FROM {schema}.ledger l
-            WHERE (l.era, l.xid, l.n) < ($1, $2, $3) AND l.day BETWEEN $4 AND $5
-            ORDER BY l.era DESC, l.xid DESC, l.n DESC"
+            WHERE (l.xid, l.n) < ($1, $2) AND l.day BETWEEN $3 AND $4
+            ORDER BY l.xid DESC, l.n DESC"
         );
         let text = format!(
-            "SELECT l.era, l.xid, l.n, l.id, l.entry FROM ({looked_at} LIMIT $6) l
-            WHERE ($7::int4 IS NULL OR l.tenant_tag = $7) AND ($8::int4 IS NULL OR l.route_tag = $8)
-                AND ($9::int4 IS NULL OR l.model_tag = $9) AND l.at >= $10 AND l.at < $11
-            ORDER BY l.era DESC, l.xid DESC, l.n DESC LIMIT $12"
+            "SELECT l.xid, l.n, l.id, l.entry FROM ({looked_at} LIMIT $5) l
+            WHERE ($6::int4 IS NULL OR l.tenant_tag = $6) AND ($7::int4 IS NULL OR l.route_tag = $7)
+                AND ($8::int4 IS NULL OR l.model_tag = $8) AND l.at >= $9 AND l.at < $10
+            ORDER BY l.xid DESC, l.n DESC LIMIT $11"
         );
-        let before = Place::from(older_than);
+        let before = Place::from(before);
         let tag = |name: &Option<Box<str>>| name.as_ref().map(|name| self.tag(name));
         let (since, until) = (query.since, query.until);
         let wanted = query.limit.saturating_add(1).min(MOST_LOOKED_AT) as i64;
@@ -316,8 +308,7 @@ impl Core {
             &[Type::INT8, Type::INT8, Type::INT8],
         ]
         .concat();
-        let params: [Param; 12] = [
-            &before.era,
+        let params: [Param; 11] = [
             &before.xid,
             &before.n,
             &since.map_or(i32::MIN, |since| Day::of(since).number()),
@@ -334,7 +325,7 @@ impl Core {
         let rows = asked.map_err(Failed::of_a_read)?;
         for row in rows.iter().take(query.limit) {
             // A tag may be shared by two names.
-            let entry = entry::take(self.sealer.as_ref(), row, 3)?;
+            let entry = entry::take(self.sealer.as_ref(), row, 2)?;
             page.entries
                 .extend(entry.filter(|entry| query.wants(entry)));
         }
@@ -344,11 +335,10 @@ impl Core {
             Some(last.map_err(unreadable)?.unwrap_or(before))
         } else {
             // Whether there was more to look at.
-            let text =
-                format!("SELECT l.era, l.xid, l.n FROM ({looked_at} OFFSET $6 - 1 LIMIT 1) l");
+            let text = format!("SELECT l.xid, l.n FROM ({looked_at} OFFSET $5 - 1 LIMIT 1) l");
             let asked = self
                 .operators
-                .ask(self, &text, &types[..6], &params[..6])
+                .ask(self, &text, &types[..5], &params[..5])
                 .await;
             let rows = asked.map_err(Failed::of_a_read)?;
             let last = rows.first().map(|row| Place::take(row, 0));

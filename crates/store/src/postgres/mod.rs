@@ -445,7 +445,7 @@ async fn find(
         (true, None) => return Err(key(target, SealError::NoKey)),
     };
     let secret = <[u8; 32]>::try_from(&plain[..]).map_err(|_| key(target, SealError::Short))?;
-    books::follow_era(session, target).await?;
+    books::follow_shift(session, target).await?;
     if let Some(sealer) = sealer {
         seal_secret(session, target, sealer, &secret).await?;
     }
@@ -517,7 +517,7 @@ impl Core {
             if found != Some(Id(id)) {
                 return Err(ConnectError::OtherStore(target.place.clone()));
             }
-            books::follow_era(&session, &target).await?;
+            books::follow_shift(&session, &target).await?;
             Ok((session, facts))
         });
         let opened = opening.await;

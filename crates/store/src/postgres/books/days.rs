@@ -70,7 +70,7 @@ impl Core {
         let is_ripe = format!(
             "SELECT FROM {schema}.store s WHERE s.from_day = {from_day} AND NOT EXISTS (
                 SELECT FROM {schema}.books b, {schema}.ledger d
-                WHERE {past} AND (d.era, d.xid, d.n) > (b.mark_era, b.mark_xid, b.mark_n))"
+                WHERE {past} AND (d.xid, d.n) > (b.mark_xid, b.mark_n))"
         );
         if self.upkeep.ask(self, &is_ripe, &[], &[]).await?.is_empty() {
             return Ok(());
@@ -85,7 +85,7 @@ impl Core {
                             CHECK (false) NOT VALID', 'ledger_' || closing);
                     END LOOP;
                     UPDATE {schema}.ledger_days d
-                    SET end_era = b.mark_era, end_xid = b.mark_xid, end_n = b.mark_n
+                    SET end_xid = b.mark_xid, end_n = b.mark_n
                     FROM {schema}.books b WHERE {past};
                     UPDATE {schema}.store SET from_day = {today};
                 END IF;

@@ -27,12 +27,12 @@ impl Core {
         // What is booked by now, where it begins with what comes later.
         let text = format!(
             "WITH setting AS MATERIALIZED (SELECT {now} AS now)
-            INSERT INTO {schema}.sinks AS s (sink, owner, held_until, era, xid, n)
-            SELECT $1, $2, now + $3, b.mark_era, b.mark_xid, b.mark_n
+            INSERT INTO {schema}.sinks AS s (sink, owner, held_until, xid, n)
+            SELECT $1, $2, now + $3, b.mark_xid, b.mark_n
             FROM setting LEFT JOIN {schema}.books b ON $4
             ON CONFLICT (sink) DO UPDATE SET owner = excluded.owner, held_until = excluded.held_until
             WHERE s.owner = excluded.owner OR s.held_until <= (SELECT now FROM setting)
-            RETURNING era, xid, n"
+            RETURNING xid, n"
         );
         let lease = i64::try_from(hold.lease.as_millis()).unwrap_or(i64::MAX);
         let types = [Type::TEXT, Type::INT8, Type::INT8, Type::BOOL, Type::INT8];
@@ -55,19 +55,19 @@ impl Core {
     }
 
     pub async fn advance(&self, step: &Advance) -> Result<bool, StoreError> {
-        let (schema, now) = (&self.target.schema, clock(13));
+        let (schema, now) = (&self.target.schema, clock(11));
         let text = format!(
             "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
             moved AS (
-                UPDATE {schema}.sinks s SET era = $6, xid = $7, n = $8 FROM setting
+                UPDATE {schema}.sinks s SET xid = $5, n = $6 FROM setting
                 WHERE s.sink = $1 AND s.owner = $2 AND s.held_until > setting.now
-                    AND ROW(s.era, s.xid, s.n) IS NOT DISTINCT FROM ROW($3, $4, $5)
+                    AND ROW(s.xid, s.n) IS NOT DISTINCT FROM ROW($3, $4)
                 RETURNING s.sink
             ),
             buried AS (
                 INSERT INTO {schema}.dead (sink, id, since, tries, letter)
                 SELECT sink, id, since, tries, letter FROM moved,
-                    unnest($9::uuid[], $10::int8[], $11::int4[], $12::bytea[])
+                    unnest($7::uuid[], $8::int8[], $9::int4[], $10::bytea[])
                     AS w (id, since, tries, letter)
                 ON CONFLICT (sink, id) DO UPDATE SET since = excluded.since,
                     tries = excluded.tries, letter = excluded.letter
@@ -77,11 +77,9 @@ impl Core {
         let types = [
             Type::TEXT,
             Type::INT8,
+            Type::INT8,
             Type::INT4,
-            Type::XID8,
-            Type::INT4,
-            Type::INT4,
-            Type::XID8,
+            Type::INT8,
             Type::INT4,
             Type::UUID_ARRAY,
             Type::INT8_ARRAY,
@@ -96,13 +94,11 @@ impl Core {
         }
         let from = step.from.map(Place::from);
         let to = Place::from(step.to);
-        let params: [Param; 13] = [
+        let params: [Param; 11] = [
             &&*step.sink,
             &(step.owner.number() as i64),
-            &from.map(|from| from.era),
             &from.map(|from| from.xid),
             &from.map(|from| from.n),
-            &to.era,
             &to.xid,
             &to.n,
             &column(bury, |letter| Id::from(letter.entry.id)),

@@ -5,11 +5,11 @@
 -- Rows stand in the order of their transactions, which is not that of their commits: what is at or above the
 -- horizon of a snapshot (pg_snapshot_xmin) may still be overtaken by a lower one, and is not looked at yet.
 CREATE TABLE ledger (
-    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    -- The number of the transaction, and what is to be added to that: numbers begin anew in another cluster,
+    -- and then a number is added in this default, and in books.
+    xid int8 NOT NULL DEFAULT pg_current_xact_id()::text::int8 + 0,
     id uuid NOT NULL,
     at int8 NOT NULL,
-    -- Numbers of transactions begin anew in another cluster, and then the default of this rises.
-    era int4 NOT NULL DEFAULT 0,
     -- Within its transaction.
     n int4 NOT NULL,
     day int4 NOT NULL,
@@ -20,15 +20,14 @@ CREATE TABLE ledger (
     entry bytea NOT NULL
 ) PARTITION BY LIST (day);
 ALTER TABLE ledger ALTER entry SET STORAGE EXTERNAL;
-CREATE INDEX ledger_place ON ledger (era, xid, n);
+CREATE INDEX ledger_place ON ledger (xid, n);
 
 -- The partitions that there are. A day that is over is closed when all in it is booked: a constraint then
 -- refuses what comes late, and it ends at or before a known place. So nobody who looks for what is new looks
 -- at all days.
 CREATE TABLE ledger_days (
     day int4 PRIMARY KEY,
-    end_era int4,
-    end_xid xid8,
+    end_xid int8,
     end_n int4
 );
 -- The first day that is not closed. Every statement that completes something looks at it, so it stands in a row
@@ -38,9 +37,8 @@ ALTER TABLE store ADD from_day int4 NOT NULL DEFAULT 0;
 -- How far the books are: what stands up to the mark is in the sums, and is shown.
 CREATE TABLE books (
     only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
-    era int4 NOT NULL DEFAULT 0,
-    mark_era int4 NOT NULL DEFAULT 0,
-    mark_xid xid8 NOT NULL DEFAULT '0',
+    shift int8 NOT NULL DEFAULT 0,
+    mark_xid int8 NOT NULL DEFAULT 0,
     mark_n int4 NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 INSERT INTO books DEFAULT VALUES;
@@ -78,8 +76,7 @@ CREATE TABLE sinks (
     sink text COLLATE "C" PRIMARY KEY,
     owner int8 NOT NULL,
     held_until int8 NOT NULL,
-    era int4,
-    xid xid8,
+    xid int8,
     n int4
 ) WITH (fillfactor = 50);
 
