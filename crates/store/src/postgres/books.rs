@@ -24,7 +24,10 @@ use onlyonce_core::{Entry, OperationId, Posting, Timestamp};
 use tokio_postgres::types::Type;
 
 pub use self::{days::Day, entry::Entered, shift::follow as follow_shift};
-use self::{place::Place, sums::Postings};
+use self::{
+    place::Place,
+    sums::{Cells, Postings},
+};
 use super::{
     Core, PostgresStore, body::millis, calls::Param, chores::Chores, error::Failed, sql::LAZY,
     store::unreadable,
@@ -54,7 +57,7 @@ impl Books for PostgresStore {
         if postings.is_empty() {
             return Ok(());
         }
-        self.core.post(&postings).await
+        self.core.post(postings).await
     }
 
     async fn feed(
@@ -144,9 +147,10 @@ impl Core {
             posted AS ({posted})
             SELECT true FROM moved",
             schema = self.target.schema,
-            posted = Postings::statement(&self.target.schema, "moved", 5),
+            posted = Cells::statement(&self.target.schema, "moved", 5),
         );
-        let columns = unbooked.postings.columns();
+        let cells = unbooked.postings.cells();
+        let columns = cells.columns();
         let mut params: Vec<Param> = vec![&mark.xid, &mark.n, &last.xid, &last.n];
         params.extend(columns.iter().map(|column| &**column as Param));
         let types = [&place::TYPES[..], &place::TYPES, &sums::types()].concat();
@@ -213,7 +217,7 @@ impl Core {
                 tokio::task::yield_now().await;
             }
             if let Some(entry) = entry::take(self.sealer.as_ref(), row, 3)? {
-                unbooked.postings.add(&entry.posting());
+                unbooked.postings.add(entry.posting());
             }
             unbooked.last = Place::take(row, 0).map_err(unreadable)?;
             unbooked.booked.entries += 1;

@@ -1,6 +1,6 @@
 //! The sums.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use onlyonce_core::{Account, Count, Posting, Sums, Timestamp};
 use tokio_postgres::{
@@ -52,20 +52,35 @@ fn counts() -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// What is to be added, by cell: in the order of the table's key, in which all lock its rows.
+/// What is to be added, by hour and account.
 #[derive(Default)]
-pub struct Postings(BTreeMap<(i16, bool, Timestamp, Account), Sums>);
+pub struct Postings(HashMap<(Timestamp, Account), Sums>);
+
+/// The same by cell: in the order of the table's key, in which all lock its rows.
+pub struct Cells(BTreeMap<(i16, bool, Timestamp, Account), Sums>);
 
 impl Postings {
-    pub fn add(&mut self, posting: &Posting) {
-        for (grain, period, account) in cells_of(posting) {
-            let together = account.is_none();
-            let account = account.map(cut).unwrap_or_default();
-            let cell = (grain_number(grain), together, period, account);
-            self.0.entry(cell).or_default().merge(&posting.sums);
-        }
+    pub fn add(&mut self, posting: Posting) {
+        let place = (Grain::Hour.period(posting.at), posting.account);
+        self.0.entry(place).or_default().merge(&posting.sums);
     }
 
+    pub fn cells(self) -> Cells {
+        let mut cells = BTreeMap::<_, Sums>::new();
+        for ((at, account), sums) in self.0 {
+            let posting = Posting { at, account, sums };
+            for (grain, period, account) in cells_of(&posting) {
+                let together = account.is_none();
+                let account = account.map(cut).unwrap_or_default();
+                let cell = (grain_number(grain), together, period, account);
+                cells.entry(cell).or_default().merge(&posting.sums);
+            }
+        }
+        Cells(cells)
+    }
+}
+
+impl Cells {
     /// The statement that adds them for each row of `source`, with parameters from the `first` on.
     pub fn statement(schema: &str, source: &str, first: usize) -> String {
         let counts = counts();
@@ -119,7 +134,7 @@ impl Postings {
     }
 }
 
-/// The types of the parameters of [`Postings::statement`].
+/// The types of the parameters of [`Cells::statement`].
 pub fn types() -> Vec<Type> {
     let mut types = PLACE_TYPES.to_vec();
     types.resize(PLACE_TYPES.len() + Count::COUNT, Type::INT8_ARRAY);
@@ -146,16 +161,17 @@ fn cut_name(name: &str) -> &str {
 }
 
 impl Core {
-    pub async fn post(&self, postings: &[Posting]) -> Result<(), StoreError> {
+    pub async fn post(&self, postings: Vec<Posting>) -> Result<(), StoreError> {
         let mut summed = Postings::default();
         for posting in postings {
             summed.add(posting);
         }
         let text = format!(
             "WITH setting AS MATERIALIZED (SELECT {LAZY}) {}",
-            Postings::statement(&self.target.schema, "setting", 1)
+            Cells::statement(&self.target.schema, "setting", 1)
         );
-        let columns = summed.columns();
+        let cells = summed.cells();
+        let columns = cells.columns();
         let params: Vec<Param> = columns.iter().map(|column| &**column as Param).collect();
         let asked = self.bookkeeping.ask(self, &text, &types(), &params).await;
         asked.map(drop).map_err(Failed::of_a_write)
