@@ -155,9 +155,12 @@ impl Core {
         params.extend(columns.iter().map(|column| &**column as Param));
         let types = [&place::TYPES[..], &place::TYPES, &sums::types()].concat();
         let asked = self.bookkeeping.ask(self, &text, &types, &params).await;
-        let is_done = !asked.map_err(Failed::of_a_write)?.is_empty();
-        // Otherwise another gateway has done it.
-        Ok(is_done.then_some(unbooked.booked).unwrap_or_default())
+        let moved = asked.map_err(Failed::of_a_write)?;
+        Ok(match moved.is_empty() {
+            false => unbooked.booked,
+            // Another gateway has done it.
+            true => Booked::default(),
+        })
     }
 
     async fn standing(&self, chores: &Chores) -> Result<Standing, StoreError> {

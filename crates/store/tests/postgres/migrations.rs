@@ -1,12 +1,14 @@
 //! The schema and its versions.
 
 use onlyonce_store::{
-    PostgresStore,
+    PostgresStore, Store,
     postgres::{ConnectError, Migrated, Options, migrate},
 };
 use onlyonce_testkit::Postgres;
 
-use crate::support::{assert_holds, claim, finish, fresh_url, open, schema_of};
+use crate::support::{
+    assert_holds, book, booked, claim, complete, enter, finish, fresh_url, open, schema_of,
+};
 
 #[tokio::test]
 async fn a_migration_twice_is_as_good_as_once() {
@@ -48,6 +50,33 @@ async fn migrations_from_many_sides_at_once_make_one_store() {
     assert_eq!(stores, "1");
 }
 
+/// Tables of before the books are brought up under the records that they hold.
+#[tokio::test]
+async fn what_an_older_schema_holds_stays_when_the_books_come() {
+    let url = fresh_url();
+    let store = open(&url, Options::default()).await;
+    let kept = finish(&store, "k").await;
+    let running = claim(&store, "running").await;
+    store.close().await.expect("closed");
+    drop(store);
+    let schema = schema_of(&url);
+    Postgres::shared().sql(&format!(
+        "DROP TABLE {schema}.ledger, {schema}.ledger_days, {schema}.books, {schema}.sums,
+            {schema}.sinks, {schema}.dead;
+        ALTER TABLE {schema}.store DROP COLUMN from_day;
+        DELETE FROM {schema}.migrations WHERE version > 1"
+    ));
+    let migrated = migrate(&url, &Options::default()).await.expect("tables");
+    assert_eq!(migrated.from, 1);
+    let store = open(&url, Options::default()).await;
+    assert_holds(&store, "k", &kept).await;
+    complete(&store, "running", &running, &"hello".into()).await;
+    let entered = enter(&store, "new").await;
+    Postgres::shared().settle();
+    assert_eq!(book(&store).await, 1);
+    assert_eq!(booked(&store).await, [entered.id]);
+}
+
 #[tokio::test]
 async fn a_schema_that_is_missing_or_old_names_the_command() {
     let url = fresh_url();
@@ -61,7 +90,10 @@ async fn a_schema_that_is_missing_or_old_names_the_command() {
 
     migrate(&url, &Options::default()).await.expect("tables");
     let schema = schema_of(&url);
-    Postgres::shared().sql(&format!("UPDATE {schema}.migrations SET version = 0"));
+    Postgres::shared().sql(&format!(
+        "DELETE FROM {schema}.migrations WHERE version > 1;
+        UPDATE {schema}.migrations SET version = 0"
+    ));
     let refused = PostgresStore::connect(&url, Options::default()).await;
     let error = refused.expect_err("it is old");
     assert!(
@@ -79,6 +111,8 @@ async fn a_newer_schema_is_refused_and_left_alone_unless_it_says_that_this_progr
     let url = fresh_url();
     migrate(&url, &Options::default()).await.expect("tables");
     let schema = schema_of(&url);
+    let count = || Postgres::shared().sql(&format!("SELECT count(*) FROM {schema}.migrations"));
+    let before: u32 = count().parse().expect("a count");
     let add = |version: i32, compatible_from: i32| {
         Postgres::shared().sql(&format!(
             "INSERT INTO {schema}.migrations VALUES ({version}, {compatible_from}, now(), 'later')"
@@ -100,6 +134,5 @@ async fn a_newer_schema_is_refused_and_left_alone_unless_it_says_that_this_progr
         matches!(refused, Err(ConnectError::NewSchema { .. })),
         "{refused:?}"
     );
-    let count = Postgres::shared().sql(&format!("SELECT count(*) FROM {schema}.migrations"));
-    assert_eq!(count, "3", "nothing was changed");
+    assert_eq!(count(), (before + 2).to_string(), "nothing was changed");
 }

@@ -157,7 +157,9 @@ fn cut(account: &Account) -> Account {
 }
 
 fn cut_name(name: &str) -> &str {
-    &name[..name.floor_char_boundary(LONGEST_NAME)]
+    let mut ends = (0..=name.len().min(LONGEST_NAME)).rev();
+    let end = ends.find(|&end| name.is_char_boundary(end));
+    &name[..end.unwrap_or(0)]
 }
 
 impl Core {
