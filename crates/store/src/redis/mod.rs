@@ -115,6 +115,8 @@ struct Inner {
     max_records: u64,
     max_tenant_records: u64,
     listeners: Arc<Listeners>,
+    /// Inboxes of the books in which something may wait.
+    inboxes: books::Inboxes,
     /// Where the next look for overdue leases starts.
     first_shard: AtomicU64,
     closed: AtomicBool,

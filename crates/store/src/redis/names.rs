@@ -10,6 +10,16 @@
 //! PREFIX:{TAG}:asked:OWNER       set: the addresses that an owner is asked to show
 //! PREFIX:{TAG}:meta         string, in shard 0 only: the store's secret
 //! PREFIX:{TAG}:mark         string: what the store is marked as; mostly not there
+//! PREFIX:{TAG}:inbox        stream: entries that are not in the books yet
+//!
+//! and in shard 0 only, the books:
+//!
+//! PREFIX:{TAG}:ledger       stream: the entries, in the order in which they were booked
+//! PREFIX:{TAG}:folded       hash: by shard, the last of its inbox that is in the books
+//! PREFIX:{TAG}:sums:GRAIN:PERIOD   hash: the sums of an hour (h) or a day (d)
+//! PREFIX:{TAG}:sums:GRAIN   sorted set: the periods that there are
+//! PREFIX:{TAG}:sink:NAME    hash: who delivers to a sink, until when, and how far it is
+//! PREFIX:{TAG}:dead:NAME    hash: what was given up of it; their ids in dead:NAME:ids, sorted
 //! ```
 //!
 //! A member is `[id 16][address 16][tag of the tenant u32]`. An operation's shard is the first byte of
@@ -18,7 +28,9 @@
 
 use std::fmt::Write;
 
-use onlyonce_core::{Address, OperationId, OwnerId};
+use onlyonce_core::{Address, OperationId, OwnerId, Timestamp};
+
+use crate::books::Grain;
 
 /// Into how many parts a store is cut: a cluster has at most so many masters that hold something.
 pub const SHARDS: usize = 256;
@@ -105,9 +117,50 @@ impl Names {
         self.of(shard, "mark")
     }
 
+    pub fn inbox(&self, shard: Shard) -> String {
+        self.of(shard, "inbox")
+    }
+
+    pub fn ledger(&self) -> String {
+        self.of(HOME, "ledger")
+    }
+
+    pub fn folded(&self) -> String {
+        self.of(HOME, "folded")
+    }
+
+    pub fn periods(&self, grain: Grain) -> String {
+        self.of(HOME, &format!("sums:{}", letter(grain)))
+    }
+
+    pub fn sums(&self, grain: Grain, period: Timestamp) -> String {
+        let period = period.as_millis();
+        self.of(HOME, &format!("sums:{}:{period}", letter(grain)))
+    }
+
+    pub fn sink(&self, name: &str) -> String {
+        self.of(HOME, &format!("sink:{name}"))
+    }
+
+    /// The dead letters of a sink, and their ids.
+    pub fn dead(&self, name: &str) -> [String; 2] {
+        [
+            self.of(HOME, &format!("dead:{name}")),
+            self.of(HOME, &format!("dead:{name}:ids")),
+        ]
+    }
+
     fn of(&self, shard: Shard, name: &str) -> String {
         let stem = &self.shards[usize::from(shard)].stem;
         format!("{stem}{name}")
+    }
+}
+
+/// How a grain is written in names.
+pub const fn letter(grain: Grain) -> &'static str {
+    match grain {
+        Grain::Hour => "h",
+        Grain::Day => "d",
     }
 }
 

@@ -100,6 +100,7 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
         max_records: options.max_records,
         max_tenant_records: options.max_tenant_records,
         listeners: Arc::default(),
+        inboxes: super::books::Inboxes::new(),
         first_shard: AtomicU64::new(0),
         closed: AtomicBool::new(false),
     };

@@ -73,5 +73,11 @@ pub static SHOWN: LazyLock<Script> =
     LazyLock::new(|| Script::new(READING, include_str!("scripts/shown.lua")));
 pub static ASK: LazyLock<Script> =
     LazyLock::new(|| Script::new(STRICT, include_str!("scripts/ask.lua")));
+pub static FOLD: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/fold.lua")));
+pub static HOLD: LazyLock<Script> =
+    LazyLock::new(|| Script::new(FREEING, include_str!("scripts/hold.lua")));
+pub static ADVANCE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/advance.lua")));
 pub static SWEEP: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/sweep.lua")));

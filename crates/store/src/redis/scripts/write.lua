@@ -1,9 +1,9 @@
 -- The compare-and-set of a record, and all that goes with it.
 --
--- KEYS  record, ids, leases, ends, mark of the store
+-- KEYS  record, ids, leases, ends, mark of the store, inbox of the books
 -- ARGV  fence expected or '', states it may come from, new head, body, last chunk or '',
 --       note of the attempt or '', until when, chunks, its member, milliseconds kept beyond
---       the end, time or '', latest time or ''
+--       the end, entry for the books or '', time or '', latest time or ''
 -- Gives {token, 1, attempts}; {token, 2, attempts} for an operation that is new; {token, 0, 0} when it
 -- lost; {token, -1, 0} for a damaged record; {token, -2, 0} when it came too late; and
 -- {token, -3, held head} where the drawing has no such arrow (I8); {token, -4, mark} for a claim where
@@ -20,8 +20,8 @@ end
 if held == new then
   return {token, 1, tonumber(redis.call('HGET', key, 'n') or 1)}
 end
-local now = clock(ARGV[11])
-if ARGV[12] ~= '' and now > tonumber(ARGV[12]) then
+local now = clock(ARGV[12])
+if ARGV[13] ~= '' and now > tonumber(ARGV[13]) then
   return {token, -2, 0}
 end
 
@@ -118,6 +118,9 @@ if (from == '0' and attempts ~= 1) or (from ~= '0' and ARGV[6] ~= '') then
   fields[#fields + 1] = attempts
 end
 redis.call('HSET', key, unpack(fields))
+if ARGV[11] ~= '' then
+  redis.call('XADD', KEYS[6], '*', 'i', sub(member, 1, 16), 'e', ARGV[11])
+end
 if to == '2' or to == '4' then
   redis.call('PEXPIRE', key, ARGV[7] - now + ARGV[10])
 end
