@@ -56,7 +56,11 @@ pub fn sandbox(addr: SocketAddr) -> Result<(), Failure> {
 
 /// Refuses files that the configuration names and that cannot be used.
 pub fn check_files(config: &Config) -> Result<(), Failure> {
-    proxy::check_files(config)
+    proxy::check_files(config)?;
+    if config.price_file.is_some() {
+        config.prices()?;
+    }
+    Ok(())
 }
 
 /// The addresses that a gateway listens on, taken.

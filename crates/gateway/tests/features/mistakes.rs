@@ -344,9 +344,15 @@ fn an_upstream_that_is_away_is_no_reason_not_to_start_and_its_callers_are_told()
 fn a_file_of_prices_that_cannot_be_used_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prices.json");
-    let text = format!("{UPSTREAM}[prices]\nfile = \"{}\"\n", file.display());
+    let data = folder.path().join("data");
+    let text = format!(
+        "{UPSTREAM}[prices]\nfile = \"{}\"\n[store]\nurl = \"embedded:{}\"\n",
+        file.display(),
+        data.display()
+    );
     let name = file.display().to_string();
     refused(&text, &[&name, "cannot be read", "[prices]"]);
     std::fs::write(&file, "[{\"id\": 7}]").unwrap();
     refused(&text, &[&name, "genai-prices"]);
+    assert!(!data.exists(), "it made a data folder");
 }
