@@ -1,6 +1,7 @@
 //! What a request asks for: its model, and whether its stream is to tell what it used.
 
 use std::io::Read;
+use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
 use struson::reader::{JsonReader, JsonStreamReader, ReaderError, ValueType};
@@ -12,27 +13,19 @@ const MODEL_WITHIN: usize = 64 * 1024;
 /// How much is looked at before it is asked whether that was enough.
 const AT_ONCE: usize = 4 * 1024;
 
+static MODEL: LazyLock<Tree<()>> = LazyLock::new(|| {
+    let mut tree = Tree::default();
+    tree.want(["model"], ());
+    tree
+});
+
 /// Reads the model that a JSON request names (`/model`) out of the beginning of its body, as it
 /// passes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AskedModel {
-    tree: Tree<()>,
     picker: Picker,
     seen: usize,
     model: Option<Box<str>>,
-}
-
-impl Default for AskedModel {
-    fn default() -> Self {
-        let mut tree = Tree::default();
-        tree.want(["model"], ());
-        Self {
-            tree,
-            picker: Picker::default(),
-            seen: 0,
-            model: None,
-        }
-    }
 }
 
 impl AskedModel {
@@ -55,7 +48,7 @@ impl AskedModel {
                 return;
             }
             let model = &mut self.model;
-            self.picker.push(&self.tree, piece, |(), value| {
+            self.picker.push(&MODEL, piece, |(), value| {
                 if let (Scalar::Text(text), None) = (value, &model) {
                     *model = Some((**text).into());
                 }
