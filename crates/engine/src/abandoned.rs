@@ -4,10 +4,11 @@
 //! The store shows each as in flight under our own lease. Upkeep, or the next attempt for the key,
 //! writes what became of it.
 
-use std::collections::HashMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use onlyonce_core::{
-    Address, Fence, Record, ReleaseReason, State, Timestamp, UnknownReason, transition,
+    Address, Epoch, Fence, OperationId, Record, ReleaseReason, State, Timestamp, UnknownReason,
+    transition,
 };
 use onlyonce_store::{Store, StoreError, Swap, Write};
 use parking_lot::Mutex;
@@ -19,8 +20,12 @@ const ABANDONED_MAX: usize = 100_000;
 
 #[derive(Default)]
 pub(crate) struct Abandoned {
-    claims: Mutex<HashMap<Address, Claim>>,
+    /// More than one at an address: a claim that was given up may land after the next one was.
+    claims: Mutex<BTreeMap<Place, Claim>>,
 }
+
+/// Where a claim was made, and its name.
+type Place = (Address, OperationId, Epoch);
 
 /// An abandoned claim.
 #[derive(Clone, Copy, Debug)]
@@ -43,27 +48,55 @@ pub(crate) enum Outcome {
 
 impl Abandoned {
     pub(crate) fn add(&self, address: Address, claim: Claim) {
+        let place = place(address, &claim);
         let mut claims = self.claims.lock();
-        if claims.len() < ABANDONED_MAX || claims.contains_key(&address) {
-            claims.insert(address, claim);
+        if claims.len() < ABANDONED_MAX || claims.contains_key(&place) {
+            claims.insert(place, claim);
         }
     }
 
+    /// Forgets all claims at `address`: none can land any more, or all that did is settled.
     pub(crate) fn forget(&self, address: Address) {
-        self.claims.lock().remove(&address);
+        let mut claims = self.claims.lock();
+        while let Some((&place, _)) = claims.range(at(address)).next() {
+            claims.remove(&place);
+        }
     }
 
-    pub(crate) fn at(&self, address: Address) -> Option<Claim> {
-        self.claims.lock().get(&address).copied()
+    pub(crate) fn forget_one(&self, address: Address, claim: &Claim) {
+        self.claims.lock().remove(&place(address, claim));
+    }
+
+    pub(crate) fn holds(&self, address: Address, claim: &Claim) -> bool {
+        self.claims.lock().contains_key(&place(address, claim))
+    }
+
+    /// The claim that `record` is of, or of which it is a renewal.
+    fn of(&self, address: Address, record: &Record) -> Option<Claim> {
+        let claims = self.claims.lock();
+        let mut here = claims.range(at(address)).map(|(_, claim)| *claim);
+        let held = record.claim..=record.epoch;
+        here.find(|claim| claim.fence.id == record.id && held.contains(&claim.fence.epoch))
     }
 
     pub(crate) fn all(&self) -> Vec<(Address, Claim)> {
         let claims = self.claims.lock();
         claims
             .iter()
-            .map(|(address, claim)| (*address, *claim))
+            .map(|((address, ..), claim)| (*address, *claim))
             .collect()
     }
+}
+
+fn place(address: Address, claim: &Claim) -> Place {
+    (address, claim.fence.id, claim.fence.epoch)
+}
+
+/// All places at `address`.
+fn at(address: Address) -> RangeInclusive<Place> {
+    let (first, last) = ([0; 16], [255; 16]);
+    (address, OperationId::from_bytes(first), Epoch::ZERO)
+        ..=(address, OperationId::from_bytes(last), Epoch::new(u64::MAX))
 }
 
 impl<S: Store> Shared<S> {
@@ -79,10 +112,7 @@ impl<S: Store> Shared<S> {
         address: Address,
         record: &Record,
     ) -> Result<bool, StoreError> {
-        let known = self.abandoned.at(address).filter(|claim| {
-            let held = record.claim..=record.epoch;
-            claim.fence.id == record.id && held.contains(&claim.fence.epoch)
-        });
+        let known = self.abandoned.of(address, record);
         // A claim that nobody remembers may have been sent.
         let outcome = known.map_or(Outcome::Lose(UnknownReason::NotRecorded), |claim| {
             claim.outcome

@@ -208,7 +208,7 @@ impl<S: Store> Shared<S> {
         let Some(stored) = stored else {
             // A claim in doubt may still land, for as long as a write can be under way.
             if self.store.now() >= claim.since.after(self.settings.lease) {
-                self.abandoned.forget(address);
+                self.abandoned.forget_one(address, &claim);
             }
             return Ok(false);
         };
@@ -217,7 +217,7 @@ impl<S: Store> Shared<S> {
             return Ok(false);
         };
         // It may have been claimed anew before the slot was ours.
-        if self.abandoned.at(address).is_none() {
+        if !self.abandoned.holds(address, &claim) {
             return Ok(false);
         }
         let ours = stored.record.id == claim.fence.id && self.is_own(&stored.record);
@@ -227,7 +227,7 @@ impl<S: Store> Shared<S> {
         if stored.record.fence() != claim.fence
             && self.store.now() >= claim.since.after(self.settings.lease)
         {
-            self.abandoned.forget(address);
+            self.abandoned.forget_one(address, &claim);
         }
         Ok(false)
     }

@@ -257,24 +257,46 @@ async fn l1_an_attempt_at_a_dead_owners_key_does_not_wait_for_itself() {
     assert_eq!(world.engine.live(), 0);
 }
 
-#[tokio::test]
-async fn l1_an_attempt_at_a_key_that_its_own_gateway_has_given_up_does_not_wait_for_itself() {
-    let shared = Shared::new(Limits::default());
-    let world = after_retries(&shared).await;
-    // It is claimed, and nobody executes it.
+/// An attempt at `k` that goes away: it is claimed, and nobody executes it.
+async fn left_once_it_was_claimed(shared: &Shared, world: &World) {
     shared.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
     let claim = shared.store.faults().hold(CLAIM);
-    let begin = {
-        let world = world.clone();
-        tokio::spawn(async move { world.begin(request("k")).await.map(|_| ()) })
-    };
+    let begin = begin_of_k(world);
     claim.until_waiting(1).await;
     let look_back = shared.store.faults().hold(Call::Load);
     drop(claim);
     look_back.until_waiting(1).await;
     begin.abort();
     assert!(begin.await.is_err());
-    drop(look_back);
+}
+
+fn begin_of_k(world: &World) -> tokio::task::JoinHandle<()> {
+    let world = world.clone();
+    tokio::spawn(async move { drop(world.begin(request("k")).await) })
+}
+
+/// Two attempts go away, one after the other, and the claim of the first is the one that was made.
+#[tokio::test]
+async fn i10_a_claim_that_was_left_is_released_though_another_one_was_left_after_it() {
+    let shared = Shared::new(Limits::default());
+    let world = shared.gateway(1, settings());
+    left_once_it_was_claimed(&shared, &world).await;
+    let claim = shared.store.faults().hold(CLAIM);
+    let begin = begin_of_k(&world);
+    claim.until_waiting(1).await;
+    begin.abort();
+    assert!(begin.await.is_err());
+    drop(claim);
+
+    let (execution, _) = world.execute("k").await;
+    drop(execution);
+}
+
+#[tokio::test]
+async fn l1_an_attempt_at_a_key_that_its_own_gateway_has_given_up_does_not_wait_for_itself() {
+    let shared = Shared::new(Limits::default());
+    let world = after_retries(&shared).await;
+    left_once_it_was_claimed(&shared, &world).await;
     assert_eq!(world.state("k").await, Some(StateName::InFlight));
 
     let begun = overtaken_by_new_keys(&shared, &world, "k").await.await;
