@@ -1,8 +1,10 @@
 //! How many operations a second a store claims and completes, durably, and how many it replays.
 //!
 //! ```text
-//! cargo run --release -p onlyonce-store --example throughput -- [WAITING] [SECONDS] [FOLDER | URL]
+//! cargo run --release -p onlyonce-store --example throughput -- [WAITING] [SECONDS] [FOLDER | URL] [books]
 //! ```
+//!
+//! With `books`, each operation has an entry, and they are booked every second.
 
 use std::{
     env,
@@ -16,7 +18,8 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, RequestLine, Scope,
+    Address, Basis, Cost, Fingerprint, Got, Head, HeaderBlock, Key, Metered, OperationId, OwnerId,
+    Record, RequestLine, Scope, Source, Unit, Usd,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{AttemptNote, EmbeddedStore, Store, Write, address, embedded::Options};
@@ -27,26 +30,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     let waiting: u64 = args.next().map_or(Ok(64), |text| text.parse())?;
     let seconds: u64 = args.next().map_or(Ok(5), |text| text.parse())?;
     let place = args.next().unwrap_or("./throughput-data".into());
+    let books = args.next().is_some_and(|arg| arg == "books");
     if place.starts_with("postgres://") {
-        return run_postgres(&place, waiting, seconds);
+        return run_postgres(&place, waiting, seconds, books);
     }
     let store = EmbeddedStore::open(place.as_ref(), Options::default())?;
-    run(&Arc::new(store), waiting, seconds)
+    run(&Arc::new(store), waiting, seconds, books)
 }
 
 #[cfg(feature = "postgres")]
-fn run_postgres(url: &str, waiting: u64, seconds: u64) -> Result<(), Box<dyn Error>> {
+fn run_postgres(url: &str, waiting: u64, seconds: u64, books: bool) -> Result<(), Box<dyn Error>> {
     use onlyonce_store::postgres::{self, Options, PostgresStore};
 
     let store = runtime()?.block_on(async {
         postgres::migrate(url, &Options::default()).await?;
         PostgresStore::connect(url, Options::default()).await
     })?;
-    run(&Arc::new(store), waiting, seconds)
+    run(&Arc::new(store), waiting, seconds, books)
 }
 
 #[cfg(not(feature = "postgres"))]
-fn run_postgres(_: &str, _: u64, _: u64) -> Result<(), Box<dyn Error>> {
+fn run_postgres(_: &str, _: u64, _: u64, _: bool) -> Result<(), Box<dyn Error>> {
     Err("build it with --features postgres".into())
 }
 
@@ -57,12 +61,17 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// New keys first, then answers to them again.
-fn run<S: Store>(store: &Arc<S>, waiting: u64, seconds: u64) -> Result<(), Box<dyn Error>> {
+fn run<S: Store>(
+    store: &Arc<S>,
+    waiting: u64,
+    seconds: u64,
+    books: bool,
+) -> Result<(), Box<dyn Error>> {
     let before = store.status();
     let keys = Arc::new(Mutex::new(Vec::new()));
     let until = Instant::now() + Duration::from_secs(seconds);
     on_two_threads(waiting, |worker| {
-        work(store.clone(), worker, until, keys.clone())
+        work(store.clone(), worker, until, keys.clone(), books)
     })?;
     let after = store.status();
     let operations = keys.lock().len() as u64;
@@ -147,7 +156,46 @@ async fn replay<S: Store>(
     }
 }
 
-async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys) {
+/// Books every second.
+async fn book<S: Store>(store: Arc<S>, until: Instant) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    while Instant::now() < until {
+        every.tick().await;
+        loop {
+            match store.book().await {
+                Ok(booked) if booked.more => {}
+                Ok(_) => break,
+                Err(error) => return eprintln!("book: {error}"),
+            }
+        }
+    }
+}
+
+/// What an answer of a model has used.
+fn metered() -> Metered {
+    Metered {
+        provider: "openai".into(),
+        model: "gpt-5-mini-2025-08-07".into(),
+        request_model: "gpt-5-mini".into(),
+        response_id: "chatcmpl-CgJ0yqYpQdQ1Xw5N7aVbKc2eR3tU4".into(),
+        operation: "chat".into(),
+        usage: [(Unit::Input, 1_234), (Unit::Output, 345)]
+            .into_iter()
+            .collect(),
+        source: Source::Provider,
+        cost: Some(Cost {
+            amount: Usd::from_nanos(998_500),
+            basis: Basis::Table,
+            version: "2026-11-01".into(),
+        }),
+        ..Metered::default()
+    }
+}
+
+async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys, books: bool) {
+    if books && worker == 0 {
+        tokio::spawn(book(store.clone(), until));
+    }
     let started = store.now().as_millis();
     // Half of what stands in an answer repeats, as in JSON, and half does not.
     let body: String = (0..40)
@@ -227,6 +275,10 @@ async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys) 
         let Ok(next) = transition::complete(Some(&record), fence, response, store.now(), window)
         else {
             return;
+        };
+        let next = Record {
+            metered: books.then(|| Box::new(metered())),
+            ..next
         };
         let write = Write {
             record: next,

@@ -404,7 +404,7 @@ pub(crate) fn take_block(bytes: &mut Bytes, what: &'static str) -> Result<Bytes,
     Ok(bytes.split_to(len))
 }
 
-fn take_text(bytes: &mut Bytes, what: &'static str) -> Result<Box<str>, DecodeError> {
+pub(crate) fn take_text(bytes: &mut Bytes, what: &'static str) -> Result<Box<str>, DecodeError> {
     let block = take_block(bytes, what)?;
     std::str::from_utf8(&block)
         .map(Into::into)

@@ -1,15 +1,17 @@
 //! What the embedded store makes of the folder that a crash, a power cut or bit rot leaves.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record, ReleaseReason,
-    RequestLine, Resolution, Scope, State, StateName,
+    Address, Count, Fingerprint, Got, Head, HeaderBlock, Key, Metered, OperationId, OwnerId,
+    Posting, Record, ReleaseReason, RequestLine, Resolution, Scope, Source, State, StateName, Sums,
+    Timestamp,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{
-    AttemptNote, EmbeddedStore, Store, StoreError, Swap, Write, address,
+    AttemptNote, Books, EmbeddedStore, Store, StoreError, Swap, Write, address,
+    books::{Grain, Of, SumsQuery},
     clock::ManualClock,
     embedded::{EncryptionKeys, OpenError, Options},
 };
@@ -104,7 +106,21 @@ async fn complete_in_chunks(store: &EmbeddedStore, record: &Record, number: u32,
     let now = store.now();
     let next = transition::complete(Some(record), record.fence(), response, now, WINDOW);
     let last_chunk = Some(Bytes::copy_from_slice(last));
-    put(store, number, record, next.expect("in flight"), last_chunk).await;
+    let next = metered(next.expect("in flight"));
+    put(store, number, record, next, last_chunk).await;
+}
+
+fn metered(record: Record) -> Record {
+    let metered = Metered {
+        source: Source::Provider,
+        provider: "openai".into(),
+        model: "gpt-5".into(),
+        ..Metered::default()
+    };
+    Record {
+        metered: Some(Box::new(metered)),
+        ..record
+    }
 }
 
 /// Writes `next` in the place of `held`.
@@ -152,7 +168,10 @@ fn killed_copy(folder: &Path) -> TempDir {
     let copy = copy.expect("a folder");
     for entry in fs::read_dir(folder).expect("the folder") {
         let path = entry.expect("an entry").path();
-        fs::copy(&path, copy.path().join(path.file_name().expect("a name"))).expect("a copy");
+        if path.is_file() {
+            let name = path.file_name().expect("a name");
+            fs::copy(&path, copy.path().join(name)).expect("a copy");
+        }
     }
     copy
 }
@@ -330,6 +349,7 @@ async fn in_use() -> (TempDir, EmbeddedStore) {
         }
     }
     let record = claim(&store, 3).await;
+    book(&store).await;
     let (reason, now) = (ReleaseReason::DidNotRun, store.now());
     let released =
         transition::release(Some(&record), record.fence(), reason, now, WINDOW).expect("in flight");
@@ -554,5 +574,337 @@ async fn i16_nobody_but_the_owner_reads_the_folder() {
     for entry in fs::read_dir(&folder).expect("the folder") {
         let path = entry.expect("an entry").path();
         assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+/// Books until nothing is left to book.
+async fn book(store: &EmbeddedStore) {
+    while store.book().await.expect("booked").more {}
+}
+
+/// Completes operation `number`.
+async fn finish(store: &EmbeddedStore, number: u32, body: &[u8]) -> OperationId {
+    let record = claim(store, number).await;
+    complete(store, &record, number, body).await;
+    record.id
+}
+
+/// The operations that have an entry, each once, as the sums say too.
+async fn entered(store: &EmbeddedStore) -> BTreeSet<OperationId> {
+    let feed = store.feed(None, usize::MAX).await.expect("a feed");
+    assert!(
+        feed.is_sorted_by(|(one, _), (next, _)| one < next),
+        "positions rise"
+    );
+    let ids: BTreeSet<_> = feed.iter().map(|(_, entry)| entry.id).collect();
+    assert_eq!(ids.len(), feed.len(), "an operation has two entries");
+    assert_eq!(total(store).await.get(Count::Operations), ids.len() as i64);
+    ids
+}
+
+async fn total(store: &EmbeddedStore) -> Sums {
+    let query = SumsQuery {
+        grain: Grain::Hour,
+        since: Timestamp::default(),
+        until: Timestamp::from_millis(u64::MAX),
+        of: Of::All,
+    };
+    let mut total = Sums::default();
+    for cell in store.sums(query).await.expect("sums") {
+        total.merge(&cell.sums);
+    }
+    total
+}
+
+/// Opens `image` again and again: each operation of keys 0 to `keys` that is completed has one entry, and
+/// no other has one. Gives how many there are.
+async fn assert_booked_once(image: &TempDir, keys: u32) -> usize {
+    // Killed before it books, and after it did.
+    drop(open(image.path()).expect("a crash is no damage"));
+    let mut expected = None;
+    for _restart in 0..2 {
+        let store = open(image.path()).expect("a crash is no damage");
+        book(&store).await;
+        let mut completed = BTreeSet::new();
+        for number in 0..keys {
+            let held = store.load(at(&store, number)).await.expect("readable");
+            let record = held.map(|held| held.record);
+            let record = record.filter(|record| record.state.name() == StateName::Completed);
+            completed.extend(record.map(|record| record.id));
+        }
+        assert_eq!(entered(&store).await, completed);
+        assert_eq!(*expected.get_or_insert(completed.len()), completed.len());
+    }
+    // More comes behind it, and does not meet what was torn.
+    let store = open(image.path()).expect("it opens");
+    finish(&store, keys, b"later").await;
+    book(&store).await;
+    let store = {
+        drop(store);
+        open(image.path()).expect("it opens")
+    };
+    let count = expected.unwrap_or_default();
+    assert_eq!(entered(&store).await.len(), count + 1);
+    remove(&store, keys).await;
+    count
+}
+
+async fn remove(store: &EmbeddedStore, number: u32) {
+    let held = store.load(at(store, number)).await;
+    let fence = held.expect("readable").expect("held").record.fence();
+    assert!(
+        store
+            .remove(at(store, number), fence)
+            .await
+            .expect("removed")
+    );
+}
+
+/// The images between `old` and `new` that a power cut can leave of the file `name`: a prefix of what was
+/// written, or all but the front, or all but a sector. The file may be new, or longer than before.
+fn torn(old: &[u8], new: &[u8], step: usize) -> Vec<Vec<u8>> {
+    let before = |at: usize| old.get(at).copied().unwrap_or(0);
+    let changed: Vec<usize> = (0..new.len())
+        .filter(|&at| at >= old.len() || new[at] != old[at])
+        .collect();
+    let (Some(&start), Some(&last)) = (changed.first(), changed.last()) else {
+        return vec![new.to_vec()];
+    };
+    let with = |kept: &dyn Fn(usize) -> bool, len: usize| -> Vec<u8> {
+        (0..len)
+            .map(|at| if kept(at) { new[at] } else { before(at) })
+            .collect()
+    };
+    let mut images = vec![old.to_vec(), new.to_vec()];
+    for at in (start..=last).step_by(step) {
+        images.push(with(&|byte| byte < at, new.len()));
+        images.push(with(&|byte| byte >= at, new.len()));
+        images.push(with(&|_| true, at.max(old.len())));
+    }
+    let sector = |at: usize| -> Range<usize> { at / 512 * 512..at / 512 * 512 + 512 };
+    for at in (start..=last).step_by(512) {
+        images.push(with(&|byte| !sector(at).contains(&byte), new.len()));
+    }
+    images
+}
+
+fn file(folder: &TempDir, name: &str) -> Vec<u8> {
+    fs::read(folder.path().join(name)).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn i08_a_kill_between_any_two_steps_books_each_operation_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    let mut images = Vec::new();
+    for number in 0..12 {
+        let record = claim(&store, number).await;
+        images.push((killed_copy(folder.path()), number));
+        complete(&store, &record, number, b"hello").await;
+        images.push((killed_copy(folder.path()), number + 1));
+        if number % 3 == 2 {
+            book(&store).await;
+            images.push((killed_copy(folder.path()), number + 1));
+        }
+        if number % 5 == 4 {
+            store.sweep().await.expect("swept");
+            images.push((killed_copy(folder.path()), number + 1));
+        }
+    }
+    claim(&store, 12).await;
+    store.close().await.expect("it closes");
+    images.push((killed_copy(folder.path()), 12));
+    for (image, completed) in images {
+        assert_eq!(assert_booked_once(&image, 13).await, completed as usize);
+    }
+}
+
+#[tokio::test]
+async fn i08_a_torn_commit_completes_with_its_entry_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    for number in 0..3 {
+        finish(&store, number, b"hello").await;
+    }
+    book(&store).await;
+    let record = claim(&store, 3).await;
+    let before = killed_copy(folder.path());
+    complete(&store, &record, 3, &noise(700)).await;
+    let log = "seg-00000001.log";
+    let (old, new) = (file(&before, log), file(&killed_copy(folder.path()), log));
+    let mut counts = BTreeSet::new();
+    for bytes in torn(&old, &new, 61) {
+        let image = killed_copy(before.path());
+        fs::write(image.path().join(log), bytes).expect("written");
+        counts.insert(assert_booked_once(&image, 4).await);
+    }
+    assert_eq!(counts, [3, 4].into());
+}
+
+#[tokio::test]
+async fn i08_a_torn_block_of_the_books_is_booked_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    // The first block, with its file, and one behind it.
+    for round in 0..2 {
+        for number in round * 20..round * 20 + 20 {
+            finish(&store, number, b"hello").await;
+        }
+        let before = killed_copy(folder.path());
+        book(&store).await;
+        let name = "book-00000001.dat";
+        let (old, new) = (file(&before, name), file(&killed_copy(folder.path()), name));
+        assert!(new.len() > old.len());
+        for bytes in torn(&old, &new, 97) {
+            let image = killed_copy(before.path());
+            fs::write(image.path().join(name), bytes).expect("written");
+            let count = assert_booked_once(&image, 40).await;
+            assert_eq!(count, round as usize * 20 + 20);
+        }
+    }
+}
+
+#[tokio::test]
+async fn i08_a_torn_or_old_snapshot_changes_no_sum() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    let mut snapshots = vec![Vec::new()];
+    let mut store = Some(store);
+    for round in 0..3 {
+        let open_now = match store.take() {
+            Some(store) => store,
+            None => open(folder.path()).expect("it opens"),
+        };
+        for number in round * 10..round * 10 + 10 {
+            finish(&open_now, number, b"hello").await;
+        }
+        let posting = Posting {
+            at: open_now.now(),
+            account: Default::default(),
+            sums: [(Count::Replayed, 1)].into_iter().collect(),
+        };
+        open_now.post(vec![posting]).await.expect("posted");
+        open_now.close().await.expect("it closes");
+        snapshots.push(file(&folder, "sums"));
+    }
+    for at in 0..snapshots.len() {
+        let whole = &snapshots[at];
+        for new in torn(&[], whole, 23) {
+            let image = killed_copy(folder.path());
+            let name = image.path().join("sums");
+            // Beside its name it may be torn; under its name it is whole, or an older one.
+            fs::write(image.path().join("sums.new"), &new).expect("written");
+            match at {
+                0 => fs::remove_file(name).expect("there is one"),
+                _ => fs::write(name, &snapshots[at]).expect("written"),
+            }
+            assert_eq!(assert_booked_once(&image, 30).await, 30);
+            let store = open(image.path()).expect("it opens");
+            assert_eq!(total(&store).await.get(Count::Replayed), 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn i08_what_is_moved_to_give_space_back_is_not_booked_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = || Options {
+        segment_bytes: 1 << 20,
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), options()).expect("new");
+    let mut ids = BTreeSet::new();
+    for number in 0..60 {
+        ids.insert(finish(&store, number, &noise(60_000)).await);
+    }
+    clock.advance(WINDOW / 2);
+    for number in 60..300 {
+        ids.insert(finish(&store, number, &noise(60_000)).await);
+        if number % 8 != 0 {
+            remove(&store, number).await;
+        }
+    }
+    clock.advance(WINDOW / 2);
+    let before = log_bytes(&folder);
+    for _ in 0..20 {
+        store.sweep().await.expect("swept");
+    }
+    assert!(log_bytes(&folder) < before / 2, "nothing was moved");
+    let image = killed_copy(folder.path());
+    let store = EmbeddedStore::open(image.path(), options()).expect("it opens");
+    book(&store).await;
+    assert_eq!(entered(&store).await, ids);
+}
+
+fn log_bytes(folder: &TempDir) -> u64 {
+    let segments = fs::read_dir(folder.path()).expect("the folder");
+    segments
+        .map(|entry| entry.expect("an entry"))
+        .filter(|entry| entry.file_name().to_string_lossy().ends_with(".log"))
+        .map(|entry| entry.metadata().expect("a file").len())
+        .sum()
+}
+
+#[tokio::test]
+async fn i12_while_the_books_cannot_be_written_the_log_keeps_what_is_to_be_booked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = || Options {
+        segment_bytes: 1 << 20,
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), options()).expect("new");
+    let in_the_way = folder.path().join("book-00000001.dat");
+    fs::create_dir(&in_the_way).expect("a folder");
+    let mut ids = BTreeSet::new();
+    for number in 0..100 {
+        ids.insert(finish(&store, number, &noise(60_000)).await);
+    }
+    assert!(matches!(
+        store.book().await,
+        Err(StoreError::Unavailable(_))
+    ));
+    clock.advance(WINDOW);
+    assert_eq!(store.sweep().await.expect("swept").records, 100);
+    assert!(store.status().poisoned.is_none());
+    // A kill now, and the books can be written again.
+    let image = killed_copy(folder.path());
+    let again = EmbeddedStore::open(image.path(), options()).expect("it opens");
+    book(&again).await;
+    assert_eq!(entered(&again).await, ids);
+
+    fs::remove_dir(&in_the_way).expect("removed");
+    let before = log_bytes(&folder);
+    store.sweep().await.expect("swept");
+    assert_eq!(entered(&store).await, ids);
+    assert!(log_bytes(&folder) < before / 2, "what is booked is dropped");
+}
+
+#[tokio::test]
+async fn i13_rot_in_the_books_makes_no_key_unreadable() {
+    let (folder, store) = in_use().await;
+    store.close().await.expect("it closes");
+    for name in ["book-00000001.dat", "sums"] {
+        let whole = file(&folder, name);
+        for at in 0..whole.len() {
+            let image = killed_copy(folder.path());
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x04;
+            fs::write(image.path().join(name), bytes).expect("written");
+            let Ok(store) = open(image.path()) else {
+                panic!("it does not open after byte {at} of {name}");
+            };
+            for number in 1..3 {
+                assert_eq!(state(&store, number).await, Some(StateName::Completed));
+            }
+            book(&store).await;
+            assert_eq!(total(&store).await.get(Count::Operations), 2);
+            let feed = store.feed(None, usize::MAX).await.expect("a feed");
+            let is_whole = feed.len() == 2 || name != "sums";
+            assert!(is_whole && feed.len() <= 2, "byte {at} of {name}");
+        }
     }
 }

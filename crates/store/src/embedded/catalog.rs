@@ -12,18 +12,14 @@
 //!
 //! A catalog can always be made again from its segment; a damaged one is.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_core::{Address, OperationId, StateName};
 
 use super::{
     index::Place,
-    segment::{catalog_path, create_file, sync_dir},
+    segment::{catalog_name, replace},
 };
 use crate::codec::{put_varint, take_varint};
 
@@ -88,18 +84,15 @@ impl Catalog {
     /// Writes the catalog of segment `segment`, durable when it returns. Of several records under
     /// one address only the last is kept.
     pub fn write(&self, dir: &Path, segment: u32) -> io::Result<()> {
-        let path = catalog_path(dir, segment);
-        let temporary = path.with_extension("idx.new");
-        let mut file = create_file(&temporary)?;
-        file.write_all(&self.encode(segment))?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        sync_dir(dir)
+        replace(dir, &catalog_name(segment), &self.encode(segment))
     }
 
     /// Reads the catalog of segment `segment`; `None` where there is none, or a damaged one.
     pub fn read(dir: &Path, segment: u32) -> Option<Self> {
-        Self::decode(segment, fs::read(catalog_path(dir, segment)).ok()?.into())
+        Self::decode(
+            segment,
+            fs::read(dir.join(catalog_name(segment))).ok()?.into(),
+        )
     }
 
     fn encode(&self, segment: u32) -> BytesMut {

@@ -29,8 +29,8 @@ const BATCH_TRAILER: usize = 16;
 const SEGMENT_MAGIC: &[u8; 8] = b"1ONCELOG";
 const BATCH_MAGIC: u32 = 0x0B47_C401;
 
-/// The format of segments and entries that this program writes.
-pub const FORMAT: u32 = 1;
+/// The format of segments and entries that this program writes. The first had no [`FLAG_MOVED`].
+pub const FORMAT: u32 = 2;
 
 /// What an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,10 @@ pub const FLAG_SEALED: u8 = 1;
 pub const FLAG_UNREADABLE: u8 = 2;
 /// Set on entries whose body is packed (before it is sealed): `[length varint][LZ4 block]`.
 pub const FLAG_PACKED: u8 = 4;
+
+/// Set on records that were written again to give space back: what completed with them is in the books
+/// already. Not authenticated, since it is added to what was sealed before.
+pub const FLAG_MOVED: u8 = 8;
 
 fn crc(segment: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(segment);
@@ -370,9 +374,12 @@ mod tests {
             read_segment_header(5, &header),
             SegmentHeader::Ours { first_seq: 1 }
         );
-        header[11] = 2;
+        header[11] = FORMAT as u8 + 1;
         let crc = super::crc(5, &header[..24]).to_be_bytes();
         header[24..28].copy_from_slice(&crc);
-        assert_eq!(read_segment_header(5, &header), SegmentHeader::Newer(2));
+        assert_eq!(
+            read_segment_header(5, &header),
+            SegmentHeader::Newer(FORMAT + 1)
+        );
     }
 }

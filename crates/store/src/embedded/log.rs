@@ -23,11 +23,12 @@ use std::{
 };
 
 use bytes::BytesMut;
-use onlyonce_core::Address;
+use onlyonce_core::{Address, Entry};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::Notify;
 
 use super::{
+    books::Ledger,
     catalog::{Catalog, Item, What},
     gate::Gate,
     index::{Place, position},
@@ -90,6 +91,7 @@ struct Shared {
     largest_segment: u32,
     max_bytes: u64,
     latest: AtomicU64,
+    ledger: Arc<Ledger>,
 }
 
 struct Pending {
@@ -123,6 +125,8 @@ struct Batch {
     /// The addresses of the records among them.
     records: Vec<Address>,
     items: Vec<Item>,
+    /// What comes into the books with them.
+    kept: Vec<Entry>,
     since: Option<Instant>,
     /// The first batch of a segment ends the one before it.
     ends: Option<(Arc<Segment>, u64)>,
@@ -144,6 +148,8 @@ pub struct NewEntry<'a> {
     pub urgent: bool,
     /// The latest time that it speaks of.
     pub time: u64,
+    /// What comes into the books with it.
+    pub entry: Option<Entry>,
 }
 
 impl Log {
@@ -154,6 +160,7 @@ impl Log {
         last_seq: u64,
         largest_segment: u32,
         max_bytes: u64,
+        ledger: Arc<Ledger>,
     ) -> io::Result<Self> {
         let number = segments.keys().next_back().map_or(1, |last| last + 1);
         let first = Arc::new(Segment::create(dir, number, SMALLEST_SEGMENT)?);
@@ -181,6 +188,7 @@ impl Log {
             largest_segment,
             max_bytes,
             latest: AtomicU64::new(0),
+            ledger,
         });
         shared.segments.write().insert(number, first);
         shared.ask_for_next(number + 1);
@@ -242,6 +250,13 @@ impl Log {
         self.shared.segments.read().values().cloned().collect()
     }
 
+    /// The last batch in the segments that are full.
+    pub fn sealed_up_to(&self) -> u64 {
+        let segments = self.shared.segments.read();
+        let mut finished = segments.values().rev().map(|segment| segment.finished());
+        finished.find_map(|last_seq| last_seq).unwrap_or(0)
+    }
+
     /// Forgets and removes a segment; its name is gone for good when this returns.
     pub fn drop_segment(&self, segment: &Segment) -> io::Result<()> {
         self.shared.segments.write().remove(&segment.number);
@@ -262,10 +277,10 @@ impl Log {
         &self.shared.commits
     }
 
-    /// Commits what there is, writes the last catalog and stops. Blocks.
-    pub fn close(&self) {
+    /// Commits what there is, writes the last catalog and stops; says whether all was committed. Blocks.
+    pub fn close(&self) -> bool {
         let Some(threads) = self.threads.lock().take() else {
-            return;
+            return false;
         };
         {
             let mut pending = self.shared.pending.lock();
@@ -283,6 +298,7 @@ impl Log {
         self.shared.send(Chore::Stop);
         // The keeper does not panic; if it did, the next start reads the segments instead.
         drop(threads.keeper.join());
+        all_committed
     }
 }
 
@@ -329,6 +345,7 @@ impl Shared {
             place,
             what: entry.what,
         });
+        batch.kept.extend(entry.entry);
         let is_first = batch.since.is_none();
         batch.since.get_or_insert_with(Instant::now);
         let is_urgent = entry.urgent || batch.bytes.len() >= LARGE_BATCH;
@@ -413,6 +430,7 @@ impl Shared {
             let end = batch.offset + batch.bytes.len() as u32;
             batch.segment.used.store(end, Ordering::Release);
             batch.segment.items.lock().append(&mut batch.items);
+            self.ledger.keep(batch.seq, std::mem::take(&mut batch.kept));
             self.gate.open(position(batch.segment.number, end));
             if let Some((segment, last_seq)) = batch.ends.take() {
                 self.send(Chore::Seal(segment, last_seq));
@@ -547,7 +565,7 @@ impl Shared {
             .write(&self.dir, segment.number)
             .and_then(|()| segment.trim());
         match sealed {
-            Ok(()) => segment.sealed.store(true, Ordering::Release),
+            Ok(()) => segment.finish(last_seq),
             // Not needed: the next start reads the segment itself.
             Err(error) => tracing::warn!(segment = segment.number, %error, "no catalog written"),
         }
@@ -568,6 +586,7 @@ impl Pending {
             bytes,
             records: Vec::with_capacity(before.records.len()),
             items: Vec::with_capacity(before.items.len()),
+            kept: Vec::with_capacity(before.kept.len()),
             since: None,
             ends: None,
         };
@@ -603,6 +622,7 @@ fn first_batch(segment: Arc<Segment>, seq: u64, ends: Option<(Arc<Segment>, u64)
         bytes,
         records: Vec::new(),
         items: Vec::new(),
+        kept: Vec::new(),
         since: None,
         ends,
     }

@@ -43,7 +43,7 @@ use std::{
 use parking_lot::Mutex;
 
 pub use self::open::{OpenError, make};
-use self::{census::Census, index::Index, log::Log, store::Hot};
+use self::{books::Ledger, census::Census, index::Index, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
 use crate::{
     Mark,
@@ -93,6 +93,7 @@ pub struct EmbeddedStore {
 
 struct Inner {
     log: Log,
+    ledger: Arc<Ledger>,
     index: Index,
     hot: Hot,
     secret: [u8; 32],
@@ -122,6 +123,7 @@ impl EmbeddedStore {
         let clock = options
             .clock
             .unwrap_or_else(|| Arc::new(SystemClock::not_before(opened.latest)));
+        let ledger = Arc::new(opened.ledger);
         let segment_bytes = options.segment_bytes.max(log::SMALLEST_SEGMENT);
         let log = Log::start(
             dir,
@@ -129,6 +131,7 @@ impl EmbeddedStore {
             opened.last_seq,
             segment_bytes,
             options.max_bytes,
+            ledger.clone(),
         )
         .map_err(|error| OpenError::Io {
             path: dir.to_owned(),
@@ -137,6 +140,7 @@ impl EmbeddedStore {
         let census = Census::of(&opened.index, options.max_tenant_records);
         let inner = Inner {
             log,
+            ledger,
             index: opened.index,
             hot: store::hot(options.cache_bytes),
             secret: opened.secret,

@@ -7,11 +7,13 @@
 //! seg-00000001.log  the log; see `layout`
 //! seg-00000001.idx  what it holds; see `catalog`
 //! ```
+//!
+//! Beside it stand the books; see `books`.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,11 +24,12 @@ use onlyonce_core::{Address, OperationId, StateName, Timestamp};
 
 use super::{
     Options,
+    books::Ledger,
     catalog::{Catalog, Item, What},
     index::{Beside, Index, Slot, SlotState},
     layout::{self, SEGMENT_HEADER, SegmentHeader},
     recover::Reading,
-    segment::{Segment, create_file, numbers, sync_dir},
+    segment::{self, Segment, numbers, sync_dir},
 };
 use crate::{
     Mark,
@@ -108,6 +111,7 @@ pub struct Opened {
     pub latest: Timestamp,
     /// The completed records whose recordings are not all there.
     pub broken: Vec<Address>,
+    pub ledger: Ledger,
 }
 
 /// Opens `dir`, making it where it is not there.
@@ -121,6 +125,7 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
     let sealer = options.encryption.as_ref().map(Sealer::new).transpose()?;
     let numbers = numbers(dir).map_err(at)?;
     let secret = secret(dir, sealer.as_ref(), numbers.is_empty())?;
+    let ledger = Ledger::open(dir, sealer.as_ref())?;
 
     let mut opened = Opened {
         lock,
@@ -132,8 +137,10 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
         last_seq: 0,
         latest: Timestamp::default(),
         broken: Vec::new(),
+        ledger,
     };
     opened.read_segments(dir, &numbers)?;
+    opened.ledger.begin(opened.last_seq);
     Ok(opened)
 }
 
@@ -205,9 +212,6 @@ impl Opened {
             self.read_segment(dir, segment, *first_seq, next_seq, &mut applied)?;
         }
         for (segment, _) in found {
-            segment
-                .sealed
-                .store(true, std::sync::atomic::Ordering::Release);
             self.segments.insert(segment.number, Arc::new(segment));
         }
         for mut shard in self.index.shards() {
@@ -248,8 +252,26 @@ impl Opened {
             path: dir.to_owned(),
             error,
         };
+        let reading = Reading {
+            secret: &self.secret,
+            sealer: self.sealer.as_ref(),
+            settled: self.ledger.settled(),
+        };
         let catalog = match Catalog::read(dir, number) {
-            Some(catalog) => catalog,
+            Some(catalog) => {
+                if catalog.last_seq > reading.settled {
+                    let bytes = Bytes::from(read_all(segment).map_err(at)?);
+                    let first_seq = first_seq.unwrap_or(self.last_seq + 1);
+                    let next_seq = Some(catalog.last_seq + 1);
+                    match reading.scan(number, &bytes, first_seq, next_seq) {
+                        Ok(scanned) => self.ledger.keep_all(scanned.kept),
+                        Err(error) => {
+                            tracing::error!(%error, "entries were lost for the books");
+                        }
+                    }
+                }
+                catalog
+            }
             None => {
                 let bytes = Bytes::from(read_all(segment).map_err(at)?);
                 let expected = self.last_seq + 1;
@@ -262,10 +284,6 @@ impl Opened {
                     })
                     .unwrap_or(1);
                 let next_seq = next_seq.filter(|&next| next != u64::MAX);
-                let reading = Reading {
-                    secret: &self.secret,
-                    sealer: self.sealer.as_ref(),
-                };
                 let scanned = reading.scan(number, &bytes, first_seq, next_seq)?;
                 if scanned.damaged {
                     tracing::error!(segment = number, "the log is damaged; its keys are unknown");
@@ -277,6 +295,7 @@ impl Opened {
                 // segment could no more be told from damage.
                 scanned.catalog.write(dir, number).map_err(at)?;
                 segment.trim().map_err(at)?;
+                self.ledger.keep_all(scanned.kept);
                 scanned.catalog
             }
         };
@@ -288,6 +307,7 @@ impl Opened {
                 offset: segment.len() as u32,
             });
         }
+        segment.finish(catalog.last_seq);
         self.last_seq = catalog.last_seq;
         self.latest = self.latest.max(Timestamp::from_millis(catalog.latest));
         for item in catalog.items {
@@ -484,16 +504,10 @@ fn write_meta(dir: &Path, secret: &[u8; 32], sealer: Option<&Sealer>) -> Result<
 
 /// Puts `bytes` in the place of the file `name`, durably and as a whole.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), OpenError> {
-    let path = dir.join(name);
-    let temporary = path.with_extension("new");
-    (|| {
-        let mut file = create_file(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        sync_dir(dir)
-    })()
-    .map_err(|error| OpenError::Io { path, error })
+    segment::replace(dir, name, bytes).map_err(|error| OpenError::Io {
+        path: dir.join(name),
+        error,
+    })
 }
 
 /// Marks the folder durably.

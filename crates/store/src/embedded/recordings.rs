@@ -149,6 +149,7 @@ impl Inner {
             },
             urgent: false,
             time: 0,
+            entry: None,
         });
         let place = match taken {
             Ok(place) => place,
@@ -199,6 +200,7 @@ impl Inner {
             what: What::Record(item),
             urgent: true,
             time: 0,
+            entry: None,
         })?;
         tracing::error!(
             operation = %slot.id,

@@ -8,10 +8,11 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use onlyonce_core::Address;
+use onlyonce_core::{Address, Entry};
 
 use super::{
-    OpenError, body,
+    OpenError,
+    body::{self, Described},
     catalog::{Catalog, Item, What},
     index::Place,
     layout::{self, BATCH_HEADER, FLAG_UNREADABLE, SEGMENT_HEADER},
@@ -22,6 +23,8 @@ use crate::seal::Sealer;
 pub struct Reading<'a> {
     pub secret: &'a [u8; 32],
     pub sealer: Option<&'a Sealer>,
+    /// Up to which batch there is nothing left for the books.
+    pub settled: u64,
 }
 
 /// A segment as it was read.
@@ -32,6 +35,8 @@ pub struct Scanned {
     pub used: u32,
     /// Whether something in it was damaged, other than by tearing its end.
     pub damaged: bool,
+    /// What is to come into the books, by batch.
+    pub kept: Vec<(u64, Vec<Entry>)>,
 }
 
 impl Reading<'_> {
@@ -66,6 +71,9 @@ impl Reading<'_> {
             };
             scanned.damaged |= batch.is_damaged && (extent.is_followed || next_seq.is_some());
             scanned.catalog.items.extend(batch.items);
+            if !batch.kept.is_empty() {
+                scanned.kept.push((seq, batch.kept));
+            }
             scanned.catalog.last_seq = seq;
             scanned.used = batch.end as u32;
             at = extent.end;
@@ -99,6 +107,7 @@ impl Reading<'_> {
 
         let mut batch = Batch {
             items: Vec::new(),
+            kept: Vec::new(),
             is_damaged: false,
             end: extent.end,
         };
@@ -125,7 +134,14 @@ impl Reading<'_> {
             };
             let body_at = at + layout::ENTRY_HEADER;
             let whole = entry.body.map(|_| bytes.slice(body_at..at + entry.len));
-            let (what, time) = self.describe(&entry.head, whole);
+            let Described {
+                what,
+                latest: time,
+                entry: completed,
+            } = self.describe(&entry.head, whole);
+            if seq > self.settled {
+                batch.kept.extend(completed);
+            }
             batch.is_damaged |= entry.body.is_none();
             *latest = (*latest).max(time);
             batch.items.push(Item {
@@ -167,25 +183,31 @@ impl Reading<'_> {
         Some(batch)
     }
 
-    fn describe(&self, head: &layout::EntryHead, body: Option<Bytes>) -> (What, u64) {
+    fn describe(&self, head: &layout::EntryHead, body: Option<Bytes>) -> Described {
         let unreadable = match head.kind {
             // Whose chunk or attempt it was is unknown, and then it is missing when it is wanted.
             layout::Kind::Chunk | layout::Kind::Attempt | layout::Kind::Removal => What::Lost,
             layout::Kind::Record => What::Unreadable,
         };
+        let only = |what| Described {
+            what,
+            latest: 0,
+            entry: None,
+        };
         if head.flags & FLAG_UNREADABLE != 0 {
-            return (What::Unreadable, 0);
+            return only(What::Unreadable);
         }
         body.and_then(|body| {
             let body = body::open(self.sealer, head, body).ok()?;
-            body::describe(head.kind, body, self.secret).ok()
+            body::describe(head, body, self.secret).ok()
         })
-        .unwrap_or((unreadable, 0))
+        .unwrap_or(only(unreadable))
     }
 }
 
 struct Batch {
     items: Vec<Item>,
+    kept: Vec<Entry>,
     is_damaged: bool,
     end: usize,
 }

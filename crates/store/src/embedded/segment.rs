@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -26,6 +26,8 @@ pub struct Segment {
     pub live: AtomicU64,
     /// Whether nothing more will be written to it and its catalog is durable.
     pub sealed: AtomicBool,
+    /// Its last batch, once it is sealed.
+    pub last_seq: AtomicU64,
     /// What it holds, collected for its catalog until it is sealed.
     pub items: Mutex<Vec<Item>>,
     dir: PathBuf,
@@ -78,6 +80,7 @@ impl Segment {
             used: AtomicU32::new(used),
             live: AtomicU64::new(0),
             sealed: AtomicBool::new(false),
+            last_seq: AtomicU64::new(0),
             items: Mutex::default(),
             dir: dir.to_owned(),
         }
@@ -115,7 +118,19 @@ impl Segment {
     /// Removes the file and its catalog.
     pub fn remove(&self) -> io::Result<()> {
         remove_if_there(&log_path(&self.dir, self.number))?;
-        remove_if_there(&catalog_path(&self.dir, self.number))
+        remove_if_there(&self.dir.join(catalog_name(self.number)))
+    }
+
+    /// Notes that nothing more comes: its last batch is `last_seq`.
+    pub fn finish(&self, last_seq: u64) {
+        self.last_seq.store(last_seq, Ordering::Relaxed);
+        self.sealed.store(true, Ordering::Release);
+    }
+
+    /// Its last batch, where nothing more comes.
+    pub fn finished(&self) -> Option<u64> {
+        let is_sealed = self.sealed.load(Ordering::Acquire);
+        is_sealed.then(|| self.last_seq.load(Ordering::Relaxed))
     }
 
     /// Bytes that its entries take on disk.
@@ -143,11 +158,22 @@ pub fn create_file(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Puts `bytes` in the place of the file `name` of `dir`, durably and as a whole.
+pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!("{name}.new"));
+    let mut file = create_file(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, &path)?;
+    sync_dir(dir)
 }
 
 /// Makes the names in `dir` durable.
@@ -159,18 +185,23 @@ pub fn log_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("seg-{number:08}.log"))
 }
 
-pub fn catalog_path(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("seg-{number:08}.idx"))
+pub fn catalog_name(number: u32) -> String {
+    format!("seg-{number:08}.idx")
 }
 
 /// The numbers of the segments in `dir`, in order.
 pub fn numbers(dir: &Path) -> io::Result<Vec<u32>> {
+    numbered(dir, "seg-", ".log")
+}
+
+/// The numbers of the files in `dir` whose names are a number between these, in order.
+pub fn numbered(dir: &Path, before: &str, after: &str) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
         let number: Option<u32> = name
             .to_str()
-            .and_then(|name| name.strip_prefix("seg-")?.strip_suffix(".log"))
+            .and_then(|name| name.strip_prefix(before)?.strip_suffix(after))
             .and_then(|number| number.parse().ok());
         numbers.extend(number);
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
+    Address, Attempt, Entry, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
     transition,
 };
 use quick_cache::{Weighter, sync::Cache};
@@ -214,9 +214,14 @@ impl Store for EmbeddedStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || inner.log.close())
+        let closing = move || match inner.log.close() {
+            true => inner.ledger.close(inner.sealer.as_ref()),
+            // What is on the disk is read back at the next start, and booked then.
+            false => Ok(()),
+        };
+        tokio::task::spawn_blocking(closing)
             .await
-            .map_err(|error| StoreError::Unavailable(error.to_string()))
+            .unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
     }
 }
 
@@ -428,6 +433,11 @@ impl Inner {
         {
             return Err(refusal);
         }
+        if write.record.is_new_claim() && self.ledger.is_behind() {
+            return Err(StoreError::Full(
+                "too much waits to be brought into the books, which cannot be written".into(),
+            ));
+        }
         if let State::Completed(completed) = &write.record.state {
             let beside = completed.chunks.saturating_sub(1);
             if held.is_none_or(|slot| !slot.has_chunks(beside)) {
@@ -460,7 +470,7 @@ impl Inner {
         let body = RecordBody {
             attempts,
             executing,
-            record: write.record.clone(),
+            record: &write.record,
             last_chunk: write.last_chunk.clone().unwrap_or_default(),
         };
         let item = body.item(&self.secret);
@@ -472,6 +482,7 @@ impl Inner {
             what: What::Record(item),
             urgent: true,
             time: now.as_millis(),
+            entry: Entry::of(&write.record),
         });
         let place = match taken {
             Ok(place) => place,
@@ -553,6 +564,7 @@ impl Inner {
             what: What::Removal,
             urgent: true,
             time: 0,
+            entry: None,
         });
         let place = match taken {
             Ok(place) => place,

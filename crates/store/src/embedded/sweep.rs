@@ -14,11 +14,11 @@ use super::{
     EmbeddedStore, Inner,
     catalog::{RecordItem, What},
     index::{Place, Slot, SlotState},
-    layout::{self, EntryHead, FLAG_UNREADABLE, Kind},
+    layout::{self, EntryHead, FLAG_MOVED, FLAG_UNREADABLE, Kind},
     log::{NewEntry, NotTaken},
     segment::Segment,
 };
-use crate::{StoreError, Swept};
+use crate::{Books, StoreError, Swept};
 
 /// How many segments one sweep moves at most, so that it stays a small load.
 const MOST_MOVED: usize = 4;
@@ -26,6 +26,8 @@ const MOST_MOVED: usize = 4;
 impl EmbeddedStore {
     pub(super) async fn sweep_all(&self) -> Result<Swept, StoreError> {
         let mut swept = self.blocking(|inner| Ok(inner.expire())).await?;
+        // What is not booked keeps its segment.
+        while matches!(self.book().await, Ok(booked) if booked.more) {}
         swept.bytes += self.blocking(Inner::drop_dead).await?;
         for _ in 0..MOST_MOVED {
             let Some(position) = self.blocking(|inner| Ok(inner.move_oldest())).await? else {
@@ -79,7 +81,7 @@ impl Inner {
     fn drop_dead(&self) -> Result<u64, StoreError> {
         let mut bytes = 0;
         for segment in self.log.segments() {
-            if !is_droppable(&segment) {
+            if !is_droppable(&segment, self.ledger.settled()) {
                 break;
             }
             bytes += segment.len();
@@ -218,6 +220,7 @@ impl Inner {
             what: What::Unreadable,
             urgent: false,
             time: 0,
+            entry: None,
         })?;
         self.release(slot.place);
         slot.place = moved;
@@ -239,11 +242,15 @@ impl Inner {
             .and_then(|entry| Some((entry.head, entry.body?)));
         let moved = match entry {
             Some((head, body)) => Some(self.log.put(NewEntry {
-                head: &head,
+                head: &EntryHead {
+                    flags: head.flags | FLAG_MOVED,
+                    ..head
+                },
                 body,
                 what,
                 urgent: false,
                 time: 0,
+                entry: None,
             })?),
             None => None,
         };
@@ -252,6 +259,10 @@ impl Inner {
     }
 }
 
-fn is_droppable(segment: &Segment) -> bool {
-    segment.sealed.load(Ordering::Acquire) && segment.live.load(Ordering::Relaxed) == 0
+/// Whether nothing in it counts any more, and all of it is in the books.
+fn is_droppable(segment: &Segment, settled: u64) -> bool {
+    segment
+        .finished()
+        .is_some_and(|last_seq| last_seq <= settled)
+        && segment.live.load(Ordering::Relaxed) == 0
 }
