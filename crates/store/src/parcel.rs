@@ -114,7 +114,6 @@ pub(crate) fn open(
 }
 
 /// Whether these are not the bytes that a program wrote which this one knows.
-#[cfg(feature = "postgres")]
 pub(crate) fn is_damaged(label: &Label, parcel: &[u8]) -> bool {
     match parcel.split_first_chunk::<HEAD>() {
         None => true,

@@ -787,8 +787,7 @@ async fn i08_a_torn_or_old_snapshot_changes_no_sum() {
         open_now.close().await.expect("it closes");
         snapshots.push(file(&folder, "sums"));
     }
-    for at in 0..snapshots.len() {
-        let whole = &snapshots[at];
+    for (at, whole) in snapshots.iter().enumerate() {
         for new in torn(&[], whole, 23) {
             let image = killed_copy(folder.path());
             let name = image.path().join("sums");
@@ -796,7 +795,7 @@ async fn i08_a_torn_or_old_snapshot_changes_no_sum() {
             fs::write(image.path().join("sums.new"), &new).expect("written");
             match at {
                 0 => fs::remove_file(name).expect("there is one"),
-                _ => fs::write(name, &snapshots[at]).expect("written"),
+                _ => fs::write(name, whole).expect("written"),
             }
             assert_eq!(assert_booked_once(&image, 30).await, 30);
             let store = open(image.path()).expect("it opens");

@@ -14,12 +14,13 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use onlyonce_core::{
-    Address, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record, RequestLine,
-    Scope, State, StateName, UnknownReason,
+    Address, Count, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record,
+    RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{
-    AttemptNote, RedisStore, Seen, Shown, Store, StoreError, Swap, Write,
+    AttemptNote, Books, RedisStore, Seen, Shown, Store, StoreError, Swap, Write,
+    books::{Advance, Begin, DeadLetter, EntryQuery, Grain, Hold, Of, SumsQuery},
     redis::{OpenError, Options, Refusal},
 };
 use onlyonce_testkit::{
@@ -117,7 +118,9 @@ async fn complete(store: &RedisStore, kept: &Kept, body: Bytes) -> Result<Record
         chunks: 1,
     };
     let (held, fence) = (Some(&kept.record), kept.record.fence());
-    let next = transition::complete(held, fence, response, store.now(), WINDOW).expect("running");
+    let mut next =
+        transition::complete(held, fence, response, store.now(), WINDOW).expect("running");
+    next.metered = Some(Box::default());
     let write = Write {
         record: next.clone(),
         last_chunk: Some(body),
@@ -130,6 +133,19 @@ async fn complete(store: &RedisStore, kept: &Kept, body: Bytes) -> Result<Record
         Swap::Done { .. } => Ok(next),
         Swap::Lost => panic!("{} was overtaken", kept.record.id),
     }
+}
+
+/// The completed operations that the books sum up.
+async fn operations(store: &RedisStore) -> i64 {
+    let query = SumsQuery {
+        grain: Grain::Day,
+        since: Timestamp::from_millis(0),
+        until: store.now().after(Duration::from_secs(2 * 86_400)),
+        of: Of::All,
+    };
+    let cells = store.sums(query).await.expect("sums");
+    let operations = cells.iter().map(|cell| cell.sums.get(Count::Operations));
+    operations.sum()
 }
 
 async fn lose(store: &RedisStore, kept: &Kept) -> Result<Swap, StoreError> {
@@ -381,6 +397,7 @@ mod opening {
             ..onlyonce_store::Query::default()
         };
         assert_eq!(store.list(query).await.expect("a page").records.len(), 1);
+        use_the_books(&store).await;
         store.sweep().await.expect("a sweep");
         assert!(
             store
@@ -388,6 +405,50 @@ mod opening {
                 .await
                 .expect("removed")
         );
+    }
+
+    /// All that can be done with books that hold one entry, which is not booked yet.
+    async fn use_the_books(store: &RedisStore) {
+        assert_eq!(store.book().await.expect("booked").entries, 1);
+        assert_eq!(store.book().await.expect("booked").entries, 0);
+        let feed = store.feed(None, 10).await.expect("a feed");
+        let query = EntryQuery {
+            limit: 10,
+            ..EntryQuery::default()
+        };
+        let page = store.entries(query).await.expect("a page");
+        assert_eq!(page.entries, [feed[0].1.clone()]);
+        store
+            .post(vec![page.entries[0].posting()])
+            .await
+            .expect("posted");
+        assert_eq!(operations(store).await, 2);
+        let hold = Hold {
+            sink: "a".into(),
+            owner: OwnerId::new(1),
+            lease: LEASE,
+            begin: Begin::Start,
+        };
+        assert!(store.hold(hold).await.expect("an answer").is_some());
+        let step = Advance {
+            sink: "a".into(),
+            owner: OwnerId::new(1),
+            from: None,
+            to: feed[0].0,
+            bury: vec![DeadLetter {
+                entry: feed[0].1.clone(),
+                since: store.now(),
+                tries: 1,
+                why: "gone".into(),
+            }],
+        };
+        assert!(store.advance(step.clone()).await.expect("an answer"));
+        assert_eq!(store.dead("a", None, 10).await.expect("a list"), step.bury);
+        let forgotten = store.forget_dead("a", &[feed[0].1.id]).await;
+        assert_eq!(forgotten.expect("forgotten"), 1);
+        let later = store.now().after(Duration::from_secs(2 * 86_400));
+        assert_eq!(store.trim(later).await.expect("trimmed").records, 1);
+        assert_eq!(operations(store).await, 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -772,6 +833,46 @@ mod failing {
         for (key, pair) in won.chunks(2).enumerate() {
             assert_ne!(pair[0], pair[1], "key {key}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn i08_gateways_that_book_at_once_book_each_entry_once() {
+        let server = RedisServer::start(&[]);
+        let gateways = [open(&server.url()).await, open(&server.url()).await];
+        let mut booked = 0;
+        for round in 0..20 {
+            for key in 0..10 {
+                let store = &gateways[key % 2];
+                let kept = claim(store, &format!("k{round}-{key}")).await;
+                let kept = kept.expect("claimed");
+                complete(store, &kept, noise(10)).await.expect("completed");
+            }
+            let books = gateways.iter().map(|store| store.book());
+            for one in join_all(books).await {
+                booked += one.expect("booked").entries;
+            }
+        }
+        booked += gateways[0].book().await.expect("booked").entries;
+        assert_eq!(booked, 200);
+        let feed = gateways[1].feed(None, 1_000).await.expect("a feed");
+        assert_eq!(feed.len(), 200);
+        assert_eq!(operations(&gateways[1]).await, 200);
+    }
+
+    /// As it is when a failover took the inbox back, and the next server's clock is behind.
+    #[tokio::test]
+    async fn an_entry_is_booked_though_its_inbox_is_behind_its_mark() {
+        let server = RedisServer::start(&[]);
+        let store = open(&server.url()).await;
+        let kept = claim(&store, "k").await.expect("claimed");
+        let shard = kept.address.as_bytes()[0].to_string();
+        let ahead = store.now().as_millis() + 3_600_000;
+        let mark = format!("{ahead}-7");
+        server.command(&["HSET", "onlyonce:{460}:folded", &shard, &mark]);
+        assert_eq!(store.book().await.expect("booked").entries, 0);
+        complete(&store, &kept, noise(10)).await.expect("completed");
+        assert_eq!(store.book().await.expect("booked").entries, 1);
+        assert_eq!(store.book().await.expect("booked").entries, 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

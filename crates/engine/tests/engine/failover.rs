@@ -33,12 +33,15 @@ const SEEDS: u64 = 1_500;
 /// They wait side by side.
 const AT_ONCE: usize = 100;
 
+/// At which gateway, and what.
+type Running = (usize, Execution<Cached<MemoryStore>>);
+
 /// Two gateways on one store, what they execute, and a standby of the store that is behind.
 struct Pair {
     random: Random,
     shared: Shared,
     gateways: Vec<World>,
-    running: Arc<Mutex<Vec<(usize, Execution<Cached<MemoryStore>>)>>>,
+    running: Arc<Mutex<Vec<Running>>>,
     owners: u64,
     new_keys: u64,
     standby: Moment,

@@ -51,12 +51,12 @@ use std::{
 
 use parking_lot::RwLock;
 
+use self::{books::Folded, figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
 pub use self::{
     failure::Refusal,
     open::{OpenError, make},
     url::UrlError,
 };
-use self::{figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
 use crate::{
     clock::Clock,
     seal::{EncryptionKeys, Sealer},
@@ -115,8 +115,7 @@ struct Inner {
     max_records: u64,
     max_tenant_records: u64,
     listeners: Arc<Listeners>,
-    /// Inboxes of the books in which something may wait.
-    inboxes: books::Inboxes,
+    folded: Folded,
     /// Where the next look for overdue leases starts.
     first_shard: AtomicU64,
     closed: AtomicBool,

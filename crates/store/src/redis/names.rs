@@ -10,16 +10,14 @@
 //! PREFIX:{TAG}:asked:OWNER       set: the addresses that an owner is asked to show
 //! PREFIX:{TAG}:meta         string, in shard 0 only: the store's secret
 //! PREFIX:{TAG}:mark         string: what the store is marked as; mostly not there
-//! PREFIX:{TAG}:inbox        stream: entries that are not in the books yet
-//!
-//! and in shard 0 only, the books:
-//!
-//! PREFIX:{TAG}:ledger       stream: the entries, in the order in which they were booked
-//! PREFIX:{TAG}:folded       hash: by shard, the last of its inbox that is in the books
-//! PREFIX:{TAG}:sums:GRAIN:PERIOD   hash: the sums of an hour (h) or a day (d)
-//! PREFIX:{TAG}:sums:GRAIN   sorted set: the periods that there are
-//! PREFIX:{TAG}:sink:NAME    hash: who delivers to a sink, until when, and how far it is
-//! PREFIX:{TAG}:dead:NAME    hash: what was given up of it; their ids in dead:NAME:ids, sorted
+//! PREFIX:{TAG}:inbox        stream: entries that came with records, and are not booked yet
+//! PREFIX:{TAG}:folded       hash, in shard 0 like all below: up to where each inbox is booked
+//! PREFIX:{TAG}:ledger       stream: the booked entries
+//! PREFIX:{TAG}:periods:GRAIN         sorted set: the periods that have sums
+//! PREFIX:{TAG}:sums:GRAIN:PERIOD     hash: sums by account and count
+//! PREFIX:{TAG}:sink:NAME             hash: who holds a sink until when, and how far it is
+//! PREFIX:{TAG}:sink:NAME:dead        hash: what was given up, by operation
+//! PREFIX:{TAG}:sink:NAME:dead:ids    sorted set: those operations
 //! ```
 //!
 //! A member is `[id 16][address 16][tag of the tenant u32]`. An operation's shard is the first byte of
@@ -121,33 +119,33 @@ impl Names {
         self.of(shard, "inbox")
     }
 
-    pub fn ledger(&self) -> String {
-        self.of(HOME, "ledger")
-    }
-
     pub fn folded(&self) -> String {
         self.of(HOME, "folded")
     }
 
+    pub fn ledger(&self) -> String {
+        self.of(HOME, "ledger")
+    }
+
     pub fn periods(&self, grain: Grain) -> String {
-        self.of(HOME, &format!("sums:{}", letter(grain)))
+        self.of(HOME, &format!("periods:{}", name_of(grain)))
     }
 
     pub fn sums(&self, grain: Grain, period: Timestamp) -> String {
-        let period = period.as_millis();
-        self.of(HOME, &format!("sums:{}:{period}", letter(grain)))
+        let name = format!("sums:{}:{}", name_of(grain), period.as_millis());
+        self.of(HOME, &name)
     }
 
-    pub fn sink(&self, name: &str) -> String {
-        self.of(HOME, &format!("sink:{name}"))
+    pub fn sink(&self, sink: &str) -> String {
+        self.of(HOME, &format!("sink:{sink}"))
     }
 
-    /// The dead letters of a sink, and their ids.
-    pub fn dead(&self, name: &str) -> [String; 2] {
-        [
-            self.of(HOME, &format!("dead:{name}")),
-            self.of(HOME, &format!("dead:{name}:ids")),
-        ]
+    pub fn dead(&self, sink: &str) -> String {
+        self.sink(sink) + ":dead"
+    }
+
+    pub fn dead_ids(&self, sink: &str) -> String {
+        self.sink(sink) + ":dead:ids"
     }
 
     fn of(&self, shard: Shard, name: &str) -> String {
@@ -156,11 +154,10 @@ impl Names {
     }
 }
 
-/// How a grain is written in names.
-pub const fn letter(grain: Grain) -> &'static str {
+fn name_of(grain: Grain) -> &'static str {
     match grain {
-        Grain::Hour => "h",
-        Grain::Day => "d",
+        Grain::Hour => "hour",
+        Grain::Day => "day",
     }
 }
 
@@ -259,6 +256,12 @@ mod tests {
         // Another name for the same thing would be another, empty store.
         let names = Names::new("onlyonce");
         assert_eq!(names.meta(), "onlyonce:{460}:meta");
+        assert_eq!(names.ledger(), "onlyonce:{460}:ledger");
+        let day = Timestamp::from_millis(86_400_000);
+        assert_eq!(
+            names.sums(Grain::Day, day),
+            "onlyonce:{460}:sums:day:86400000"
+        );
         let address = Address::from_bytes([0xab; 16]);
         assert_eq!(
             names.record(address),

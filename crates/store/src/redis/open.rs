@@ -16,7 +16,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::RwLock;
 
 use super::{
-    Inner, Options, RedisStore, check,
+    Inner, Options, RedisStore,
+    books::Folded,
+    check,
     failure::{Failure, Refusal},
     figures::{self, Figures},
     names::HOME,
@@ -100,7 +102,7 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
         max_records: options.max_records,
         max_tenant_records: options.max_tenant_records,
         listeners: Arc::default(),
-        inboxes: super::books::Inboxes::new(),
+        folded: Folded::default(),
         first_shard: AtomicU64::new(0),
         closed: AtomicBool::new(false),
     };

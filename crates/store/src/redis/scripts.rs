@@ -73,11 +73,13 @@ pub static SHOWN: LazyLock<Script> =
     LazyLock::new(|| Script::new(READING, include_str!("scripts/shown.lua")));
 pub static ASK: LazyLock<Script> =
     LazyLock::new(|| Script::new(STRICT, include_str!("scripts/ask.lua")));
-pub static FOLD: LazyLock<Script> =
-    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/fold.lua")));
-pub static HOLD: LazyLock<Script> =
-    LazyLock::new(|| Script::new(FREEING, include_str!("scripts/hold.lua")));
-pub static ADVANCE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/advance.lua")));
 pub static SWEEP: LazyLock<Script> =
     LazyLock::new(|| Script::new(FREEING, include_str!("scripts/sweep.lua")));
+pub static BOOK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/book.lua")));
+pub static HOLD: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/hold.lua")));
+pub static ADVANCE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(STRICT, include_str!("scripts/advance.lua")));
+pub static FORGET: LazyLock<Script> =
+    LazyLock::new(|| Script::new(FREEING, include_str!("scripts/forget.lua")));

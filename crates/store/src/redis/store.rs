@@ -7,8 +7,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_core::{
-    Address, Attempt, Entry, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State,
-    StateName, Timestamp,
+    Address, Attempt, Epoch, Fence, OperationId, OwnerId, Record, RecordingId, State, StateName,
+    Timestamp,
     transition::{self, Standing},
 };
 use redis::{Cmd, Value};
@@ -301,14 +301,7 @@ impl Inner {
         } else {
             request.command.arg("");
         }
-        if record.state.name() == StateName::Completed {
-            // Before it is sent: it may be there though no answer comes.
-            self.inboxes.touch(shard_of(address));
-        }
         let answer = self.call(&request).await.map_err(Failure::of_write)?;
-        if record.state.name() == StateName::Completed {
-            self.inboxes.touch(shard_of(address));
-        }
         match self.echoed(answer, &[&token])? {
             [Value::Int(code @ (1 | 2)), Value::Int(attempts)] => {
                 self.figures.wrote(size, started);
@@ -369,10 +362,6 @@ impl Inner {
             Some(note) => self.close_note(address, record.id, note.clone())?,
             None => Bytes::new(),
         };
-        let entry = match Entry::of(record) {
-            Some(entry) => self.close_entry(&entry)?,
-            None => Bytes::new(),
-        };
         let expected_fence = expected.map(head::fence);
         let expected_fence = expected_fence.as_ref().map_or(&[][..], |fence| fence);
         // Where the record does not follow the one expected, no state is one that it may come from.
@@ -391,8 +380,9 @@ impl Inner {
         command.arg(&*body).arg(&*last_chunk).arg(&*note);
         command.arg(new.until).arg(new.chunks);
         command.arg(&new.member(address).encode());
-        command.arg(KEPT_BEYOND_MILLIS).arg(&*entry);
-        command.arg(self.given_now());
+        command.arg(KEPT_BEYOND_MILLIS).arg(self.given_now());
+        command.arg(&*self.close_entry(record)?);
+        command.arg(self.folded.floor(shard));
         Ok(command)
     }
 

@@ -1,13 +1,11 @@
--- Notes how far a sink was delivered to, and what was given up.
+-- Notes how far a sink was delivered to, and what was given up on the way.
 --
--- KEYS  sink, its dead letters, their ids
--- ARGV  owner, position expected or '', position now, time or '', then for each dead letter its
---       operation and its parcel
--- Gives 1, or 0 where somebody else has the sink, or it is elsewhere.
+-- KEYS  sink, dead letters, their ids
+-- ARGV  owner, position expected or '', new position, time or ''; for each dead letter: id, letter
+-- Gives 1, or 0 where the owner does not hold the sink, or it is elsewhere.
 
 local held = redis.call('HMGET', KEYS[1], 'o', 'u', 'p')
-local has = held[1] == ARGV[1] and clock(ARGV[4]) < tonumber(held[2])
-if not has or held[3] ~= ARGV[2] then
+if held[1] ~= ARGV[1] or held[3] ~= ARGV[2] or clock(ARGV[4]) >= tonumber(held[2]) then
   return 0
 end
 redis.call('HSET', KEYS[1], 'p', ARGV[3])

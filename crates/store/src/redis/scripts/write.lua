@@ -1,9 +1,10 @@
 -- The compare-and-set of a record, and all that goes with it.
 --
--- KEYS  record, ids, leases, ends, mark of the store, inbox of the books
+-- KEYS  record, ids, leases, ends, mark of the store, inbox
 -- ARGV  fence expected or '', states it may come from, new head, body, last chunk or '',
 --       note of the attempt or '', until when, chunks, its member, milliseconds kept beyond
---       the end, entry for the books or '', time or '', latest time or ''
+--       the end, time or '', entry for the books or '', milliseconds up to which the inbox's ids may
+--       be behind its mark, latest time or ''
 -- Gives {token, 1, attempts}; {token, 2, attempts} for an operation that is new; {token, 0, 0} when it
 -- lost; {token, -1, 0} for a damaged record; {token, -2, 0} when it came too late; and
 -- {token, -3, held head} where the drawing has no such arrow (I8); {token, -4, mark} for a claim where
@@ -20,8 +21,8 @@ end
 if held == new then
   return {token, 1, tonumber(redis.call('HGET', key, 'n') or 1)}
 end
-local now = clock(ARGV[12])
-if ARGV[13] ~= '' and now > tonumber(ARGV[13]) then
+local now = clock(ARGV[11])
+if ARGV[14] ~= '' and now > tonumber(ARGV[14]) then
   return {token, -2, 0}
 end
 
@@ -118,8 +119,14 @@ if (from == '0' and attempts ~= 1) or (from ~= '0' and ARGV[6] ~= '') then
   fields[#fields + 1] = attempts
 end
 redis.call('HSET', key, unpack(fields))
-if ARGV[11] ~= '' then
-  redis.call('XADD', KEYS[6], '*', 'i', sub(member, 1, 16), 'e', ARGV[11])
+if ARGV[12] ~= '' then
+  local inbox, floor = KEYS[6], tonumber(ARGV[13])
+  local at = redis.call('XADD', inbox, '*', 'e', ARGV[12])
+  -- After a failover the clock may be behind; what is behind the mark would never be booked.
+  if tonumber(string.match(at, '^%d+')) <= floor then
+    redis.call('XDEL', inbox, at)
+    redis.call('XADD', inbox, string.format('%.0f-*', floor + 1), 'e', ARGV[12])
+  end
 end
 if to == '2' or to == '4' then
   redis.call('PEXPIRE', key, ARGV[7] - now + ARGV[10])
