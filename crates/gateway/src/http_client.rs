@@ -62,3 +62,10 @@ fn whole(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+/// A number from 0 to 1, so that gateways do not come back together.
+pub(crate) fn random() -> f64 {
+    let random = uuid::Uuid::now_v7().as_u64_pair().1 & 0xffff;
+    // At most 16 bits: exact.
+    f64::from(u16::try_from(random).unwrap_or(u16::MAX)) / f64::from(u16::MAX)
+}

@@ -1,7 +1,9 @@
 //! `onlyonce ledger`: what was spent and what was not, over the control listener.
 
+use std::fmt::Write as _;
+
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::control_client::{Client, Reach, query, table, text};
 use crate::failure::Failure;
@@ -35,6 +37,24 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         csv: bool,
     },
+    /// List those who are told of completed operations, and how it goes
+    Sinks,
+    /// List what was given up of one of them
+    Dead {
+        /// The sink's name
+        sink: String,
+    },
+    /// Send once more what was given up, and forget what is taken
+    Resend {
+        /// The sink's name
+        sink: String,
+        /// The operations (op_...)
+        #[arg(value_name = "OP", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All that was given up
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
     /// Show what looks like repeats on routes with key = "observe", and what these cost
     Suspects,
 }
@@ -63,6 +83,35 @@ impl Ledger {
                 let report = client.get(&format!("/v1/ledger{asked}")).await?;
                 self.reach
                     .print(&report, if *csv { as_csv } else { as_table })
+            }
+            Command::Sinks => {
+                let sinks = client.get("/v1/sinks").await?;
+                self.reach.print(&sinks, show_sinks)
+            }
+            Command::Dead { sink } => {
+                let mut dead: Vec<Value> = Vec::new();
+                let mut cursor: Option<String> = None;
+                loop {
+                    let parts = query(&[("limit", Some("1000")), ("cursor", cursor.as_deref())]);
+                    let mut page = client.get(&format!("/v1/sinks/{sink}/dead{parts}")).await?;
+                    if let Some(list) = page["dead"].as_array_mut() {
+                        dead.append(list);
+                    }
+                    cursor = page["next_cursor"].as_str().map(str::to_owned);
+                    if cursor.is_none() {
+                        break;
+                    }
+                }
+                self.reach.print(&json!({ "dead": dead }), show_dead)
+            }
+            Command::Resend { sink, ids, all } => {
+                let which = match all {
+                    true => json!({ "all": true }),
+                    false => json!({ "ids": ids }),
+                };
+                let path = format!("/v1/sinks/{sink}/resend");
+                let resent = client.post(&path, &which).await?;
+                self.reach.print(&resent, show_resent)
             }
             Command::Suspects => {
                 let report = client.get("/v1/suspects").await?;
@@ -199,6 +248,65 @@ fn unpriced(total: &Value) -> String {
         None | Some(0) => String::new(),
         Some(count) => format!(", and {count} without a known cost"),
     }
+}
+
+fn list<'a>(of: &'a Value, name: &str) -> &'a [Value] {
+    of[name].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn show_sinks(answer: &Value) -> String {
+    let mut out = String::new();
+    for sink in list(answer, "sinks") {
+        let state = match (sink["paused"].as_bool(), sink["delivers"].as_bool()) {
+            (Some(true), _) => "paused",
+            (_, Some(true)) => "delivers",
+            _ => "waits",
+        };
+        let _ = writeln!(
+            out,
+            "{}  {}  {state}  {} pending, {} dead, {} delivered, {} ms behind",
+            text(&sink["name"]),
+            text(&sink["kind"]),
+            sink["pending"],
+            sink["dead"],
+            sink["delivered"],
+            sink["lag_ms"],
+        );
+        let error = &sink["last_error"];
+        if !error.is_null() {
+            let _ = writeln!(out, "  {}  {}", text(&error["at"]), text(&error["why"]));
+        }
+    }
+    match out.is_empty() {
+        true => "there is no [[ledger.sink]]\n".to_owned(),
+        false => out,
+    }
+}
+
+fn show_dead(answer: &Value) -> String {
+    let mut out = String::new();
+    for letter in list(answer, "dead") {
+        let _ = writeln!(
+            out,
+            "{}  {}  {} tries  {}",
+            text(&letter["entry"]["id"]),
+            text(&letter["since"]),
+            letter["tries"],
+            text(&letter["why"]),
+        );
+    }
+    out
+}
+
+fn show_resent(answer: &Value) -> String {
+    let mut out = String::new();
+    for id in list(answer, "delivered") {
+        let _ = writeln!(out, "{}  taken", text(id));
+    }
+    for failed in list(answer, "failed") {
+        let _ = writeln!(out, "{}  {}", text(&failed["id"]), text(&failed["why"]));
+    }
+    out
 }
 
 #[cfg(test)]

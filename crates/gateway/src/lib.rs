@@ -22,6 +22,7 @@ mod open;
 mod presets;
 pub mod proxy;
 pub mod shared;
+mod sinks;
 mod start;
 mod store_command;
 mod telemetry;

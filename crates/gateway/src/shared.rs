@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::observe::Suspects;
 use crate::proxy::Meters;
+use crate::sinks::Sinks;
 use crate::telemetry::Telemetry;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
@@ -31,6 +32,8 @@ pub struct Shared<S: Store> {
     pub(crate) suspects: Arc<Suspects>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who is told what the books say.
+    pub(crate) sinks: Sinks,
     /// Where spans go.
     pub(crate) telemetry: Telemetry,
     /// When to say that the store is down, while every request finds it so.
@@ -57,6 +60,7 @@ impl<S: Store> Shared<S> {
             memory: MeterMemory::new(config.limits.meter_memory),
             gave_up: metrics.gave_up.clone(),
         };
+        let sinks = Sinks::new(&config.ledger.sinks)?;
         let (store, observer) = (Arc::new(store), metrics.observer());
         let engine = Engine::with_observer(store, owner, settings(&config), Some(observer));
         let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.telemetry);
@@ -69,6 +73,7 @@ impl<S: Store> Shared<S> {
             meters,
             suspects,
             metrics,
+            sinks,
             telemetry,
             store_down: Seldom::default(),
         }))
@@ -83,6 +88,7 @@ fn settings(config: &Config) -> Settings {
         max_response: config.limits.response_body,
         live_operations: config.limits.live_operations,
         tenant_live: config.limits.tenant_live,
+        books: config.ledger.enabled.then_some(config.ledger.retention),
         ..Settings::default()
     }
 }

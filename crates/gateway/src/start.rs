@@ -11,6 +11,7 @@ use onlyonce_store::Store;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 
@@ -88,6 +89,8 @@ pub(crate) struct Running<S: Store> {
     control: tokio::task::JoinHandle<()>,
     upkeep: tokio::task::JoinHandle<()>,
     exporter: Option<Exporter>,
+    /// Deliveries to the sinks of the books; they end with it.
+    sinks: JoinSet<()>,
     /// Where requests come in.
     pub(crate) addr: SocketAddr,
     /// Where the control listener is.
@@ -100,13 +103,15 @@ impl<S: Store> Running<S> {
     pub(crate) fn start(config: Config, store: S, doors: Doors) -> Result<Self, Failure> {
         let addr = local_addr(&doors.requests[0])?;
         let control_addr = local_addr(&doors.control)?;
-        let shared = Shared::new(config, store, owner())?;
+        let owner = owner();
+        let shared = Shared::new(config, store, owner)?;
         let exporter = Exporter::start(&shared.telemetry, shared.config.telemetry.as_ref())?;
         let (phases, phase) = watch::channel(Phase::Serving);
         let upkeep = {
             let engine = shared.engine.clone();
             tokio::spawn(async move { engine.run_upkeep().await })
         };
+        let sinks = shared.sinks.start(shared.engine.store(), owner);
         let control = TcpListener::from_std(doors.control).map_err(|error| cannot_start(&error))?;
         let control = tokio::spawn(control::serve(Arc::clone(&shared), control, phase.clone()));
         let workers = proxy::run(Arc::clone(&shared), doors.requests, phase)?;
@@ -117,6 +122,7 @@ impl<S: Store> Running<S> {
             control,
             upkeep,
             exporter,
+            sinks,
             addr,
             control_addr,
         })
@@ -146,6 +152,7 @@ impl<S: Store> Running<S> {
         self.phases.send_replace(Phase::Stopping);
         let _ = timeout_at(Instant::now() + LAST_WORDS, workers.wait()).await;
         self.upkeep.abort();
+        drop(self.sinks);
         if let Err(error) = engine.store().close().await {
             tracing::error!(%error, "the store did not close cleanly");
         }

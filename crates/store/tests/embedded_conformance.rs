@@ -119,6 +119,7 @@ const CHUNK: u8 = 2;
 /// Flips a byte in the body of each entry of `address` whose kind is wanted.
 fn damage(folder: &Path, address: Address, mut wanted: impl FnMut(u8) -> bool) {
     const KIND_BEFORE_ADDRESS: usize = 2;
+    const LENGTH_BEFORE_ADDRESS: usize = 6;
     const BODY_AFTER_ADDRESS: usize = 16 + 8;
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -130,6 +131,20 @@ fn damage(folder: &Path, address: Address, mut wanted: impl FnMut(u8) -> bool) {
             .windows(16)
             .enumerate()
             .filter(|(_, window)| window == address.as_bytes())
+            .filter(|&(at, _)| {
+                // The trailer of a batch has addresses too, behind bytes of any kind.
+                let field = |at: usize| {
+                    let field = bytes.get(at..at + 4)?.try_into().ok()?;
+                    Some(u32::from_be_bytes(field))
+                };
+                let entry = || {
+                    let start = at.checked_sub(LENGTH_BEFORE_ADDRESS)?;
+                    let end = start + field(start)? as usize;
+                    let body = bytes.get(at + BODY_AFTER_ADDRESS..end)?;
+                    Some(field(at + 16)? == crc32fast::hash(body))
+                };
+                entry() == Some(true)
+            })
             .filter(|&(at, _)| wanted(bytes[at - KIND_BEFORE_ADDRESS]))
             .map(|(at, _)| at + BODY_AFTER_ADDRESS + 8)
             .filter(|&at| at < bytes.len())

@@ -4,6 +4,7 @@
 //! reading refuses what cannot work. docs/configuration.md describes every setting.
 
 mod error;
+mod ledger;
 mod policy;
 mod prices;
 mod route;
@@ -24,6 +25,7 @@ use onlyonce_ledger::prices::Prices;
 
 pub use error::ConfigError;
 pub(crate) use error::nearest;
+pub use ledger::{Billing, Ledger, LedgerSink, SinkTarget};
 pub use policy::{
     ClientGone, FingerprintBody, Forward, ForwardKey, IncludeUsage, KeyMode, OnUnknown, Policy,
     Retries,
@@ -53,6 +55,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[prices]` `file`: the list prices to take in place of those that this program comes with.
     pub price_file: Option<PathBuf>,
+    /// `[ledger]`.
+    pub ledger: Ledger,
     /// `[telemetry]`, where there is an endpoint.
     pub telemetry: Option<Telemetry>,
     /// `[[tenant]]`.
@@ -76,6 +80,7 @@ impl Config {
             let presets = Presets::read(root)?;
             let upstreams = Upstream::read_all(root, &presets)?;
             let routes = Route::read_all(root, &upstreams, &presets)?;
+            let ledger = Ledger::read(root, &routes)?;
             let mut upstreams: Vec<_> = upstreams.into_values().collect();
             upstreams.sort_by(|a, b| a.name.cmp(&b.name));
             Ok(Self {
@@ -83,6 +88,7 @@ impl Config {
                 store,
                 limits,
                 price_file,
+                ledger,
                 telemetry,
                 tenants,
                 upstreams,

@@ -400,6 +400,52 @@ fn encryption_keys_are_numbered_and_one_is_active() {
 }
 
 #[test]
+fn the_books_outlive_the_records() {
+    assert_eq!(show_duration(valid("").ledger.retention), "400d");
+    let ledger = valid("[ledger]\nretention = \"0s\"").ledger;
+    assert!(ledger.enabled && ledger.retention.is_zero());
+    refused(
+        "[ledger]\nretention = \"1h\"",
+        "line 2: `retention` is 1h, and a route keeps its records for 1d; write a longer one, or \
+         \"0s\" to keep the books for ever: they outlive the records",
+    );
+}
+
+#[test]
+fn a_sink_is_one_of_a_few_and_its_secret_is_never_repeated() {
+    let sink = |lines: &str| format!("[[ledger.sink]]\nname = \"s\"\n{lines}");
+    let stripe = "kind = \"stripe\"\nsecret = \"sk_1\"\nevent_name = \"tokens\"\n\
+                  value = \"total_tokens\"\ncustomers = { acme = \"cus_1\" }";
+    let read = &valid(&sink(stripe)).ledger.sinks[0];
+    assert_eq!(read.target.kind(), "stripe");
+    assert_eq!((read.in_flight, read.timeout.as_secs()), (8, 15));
+    assert!(!format!("{read:?}").contains("sk_1"));
+    let said = mistake(&sink(
+        "kind = \"webhook\"\nurl = \"http://a/\"\nsecret = \"hunter2\"",
+    ));
+    assert!(
+        said.contains("line 5: `secret` is no secret of Standard Webhooks"),
+        "{said}"
+    );
+    assert!(!said.contains("hunter2"), "{said}");
+    for (lines, part) in [
+        ("kind = \"webhok\"", "did you mean \"webhook\"?"),
+        ("kind = \"file\"\nfolder = \"f\"", "has no `format`"),
+        (
+            "kind = \"openmeter\"\nurl = \"ftp://a\"",
+            "`url` is no URL of a service",
+        ),
+    ] {
+        let said = mistake(&sink(lines));
+        assert!(said.contains(part), "{said}");
+    }
+    let twice = format!("{0}\n{0}", sink(stripe));
+    assert!(mistake(&twice).contains("line 10: `name` cannot be \"s\""));
+    let off = format!("[ledger]\nenabled = false\n{}", sink(stripe));
+    assert!(mistake(&off).contains("no books are kept"));
+}
+
+#[test]
 fn a_store_is_embedded_shared_or_in_memory() {
     assert_eq!(
         valid("[store]\nurl = \"memory:\"").store.url,

@@ -11,14 +11,16 @@ use axum::Json;
 use axum::http::Uri;
 use onlyonce_core::Concurrent;
 use onlyonce_store::Store;
+use onlyonce_store::books::Begin;
 use serde_json::{Map, Value, json};
 
 use super::access::{May, Read};
 use super::answer::Refusal;
 use crate::config::{
-    ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded, IncludeUsage,
-    KeyMode, Limits, Matcher, OnUnknown, Policy, Retries, Right, Route, Secret, Server, StoreUrl,
-    Telemetry, Tenant, Tls, Token, Upstream, show_duration,
+    Billing, ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded,
+    IncludeUsage, KeyMode, Ledger, LedgerSink, Limits, Matcher, OnUnknown, Policy, Retries, Right,
+    Route, Secret, Server, SinkTarget, StoreUrl, Telemetry, Tenant, Tls, Token, Upstream,
+    show_duration,
 };
 
 /// Stands for a secret that is set (I16).
@@ -36,6 +38,7 @@ pub(super) fn view(config: &Config) -> Value {
         store,
         limits,
         price_file,
+        ledger,
         telemetry,
         tenants,
         upstreams,
@@ -46,6 +49,7 @@ pub(super) fn view(config: &Config) -> Value {
         "store": store_view(store),
         "limits": limits_view(limits),
         "prices": { "file": price_file.as_deref().map(path) },
+        "ledger": ledger_view(ledger),
         "telemetry": telemetry.as_ref().map(telemetry_view),
         "tenant": tenants.iter().map(tenant_view).collect::<Vec<_>>(),
         "upstream": upstreams.iter().map(|one| upstream_view(one)).collect::<Vec<_>>(),
@@ -164,6 +168,80 @@ fn limits_view(limits: &Limits) -> Value {
         "tenant_records": tenant_records,
         "meter_memory": meter_memory,
         "observed": observed,
+    })
+}
+
+fn ledger_view(ledger: &Ledger) -> Value {
+    let Ledger {
+        enabled,
+        retention,
+        sinks,
+    } = ledger;
+    json!({
+        "enabled": enabled,
+        "retention": span(retention),
+        "sink": sinks.iter().map(sink_view).collect::<Vec<_>>(),
+    })
+}
+
+fn sink_view(sink: &LedgerSink) -> Value {
+    let LedgerSink {
+        name,
+        target,
+        from,
+        give_up,
+        timeout,
+        in_flight,
+    } = sink;
+    let mut view = match target {
+        SinkTarget::Webhook { url, secrets } => json!({
+            "url": text(url),
+            "secret": secrets.iter().map(hidden).collect::<Vec<_>>(),
+        }),
+        SinkTarget::OpenMeter {
+            url,
+            secret,
+            source,
+        } => json!({
+            "url": text(url),
+            "secret": secret.as_ref().map(hidden),
+            "source": source,
+        }),
+        SinkTarget::Stripe(billing) | SinkTarget::Lago(billing) => billing_view(billing),
+        SinkTarget::File { folder, format } => json!({
+            "folder": path(folder),
+            "format": format.as_str(),
+        }),
+    };
+    view["name"] = json!(name);
+    view["kind"] = json!(target.kind());
+    view["from"] = json!(match from {
+        Begin::Now => "now",
+        Begin::Start => "start",
+    });
+    if !matches!(target, SinkTarget::File { .. }) {
+        view["give_up"] = json!(span(give_up));
+        view["timeout"] = json!(span(timeout));
+        view["in_flight"] = json!(in_flight);
+    }
+    view
+}
+
+fn billing_view(billing: &Billing) -> Value {
+    let Billing {
+        url,
+        secret,
+        event_name,
+        customers,
+        value,
+    } = billing;
+    json!({
+        "url": text(url),
+        "secret": hidden(secret),
+        "event_name": event_name,
+        "customers": customers.named,
+        "without_customer": if customers.must_be_named { "dead" } else { "skip" },
+        "value": value.as_str(),
     })
 }
 

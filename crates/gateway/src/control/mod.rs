@@ -14,6 +14,7 @@ mod pages;
 mod query;
 mod recording;
 mod session;
+mod sinks;
 mod spend;
 mod suspects;
 #[cfg(test)]
@@ -128,6 +129,9 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/suspects", get(suspects::list)),
         closed("/v1/health", get(health::show)),
         closed("/v1/config", get(config::show)),
+        closed("/v1/sinks", get(sinks::list)),
+        closed("/v1/sinks/{name}/dead", get(sinks::dead)),
+        closed("/v1/sinks/{name}/resend", post(sinks::resend)),
         open("/", get(console::home)),
         open("/console/console.css", get(console::style)),
         open("/console/console.js", get(console::script)),

@@ -190,7 +190,7 @@ pub(super) async fn purge<S: Store>(
     Ok(Json(Purged { purged }))
 }
 
-fn not_json(error: JsonRejection) -> Refusal {
+pub(super) fn not_json(error: JsonRejection) -> Refusal {
     let next = match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => "send a shorter body, or raise limits.response_body",
         _ => "send content-type: application/json and the fields that /openapi.json lists",

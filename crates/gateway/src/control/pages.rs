@@ -43,6 +43,13 @@ pub(super) async fn metrics<S: Store>(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let shared = &desk.whole()?.shared;
+    let engine = &shared.engine;
+    shared.metrics.books(
+        engine.store().now(),
+        engine.books_lag(),
+        engine.savings_lost(),
+        &shared.sinks,
+    );
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
     let format = Format::asked(accept);
     let text = shared.metrics.tell(&shared.engine, format).await;

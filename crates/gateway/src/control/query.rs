@@ -1,6 +1,6 @@
 //! Reading what a caller asks for: moments, states, pages.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -147,9 +147,7 @@ pub(super) fn moment(
 
 /// A moment as RFC 3339 with milliseconds, in UTC.
 pub(super) fn show_moment(moment: Timestamp) -> String {
-    // The end of the year 9999 is the last moment that can be written.
-    let millis = moment.as_millis().min(253_402_300_799_999);
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
+    onlyonce_ledger::event::rfc3339(moment)
 }
 
 #[cfg(test)]

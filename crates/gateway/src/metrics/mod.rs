@@ -6,14 +6,16 @@
 //! Here stand requests, executions and problems; what another part counts has a module of its own,
 //! which registers it under names of its own: `money`, `store`, `telemetry`.
 
+mod books;
 mod money;
 mod store;
 mod telemetry;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
-use onlyonce_core::{Got, Metered, UnknownReason};
+use onlyonce_core::{Got, Metered, Timestamp, UnknownReason};
 use onlyonce_engine::{Engine, Observer};
 use onlyonce_http::Status;
 use onlyonce_http::problem_pages::PAGES;
@@ -25,11 +27,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use self::books::BooksMetrics;
 pub(crate) use self::money::GaveUpMetrics;
 use self::money::Money;
 use self::store::{OpenUnknowns, StoreMetrics};
 pub(crate) use self::telemetry::TelemetryMetrics;
 use crate::config::{Config, Route};
+use crate::sinks::Sinks;
 
 /// From 5 ms, which a stub needs, doubling to 11 minutes: a long generation takes some, and time-outs
 /// are of that order.
@@ -119,6 +123,7 @@ pub struct Metrics {
     outcomes: Arc<Outcomes>,
     store: StoreMetrics,
     unknowns: OpenUnknowns,
+    books: BooksMetrics,
 }
 
 impl Metrics {
@@ -203,6 +208,7 @@ impl Metrics {
         });
         let store = StoreMetrics::default();
         registry.register_collector(Box::new(store.clone()));
+        let books = BooksMetrics::new(&mut registry);
         Self {
             registry,
             routes,
@@ -214,6 +220,7 @@ impl Metrics {
             outcomes,
             store,
             unknowns: OpenUnknowns::default(),
+            books,
         }
     }
 
@@ -278,6 +285,11 @@ impl Metrics {
         if let Some((_, counter)) = self.problems.iter().find(|(of, _)| *of == name) {
             counter.inc();
         }
+    }
+
+    /// What the books and their sinks know themselves.
+    pub(crate) fn books(&self, now: Timestamp, lag: Duration, lost: u64, sinks: &Sinks) {
+        self.books.set(now, lag, lost, sinks);
     }
 
     /// All of it as it stands, in the text format that is asked for.

@@ -23,6 +23,7 @@ use super::spans::Finished;
 use super::{Telemetry, Tracer};
 use crate::config;
 use crate::failure::Failure;
+use crate::http_client::random;
 
 /// How long a span waits for others to go with it.
 const WAIT: Duration = Duration::from_secs(1);
@@ -227,10 +228,7 @@ fn scope() -> InstrumentationScope {
 
 /// Half of `pause` to all of it, so that gateways do not come back together.
 fn jittered(pause: Duration) -> Duration {
-    let random = uuid::Uuid::now_v7().as_u64_pair().1 & 0xffff;
-    // At most 16 bits: exact.
-    let share = f64::from(u16::try_from(random).unwrap_or(u16::MAX)) / f64::from(u16::MAX);
-    pause.mul_f64(0.5 + share / 2.0)
+    pause.mul_f64(0.5 + random() / 2.0)
 }
 
 /// What all spans of this process say of it.

@@ -21,6 +21,7 @@ mod policies;
 mod presets;
 mod protocols;
 mod routes;
+mod sinks;
 mod telemetry;
 mod usage;
 

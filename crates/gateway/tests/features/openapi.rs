@@ -22,12 +22,15 @@ const METHODS: [&str; 8] = [
 ];
 
 /// What is described and not provoked here: a store that cannot be read.
-const NOT_SHOWN: [&str; 5] = [
+const NOT_SHOWN: [&str; 8] = [
     "GET /v1/operations 503",
     "GET /v1/operations/{id} 503",
     "GET /v1/operations/{id}/recording 503",
     "GET /v1/overview 503",
+    "GET /v1/sinks 503",
+    "GET /v1/sinks/{name}/dead 503",
     "GET /v1/unknown 503",
+    "POST /v1/sinks/{name}/resend 503",
 ];
 
 /// The served description, and which of its answers came.
@@ -248,6 +251,12 @@ const OPERATION: &str = "/v1/operations/{id}";
 const RECORDING: &str = "/v1/operations/{id}/recording";
 const RESOLVE: &str = "/v1/operations/{id}/resolve";
 const PURGE: &str = "/v1/purge";
+const DEAD: &str = "/v1/sinks/{name}/dead";
+const RESEND: &str = "/v1/sinks/{name}/resend";
+
+/// A sink that nobody answers for.
+const SINK: &str = "[[ledger.sink]]\nname = \"hook\"\nkind = \"openmeter\"\n\
+                    url = \"http://127.0.0.1:9/events\"";
 
 /// A gateway with an operation in each state, and their ids: completed, released, unknown and in
 /// flight, for as long as the signal is not fired.
@@ -265,6 +274,7 @@ fn each_state() -> (Upstream, Gateway, [String; 4], Client, Signal) {
     });
     let gateway = setup(&upstream)
         .route("first_byte_timeout = \"1s\"\nlate_answer = \"0s\"")
+        .extra(SINK)
         .start();
     for path in ["completed", "released", "unknown"] {
         gateway.post(&format!("/{path}"), path, "b");
@@ -318,6 +328,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         "/v1/suspects",
         "/v1/health",
         "/v1/config",
+        "/v1/sinks",
     ] {
         asked.get(path, "", 200);
     }
@@ -355,6 +366,9 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
     let wrong = asked.ask("GET", "/v1/unknown", ("", "?limit=0"), "");
     assert_eq!(wrong.status(), 400);
 
+    asked.get(DEAD, "hook", 200);
+    asked.get(DEAD, "nobody", 404);
+    asked.get(DEAD, "%FF", 400);
     for id in ids {
         asked.get(OPERATION, id, 200);
     }
@@ -392,11 +406,11 @@ fn settling(described: &mut Described, gateway: &Gateway, unknown: &str) {
         &json!({"outcome": "released", "why": "?"}),
         422,
     );
-    for path in [RESOLVE, PURGE] {
-        let real = path.replace("{id}", unknown);
+    for (path, name) in [(RESOLVE, unknown), (PURGE, ""), (RESEND, "hook")] {
+        let real = path.replace("{id}", name).replace("{name}", name);
         let untyped = Request::post(&real).body(released.to_string());
         assert_eq!(asked.send(path, "POST", untyped).status(), 415);
-        let not_json = asked.ask("POST", path, (unknown, ""), "{");
+        let not_json = asked.ask("POST", path, (name, ""), "{");
         assert_eq!(not_json.status(), 400);
     }
     let found = json!({
@@ -407,6 +421,10 @@ fn settling(described: &mut Described, gateway: &Gateway, unknown: &str) {
     assert_eq!(resolved.json()["state"], "completed");
     asked.post(RESOLVE, unknown, &released, 409);
 
+    asked.post(RESEND, "hook", &json!({"all": true}), 200);
+    asked.post(RESEND, "hook", &json!({}), 400);
+    asked.post(RESEND, "hook", &json!({"some": true}), 422);
+    asked.post(RESEND, "nobody", &json!({"all": true}), 404);
     asked.post(PURGE, "", &json!({"tenants": "x"}), 422);
     asked.post(PURGE, "", &json!({"before": "yesterday"}), 400);
     asked.post(PURGE, "", &json!({"state": "in_flight"}), 409);
@@ -495,6 +513,7 @@ fn full(described: &mut Described) {
         .on(setup(&upstream))
         .limits("response_body = \"512KiB\"")
         .store("segment_bytes = \"1MiB\"")
+        .extra(SINK)
         .start();
     let unknown = |key: &str| {
         gateway.post("/reset", key, "b").expect_status(502);
@@ -508,6 +527,7 @@ fn full(described: &mut Described) {
         json!({"outcome": "completed", "status": 200, "body_base64": body})
     };
     asked.post(RESOLVE, &id, &with(&[b'a'; 513 << 10]), 413);
+    asked.post(RESEND, "hook", &json!({"x": "x".repeat(2 << 20)}), 413);
     asked.post(PURGE, "", &json!({"tenant": "x".repeat(2 << 20)}), 413);
 
     // What was set aside before is filled first.
