@@ -22,7 +22,8 @@ const METHODS: [&str; 8] = [
 ];
 
 /// What is described and not provoked here: a store that cannot be read.
-const NOT_SHOWN: [&str; 8] = [
+const NOT_SHOWN: [&str; 9] = [
+    "GET /v1/ledger 503",
     "GET /v1/operations 503",
     "GET /v1/operations/{id} 503",
     "GET /v1/operations/{id}/recording 503",
@@ -324,6 +325,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         "/openapi.json",
         OPERATIONS,
         "/v1/overview",
+        "/v1/ledger",
         "/v1/unknown",
         "/v1/suspects",
         "/v1/health",
@@ -363,8 +365,23 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
     }
     let wrong = asked.ask("GET", OPERATIONS, ("", "?stat=unknown"), "");
     assert_eq!(wrong.status(), 400);
-    let wrong = asked.ask("GET", "/v1/unknown", ("", "?limit=0"), "");
-    assert_eq!(wrong.status(), 400);
+    for (path, query) in [
+        ("/v1/unknown", "?limit=0"),
+        ("/v1/ledger", "?by=colour"),
+        ("/v1/overview", "?range=1y"),
+    ] {
+        let wrong = asked.ask("GET", path, ("", query), "");
+        assert_eq!(wrong.status(), 400, "{path}");
+    }
+    for query in [
+        "?by=tenant,model",
+        "?tenant=anonymous",
+        "?since=7d",
+        "?until=1h",
+    ] {
+        let report = asked.ask("GET", "/v1/ledger", ("", query), "");
+        assert_eq!(report.status(), 200, "{query}: {}", report.text());
+    }
 
     asked.get(DEAD, "hook", 200);
     asked.get(DEAD, "nobody", 404);
