@@ -256,9 +256,16 @@ impl Copy<'_> {
             }
             State::InFlight { .. } | State::Released { .. } => return Err(Failed::Changed),
         };
+        // What the transitions do not know of.
+        let next = Record {
+            metered: record.metered.clone(),
+            entered: record.entered,
+            ruling: record.ruling.clone(),
+            ..next.map_err(unlawful)?
+        };
         let last = Write {
             last_chunk: settled.last_chunk(),
-            ..write(next.map_err(unlawful)?)
+            ..write(next)
         };
         Ok(self.put(address, Some(fence), last).await?)
     }

@@ -33,6 +33,7 @@ mod chores;
 mod clock;
 mod connection;
 mod desk;
+mod disk;
 mod error;
 mod figures;
 mod mark;
@@ -185,6 +186,7 @@ struct Core {
     upkeep: Chores,
     /// The books.
     bookkeeping: Chores,
+    disk: disk::Disk,
     partitions: Partitions<Period>,
     days: Partitions<Day>,
     windows: Windows,
@@ -310,6 +312,7 @@ impl PostgresStore {
             operators: Chores::default(),
             upkeep: Chores::default(),
             bookkeeping: Chores::default(),
+            disk: disk::Disk::default(),
             partitions: Partitions::default(),
             days: Partitions::default(),
             windows: Windows::default(),

@@ -48,10 +48,15 @@ impl Store for PostgresStore {
         expected: Option<Fence>,
         write: Write,
     ) -> Result<Swap, StoreError> {
-        match expected {
+        if write.record.is_new_claim() {
+            self.core.check_disk().await?;
+        }
+        let written = match expected {
             None => self.core.claim(address, write).await,
             Some(fence) => self.core.change(address, fence, write).await,
-        }
+        };
+        self.core.note_room(&written);
+        written
     }
 
     async fn append(
