@@ -16,6 +16,7 @@ use super::peers::{Running, Stage};
 use super::report::{Section, Target};
 use super::shared::server::{Engine, Server};
 use super::wrk::{self, Keys};
+use crate::clients;
 use crate::command::{quietly, root};
 use crate::faults::client::{read_body, read_head};
 
@@ -192,11 +193,11 @@ fn ask(control: SocketAddr, path: &str) -> Result<(f64, serde_json::Value)> {
 /// From the start of navigation to the first paint, in milliseconds, after one that warms Chromium up.
 fn first_paint(gateway: &Running) -> Result<Vec<f64>> {
     let control = gateway.control.context("no control listener")?;
+    let clients = clients::install()?;
     let mut node = Command::new("node");
     node.arg(root().join("bench/paint.cjs"))
         .arg(format!("http://{control}/console"))
-        .current_dir(root().join("tests"))
-        .env("NODE_PATH", root().join("tests/node_modules"));
+        .env("NODE_PATH", clients.node_modules);
     let said = quietly("first paint in Chromium", &mut node)?;
     said.split_whitespace()
         .map(|number| number.parse().context("no number"))

@@ -32,7 +32,7 @@ fn a_person_sees_what_ran_and_settles_what_is_unknown() {
             "pictures": std::env::var("ONLYONCE_PICTURES").ok(),
         }),
     );
-    assert_eq!(said.len(), 9, "{said:?}");
+    assert_eq!(said.len(), 10, "{said:?}");
     // Who settled it stands in the log, and why.
     let log = gateway.stderr();
     assert!(log.contains("their list has no trace of it"), "{log}");

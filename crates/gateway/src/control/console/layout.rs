@@ -80,12 +80,7 @@ fn rail<S: Store>(desk: &Desk<S>, here: Option<Place>) -> Markup {
             "Operations",
             ICON_OPERATIONS,
         ),
-        (
-            Place::Spend,
-            "/console/spend",
-            "Tenants and spend",
-            ICON_SPEND,
-        ),
+        (Place::Spend, "/console/spend", "Spend", ICON_SPEND),
         (Place::Unknown, "/console/unknown", "Unknown", ICON_UNKNOWN),
         (
             Place::Health,

@@ -33,14 +33,17 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, 
         sections.push(Section::new("first", way_in(desk)));
     } else {
         sections.push(Section::new("money", money::figures(spend)));
-        sections.push(Section::new("figures", figures(&overview)));
         sections.push(Section::new("chart", money::chart(spend)));
+        sections.push(Section::new("figures", figures(&overview)));
         sections.push(Section::new(
             "top",
             top(spend, desk.access().tenant.is_some()),
         ));
         sections.push(Section::new("open", open(&overview.unknown)));
         sections.push(Section::new("latest", latest(&overview.latest)));
+        if let Some(since) = &overview.since_start {
+            sections.push(Section::new("since", since_start(since)));
+        }
     }
     Ok(View {
         title: "Overview".to_owned(),
@@ -144,21 +147,6 @@ fn figures(overview: &Overview) -> Markup {
                 span.label { "Running now" }
                 strong { (count(&overview.in_flight)) }
                 span.muted.small { "operations in flight" }
-            }
-            @if let Some(since) = &overview.since_start { (not_run_again(since)) }
-        }
-        @if let Some(since) = &overview.since_start { (since_start(since)) }
-    }
-}
-
-fn not_run_again(since: &SinceStart) -> Markup {
-    html! {
-        div.card.figure.saved {
-            span.label { "Not run a second time" }
-            strong { (parts::number(since.replayed + since.joined)) }
-            span.muted.small {
-                (parts::number(since.replayed)) " replayed, " (parts::number(since.joined))
-                " joined, by this gateway since its start"
             }
         }
     }

@@ -88,7 +88,9 @@ async fn the_overview_shows_what_waits_and_what_this_gateway_did() {
     assert_eq!(shown["unknown"][0]["key"], "lost");
     assert_eq!(shown["latest"].as_array().unwrap().len(), 3);
     let page = fixture.get("/console").await.expect(200).text;
-    assert!(page.contains("<strong>2</strong>") && page.contains("1 replayed, 1 joined"));
+    assert!(
+        page.contains("Replayed <strong>1</strong>") && page.contains("Joined <strong>1</strong>")
+    );
 }
 
 #[tokio::test]

@@ -79,8 +79,23 @@ const main = async (browser) => {
   await call("invoice-2041", "sk-acme", { "X-Stainless-Retry-Count": "2" });
   await call("charge-card-66", "sk-acme", { "X-Sandbox-Fault": "cut-stream" }).catch(() => {});
   await page.getByText("waiting for somebody to find out").waitFor();
+  // Two replays, at what the execution cost.
+  await page.locator(".money .saved strong", { hasText: /^\$0\.0000[1-9]/ }).waitFor();
+  await page.getByText("in 2 replays and 0 joins", { exact: true }).waitFor();
   await look(page, "overview");
   say("figures change by themselves");
+
+  await page.getByRole("link", { name: "30d" }).click();
+  assert.equal(await page.locator(".chart .room").count(), 30);
+  await page.getByRole("link", { name: "Spend", exact: true }).click();
+  await page.getByRole("cell", { name: "globex" }).waitFor();
+  await look(page, "spend");
+  await page.selectOption("#by", "model");
+  await page.getByRole("button", { name: "Show" }).click();
+  await page.getByRole("cell", { name: "gpt-5-mini" }).waitFor();
+  assert.ok(page.url().includes("by=model"));
+  assert.equal(await page.locator("tbody tr").count(), 1);
+  say("what was spent, and what was not");
 
   await page.getByRole("link", { name: "Operations", exact: true }).click();
   await page.fill("#tenant", "globex");
@@ -144,6 +159,9 @@ const main = async (browser) => {
   assert.equal(await page.locator("td.key").count(), 0);
   await page.getByRole("link", { name: "Clear", exact: true }).click();
   assert.ok((await page.locator("td.key").count()) > 5);
+  assert.equal(await page.getByText("globex").count(), 0);
+  await page.goto(`${control}/console/spend?by=tenant`);
+  await page.getByRole("cell", { name: "acme" }).waitFor();
   assert.equal(await page.getByText("globex").count(), 0);
   assert.equal((await page.goto(`${control}/console/config`)).status(), 403);
   say("one tenant's token, without JavaScript");
