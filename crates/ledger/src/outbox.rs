@@ -10,7 +10,7 @@ mod delivery;
 mod resend;
 mod stats;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

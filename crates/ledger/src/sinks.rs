@@ -4,6 +4,8 @@ mod file;
 mod lago;
 mod openmeter;
 mod stripe;
+#[cfg(test)]
+mod tests;
 mod value;
 mod webhook;
 

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-const OWNER: OwnerId = OwnerId::new(1);
+pub(crate) const OWNER: OwnerId = OwnerId::new(1);
 
 /// What a service answers to one request: a status, and headers; `None` for no answer at all.
 type Answer = Option<(u16, Option<&'static str>)>;
@@ -91,15 +91,15 @@ impl Deliver for Service {
     }
 }
 
-struct Bench {
-    store: Arc<MemoryStore>,
-    clock: ManualClock,
-    stats: Arc<Stats>,
-    settings: Settings,
+pub(crate) struct Bench {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) clock: ManualClock,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) settings: Settings,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let clock = ManualClock::at(Timestamp::from_millis(1_700_000_000_000));
         Self {
             store: Arc::new(MemoryStore::with_clock(clock.clone())),
@@ -117,7 +117,7 @@ impl Bench {
     }
 
     /// Books an operation that is called `id`.
-    async fn complete(&self, id: u8) {
+    pub(crate) async fn complete(&self, id: u8) {
         let now = self.store.now();
         let record = Record {
             id: operation(id),
@@ -186,7 +186,7 @@ impl Bench {
     }
 
     /// How far the sink is, as who comes after this owner would find it.
-    async fn position(&self, owner: OwnerId) -> Option<Position> {
+    pub(crate) async fn position(&self, owner: OwnerId) -> Option<Position> {
         let held = hold(&*self.store, &self.settings, owner).await;
         held.expect("an answer").expect("held").position
     }
@@ -205,7 +205,7 @@ fn operation(id: u8) -> OperationId {
 }
 
 /// Lets time pass until `is_so`; at most some days of it.
-async fn until(is_so: impl AsyncFn() -> bool) {
+pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
     for _ in 0..1_000_000 {
         if is_so().await {
             return;

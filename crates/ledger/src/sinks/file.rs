@@ -364,7 +364,13 @@ fn csv_cell(cell: &str, into: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::task::JoinHandle;
+
     use super::*;
+    use crate::outbox::LEASE;
+    use crate::outbox::tests::{Bench, OWNER, until};
 
     #[test]
     fn a_file_is_named_after_its_hour_and_its_first_entry() {
@@ -383,5 +389,94 @@ mod tests {
             text.push(';');
         }
         assert_eq!(text, "plain;\"a,b\";\"a\"\"b\";\"a\nb\";");
+    }
+
+    /// What is in the folder, by name.
+    fn found(folder: &Path) -> BTreeMap<String, String> {
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files
+            .map(|file| {
+                let name = file.file_name().to_string_lossy().into_owned();
+                // It may have been moved just now.
+                let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+                (name, text)
+            })
+            .collect()
+    }
+
+    fn is_finished(folder: &Path) -> bool {
+        found(folder).keys().any(|name| !name.starts_with('.'))
+    }
+
+    fn run(bench: &Bench, owner: OwnerId, folder: &Path) -> JoinHandle<()> {
+        let files = Files {
+            folder: folder.to_owned(),
+            format: Format::Csv,
+        };
+        let (store, stats) = (Arc::clone(&bench.store), Arc::clone(&bench.stats));
+        tokio::spawn(keep(store, owner, files, bench.settings.clone(), stats))
+    }
+
+    /// A bench with three entries of one hour.
+    async fn bench() -> Bench {
+        let bench = Bench::new();
+        for id in 1..=3 {
+            bench.complete(id).await;
+        }
+        bench
+    }
+
+    fn next_hour(bench: &Bench) {
+        bench.clock.advance(Grain::Hour.span());
+        bench.clock.advance(GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_crash_left_of_a_file_is_no_file_and_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let bench = bench().await;
+        let killed = run(&bench, OWNER, folder.path());
+        until(async || bench.stats.snapshot().pending == 3).await;
+        killed.abort();
+        let left = found(folder.path());
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(
+            left.keys()
+                .all(|name| name.starts_with('.') && name.ends_with(".part"))
+        );
+
+        bench.clock.advance(LEASE);
+        next_hour(&bench);
+        let next = OwnerId::new(2);
+        let task = run(&bench, next, folder.path());
+        until(async || is_finished(folder.path())).await;
+        until(async || bench.position(next).await == Some(Position(2))).await;
+        task.abort();
+        let files = found(folder.path());
+        assert_eq!(files.len(), 1, "{files:?}");
+        for (name, text) in files {
+            assert!(name.starts_with("sink-2023-11-14T22-"), "{name}");
+            assert_eq!(text.lines().count(), 4, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_was_not_noted_as_delivered_takes_its_own_place() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut files = Vec::new();
+        for _ in 0..2 {
+            // The second one stands where the first was killed before it noted the file.
+            let bench = bench().await;
+            next_hour(&bench);
+            let task = run(&bench, OWNER, folder.path());
+            until(async || bench.position(OWNER).await == Some(Position(2))).await;
+            task.abort();
+            files.push(found(folder.path()));
+            for name in found(folder.path()).keys() {
+                std::fs::write(folder.path().join(name), "something else").expect("written");
+            }
+        }
+        assert_eq!(files[0].len(), 1, "{:?}", files[0]);
+        assert_eq!(files[0], files[1]);
     }
 }
