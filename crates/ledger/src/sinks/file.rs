@@ -445,6 +445,10 @@ mod tests {
                 .all(|name| name.starts_with('.') && name.ends_with(".part"))
         );
 
+        // One that nobody begins again.
+        let torn = folder.path().join(".sink-2023-11-14T21-00.csv.part");
+        std::fs::write(torn, "id,comp").expect("written");
+
         bench.clock.advance(LEASE);
         next_hour(&bench);
         let next = OwnerId::new(2);
