@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod clients;
 mod command;
+mod exports;
 mod faults;
 mod powercut;
 mod prices;
@@ -17,13 +18,16 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   test [--only-cargo]      install what the tests need, build, run every test, then a minute of
-                           torture and a short power cut; prints `N passed, N failed`
+                           torture, short exports and a short power cut; prints `N passed, N failed`
   clients                  only install the real clients; prints the variables that name them
   audit                    licences, sources and versions of every dependency, offline; that the
                            list prices are those of the package that they come from
   prices                   copies the list prices from that package, after its version was changed
   torture [--minutes N] [--seed S] [--release | --binary FILE]
                            kill -9 at random points under load, checked against the upstream's ledger
+  exports [--operations N] [--seed S] [--release | --binary FILE]
+                           the same, with a sink that fails at random: what it was told, each id
+                           counted once, is what the ledger and the upstream say to the last token
   powercut [--images N] [--seed S] [--release | --binary FILE]
                            power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
@@ -44,6 +48,7 @@ fn run() -> Result<()> {
     match args.command().as_deref() {
         Some("test") => test::run(args),
         Some("torture") => torture::run(args),
+        Some("exports") => exports::run(args),
         Some("powercut") => powercut::run(args),
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::command::{apt_install, cargo, each_line, headline};
 use crate::faults::gateway;
-use crate::{audit, clients, powercut, torture};
+use crate::{audit, clients, exports, powercut, torture};
 
 /// How long the test run may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -42,6 +42,12 @@ fn campaigns(total: &mut Count) -> Result<()> {
         binary: binary.clone(),
     };
     total.note(torture::campaign(&plan));
+    let plan = exports::Plan {
+        operations: 3_000,
+        seed: 1,
+        binary: binary.clone(),
+    };
+    total.note(exports::campaign(&plan));
     let plan = powercut::Plan {
         images: 24,
         seed: 1,

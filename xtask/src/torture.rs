@@ -3,23 +3,25 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
 use crate::command::{headline, target_dir};
-use crate::faults::gateway::{Gateway, Setup, Starting, binary};
+use crate::faults::gateway::{Setup, binary};
 use crate::faults::history::History;
-use crate::faults::load::{Load, Shared, Target, settle};
-use crate::faults::random::Random;
+use crate::faults::kills::{Kills, settle_twice};
+use crate::faults::load::{Load, Shared, Target};
 use crate::faults::upstream::{Upstream, lock};
 
 /// How many clients send at once.
 const CLIENTS: u64 = 24;
+
+/// The longest that a gateway lives before it is killed.
+const LONGEST_LIFE: Duration = Duration::from_millis(1_500);
 
 /// How many violations are shown.
 const SHOWN: usize = 20;
@@ -64,6 +66,7 @@ pub fn campaign(plan: &Plan) -> Result<()> {
         config: folder.join("onlyonce.toml"),
         data: folder.join("data"),
         upstream: upstream.address(),
+        more: String::new(),
     };
     let shared = Shared {
         target: Target::default(),
@@ -72,34 +75,16 @@ pub fn campaign(plan: &Plan) -> Result<()> {
         seed: plan.seed,
     };
 
-    let mut kills = Kills {
-        random: Random::part(plan.seed, u64::MAX),
-        ..Kills::default()
-    };
+    let mut kills = Kills::new(plan.seed, LONGEST_LIFE);
     let load = Load::start(&shared, CLIENTS);
-    let killed = kills.until(
-        Duration::from_secs_f64(plan.minutes * 60.0),
-        &setup,
-        &shared,
-    );
+    let length = Duration::from_secs_f64(plan.minutes * 60.0);
+    let start = Instant::now();
+    let killed = kills.until(|| start.elapsed() >= length, &setup, &shared);
     shared.target.set(None);
     load.stop();
     killed?;
 
-    println!("   checking every key after the last start");
-    let last = Gateway::start(&setup)?;
-    shared
-        .target
-        .set(Some((last.address, kills.generation + 1)));
-    settle(&shared, CLIENTS as usize);
-    last.kill()?;
-    println!("   and once more after another");
-    let last = Gateway::start(&setup)?;
-    shared
-        .target
-        .set(Some((last.address, kills.generation + 2)));
-    settle(&shared, CLIENTS as usize);
-    drop(last);
+    drop(settle_twice(&setup, &shared, kills.generation, CLIENTS)?);
 
     let mut history = lock(&shared.history);
     history.check_ledger(&upstream.ledger());
@@ -131,47 +116,4 @@ pub fn conclude(history: &History, completed: usize) -> Result<()> {
         bail!("no key was completed: nothing was tested");
     }
     Ok(())
-}
-
-#[derive(Default)]
-struct Kills {
-    random: Random,
-    generation: u64,
-    count: u64,
-    early: u64,
-    longest_start: Duration,
-}
-
-impl Kills {
-    fn until(&mut self, length: Duration, setup: &Setup, shared: &Shared) -> Result<()> {
-        let start = Instant::now();
-        let mut told = start;
-        while start.elapsed() < length {
-            self.generation += 1;
-            if self.random.percent(15) {
-                let starting = Starting::spawn(setup)?;
-                thread::sleep(Duration::from_micros(self.random.below(40_000)));
-                starting.kill()?;
-                self.early += 1;
-            } else {
-                let gateway = Gateway::start(setup)?;
-                self.longest_start = self.longest_start.max(gateway.start_up);
-                shared.target.set(Some((gateway.address, self.generation)));
-                thread::sleep(Duration::from_micros(self.random.between(5_000, 1_500_000)));
-                gateway.kill()?;
-                shared.target.set(None);
-            }
-            self.count += 1;
-            if told.elapsed() > Duration::from_secs(10) {
-                told = Instant::now();
-                println!(
-                    "   {} s: {} kills, {} keys",
-                    start.elapsed().as_secs(),
-                    self.count,
-                    shared.next_key.load(Ordering::SeqCst)
-                );
-            }
-        }
-        Ok(())
-    }
 }

@@ -114,6 +114,22 @@ impl Receiver {
         taken.times.get(id).copied().unwrap_or_default()
     }
 
+    /// How many different events were taken.
+    pub fn count(&self) -> usize {
+        self.taken.lock().expect("what was taken").events.len()
+    }
+
+    /// How many requests were not signed as they should be.
+    pub fn forged(&self) -> usize {
+        self.taken.lock().expect("what was taken").forged
+    }
+
+    /// How often any event came, taken or not.
+    pub fn came_in_all(&self) -> usize {
+        let taken = self.taken.lock().expect("what was taken");
+        taken.came.values().sum()
+    }
+
     /// How often the event `id` came, taken or not.
     pub fn came(&self, id: &str) -> usize {
         let taken = self.taken.lock().expect("what was taken");
@@ -124,8 +140,8 @@ impl Receiver {
     /// not signed as it should be.
     #[track_caller]
     pub fn wait_for(&self, count: usize) -> &Self {
-        eventually(&format!("{count} events"), || self.events().len() >= count);
-        assert_eq!(self.taken.lock().expect("what was taken").forged, 0);
+        eventually(&format!("{count} events"), || self.count() >= count);
+        assert_eq!(self.forged(), 0);
         self
     }
 }

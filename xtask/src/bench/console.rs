@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use super::shared::server::{Engine, Server};
 use super::wrk::{self, Keys};
 use crate::clients;
 use crate::command::{quietly, root};
-use crate::faults::client::{read_body, read_head};
+use crate::faults::client::ask;
 
 /// How often each page is asked for.
 const TIMES: usize = 100;
@@ -168,26 +167,6 @@ fn booked(control: SocketAddr, records: u64) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(500));
     }
-}
-
-/// Milliseconds, and the JSON.
-fn ask(control: SocketAddr, path: &str) -> Result<(f64, serde_json::Value)> {
-    let stream = TcpStream::connect(control)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let mut reader = BufReader::new(stream);
-    let start = Instant::now();
-    write!(
-        reader.get_ref(),
-        "GET {path} HTTP/1.1\r\nHost: {control}\r\n\r\n"
-    )?;
-    let head = read_head(&mut reader)?;
-    let body = read_body(&head, &mut reader)?;
-    let took = start.elapsed().as_secs_f64() * 1e3;
-    if !head.first_line.contains(" 200 ") {
-        bail!("{path}: {}", head.first_line);
-    }
-    Ok((took, serde_json::from_slice(&body)?))
 }
 
 /// From the start of navigation to the first paint, in milliseconds, after one that warms Chromium up.

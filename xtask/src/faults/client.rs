@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -165,6 +165,26 @@ impl Client {
             return Ok(Answer { status, head, body });
         }
     }
+}
+
+/// Asks a control listener: what it took in milliseconds, without connecting, and the JSON.
+pub fn ask(control: SocketAddr, path: &str) -> Result<(f64, serde_json::Value)> {
+    let stream = TcpStream::connect(control)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut reader = BufReader::new(stream);
+    let start = Instant::now();
+    write!(
+        reader.get_ref(),
+        "GET {path} HTTP/1.1\r\nHost: {control}\r\n\r\n"
+    )?;
+    let head = read_head(&mut reader)?;
+    let body = read_body(&head, &mut reader)?;
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    if !head.first_line.contains(" 200 ") {
+        bail!("{path}: {}", head.first_line);
+    }
+    Ok((took, serde_json::from_slice(&body)?))
 }
 
 #[cfg(test)]

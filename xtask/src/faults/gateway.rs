@@ -47,6 +47,8 @@ pub struct Setup {
     pub data: PathBuf,
     /// The upstream.
     pub upstream: SocketAddr,
+    /// Lines at the end of the configuration: settings of the route, then tables.
+    pub more: String,
 }
 
 impl Setup {
@@ -75,9 +77,10 @@ release = [401, 429, 503]
 first_byte_timeout = "20s"
 between_bytes_timeout = "20s"
 total_timeout = "60s"
-"#,
+{more}"#,
             data = self.data.display(),
-            upstream = self.upstream
+            upstream = self.upstream,
+            more = self.more
         );
         fs::write(&self.config, text).context("cannot write the configuration")
     }
@@ -88,6 +91,8 @@ pub struct Gateway {
     child: Child,
     /// Where it takes requests.
     pub address: SocketAddr,
+    /// Where it is asked how it goes.
+    pub control: SocketAddr,
     /// How long it took from its start to its readiness.
     pub start_up: Duration,
 }
@@ -161,12 +166,16 @@ impl Starting {
                 let _ = lines.send(text);
             }
         });
-        let address = loop {
+        let mut address = None;
+        let control = loop {
             let left = START_LIMIT.saturating_sub(self.since.elapsed());
             match line.recv_timeout(left) {
                 Ok(text) => {
-                    if let Some(url) = text.strip_prefix("onlyonce: gateway listening on http://") {
-                        break url.trim_end_matches('/').parse()?;
+                    if let Some(at) = text.strip_prefix("onlyonce: gateway listening on http://") {
+                        address = Some(at.parse()?);
+                    }
+                    if let Some(at) = text.strip_prefix("onlyonce: control listening on http://") {
+                        break at.parse()?;
                     }
                 }
                 Err(reason) => {
@@ -185,7 +194,8 @@ impl Starting {
         };
         Ok(Gateway {
             child,
-            address,
+            address: address.context("it did not say where it takes requests")?,
+            control,
             start_up: self.since.elapsed(),
         })
     }

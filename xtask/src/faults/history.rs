@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::client::Answer;
 use super::random::hash;
-use super::script::{Script, body};
+use super::script::Script;
 use super::upstream::{Ledger, Sent};
 
 /// How one attempt ended for its client.
@@ -242,6 +242,18 @@ impl History {
         }
     }
 
+    /// Every key that was completed, and the operation that did it.
+    pub fn completed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.keys.iter().filter_map(|(key, history)| {
+            let headers = &history.complete.as_ref()?.headers;
+            let named = headers
+                .iter()
+                .find(|(name, _)| name == "onlyonce-operation");
+            let operation = named.map_or("", |(_, operation)| operation);
+            Some((key.as_str(), operation))
+        })
+    }
+
     /// How many keys were completed, and how many were unknown to the end.
     pub fn outcomes(&self) -> (usize, usize) {
         let completed = self
@@ -312,11 +324,12 @@ fn complete(key: &str, script: &Script, answer: &Answer) -> Result<Complete, Str
             script.run.status()
         ));
     }
-    if answer.body != body(key, execution, script.run.bytes()) {
+    let whole = script.body(key, execution);
+    if answer.body != whole {
         return Err(format!(
             "a body of {} bytes that is not the {} bytes of execution {execution}",
             answer.body.len(),
-            script.run.bytes()
+            whole.len()
         ));
     }
     let mut headers = answer.head.headers.clone();

@@ -14,6 +14,19 @@ pub struct Script {
     pub run: Run,
     /// How long it thinks before it does anything.
     pub delay: Duration,
+    /// What its whole answer says that it used.
+    pub used: Used,
+}
+
+/// What an execution used and cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Input tokens.
+    pub input: i128,
+    /// Output tokens.
+    pub output: i128,
+    /// What it cost, in thousand-millionths of a US dollar.
+    pub nanos: i128,
 }
 
 /// What the upstream does when it runs.
@@ -69,16 +82,48 @@ impl Script {
             94..=96 => Run::CutStream { bytes },
             _ => Run::CutAnswer { bytes },
         };
+        let used = Used {
+            input: random.below(200_000).into(),
+            output: random.below(20_000).into(),
+            nanos: random.below(3_000_000_000).into(),
+        };
         Self {
             declines,
             run,
             delay,
+            used,
         }
     }
 
     /// Whether a run gives a whole answer.
     pub fn is_whole(&self) -> bool {
         matches!(self.run, Run::Answer { .. } | Run::Stream { .. })
+    }
+
+    /// The whole body of execution `number` of the key: JSON, about as long as the run says. No two
+    /// executions have the same.
+    pub fn body(&self, key: &str, number: u64) -> Vec<u8> {
+        let Used {
+            input,
+            output,
+            nanos,
+        } = self.used;
+        let (dollars, rest) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
+        let mut body = format!(
+            "{{\"execution\":{number},\"key\":\"{key}\",\"model\":\"scripted\",\"usage\":{{\"input\":{input},\
+             \"output\":{output},\"cost\":\"{dollars}.{rest:09}\"}},\"text\":\""
+        )
+        .into_bytes();
+        let mut random = Random::new(hash(key.as_bytes()) ^ number);
+        let end = b"\"}";
+        let least = body.len() + 16;
+        let length = self.run.bytes().max(least + end.len()) - end.len();
+        while body.len() < length {
+            body.extend_from_slice(&format!("{:016x}", random.next()).into_bytes());
+        }
+        body.truncate(length);
+        body.extend_from_slice(end);
+        body
     }
 }
 
@@ -91,8 +136,8 @@ impl Run {
         }
     }
 
-    /// The length of the whole answer's body.
-    pub fn bytes(&self) -> usize {
+    /// The length of the whole answer's body, if what has to be in it is not longer.
+    fn bytes(&self) -> usize {
         match self {
             Self::Answer { bytes, .. }
             | Self::Stream { bytes, .. }
@@ -103,27 +148,29 @@ impl Run {
     }
 }
 
-/// The whole body of execution `number` of a key: no two executions have the same.
-pub fn body(key: &str, number: u64, bytes: usize) -> Vec<u8> {
-    let mut body = format!("{{\"execution\":{number},\"key\":\"{key}\"}}").into_bytes();
-    let mut random = Random::new(hash(key.as_bytes()) ^ number);
-    while body.len() < bytes {
-        body.extend_from_slice(&format!("{:016x}", random.next()).into_bytes());
-    }
-    body.truncate(bytes.max(40));
-    body
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Script, body};
+    use super::Script;
 
     #[test]
     fn a_key_always_has_the_same_script_and_every_execution_another_body() {
-        assert_eq!(Script::of_key("a"), Script::of_key("a"));
-        assert_eq!(body("a", 1, 100), body("a", 1, 100));
-        assert_ne!(body("a", 1, 100), body("a", 2, 100));
-        assert_eq!(body("a", 1, 100).len(), 100);
+        let script = Script::of_key("a");
+        assert_eq!(Script::of_key("a"), script);
+        assert_eq!(script.body("a", 1), script.body("a", 1));
+        assert_ne!(script.body("a", 1), script.body("a", 2));
+    }
+
+    #[test]
+    fn a_body_is_json_and_says_what_was_used() {
+        let script = Script::of_key("a");
+        let body: serde_json::Value = serde_json::from_slice(&script.body("a", 1)).unwrap();
+        let usage = &body["usage"];
+        assert_eq!(
+            usage["input"].as_i64().map(i128::from),
+            Some(script.used.input)
+        );
+        let cost = usage["cost"].as_str().unwrap().replacen('.', "", 1);
+        assert_eq!(cost.parse(), Ok(script.used.nanos));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::client::{Head, read_body, read_head};
-use super::script::{Run, Script, body};
+use super::script::{Run, Script};
 
 /// One request that reached the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ fn serve(connection: &TcpStream, shared: &Shared) -> Result<()> {
         thread::sleep(script.delay);
         match sent {
             Sent::Declined => decline(connection)?,
-            Sent::Ran(number) => run(connection, &key, number, &script.run)?,
+            Sent::Ran(number) => run(connection, &key, number, &script)?,
         }
     }
 }
@@ -150,10 +150,10 @@ fn decline(mut connection: &TcpStream) -> Result<()> {
     Ok(())
 }
 
-fn run(mut connection: &TcpStream, key: &str, number: u64, run: &Run) -> Result<()> {
-    let whole = body(key, number, run.bytes());
+fn run(mut connection: &TcpStream, key: &str, number: u64, script: &Script) -> Result<()> {
+    let (run, whole) = (&script.run, script.body(key, number));
     let head = format!(
-        "HTTP/1.1 {} Scripted\r\n{DATE}\r\ncontent-type: text/plain\r\nx-execution: {number}\r\n\
+        "HTTP/1.1 {} Scripted\r\n{DATE}\r\ncontent-type: application/json\r\nx-execution: {number}\r\n\
          x-list: one\r\nx-list: two\r\n",
         run.status()
     );

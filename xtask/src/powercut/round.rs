@@ -296,6 +296,7 @@ impl Campaign {
             config: self.folder.join("onlyonce.toml"),
             data,
             upstream: self.upstream.address(),
+            more: String::new(),
         }
     }
 
