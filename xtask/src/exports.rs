@@ -35,8 +35,9 @@ const LONGEST_LIFE: Duration = Duration::from_secs(4);
 /// From this time on an event is taken without a fault.
 const FAULTY_TIMES: usize = 4;
 
-/// How long the sink may take to catch up once nothing is killed any more.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(180);
+/// How long the receiver may get nothing new before it counts as all: more than the pauses of an event
+/// that meets a fault each time.
+const SILENCE: Duration = Duration::from_secs(40);
 
 /// What a campaign is told.
 pub struct Plan {
@@ -191,10 +192,10 @@ struct Books {
     sink: Value,
 }
 
-/// Waits until ledger and receiver have `completed` operations, or should have had them by now.
+/// Waits until ledger and receiver have `completed` operations, or nothing comes any more.
 fn catch_up(control: SocketAddr, receiver: &Receiver, completed: usize) -> Result<Books> {
     let _progress = Progress::start("waiting for the sink", Duration::from_secs(10));
-    let start = Instant::now();
+    let (mut count, mut since) = (0, Instant::now());
     loop {
         let (_, ledger) = ask(control, "/v1/ledger?by=")?;
         let (_, mut sinks) = ask(control, "/v1/sinks")?;
@@ -212,10 +213,12 @@ fn catch_up(control: SocketAddr, receiver: &Receiver, completed: usize) -> Resul
             dead: sink["dead"].as_u64().context("no number of dead letters")?,
             sink,
         };
-        let has_all = books.sums.operations >= completed
-            && receiver.count() >= completed
-            && books.sink["pending"] == 0;
-        if has_all || start.elapsed() > CAUGHT_UP_WITHIN {
+        if receiver.count() > count {
+            (count, since) = (receiver.count(), Instant::now());
+        }
+        let has_all =
+            books.sums.operations >= completed && count >= completed && books.sink["pending"] == 0;
+        if has_all || since.elapsed() > SILENCE {
             return Ok(books);
         }
         thread::sleep(Duration::from_millis(200));

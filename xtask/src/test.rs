@@ -43,7 +43,7 @@ fn campaigns(total: &mut Count) -> Result<()> {
     };
     total.note(torture::campaign(&plan));
     let plan = exports::Plan {
-        operations: 3_000,
+        operations: 2_000,
         seed: 1,
         binary: binary.clone(),
     };

@@ -4,6 +4,8 @@ mod file;
 mod lago;
 mod openmeter;
 mod stripe;
+#[cfg(feature = "parquet")]
+mod table;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -119,7 +119,9 @@ impl Script {
         let least = body.len() + 16;
         let length = self.run.bytes().max(least + end.len()) - end.len();
         while body.len() < length {
-            body.extend_from_slice(&format!("{:016x}", random.next()).into_bytes());
+            // Several times each: a body is made anew for every answer that is checked.
+            let text = format!("{:016x}", random.next());
+            body.extend_from_slice(text.repeat(8).as_bytes());
         }
         body.truncate(length);
         body.extend_from_slice(end);

@@ -258,11 +258,17 @@ fn read_openmeter(section: &mut Section<'_>) -> Result<SinkTarget, ConfigError> 
 
 fn read_file(section: &mut Section<'_>) -> Result<SinkTarget, ConfigError> {
     let folder = section.require("folder", "write the folder that files go into")?;
-    let next = "write format = \"csv\" or \"jsonl\"";
+    let formats = [
+        ("csv", Format::Csv),
+        ("jsonl", Format::Jsonl),
+        #[cfg(feature = "parquet")]
+        ("parquet", Format::Parquet),
+    ];
+    let next = "write format = \"csv\", \"jsonl\" or \"parquet\"";
     let format = section.require("format", next)?;
     Ok(SinkTarget::File {
         folder: folder.filled()?.into(),
-        format: format.choice(&[("csv", Format::Csv), ("jsonl", Format::Jsonl)])?,
+        format: format.choice(&formats)?,
     })
 }
 

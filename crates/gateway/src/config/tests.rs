@@ -440,6 +440,15 @@ fn a_sink_is_one_of_a_few_and_its_secret_is_never_repeated() {
         let said = mistake(&sink(lines));
         assert!(said.contains(part), "{said}");
     }
+    for format in [
+        "csv",
+        "jsonl",
+        #[cfg(feature = "parquet")]
+        "parquet",
+    ] {
+        let file = format!("kind = \"file\"\nfolder = \"f\"\nformat = \"{format}\"");
+        assert_eq!(valid(&sink(&file)).ledger.sinks[0].target.kind(), "file");
+    }
     let twice = format!("{0}\n{0}", sink(stripe));
     let said = mistake(&twice);
     assert!(said.contains("`name` cannot be \"s\""), "{said}");

@@ -4,6 +4,7 @@
 //! named after the hour and the first entry in it, and holds all that came after that one in the order
 //! of the books up to the next hour's: one that is written again takes the place of itself.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,12 @@ use onlyonce_store::{
 };
 use tokio::fs;
 use tokio::io::AsyncWriteExt as _;
+#[cfg(feature = "parquet")]
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+#[cfg(feature = "parquet")]
+use super::table::Table;
 use crate::event;
 use crate::outbox::{Settings, Stats, hold};
 
@@ -38,6 +43,9 @@ pub enum Format {
     Csv,
     /// One JSON object a line.
     Jsonl,
+    /// Apache Parquet, with the columns of the CSV.
+    #[cfg(feature = "parquet")]
+    Parquet,
 }
 
 impl Format {
@@ -46,22 +54,64 @@ impl Format {
         match self {
             Self::Csv => "csv",
             Self::Jsonl => "jsonl",
+            #[cfg(feature = "parquet")]
+            Self::Parquet => "parquet",
         }
     }
+}
 
-    fn begin(self) -> String {
-        match self {
-            Self::Csv => csv_names(),
-            Self::Jsonl => String::new(),
-        }
-    }
+/// What is written of a file so far.
+enum Body {
+    /// A line for each entry.
+    Lines(fs::File, fn(&Entry, &mut String)),
+    #[cfg(feature = "parquet")]
+    Table(Arc<parking_lot::Mutex<Table<std::fs::File>>>),
+}
 
-    fn row(self, entry: &Entry, into: &mut String) {
-        match self {
-            Self::Csv => csv_row(entry, into),
-            Self::Jsonl => {
-                let _ = writeln!(into, "{}", event::json(entry));
+impl Body {
+    async fn create(path: &Path, format: Format) -> io::Result<Self> {
+        let mut file = fs::File::create(path).await?;
+        match format {
+            Format::Csv => {
+                file.write_all(csv_names().as_bytes()).await?;
+                Ok(Self::Lines(file, csv_row))
             }
+            Format::Jsonl => Ok(Self::Lines(file, json_row)),
+            #[cfg(feature = "parquet")]
+            Format::Parquet => {
+                let table = Table::new(file.into_std().await)?;
+                Ok(Self::Table(Arc::new(parking_lot::Mutex::new(table))))
+            }
+        }
+    }
+
+    async fn push(&mut self, entry: &Entry) -> io::Result<()> {
+        match self {
+            Self::Lines(file, row) => {
+                let mut text = String::new();
+                row(entry, &mut text);
+                file.write_all(text.as_bytes()).await
+            }
+            #[cfg(feature = "parquet")]
+            Self::Table(table) => {
+                if !table.lock().push(entry.clone()) {
+                    return Ok(());
+                }
+                let table = Arc::clone(table);
+                spawn_blocking(move || Ok(table.lock().flush()?)).await?
+            }
+        }
+    }
+
+    /// Writes what is left, and waits until it is on disk.
+    async fn finish(self) -> io::Result<()> {
+        match self {
+            Self::Lines(mut file, _) => {
+                file.flush().await?;
+                file.sync_all().await
+            }
+            #[cfg(feature = "parquet")]
+            Self::Table(table) => spawn_blocking(move || table.lock().sync()).await?,
         }
     }
 }
@@ -110,7 +160,7 @@ struct Writer<S> {
 
 /// A file that is being written.
 struct Part {
-    file: fs::File,
+    body: Body,
     path: PathBuf,
     place: PathBuf,
     hour: Timestamp,
@@ -143,9 +193,7 @@ impl<S: Store> Writer<S> {
                     Some(open) => open,
                     none => none.insert(self.begin(at, &entry).await.map_err(said)?),
                 };
-                open.push(self.files.format, at, &entry)
-                    .await
-                    .map_err(said)?;
+                open.push(at, &entry).await.map_err(said)?;
             }
             let now = self.store.now();
             if is_last && part.as_ref().is_some_and(|part| part.is_over(now)) {
@@ -195,10 +243,8 @@ impl<S: Store> Writer<S> {
         let format = self.files.format;
         let name = file_name(&self.settings.name, hour, first, format);
         let path = self.files.folder.join(format!(".{name}.part"));
-        let mut file = fs::File::create(&path).await?;
-        file.write_all(format.begin().as_bytes()).await?;
         Ok(Part {
-            file,
+            body: Body::create(&path, format).await?,
             path,
             place: self.files.folder.join(name),
             hour,
@@ -214,11 +260,10 @@ impl<S: Store> Writer<S> {
         part: &mut Option<Part>,
         position: &mut Option<Position>,
     ) -> Result<(), String> {
-        let Some(mut done) = part.take() else {
+        let Some(done) = part.take() else {
             return Ok(());
         };
-        done.file.flush().await.map_err(said)?;
-        done.file.sync_all().await.map_err(said)?;
+        done.body.finish().await.map_err(said)?;
         fs::rename(&done.path, &done.place).await.map_err(said)?;
         sync_folder(&self.files.folder).await.map_err(said)?;
         let step = Advance {
@@ -242,10 +287,8 @@ impl<S: Store> Writer<S> {
 }
 
 impl Part {
-    async fn push(&mut self, format: Format, at: Position, entry: &Entry) -> io::Result<()> {
-        let mut row = String::new();
-        format.row(entry, &mut row);
-        self.file.write_all(row.as_bytes()).await?;
+    async fn push(&mut self, at: Position, entry: &Entry) -> io::Result<()> {
+        self.body.push(entry).await?;
         self.last = at;
         self.rows += 1;
         Ok(())
@@ -278,7 +321,7 @@ fn file_name(sink: &str, hour: Timestamp, first: Position, format: Format) -> St
 }
 
 /// The columns before those of the units.
-const COLUMNS: [&str; 18] = [
+pub(super) const COLUMNS: [&str; 18] = [
     "id",
     "completed_at",
     "claimed_at",
@@ -305,48 +348,47 @@ fn csv_names() -> String {
     format!("{}\r\n", names.join(","))
 }
 
-fn csv_row(entry: &Entry, into: &mut String) {
+/// What stands in [`COLUMNS`]; empty where nobody told.
+pub(super) fn cells(entry: &Entry) -> [Cow<'_, str>; COLUMNS.len()] {
     let metered = &entry.metered;
     let cost = metered.cost.as_ref();
-    let id = entry.id.to_string();
-    let at = event::rfc3339(entry.at);
-    let claimed_at = event::rfc3339(entry.claimed_at);
-    let status = entry.status.to_string();
-    let amount = cost.map(|cost| cost.amount.to_string()).unwrap_or_default();
-    let trace = entry
-        .trace
-        .as_ref()
-        .map(event::trace_id)
-        .unwrap_or_default();
-    let cells: [&str; COLUMNS.len()] = [
-        &id,
-        &at,
-        &claimed_at,
-        &entry.scope.tenant,
-        &entry.scope.namespace,
-        &entry.route,
-        &status,
-        &metered.provider,
-        &metered.model,
-        &metered.request_model,
-        &metered.operation,
-        &metered.response_id,
-        &metered.tier,
-        metered.source.as_str(),
-        &amount,
-        cost.map_or("", |cost| cost.basis.as_str()),
-        cost.map_or("", |cost| &cost.version),
-        &trace,
-    ];
-    for (index, cell) in cells.into_iter().enumerate() {
+    let trace = entry.trace.as_ref().map(event::trace_id);
+    [
+        entry.id.to_string().into(),
+        event::rfc3339(entry.at).into(),
+        event::rfc3339(entry.claimed_at).into(),
+        (&*entry.scope.tenant).into(),
+        (&*entry.scope.namespace).into(),
+        (&*entry.route).into(),
+        entry.status.to_string().into(),
+        (&*metered.provider).into(),
+        (&*metered.model).into(),
+        (&*metered.request_model).into(),
+        (&*metered.operation).into(),
+        (&*metered.response_id).into(),
+        (&*metered.tier).into(),
+        metered.source.as_str().into(),
+        cost.map_or(Cow::Borrowed(""), |cost| cost.amount.to_string().into()),
+        cost.map_or("", |cost| cost.basis.as_str()).into(),
+        cost.map_or("", |cost| &*cost.version).into(),
+        trace.unwrap_or_default().into(),
+    ]
+}
+
+fn json_row(entry: &Entry, into: &mut String) {
+    let _ = writeln!(into, "{}", event::json(entry));
+}
+
+fn csv_row(entry: &Entry, into: &mut String) {
+    for (index, cell) in cells(entry).into_iter().enumerate() {
         if index > 0 {
             into.push(',');
         }
-        csv_cell(cell, into);
+        csv_cell(&cell, into);
     }
     for unit in Unit::ALL {
         into.push(',');
-        if let Some(count) = metered.usage.get(*unit) {
+        if let Some(count) = entry.metered.usage.get(*unit) {
             let _ = write!(into, "{count}");
         }
     }
@@ -392,14 +434,13 @@ mod tests {
     }
 
     /// What is in the folder, by name.
-    fn found(folder: &Path) -> BTreeMap<String, String> {
+    fn found(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
         files
             .map(|file| {
                 let name = file.file_name().to_string_lossy().into_owned();
                 // It may have been moved just now.
-                let text = std::fs::read_to_string(file.path()).unwrap_or_default();
-                (name, text)
+                (name, std::fs::read(file.path()).unwrap_or_default())
             })
             .collect()
     }
@@ -408,10 +449,10 @@ mod tests {
         found(folder).keys().any(|name| !name.starts_with('.'))
     }
 
-    fn run(bench: &Bench, owner: OwnerId, folder: &Path) -> JoinHandle<()> {
+    fn run(bench: &Bench, owner: OwnerId, folder: &Path, format: Format) -> JoinHandle<()> {
         let files = Files {
             folder: folder.to_owned(),
-            format: Format::Csv,
+            format,
         };
         let (store, stats) = (Arc::clone(&bench.store), Arc::clone(&bench.stats));
         tokio::spawn(keep(store, owner, files, bench.settings.clone(), stats))
@@ -435,7 +476,7 @@ mod tests {
     async fn what_a_crash_left_of_a_file_is_no_file_and_goes() {
         let folder = tempfile::tempdir().expect("a folder");
         let bench = bench().await;
-        let killed = run(&bench, OWNER, folder.path());
+        let killed = run(&bench, OWNER, folder.path(), Format::Csv);
         until(async || bench.stats.snapshot().pending == 3).await;
         killed.abort();
         let left = found(folder.path());
@@ -452,13 +493,14 @@ mod tests {
         bench.clock.advance(LEASE);
         next_hour(&bench);
         let next = OwnerId::new(2);
-        let task = run(&bench, next, folder.path());
+        let task = run(&bench, next, folder.path(), Format::Csv);
         until(async || is_finished(folder.path())).await;
         until(async || bench.position(next).await == Some(Position(2))).await;
         task.abort();
         let files = found(folder.path());
         assert_eq!(files.len(), 1, "{files:?}");
-        for (name, text) in files {
+        for (name, bytes) in files {
+            let text = String::from_utf8(bytes).expect("text");
             assert!(name.starts_with("sink-2023-11-14T22-"), "{name}");
             assert_eq!(text.lines().count(), 4, "{text}");
         }
@@ -466,21 +508,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_file_that_was_not_noted_as_delivered_takes_its_own_place() {
+        again_in_its_own_place(Format::Csv).await;
+        again_in_its_own_place(Format::Jsonl).await;
+        #[cfg(feature = "parquet")]
+        {
+            let bytes = again_in_its_own_place(Format::Parquet).await;
+            assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+        }
+    }
+
+    async fn again_in_its_own_place(format: Format) -> Vec<u8> {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut files = Vec::new();
+        let mut runs = Vec::new();
         for _ in 0..2 {
             // The second one stands where the first was killed before it noted the file.
             let bench = bench().await;
             next_hour(&bench);
-            let task = run(&bench, OWNER, folder.path());
+            let task = run(&bench, OWNER, folder.path(), format);
             until(async || bench.position(OWNER).await == Some(Position(2))).await;
             task.abort();
-            files.push(found(folder.path()));
-            for name in found(folder.path()).keys() {
+            let files = found(folder.path());
+            for name in files.keys() {
                 std::fs::write(folder.path().join(name), "something else").expect("written");
             }
+            runs.push(files);
         }
-        assert_eq!(files[0].len(), 1, "{:?}", files[0]);
-        assert_eq!(files[0], files[1]);
+        assert_eq!(runs[0].len(), 1, "{:?}", runs[0]);
+        assert_eq!(runs[0], runs[1]);
+        let bytes = runs[0].values().next();
+        bytes.expect("a file").clone()
     }
 }
