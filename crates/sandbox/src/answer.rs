@@ -124,14 +124,19 @@ pub(crate) async fn answer(
         stored: &shared.stored,
     };
     match endpoint.reply(family, &job) {
-        Ok(reply) => Ok(answered(
-            reply,
-            &job,
-            family,
-            script.fault,
-            reset,
-            execution,
-        )),
+        Ok(reply) => {
+            if let (Some(execution), Some(usage)) = (&execution, endpoint.usage(&job)) {
+                execution.generates(usage);
+            }
+            Ok(answered(
+                reply,
+                &job,
+                family,
+                script.fault,
+                reset,
+                execution,
+            ))
+        }
         Err(refusal) => Ok(failed(family, &refusal, &id, execution)),
     }
 }

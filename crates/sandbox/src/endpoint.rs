@@ -2,7 +2,7 @@
 
 use http::{Method, Uri};
 
-use crate::ledger::Usd;
+use crate::ledger::{Usage, Usd};
 use crate::provider::{Family, Job, Refusal, Reply};
 use crate::provider::{anthropic, echo, gemini, models, openai_chat, openai_responses, stripe};
 
@@ -76,6 +76,22 @@ impl<'a> Endpoint<'a> {
             Self::Response { .. } | Self::Models => return None,
         };
         Some(Usd::from_micros(micros))
+    }
+
+    /// What answering takes of tokens. `None` for what generates nothing.
+    pub(crate) fn usage(self, job: &Job<'_>) -> Option<Usage> {
+        match self {
+            Self::ChatCompletions
+            | Self::Responses
+            | Self::Messages
+            | Self::GenerateContent { .. }
+            | Self::StreamGenerateContent { .. } => Some(Usage {
+                input: job.prompt_tokens(),
+                output: job.completion_tokens(),
+            }),
+            Self::Charges | Self::PaymentIntents | Self::Customers | Self::Echo => None,
+            Self::Response { .. } | Self::Models => None,
+        }
     }
 
     pub(crate) fn reply(self, family: Family, job: &Job<'_>) -> Result<Reply, Refusal> {

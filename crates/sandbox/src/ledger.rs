@@ -46,8 +46,20 @@ pub struct Entry {
     pub tag: Option<String>,
     /// What it cost.
     pub price_usd: Usd,
+    /// The tokens of its generation, told or not, cut or whole. `None` for what generates nothing,
+    /// and where it failed or broke before an answer was made.
+    pub usage: Option<Usage>,
     /// How it ended.
     pub outcome: Outcome,
+}
+
+/// The tokens of one generation, as its answer tells them at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Of the prompt.
+    pub input: u64,
+    /// Of the whole text.
+    pub output: u64,
 }
 
 /// How an execution ended.
@@ -140,6 +152,7 @@ impl Ledger {
             key: request.key.map(str::to_owned),
             tag: request.tag.map(str::to_owned),
             price_usd: request.price,
+            usage: None,
             outcome: Outcome::Running,
         });
         Execution {
@@ -208,6 +221,13 @@ impl Execution {
     /// Its number among the executions of its tag, from 1.
     pub(crate) fn nth_of_tag(&self) -> u64 {
         self.nth_of_tag
+    }
+
+    /// Notes what its answer is going to tell.
+    pub(crate) fn generates(&self, usage: Usage) {
+        if let Some(entry) = self.ledger.0.lock().entry(self.n) {
+            entry.usage = Some(usage);
+        }
     }
 
     pub(crate) fn complete(self) {
@@ -372,13 +392,18 @@ mod tests {
     #[test]
     fn the_json_is_as_documented() {
         let ledger = Ledger::default();
-        begin(&ledger, Some("checkout")).complete();
+        let execution = begin(&ledger, Some("checkout"));
+        execution.generates(Usage {
+            input: 12,
+            output: 20,
+        });
+        execution.complete();
         assert_eq!(
             serde_json::to_string(&ledger.snapshot()).unwrap(),
             "{\"executions\":1,\"charged_usd\":\"0.042000\",\"entries\":[{\"n\":1,\
              \"at\":\"1970-01-01T00:00:00.000Z\",\"method\":\"POST\",\"path\":\"/v1/echo\",\
              \"key\":\"k-1\",\"tag\":\"checkout\",\"price_usd\":\"0.042000\",\
-             \"outcome\":\"completed\"}]}"
+             \"usage\":{\"input\":12,\"output\":20},\"outcome\":\"completed\"}]}"
         );
     }
 

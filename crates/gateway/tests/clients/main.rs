@@ -10,6 +10,7 @@ mod curl;
 mod fake_providers;
 mod gemini_python;
 mod kit;
+mod ledger;
 mod openai_node;
 mod openai_python;
 mod readme;

@@ -25,10 +25,57 @@ async fn the_page_shows_what_ran_and_what_it_cost() {
         first,
         json!({
             "n": 1, "at": null, "method": "POST", "path": "/v1/chat/completions",
-            "key": "k-1", "tag": "checkout", "price_usd": "0.042000", "outcome": "completed",
+            "key": "k-1", "tag": "checkout", "price_usd": "0.042000",
+            "usage": { "input": 1, "output": 20 }, "outcome": "completed",
         })
     );
     assert_eq!(page["entries"][1]["key"], json!(null));
+}
+
+#[tokio::test]
+async fn an_entry_holds_the_tokens_that_its_answer_tells() {
+    let sandbox = start().await;
+    let three = [("x-sandbox-chunks", "3"), ("x-sandbox-interval", "0ms")];
+    let body = r#"{"model":"m","messages":[]}"#;
+    let chat = sandbox.post("/v1/chat/completions", &three, body).await;
+    let chat = &chat.json()["usage"];
+    let message = sandbox.post("/v1/messages", &three, body).await;
+    let message = &message.json()["usage"];
+    let response = sandbox.post("/v1/responses", &three, body).await;
+    let response = &response.json()["usage"];
+    let path = "/v1beta/models/m:generateContent";
+    let gemini = sandbox.post(path, &three, body).await;
+    let gemini = &gemini.json()["usageMetadata"];
+    let told = [
+        (&chat["prompt_tokens"], &chat["completion_tokens"]),
+        (&message["input_tokens"], &message["output_tokens"]),
+        (&response["input_tokens"], &response["output_tokens"]),
+        (&gemini["promptTokenCount"], &gemini["candidatesTokenCount"]),
+    ];
+    let page = sandbox.ledger.snapshot();
+    for (entry, (input, output)) in page.entries.iter().zip(told) {
+        let usage = entry.usage.expect("tokens");
+        assert_eq!((input, output), (&json!(usage.input), &json!(usage.output)));
+        assert_eq!((usage.input, usage.output), (7, 3), "{}", entry.path);
+    }
+}
+
+#[tokio::test]
+async fn what_generates_nothing_has_no_tokens() {
+    let sandbox = start().await;
+    let cut = [
+        ("x-sandbox-fault", "cut-stream"),
+        ("x-sandbox-interval", "0ms"),
+    ];
+    sandbox
+        .post("/v1/messages", &cut, r#"{"stream":true}"#)
+        .await;
+    let refused = [("x-sandbox-fault", "status:429")];
+    sandbox.post("/v1/messages", &refused, "{}").await;
+    sandbox.post("/v1/echo", &[], "{}").await;
+    let page = sandbox.ledger.snapshot();
+    let output = |n: usize| page.entries[n].usage.map(|usage| usage.output);
+    assert_eq!([output(0), output(1), output(2)], [Some(20), None, None]);
 }
 
 #[tokio::test]

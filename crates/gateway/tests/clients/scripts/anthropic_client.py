@@ -37,6 +37,9 @@ def call_streaming():
         say(text=text, mark=stream.response.headers.get("onlyonce-status"))
 
 
+if job.get("wait"):
+    say(ready=True)
+    sys.stdin.readline()
 for _ in range(job.get("times", 1)):
     try:
         call_streaming() if job.get("stream") else call()

@@ -42,6 +42,10 @@ async function call() {
 }
 
 async function main() {
+  if (job.wait) {
+    say({ ready: true });
+    require("fs").readSync(0, Buffer.alloc(16));
+  }
   for (let i = 0; i < (job.times ?? 1); i++) {
     try {
       await call();
