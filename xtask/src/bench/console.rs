@@ -96,7 +96,7 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
     Ok(Section { targets, figures })
 }
 
-const ROUTE: &str = "preset = \"openai\"";
+const ROUTE: &str = "usage = [\"openai-chat\"]";
 
 fn of_store(
     name: &str,

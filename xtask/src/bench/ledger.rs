@@ -40,7 +40,7 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
     let mut figures = format!(
         "The same program with `ledger.enabled = true` (the default) and `false`, on embedded stores, in turns,\n\
          {} rounds of {} s each after one that warms up. New keys over {CONNECTIONS} connections to a route with the\n\
-         preset `openai`; the answer is 1 KB of JSON of a chat completion, whose use is read and priced, and\n\
+         usage format `openai-chat`; the answer is 1 KB of JSON of a chat completion, whose use is read and priced, and\n\
          which has an entry. Events are those of 500 streams as in the part `streams`, each with\n\
          `\"usage\":null`, so that each is looked at. CPU is the gateway's own.\n\n\
          | round | new keys/s with | without | ratio | CPU µs/event with | without | ratio |\n\
@@ -117,5 +117,5 @@ pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
 fn start(stage: &Stage, name: &str, is_kept: bool) -> Result<Running> {
     let _ = std::fs::remove_dir_all(stage.data(name));
     let sections = format!("{LIMITS}\n[ledger]\nenabled = {is_kept}\n{METERED}");
-    stage.onlyonce_with(name, &sections, "preset = \"openai\"")
+    stage.onlyonce_with(name, &sections, "usage = [\"openai-chat\"]")
 }
