@@ -104,10 +104,7 @@ impl Account {
             tenant: tenant.into(),
             route: route.into(),
             provider: metered.provider.clone(),
-            model: match metered.model.is_empty() {
-                true => metered.request_model.clone(),
-                false => metered.model.clone(),
-            },
+            model: metered.paid_model().into(),
         }
     }
 }

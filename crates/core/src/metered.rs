@@ -286,6 +286,17 @@ pub struct Metered {
     pub cost: Option<Cost>,
 }
 
+impl Metered {
+    /// The model that is paid for: the one that answered, or that was asked for where the answer names
+    /// none; empty where nobody said.
+    pub fn paid_model(&self) -> &str {
+        match self.model.is_empty() {
+            true => &self.request_model,
+            false => &self.model,
+        }
+    }
+}
+
 impl Default for Metered {
     /// Of an answer that is not metered.
     fn default() -> Self {

@@ -85,11 +85,10 @@ impl<S: Store> Shared<S> {
             return;
         }
         let now = self.store.now();
-        let posting = match metered {
-            Some(metered) => Posting::spared(record, metered, now, got, attempts),
-            None => Posting::spared(record, &Metered::default(), now, got, attempts),
-        };
-        self.savings.add(posting);
+        let not_metered = Metered::default();
+        let metered = metered.unwrap_or(&not_metered);
+        self.savings
+            .add(Posting::spared(record, metered, now, got, attempts));
     }
 
     /// The record as it goes into the books: a completed one always says something of its use, so that

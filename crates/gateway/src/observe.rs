@@ -99,10 +99,7 @@ impl Suspects {
         metered: Option<&Metered>,
         at: Timestamp,
     ) {
-        let model = metered.map_or("", |metered| match &*metered.model {
-            "" => &metered.request_model,
-            model => model,
-        });
+        let model = metered.map_or("", Metered::paid_model);
         let mut kind = Kind {
             tenant: Some(tenant.into()),
             route: route.into(),

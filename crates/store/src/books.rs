@@ -110,11 +110,10 @@ pub struct EntryQuery {
 impl EntryQuery {
     /// Whether it wants `entry`; the cursor and the limit are not looked at.
     pub fn wants(&self, entry: &Entry) -> bool {
-        let account = entry.posting().account;
         let is = |wanted: &Option<Box<str>>, is: &str| wanted.as_deref().is_none_or(|it| it == is);
-        is(&self.tenant, &account.tenant)
-            && is(&self.route, &account.route)
-            && is(&self.model, &account.model)
+        is(&self.tenant, &entry.scope.tenant)
+            && is(&self.route, &entry.route)
+            && is(&self.model, entry.metered.paid_model())
             && self.since.is_none_or(|since| entry.at >= since)
             && self.until.is_none_or(|until| entry.at < until)
     }
@@ -183,6 +182,17 @@ pub enum Of {
     Accounts,
     /// Of each account of one tenant.
     Tenant(Box<str>),
+}
+
+impl Of {
+    /// Whether the sums of `account` are told; `None` stands for everything together.
+    pub(crate) fn wants(&self, account: Option<&Account>) -> bool {
+        match self {
+            Self::All => account.is_none(),
+            Self::Accounts => account.is_some(),
+            Self::Tenant(tenant) => account.is_some_and(|account| account.tenant == *tenant),
+        }
+    }
 }
 
 /// Sums of one account in one period.

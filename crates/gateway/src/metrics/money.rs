@@ -120,15 +120,13 @@ impl Money {
     }
 
     fn model<'a>(&self, metered: &'a Metered) -> ModelLabels {
-        let first = |names: &[&'a str]| {
-            let named = names.iter().find(|name| !name.is_empty());
-            named.copied().unwrap_or(UNKNOWN)
+        let named = |name: &'a str| match name {
+            "" => UNKNOWN,
+            name => name,
         };
         ModelLabels {
-            provider: self.providers.of(first(&[&metered.provider])),
-            model: self
-                .models
-                .of(first(&[&metered.model, &metered.request_model])),
+            provider: self.providers.of(named(&metered.provider)),
+            model: self.models.of(named(metered.paid_model())),
         }
     }
 

@@ -195,7 +195,7 @@ impl Prices {
 
     fn list_price(&self, metered: &Metered, sale: &Sale<'_>) -> Option<Exact> {
         let seller = sale.seller.unwrap_or(&metered.provider);
-        let found = self.find(seller, model_of(metered))?;
+        let found = self.find(seller, metered.paid_model())?;
         let model = &self.table.providers[found.provider].models[found.model];
         let mut offer = Offer::of(model.prices(sale.at));
         // Classes of service are the seller's own, not those of whose models it sells.
@@ -226,16 +226,8 @@ impl Prices {
 impl TenantPrices {
     fn find(&self, metered: &Metered, sale: &Sale<'_>) -> Option<&TenantPrice> {
         let names = [&*metered.provider, sale.seller.unwrap_or_default()];
-        let model = matching::lower(model_of(metered));
+        let model = matching::lower(metered.paid_model());
         self.prices.iter().find(|price| price.is_for(names, &model))
-    }
-}
-
-/// The model that is paid for: the one that answered, or was asked for where the answer names none.
-fn model_of(metered: &Metered) -> &str {
-    match metered.model.is_empty() {
-        true => &metered.request_model,
-        false => &metered.model,
     }
 }
 

@@ -6,7 +6,7 @@ use onlyonce_core::{Account, Entry, OperationId, OwnerId, Posting, Record, Sums,
 
 use crate::books::{
     Advance, Begin, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Grain, Held, Hold,
-    MOST_LOOKED_AT, Of, Position, SumsQuery, cells_of,
+    MOST_LOOKED_AT, Position, SumsQuery, cells_of,
 };
 
 /// Entries that are booked at once.
@@ -108,13 +108,7 @@ impl Ledger {
         }
         self.cells
             .range(first..end)
-            .filter(|((_, _, account), _)| match (&query.of, account) {
-                (Of::All, account) => account.is_none(),
-                (Of::Accounts, account) => account.is_some(),
-                (Of::Tenant(tenant), account) => account
-                    .as_ref()
-                    .is_some_and(|account| account.tenant == *tenant),
-            })
+            .filter(|((_, _, account), _)| query.of.wants(account.as_ref()))
             .map(|((_, period, account), sums)| Cell {
                 period: *period,
                 account: account.clone().unwrap_or_default(),

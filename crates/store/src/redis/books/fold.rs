@@ -353,13 +353,7 @@ fn cells(period: Timestamp, fields: Vec<(Vec<u8>, i64)>, of: &Of) -> Result<Vec<
     let mut cells: BTreeMap<Account, Sums> = BTreeMap::new();
     for (field, sum) in fields {
         let (account, count) = parts_of(field)?;
-        let wanted = match (of, &account) {
-            (Of::All, account) => account.is_none(),
-            (Of::Accounts, account) => account.is_some(),
-            (Of::Tenant(tenant), account) => account
-                .as_ref()
-                .is_some_and(|account| account.tenant == *tenant),
-        };
+        let wanted = of.wants(account.as_ref());
         if let Some(count) = count.filter(|_| wanted) {
             cells
                 .entry(account.unwrap_or_default())
