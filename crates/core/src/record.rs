@@ -388,6 +388,8 @@ pub struct Attempt {
     pub sdk_retry_count: Option<u32>,
     /// What it got.
     pub got: Got,
+    /// The trace that it is part of, where it was in one.
+    pub trace: Option<TraceId>,
 }
 
 numbered! {

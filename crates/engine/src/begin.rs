@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{
     Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, Policy, Record,
-    Refusal, ReleaseReason, RequestLine, Scope, Timestamp, UnknownReason, decide, transition, view,
+    Refusal, ReleaseReason, RequestLine, Scope, Timestamp, TraceId, UnknownReason, decide,
+    transition, view,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 
@@ -36,6 +37,8 @@ pub struct Request {
     pub peer: Box<str>,
     /// What the caller's SDK said of its own retries.
     pub sdk_retry_count: Option<u32>,
+    /// The trace that this attempt is seen in; one that executes is seen in that of its operation.
+    pub trace: Option<TraceId>,
 }
 
 /// What the route says.
@@ -367,7 +370,7 @@ impl<S: Store> Attempt<'_, S> {
 
     /// Notes the attempt; where that fails, its number is one more than the last one known.
     async fn note(&self, id: OperationId, got: Got, known: u32) -> u32 {
-        let note = self.attempt_note(got);
+        let note = self.attempt_note(got, self.request.trace);
         self.shared
             .store
             .note_attempt(self.address, id, note)
@@ -375,11 +378,12 @@ impl<S: Store> Attempt<'_, S> {
             .unwrap_or(known.saturating_add(1))
     }
 
-    fn attempt_note(&self, got: Got) -> AttemptNote {
+    fn attempt_note(&self, got: Got, trace: Option<TraceId>) -> AttemptNote {
         AttemptNote {
             peer: self.request.peer.clone(),
             sdk_retry_count: self.request.sdk_retry_count,
             got,
+            trace,
             at: None,
         }
     }
@@ -416,7 +420,8 @@ impl<S: Store> Attempt<'_, S> {
             return Ok(None);
         };
         let record = Arc::new(record);
-        let note = self.attempt_note(Got::Executed);
+        let trace = self.request.trace.map(|_| record.span().trace);
+        let note = self.attempt_note(Got::Executed, trace);
         let Some(slot) = &mut self.slot else {
             return Ok(None);
         };

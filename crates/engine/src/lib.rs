@@ -29,6 +29,7 @@
 //!     line: RequestLine::default(),
 //!     peer: "".into(),
 //!     sdk_retry_count: None,
+//!     trace: None,
 //! };
 //!
 //! let Ok(Begin::Execute(execution, _reader)) = engine.begin(request.clone(), &policy).await else {

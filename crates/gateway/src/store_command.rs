@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use futures_util::FutureExt;
 use onlyonce_store::postgres::{self, Migrated};
 
-use crate::config::{Config, Overrides, StoreUrl};
+use crate::config::{Config, Overrides, Secret, StoreUrl};
 use crate::copy::Sides;
 use crate::failure::Failure;
 use crate::{open, start};
@@ -22,7 +22,7 @@ pub(crate) struct StoreCommand {
 enum Action {
     /// Make the tables of a store on PostgreSQL, or bring them to this version
     Migrate {
-        /// Where the store is, or env:NAME for a URL that nobody else should see
+        /// Where the store is, or env:NAME or file:PATH for a URL that nobody else should see
         #[arg(
             value_name = "URL",
             required_unless_present = "config",
@@ -35,9 +35,9 @@ enum Action {
     },
     /// Move all records from one store to a new one, so that no key that was used runs again
     Copy {
-        /// The store that the records are in, or env:NAME
+        /// The store that the records are in, or env:NAME or file:PATH
         from: String,
-        /// The store to make and to fill, or env:NAME
+        /// The store to make and to fill, or env:NAME or file:PATH
         to: String,
         /// A configuration file with the keys of [store.encryption] that both stores are sealed with
         #[arg(long, value_name = "FILE")]
@@ -101,19 +101,12 @@ fn migrate(url: Option<String>, config: Option<PathBuf>) -> Result<(), Failure> 
 
 /// A URL from the command line.
 fn parse(text: &str) -> Result<StoreUrl, Failure> {
-    let text = match text.strip_prefix("env:") {
-        None => text.to_owned(),
-        Some(name) => std::env::var(name).map_err(|_| {
-            Failure::usage(
-                format!("the environment variable {name} is not set"),
-                format!("set {name} to the URL of the store"),
-            )
-        })?,
-    };
-    StoreUrl::parse(&text).ok_or_else(|| {
+    let url = Secret::named(text, &|name| std::env::var(name).ok())
+        .map_err(|missing| Failure::usage(format!("{text} {}", missing.what), missing.next))?;
+    StoreUrl::parse(url.expose()).ok_or_else(|| {
         Failure::usage(
             "that is not the URL of a store",
-            "write embedded:FOLDER, postgres://USER@HOST/DATABASE, redis://HOST, or env:NAME",
+            "write embedded:FOLDER, postgres://USER@HOST/DATABASE, redis://HOST, env:NAME or file:PATH",
         )
     })
 }

@@ -142,6 +142,7 @@ async fn replay<S: Store>(
         let note = AttemptNote {
             peer: "127.0.0.1:40000".into(),
             sdk_retry_count: None,
+            trace: None,
             got: Got::Replayed,
             at: None,
         };
@@ -242,6 +243,7 @@ async fn work<S: Store>(store: Arc<S>, worker: u64, until: Instant, keys: Keys, 
         let attempt = AttemptNote {
             peer: "127.0.0.1:40000".into(),
             sdk_retry_count: None,
+            trace: None,
             got: Got::Executed,
             at: None,
         };

@@ -44,8 +44,7 @@ pub fn encode(record: &Record, out: &mut BytesMut) {
     ] {
         put_block(out, text.as_bytes());
     }
-    let trace = record.request.trace.as_ref();
-    put_block(out, trace.map_or(&[], |trace| trace.as_bytes()));
+    put_trace(out, record.request.trace.as_ref());
     out.put_u8(record.state.name().number());
     match &record.state {
         State::InFlight {
@@ -108,8 +107,7 @@ pub fn encode_entry(entry: &Entry, out: &mut BytesMut) {
         put_block(out, text.as_bytes());
     }
     out.put_u16(entry.status);
-    let trace = entry.trace.as_ref();
-    put_block(out, trace.map_or(&[], |trace| trace.as_bytes()));
+    put_trace(out, entry.trace.as_ref());
     encode_metered(&entry.metered, out);
 }
 
@@ -326,6 +324,7 @@ pub fn encode_attempt(attempt: &Attempt, out: &mut BytesMut) {
             .map_or(0, |count| u64::from(count) + 1),
     );
     out.put_u8(attempt.got.number());
+    put_trace(out, attempt.trace.as_ref());
 }
 
 /// Takes an attempt off the front of `bytes`.
@@ -340,6 +339,7 @@ pub fn take_attempt(bytes: &mut Bytes) -> Result<Attempt, DecodeError> {
             count => Some(u32::try_from(count - 1).map_err(|_| malformed)?),
         },
         got: Got::from_number(take_u8(bytes, "attempt")?).ok_or(malformed)?,
+        trace: take_trace(bytes)?,
     })
 }
 
@@ -412,6 +412,10 @@ pub(crate) fn take_text(bytes: &mut Bytes, what: &'static str) -> Result<Box<str
 }
 
 /// An empty block where there is none.
+fn put_trace(out: &mut BytesMut, trace: Option<&TraceId>) {
+    put_block(out, trace.map_or(&[], |trace| trace.as_bytes()));
+}
+
 fn take_trace(bytes: &mut Bytes) -> Result<Option<TraceId>, DecodeError> {
     let malformed = DecodeError::Malformed("trace");
     let block = take_block(bytes, "trace")?;

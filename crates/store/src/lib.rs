@@ -9,7 +9,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Attempt, Fence, Got, Key, OperationId, OwnerId, Record, RecordingId, Scope, StateName,
-    Timestamp, transition::Breach,
+    Timestamp, TraceId, transition::Breach,
 };
 
 pub mod books;
@@ -277,6 +277,8 @@ pub struct AttemptNote {
     pub sdk_retry_count: Option<u32>,
     /// What it got.
     pub got: Got,
+    /// The trace that it is part of, where it was in one.
+    pub trace: Option<TraceId>,
     /// When it came, on the store's clock, where that is not now: it was noted in another store first.
     pub at: Option<Timestamp>,
 }
@@ -290,6 +292,7 @@ impl AttemptNote {
             peer: self.peer,
             sdk_retry_count: self.sdk_retry_count,
             got: self.got,
+            trace: self.trace,
         }
     }
 }

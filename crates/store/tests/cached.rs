@@ -95,6 +95,7 @@ fn note(got: Got) -> AttemptNote {
     AttemptNote {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: None,
+        trace: None,
         got,
         at: None,
     }

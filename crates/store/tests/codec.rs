@@ -119,10 +119,7 @@ impl Random {
                 route: self.text(20),
                 method: self.text(10),
                 path: self.text(300),
-                trace: match self.below(2) {
-                    0 => None,
-                    _ => TraceId::from_bytes(self.array()),
-                },
+                trace: self.trace(),
             },
             state: self.state(),
             metered: match self.below(2) {
@@ -152,10 +149,7 @@ impl Random {
             },
             route: self.text(20),
             status: self.next() as u16,
-            trace: match self.below(2) {
-                0 => None,
-                _ => TraceId::from_bytes(self.array()),
-            },
+            trace: self.trace(),
             metered: self.metered(),
         }
     }
@@ -183,6 +177,13 @@ impl Random {
         }
     }
 
+    fn trace(&mut self) -> Option<TraceId> {
+        match self.below(2) {
+            0 => None,
+            _ => TraceId::from_bytes(self.array()),
+        }
+    }
+
     fn attempt(&mut self) -> Attempt {
         Attempt {
             number: self.number() as u32,
@@ -194,6 +195,7 @@ impl Random {
                 _ => Some(self.number() as u32),
             },
             got: self.pick(Got::ALL),
+            trace: self.trace(),
         }
     }
 }

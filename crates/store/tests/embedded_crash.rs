@@ -67,6 +67,7 @@ async fn claim_over(
     let attempt = AttemptNote {
         peer: "".into(),
         sdk_retry_count: None,
+        trace: None,
         got: Got::Executed,
         at: None,
     };

@@ -42,6 +42,7 @@ fn write(record: Record) -> Write {
         attempt: Some(AttemptNote {
             peer: "".into(),
             sdk_retry_count: None,
+            trace: None,
             got: Got::Executed,
             at: None,
         }),

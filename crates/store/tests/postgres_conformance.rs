@@ -19,9 +19,13 @@ use onlyonce_store::{
     postgres::{EncryptionKeys, Options, migrate},
 };
 use onlyonce_testkit::{Between, Postgres};
+use tokio::time::{sleep, timeout};
 
 /// How long a call waits behind a line. Other tests take the machine's time.
 const TIME_OUT: Duration = Duration::from_secs(1);
+/// How long its connections may take behind a line, in pauses of so long.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Every store is a schema of its own.
 struct Schemas {
@@ -100,7 +104,19 @@ impl Subject for Schemas {
         let schema = format!("store_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let url = format!("{}?schema={schema}", Postgres::shared().url());
         migrate(&url, &self.options).await.expect("tables");
-        self.open(schema, clock).await
+        let store = self.open(schema, clock).await;
+        if self.line.is_some() {
+            // A write that waits for its connection is in no doubt when the line stalls.
+            let connected = async {
+                while !store.is_fully_connected() {
+                    sleep(PAUSE).await;
+                }
+            };
+            timeout(CONNECTED_WITHIN, connected)
+                .await
+                .expect("it connects");
+        }
+        store
     }
 
     fn settle(&self) {

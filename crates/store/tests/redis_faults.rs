@@ -91,6 +91,7 @@ async fn put_claim(store: &RedisStore, kept: &Kept) -> Result<Swap, StoreError> 
     let attempt = AttemptNote {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: None,
+        trace: None,
         got: Got::Executed,
         at: None,
     };
@@ -381,6 +382,7 @@ mod opening {
         let note = AttemptNote {
             peer: "".into(),
             sdk_retry_count: None,
+            trace: None,
             got: Got::Joined,
             at: None,
         };

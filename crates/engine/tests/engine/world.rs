@@ -137,6 +137,7 @@ pub fn request(key: &str) -> Request {
         },
         peer: "127.0.0.1:4242".into(),
         sdk_retry_count: None,
+        trace: None,
     }
 }
 

@@ -385,27 +385,12 @@ impl<'a> Entry<'a> {
             .map_err(|_| self.fail(format!("cannot be \"{text}\""), next))
     }
 
-    /// A secret: `env:NAME`, or the text itself.
+    /// A secret: `env:NAME`, `file:PATH`, or the text itself.
     pub(crate) fn secret(&self) -> Result<Secret, ConfigError> {
         // The text may itself be a secret that somebody wrote down: it is never repeated.
         let text = self.filled()?;
-        let Some(name) = text.strip_prefix("env:") else {
-            return Ok(Secret::new(text));
-        };
-        if name.is_empty() {
-            return Err(self.fail("names no environment variable", "write it like env:NAME"));
-        }
-        match (self.source.env)(name).as_deref().map(str::trim) {
-            Some("") => Err(self.fail(
-                format!("names the environment variable {name}, which is empty"),
-                format!("set {name} to the secret"),
-            )),
-            Some(value) => Ok(Secret::new(value)),
-            None => Err(self.fail(
-                format!("names the environment variable {name}, which is not set"),
-                format!("set {name} before the start"),
-            )),
-        }
+        Secret::named(text, self.source.env)
+            .map_err(|missing| self.fail(missing.what, missing.next))
     }
 
     /// A name of ours: of an upstream, a tenant, a preset, a route.

@@ -349,8 +349,8 @@ fn secrets_come_from_the_environment_and_are_never_repeated() {
     );
     refused(
         "[server]\ncontrol_token = \"env:EMPTY\"",
-        "line 2: `control_token` names the environment variable EMPTY, which is empty; set EMPTY \
-         to the secret",
+        "line 2: `control_token` names the environment variable EMPTY, which is empty; put the \
+         secret there",
     );
     refused(
         "[server]\ncontrol_token = \"env:\"",
@@ -369,6 +369,43 @@ fn secrets_come_from_the_environment_and_are_never_repeated() {
         !format!("{config:?}").contains("0123456789"),
         "a secret shows itself"
     );
+}
+
+#[test]
+fn secrets_come_from_files_and_are_never_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let named = |path: &str| {
+        let text = format!("[server]\ncontrol_token = \"file:{path}\"\n{UPSTREAM}");
+        read(&text).map_err(|error| error.to_string().replace(path, "PATH"))
+    };
+    let config = named(&file("token", b"0123456789abcdef0123456789abcdef\n")).unwrap();
+    let token = config.server.control_token.as_ref().unwrap();
+    assert_eq!(token.expose(), "0123456789abcdef0123456789abcdef");
+    assert!(!format!("{config:?}").contains("0123456789"));
+
+    let what = |path: &str| named(path).unwrap_err();
+    assert_eq!(
+        what(&file("empty", b" \n")),
+        "onlyonce.toml line 2: `control_token` names the file PATH, which is empty; put the secret \
+         there"
+    );
+    assert_eq!(
+        what(&file("long", &[b'x'; (64 << 10) + 1])),
+        "onlyonce.toml line 2: `control_token` names the file PATH, which is longer than 64 KiB; name a \
+         file with the secret alone in it"
+    );
+    for path in [&file("binary", b"\xff"), "/nowhere/at/all"] {
+        let error = what(path);
+        assert!(
+            error.contains("names the file PATH, which cannot be read ("),
+            "{error}"
+        );
+    }
 }
 
 #[test]

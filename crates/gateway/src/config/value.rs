@@ -1,12 +1,47 @@
 //! Values as people write them: durations, sizes, secrets.
 
-use std::{fmt, time::Duration};
+use std::{fmt, fs::File, io::Read, time::Duration};
 
 /// A text that must never be shown or logged (I16).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
+/// Bytes of a file that holds a secret, at most.
+const LONGEST_SECRET_FILE: u64 = 64 << 10;
+
+/// Why a secret that is named is not there, without a word of what it may be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NoSecret {
+    pub(crate) what: String,
+    pub(crate) next: String,
+}
+
 impl Secret {
+    /// The secret that `text` names: the variable of `env:NAME`, what is in the file of `file:PATH`, or the
+    /// text itself. Space around what is named is left out.
+    pub(crate) fn named(
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, NoSecret> {
+        let (value, place) = if let Some(name) = text.strip_prefix("env:") {
+            (
+                of_the_environment(name, env)?,
+                format!("the environment variable {name}"),
+            )
+        } else if let Some(path) = text.strip_prefix("file:") {
+            (of_a_file(path)?, format!("the file {path}"))
+        } else {
+            return Ok(Self::new(text));
+        };
+        match value.trim() {
+            "" => Err(NoSecret {
+                what: format!("names {place}, which is empty"),
+                next: "put the secret there".to_owned(),
+            }),
+            value => Ok(Self::new(value)),
+        }
+    }
+
     /// Keeps `text` out of sight.
     pub fn new(text: &str) -> Self {
         Self(text.into())
@@ -15,6 +50,39 @@ impl Secret {
     /// The text itself, to compare with or to send.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+fn of_the_environment(
+    name: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, NoSecret> {
+    if name.is_empty() {
+        return Err(NoSecret {
+            what: "names no environment variable".to_owned(),
+            next: "write it like env:NAME".to_owned(),
+        });
+    }
+    env(name).ok_or_else(|| NoSecret {
+        what: format!("names the environment variable {name}, which is not set"),
+        next: format!("set {name} before the start"),
+    })
+}
+
+fn of_a_file(path: &str) -> Result<String, NoSecret> {
+    let mut text = String::new();
+    let read = File::open(path)
+        .and_then(|file| file.take(LONGEST_SECRET_FILE + 1).read_to_string(&mut text));
+    match read {
+        Ok(_) if text.len() as u64 > LONGEST_SECRET_FILE => Err(NoSecret {
+            what: format!("names the file {path}, which is longer than 64 KiB"),
+            next: "name a file with the secret alone in it".to_owned(),
+        }),
+        Ok(_) => Ok(text),
+        Err(error) => Err(NoSecret {
+            what: format!("names the file {path}, which cannot be read ({error})"),
+            next: "name a text file that exists and that this user may read".to_owned(),
+        }),
     }
 }
 

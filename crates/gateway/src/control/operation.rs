@@ -81,6 +81,7 @@ struct AttemptView {
     peer: String,
     sdk_retry_count: Option<u32>,
     got: &'static str,
+    trace_id: Option<String>,
 }
 
 impl From<&Stored> for OperationView {
@@ -185,6 +186,7 @@ impl From<&Attempt> for AttemptView {
             peer: attempt.peer.to_string(),
             sdk_retry_count: attempt.sdk_retry_count,
             got: attempt.got.as_str(),
+            trace_id: attempt.trace.map(|trace| trace.to_string()),
         }
     }
 }

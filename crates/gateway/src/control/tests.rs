@@ -161,6 +161,7 @@ impl Fixture {
             },
             peer: "127.0.0.1:5".into(),
             sdk_retry_count: Some(2),
+            trace: None,
         };
         let policy = self.shared.config.routes[0].engine_policy;
         self.shared.engine.begin(request, &policy).await.unwrap()

@@ -343,6 +343,7 @@ impl Copy<'_> {
                 peer: "".into(),
                 sdk_retry_count: None,
                 got: Got::Executed,
+                trace: None,
                 at: Some(settled.record.claimed_at),
             });
         }
@@ -354,6 +355,7 @@ impl Copy<'_> {
             peer: attempt.peer,
             sdk_retry_count: attempt.sdk_retry_count,
             got: attempt.got,
+            trace: attempt.trace,
             at: Some(self.shift.of(attempt.at)),
         }
     }

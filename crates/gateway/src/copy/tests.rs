@@ -103,6 +103,7 @@ async fn claimed(store: &AnyStore, number: u8) -> Record {
         attempt: Some(AttemptNote {
             peer: "".into(),
             sdk_retry_count: None,
+            trace: None,
             got: Got::Executed,
             at: None,
         }),
@@ -211,6 +212,7 @@ async fn what_was_copied_in_part_is_copied_anew() {
     let note = AttemptNote {
         peer: "192.0.2.1:1".into(),
         sdk_retry_count: Some(1),
+        trace: None,
         got: Got::Joined,
         at: None,
     };

@@ -188,6 +188,7 @@ async fn claim_and_remove(store: &AnyStore, lease: Duration) -> Result<Duration,
         attempt: Some(AttemptNote {
             peer: TENANT.into(),
             sdk_retry_count: None,
+            trace: None,
             got: Got::Executed,
             at: None,
         }),

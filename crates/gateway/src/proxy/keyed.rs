@@ -23,7 +23,7 @@ use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
 use crate::config::ClientGone;
 use crate::metrics::Answer;
-use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin};
+use crate::telemetry::{self, AttemptSpan, ExecutionSpan, Origin};
 
 /// What an answer is marked with, as far as that is known before it.
 #[derive(Clone, Copy)]
@@ -75,8 +75,8 @@ async fn answer_in<S: Store>(
         ticket,
         derived_key: derived_key.as_ref(),
     };
-    let trace = span.as_ref().and_then(AttemptSpan::trace);
-    let engine_request = attempt.engine_request(path, caller, trace);
+    let own_trace = span.as_ref().and_then(AttemptSpan::trace);
+    let engine_request = attempt.engine_request(path, caller, own_trace);
     // Whoever leaves a slow store again and again would begin anew each time, and never come to execute.
     let finishes = path.route.policy.client_gone == ClientGone::Finish;
     let staying = finishes.then(|| caller.stays.stay());
@@ -361,8 +361,9 @@ impl Attempt {
         &self,
         path: &Path,
         caller: &Caller,
-        trace: Option<TraceId>,
+        own_trace: Option<TraceId>,
     ) -> onlyonce_engine::Request {
+        let callers = telemetry::trace_of(&self.head.headers);
         onlyonce_engine::Request {
             scope: self.scope.clone(),
             key: self.key.clone(),
@@ -371,10 +372,11 @@ impl Attempt {
                 route: path.route.name.clone(),
                 method: self.head.method.as_str().into(),
                 path: self.head.uri.path().into(),
-                trace,
+                trace: callers,
             },
             peer: caller.peer.to_string().into(),
             sdk_retry_count: sdk_retry_count(&self.head.headers),
+            trace: callers.or(own_trace),
         }
     }
 

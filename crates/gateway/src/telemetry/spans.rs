@@ -102,10 +102,9 @@ impl AttemptSpan {
         }
     }
 
-    /// The trace that the request came in.
+    /// The trace that it is part of, unless it executes: then it is that of its operation.
     pub(crate) fn trace(&self) -> Option<TraceId> {
-        let parent = self.attempt.as_ref()?.parent?;
-        Some(parent.trace)
+        Some(self.attempt.as_ref()?.own.trace)
     }
 
     /// Whose request it is.

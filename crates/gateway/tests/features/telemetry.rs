@@ -216,6 +216,51 @@ SERVER POST /* in the trace of op-1
     );
 }
 
+/// The trace of each attempt at `k`, as the control API tells it.
+fn attempts_traces(gateway: &Gateway) -> Vec<Option<String>> {
+    let control = gateway.control();
+    let id = control.operation("k")["id"].as_str().unwrap().to_owned();
+    let detail = control.get(&format!("/v1/operations/{id}")).json();
+    let log = detail["attempts_log"].as_array().unwrap().iter();
+    log.map(|attempt| attempt["trace_id"].as_str().map(str::to_owned))
+        .collect()
+}
+
+fn trace_of(context: &str) -> Option<String> {
+    Some(context[3..35].to_owned())
+}
+
+#[test]
+fn every_attempt_is_kept_with_the_trace_of_its_span() {
+    let upstream = Upstream::counting();
+    let collector = Collector::new();
+    let gateway = traced(&upstream, &collector);
+    gateway.post("/x", "k", "b");
+    gateway.send(&in_trace(post("/x", "k", "b"), LATER));
+    collector.wait_for_spans(4);
+    gateway.post("/x", "k", "b");
+    let spans = collector.wait_for_spans(5).spans();
+    let own = |place: usize| {
+        let hex = |byte: &u8| format!("{byte:02x}");
+        Some(spans[place].trace_id.iter().map(hex).collect::<String>())
+    };
+    assert_eq!(attempts_traces(&gateway), [own(0), trace_of(LATER), own(4)]);
+    assert_ne!(own(0), own(4));
+}
+
+#[test]
+fn without_telemetry_an_attempt_is_kept_with_the_trace_of_its_caller() {
+    let upstream = Upstream::counting();
+    let gateway = crate::gateway(&upstream);
+    gateway.send(&in_trace(post("/x", "k", "b"), CALLER));
+    gateway.post("/x", "k", "b");
+    gateway.send(&in_trace(post("/x", "k", "b"), LATER));
+    assert_eq!(
+        attempts_traces(&gateway),
+        [trace_of(CALLER), None, trace_of(LATER)]
+    );
+}
+
 #[test]
 fn who_joins_is_linked_and_counted() {
     let (upstream, go) = held();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use onlyonce_core::{Attempt, Got, ReleaseReason};
+use onlyonce_core::{Attempt, Got, ReleaseReason, TraceId};
 use tokio::task::JoinSet;
 
 use super::{
@@ -28,6 +28,7 @@ pub async fn a_claim_notes_its_attempt<S: Subject>(subject: S) {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: Some(2),
         got: Got::Executed,
+        trace: TraceId::from_bytes([7; 16]),
     };
     assert_eq!(attempts(&bench, &kept).await, [first]);
 }

@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Basis, Cost, Fence, Fingerprint, Got, Head, HeaderBlock, Key, Metered, OperationId,
-    OwnerId, Record, RecordingId, ReleaseReason, RequestLine, Scope, Source, Timestamp, Unit,
-    UnknownReason, Usd,
+    OwnerId, Record, RecordingId, ReleaseReason, RequestLine, Scope, Source, Timestamp, TraceId,
+    Unit, UnknownReason, Usd,
     transition::{self, Claim, Response},
 };
 
@@ -297,6 +297,7 @@ pub(super) fn note(got: Got) -> AttemptNote {
     AttemptNote {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: Some(2),
+        trace: TraceId::from_bytes([7; 16]),
         got,
         at: None,
     }

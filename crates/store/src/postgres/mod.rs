@@ -333,6 +333,14 @@ impl PostgresStore {
         Ok(Self { core })
     }
 
+    /// Whether every connection stands that calls wait for. A store serves from its first one on, and
+    /// makes the others meanwhile.
+    pub fn is_fully_connected(&self) -> bool {
+        let stand = |lanes: &Lanes, count: usize| lanes.connected.load(Ordering::Relaxed) >= count;
+        let (desk, options) = (&self.core.desk, &self.core.options);
+        stand(&desk.writers, options.writers) && stand(&desk.readers, options.readers)
+    }
+
     /// What an operator should know about the server's settings: a sentence each, with what to do.
     pub fn warnings(&self) -> &[String] {
         &self.core.warnings

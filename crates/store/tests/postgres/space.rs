@@ -93,6 +93,7 @@ async fn i11_what_counts_outlives_its_partition() {
     let joined = AttemptNote {
         peer: "joiner".into(),
         sdk_retry_count: None,
+        trace: None,
         got: Got::Joined,
         at: None,
     };

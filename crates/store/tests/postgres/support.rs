@@ -83,6 +83,7 @@ pub fn note() -> AttemptNote {
     AttemptNote {
         peer: "192.0.2.7:4711".into(),
         sdk_retry_count: None,
+        trace: None,
         got: Got::Executed,
         at: None,
     }

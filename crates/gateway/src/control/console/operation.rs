@@ -180,6 +180,7 @@ fn attempts(attempts: &[Attempt], record: &Record) -> Markup {
                     th scope="col" { "Got" }
                     th scope="col" { "From" }
                     th scope="col" { "Retry of its SDK" }
+                    th scope="col" { "Trace" }
                     th.number scope="col" { "After" }
                     th.number scope="col" { "Came" }
                 } }
@@ -191,6 +192,10 @@ fn attempts(attempts: &[Attempt], record: &Record) -> Markup {
                         td { @match attempt.sdk_retry_count {
                             Some(count) => (count),
                             None => span.muted { "not said" },
+                        } }
+                        td { @match attempt.trace {
+                            Some(trace) => code { (trace) },
+                            None => span.muted { "none" },
                         } }
                         td.number { (parts::span(record.claimed_at, attempt.at)) }
                         td.number { (parts::moment(attempt.at)) }
