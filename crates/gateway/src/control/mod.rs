@@ -5,8 +5,10 @@ mod answer;
 mod config;
 mod console;
 mod desk;
+mod entries;
 mod guesses;
 mod health;
+mod listing;
 mod operation;
 mod operations;
 mod overview;
@@ -125,6 +127,7 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/purge", post(operations::purge)),
         closed("/v1/overview", get(overview::show)),
         closed("/v1/ledger", get(spend::ledger)),
+        closed("/v1/ledger/entries", get(entries::list)),
         closed("/v1/unknown", get(unknown::list)),
         closed("/v1/suspects", get(suspects::list)),
         closed("/v1/health", get(health::show)),

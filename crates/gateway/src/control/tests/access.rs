@@ -61,6 +61,7 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
                 endpoint.path.replace("{name}", "key-reused"),
                 format!("{}?tenant=tenant-of-others", endpoint.path),
                 format!("{}?key=key-of-others-2", endpoint.path),
+                format!("{}?model=gpt-5", endpoint.path),
             ],
         };
         for path in paths {
@@ -108,6 +109,10 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
     let ledger = fixture.get("/v1/ledger?by=tenant").await.expect(200).json();
     assert_eq!(ledger["rows"].as_array().unwrap().len(), 1);
     assert_eq!(ledger["total"]["operations"], 1);
+    let entries = fixture.get("/v1/ledger/entries").await.expect(200).json();
+    assert_eq!(entries["entries"].as_array().unwrap().len(), 1);
+    let of_model = fixture.get("/v1/operations?model=gpt-5").await.json();
+    assert_eq!(of_model["operations"], list["operations"]);
     let overview = fixture.get("/v1/overview").await.expect(200).json();
     assert_eq!(overview["total"]["operations"], 1);
     // And nothing of the others was changed.
