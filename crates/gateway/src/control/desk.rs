@@ -11,12 +11,12 @@ use onlyonce_core::{OperationId, Record, Timestamp};
 use onlyonce_engine::{Operation, Purge, Reader, Resolution, Trouble};
 use onlyonce_store::books::{Cell, EntryPage, EntryQuery, Of, SumsQuery};
 use onlyonce_store::{Page, Query, Store, StoreError, Stored};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::Control;
 use super::access::{Access, foreign, is_same_origin, same};
 use super::answer::Refusal;
+use super::console::Followed;
 use super::session::form_mac;
 use super::suspects::Suspected;
 use crate::config::{KeyMode, Policy};
@@ -63,9 +63,9 @@ impl<S: Store> Desk<S> {
         }
     }
 
-    /// A place among those that follow a page live, while there is one.
-    pub(super) fn seat(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.control.listeners).try_acquire_owned().ok()
+    /// The console's pages that browsers follow now.
+    pub(super) fn followed(&self) -> &Arc<Followed> {
+        &self.control.followed
     }
 
     /// How far the gateway is on its way out.

@@ -3,6 +3,7 @@
 mod access;
 mod console;
 mod ledger;
+mod live;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

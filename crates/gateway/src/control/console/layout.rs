@@ -8,6 +8,7 @@ use onlyonce_store::Store;
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
 use super::assets::ADDRESSES;
+use super::operation::SETTLE;
 use super::{Place, View};
 
 /// A page without the rail.
@@ -46,6 +47,7 @@ pub(super) fn frame<S: Store>(desk: &Desk<S>, view: &View, uri: &Uri) -> Markup 
                 }
                 p #said .hidden aria-live="polite" {}
             }
+            input type="hidden" name="form" value=(desk.form_mac()) form=(SETTLE);
             (keys())
         },
     )

@@ -33,7 +33,7 @@ use onlyonce_store::Store;
 use serde::de::DeserializeOwned;
 
 pub(super) use assets::{icon, script, style};
-pub(super) use live::stream as live;
+pub(super) use live::{Followed, stream as live};
 pub(super) use login::{ask as ask_login, enter, leave, page as login};
 pub(super) use settle::settle;
 
@@ -42,6 +42,8 @@ use super::answer::Refusal;
 use super::desk::Desk;
 
 /// One page, before its frame.
+///
+/// Its sections hold nothing of one browser's session: browsers with the same token share them.
 struct View {
     title: String,
     /// The entry of the rail that it belongs to.

@@ -143,6 +143,24 @@ async fn i07_a_page_followed_live_shows_one_tenants_token_that_tenant_only() {
     }
 }
 
+#[tokio::test]
+async fn i07_browsers_share_a_page_with_the_same_token_only() {
+    let mut fixture = guarded();
+    fixture.completed("tenant-of-others", "key-of-others").await;
+    fixture.completed("acme", "own-key").await;
+    let live = "/console/live?page=/console/operations";
+    fixture.token = Some(TOKEN);
+    let whole = first_events(&fixture, live, 2).await;
+    assert!(whole.contains("key-of-others"), "{whole}");
+    // The same page, while the maker of that one still runs.
+    for token in [VIEWER, CLERK] {
+        fixture.token = Some(token);
+        let events = first_events(&fixture, live, 2).await;
+        assert!(!events.contains("key-of-others"), "{events}");
+        assert!(events.contains("own-key"), "{events}");
+    }
+}
+
 /// The events that are there at once.
 async fn first_events(fixture: &Fixture, path: &str, sections: usize) -> String {
     let request = Request::get(path).header("host", "127.0.0.1:8788").header(
