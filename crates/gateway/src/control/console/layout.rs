@@ -53,6 +53,13 @@ pub(super) fn frame<S: Store>(desk: &Desk<S>, view: &View, uri: &Uri) -> Markup 
     )
 }
 
+/// `text` as a sentence.
+fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(rest).chain(['.']).collect()
+}
+
 /// A refusal as a page.
 pub(super) fn refused<S: Store>(desk: &Desk<S>, refusal: &Refusal) -> Response {
     let page = bare(
@@ -62,7 +69,7 @@ pub(super) fn refused<S: Store>(desk: &Desk<S>, refusal: &Refusal) -> Response {
             main #main tabindex="-1" {
                 header.page { h1 { "This cannot be shown" } }
                 div.card role="alert" {
-                    p { (refusal.detail()) "." }
+                    p { (sentence(refusal.detail())) }
                     p.muted { "What to do: " (refusal.next()) "." }
                     p { a href="/console" { "To the overview" } }
                 }

@@ -233,8 +233,8 @@ fn metered_parts(metered: &Metered) -> Markup {
     let filled = texts.into_iter().filter(|(_, text)| !text.is_empty());
     facts.extend(filled.map(|(name, text)| (name, html! { (text) })));
     if let Some(cost) = &metered.cost {
-        facts.push(("Price", html! { (basis(cost.basis.as_str())) }));
-        facts.push(("Version of the price", html! { (cost.version) }));
+        let basis = basis(cost.basis.as_str());
+        facts.push(("Price", html! { (basis) ", " (cost.version) }));
     }
     html! {
         (parts::facts(&facts))

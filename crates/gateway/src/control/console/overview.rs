@@ -164,8 +164,8 @@ fn since_start(since: &SinceStart) -> Markup {
         section.card aria-labelledby="since" {
             h2 #since { "Requests of this gateway since its start" }
             p.muted.small {
-                "Started " (parts::moment(since.started_at)) ", " (parts::number(total))
-                " requests answered. Counted in memory: a restart begins anew, and other gateways of \
+                "Started " (parts::moment(since.started_at)) ", "
+                (parts::counted(total, "request")) " answered. Counted in memory: a restart begins anew, and other gateways of \
                  the same store count their own."
             }
             @if total > 0 { (share_bar(&answers, total)) }
@@ -254,6 +254,7 @@ fn way_in<S: Store>(desk: &Desk<S>) -> Markup {
                  appears here by itself."
             }
             pre.code { code { (call) } }
+            p.bar { button.quiet type="button" hidden data-copy=(call) { "Copy the call" } }
         }
     }
 }
