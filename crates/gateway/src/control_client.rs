@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::failure::Failure;
@@ -95,6 +95,15 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
             }
         }
         out.push('\n');
+    }
+    out
+}
+
+/// [`table`] of what a page has, and a word where the list goes on.
+pub(crate) fn page_table(rows: &[Vec<String>], page: &Value) -> String {
+    let mut out = table(rows);
+    if page["next_cursor"].is_string() {
+        out.push_str("(there are more: raise --limit)\n");
     }
     out
 }
@@ -220,6 +229,34 @@ impl Client {
             .send_request(request)
             .await
             .map_err(|error| failed(&error))
+    }
+
+    /// The list `name` of the pages at `path`, `most` of it at most, and where more of it begins.
+    pub(crate) async fn pages(
+        &self,
+        path: &str,
+        filter: &[(&str, Option<&str>)],
+        name: &str,
+        most: u64,
+    ) -> Result<Value, Failure> {
+        let mut all: Vec<Value> = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let left = most - all.len() as u64;
+            let limit = left.min(1000).to_string();
+            let mut parts = filter.to_vec();
+            parts.push(("limit", Some(&limit)));
+            parts.push(("cursor", cursor.as_deref()));
+            let mut page = self.get(&format!("{path}{}", query(&parts))).await?;
+            if let Some(list) = page[name].as_array_mut() {
+                all.append(list);
+            }
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            if cursor.is_none() || all.len() as u64 >= most {
+                break;
+            }
+        }
+        Ok(json!({ name: all, "next_cursor": cursor }))
     }
 
     async fn json(&self, response: Response<Incoming>) -> Result<Value, Failure> {

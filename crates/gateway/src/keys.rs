@@ -115,7 +115,9 @@ impl Keys {
                     ("key", key.as_deref()),
                     ("since", since.as_deref()),
                 ];
-                self.list(&client, &filter, *limit).await
+                let path = "/v1/operations";
+                let all = client.pages(path, &filter, "operations", *limit).await?;
+                self.reach.print(&all, show::list)
             }
             Command::Show { key_or_op } => {
                 let id = self.operation(&client, key_or_op).await?;
@@ -160,35 +162,6 @@ impl Keys {
                     .print(&purged, |purged| format!("purged {}\n", purged["purged"]))
             }
         }
-    }
-
-    async fn list(
-        &self,
-        client: &Client,
-        filter: &[(&str, Option<&str>)],
-        limit: u64,
-    ) -> Result<(), Failure> {
-        let mut operations: Vec<Value> = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let left = limit - operations.len() as u64;
-            let page_limit = left.min(1000).to_string();
-            let mut parts = filter.to_vec();
-            parts.push(("limit", Some(&page_limit)));
-            parts.push(("cursor", cursor.as_deref()));
-            let mut page = client
-                .get(&format!("/v1/operations{}", query(&parts)))
-                .await?;
-            if let Some(list) = page["operations"].as_array_mut() {
-                operations.append(list);
-            }
-            cursor = page["next_cursor"].as_str().map(str::to_owned);
-            if cursor.is_none() || operations.len() as u64 >= limit {
-                break;
-            }
-        }
-        let all = json!({ "operations": operations, "next_cursor": cursor });
-        self.reach.print(&all, show::list)
     }
 
     async fn resolve(&self, client: &Client, op: &str, with: &Value) -> Result<(), Failure> {

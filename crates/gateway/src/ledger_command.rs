@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::control_client::{Client, Reach, query, table, text};
+use crate::control_client::{Client, Reach, page_table, query, table, text};
 use crate::failure::Failure;
 
 /// The words of `onlyonce ledger`.
@@ -36,6 +36,27 @@ enum Command {
         /// Print comma-separated values
         #[arg(long, conflicts_with = "json")]
         csv: bool,
+    },
+    /// List the entries, the last booked first: one for each operation that completed
+    Entries {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Only of this route
+        #[arg(long)]
+        route: Option<String>,
+        /// Only of this model
+        #[arg(long)]
+        model: Option<String>,
+        /// Only completed since this moment: 2026-11-25T08:00:00Z, or a span until now like 2h
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Only completed before this moment
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+        limit: u64,
     },
     /// List those who are told of completed operations, and how it goes
     Sinks,
@@ -84,25 +105,33 @@ impl Ledger {
                 self.reach
                     .print(&report, if *csv { as_csv } else { as_table })
             }
+            Command::Entries {
+                tenant,
+                route,
+                model,
+                since,
+                until,
+                limit,
+            } => {
+                let filter = [
+                    ("tenant", tenant.as_deref()),
+                    ("route", route.as_deref()),
+                    ("model", model.as_deref()),
+                    ("since", since.as_deref()),
+                    ("until", until.as_deref()),
+                ];
+                let path = "/v1/ledger/entries";
+                let entries = client.pages(path, &filter, "entries", *limit).await?;
+                self.reach.print(&entries, show_entries)
+            }
             Command::Sinks => {
                 let sinks = client.get("/v1/sinks").await?;
                 self.reach.print(&sinks, show_sinks)
             }
             Command::Dead { sink } => {
-                let mut dead: Vec<Value> = Vec::new();
-                let mut cursor: Option<String> = None;
-                loop {
-                    let parts = query(&[("limit", Some("1000")), ("cursor", cursor.as_deref())]);
-                    let mut page = client.get(&format!("/v1/sinks/{sink}/dead{parts}")).await?;
-                    if let Some(list) = page["dead"].as_array_mut() {
-                        dead.append(list);
-                    }
-                    cursor = page["next_cursor"].as_str().map(str::to_owned);
-                    if cursor.is_none() {
-                        break;
-                    }
-                }
-                self.reach.print(&json!({ "dead": dead }), show_dead)
+                let path = format!("/v1/sinks/{sink}/dead");
+                let dead = client.pages(&path, &[], "dead", u64::MAX).await?;
+                self.reach.print(&dead, show_dead)
             }
             Command::Resend { sink, ids, all } => {
                 let which = match all {
@@ -252,6 +281,41 @@ fn unpriced(total: &Value) -> String {
 
 fn list<'a>(of: &'a Value, name: &str) -> &'a [Value] {
     of[name].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn show_entries(answer: &Value) -> String {
+    let heads = [
+        "COMPLETED",
+        "OPERATION",
+        "TENANT",
+        "ROUTE",
+        "MODEL",
+        "STATUS",
+        "TOKENS IN",
+        "TOKENS OUT",
+        "USD",
+    ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for entry in list(answer, "entries") {
+        let model = match &entry["model"] {
+            Value::Null => &entry["request_model"],
+            said => said,
+        };
+        let (usage, cost) = (&entry["usage"], &entry["cost"]);
+        let columns = [
+            &entry["completed_at"],
+            &entry["id"],
+            &entry["tenant"],
+            &entry["route"],
+            model,
+            &entry["status"],
+            &usage["input"],
+            &usage["output"],
+            &cost["amount"],
+        ];
+        rows.push(columns.map(text).to_vec());
+    }
+    page_table(&rows, answer)
 }
 
 fn show_sinks(answer: &Value) -> String {

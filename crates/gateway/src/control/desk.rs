@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
-use onlyonce_core::{OperationId, Timestamp};
+use onlyonce_core::{OperationId, Record, Timestamp};
 use onlyonce_engine::{Operation, Purge, Reader, Resolution, Trouble};
-use onlyonce_store::books::{Cell, Of, SumsQuery};
-use onlyonce_store::{Page, Query, Store};
-use tokio::sync::OwnedSemaphorePermit;
+use onlyonce_store::books::{Cell, EntryPage, EntryQuery, Of, SumsQuery};
+use onlyonce_store::{Page, Query, Store, StoreError, Stored};
 use tracing::Instrument as _;
 
 use super::Control;
 use super::access::{Access, foreign, is_same_origin, same};
 use super::answer::Refusal;
+use super::console::Followed;
 use super::session::form_mac;
 use super::suspects::Suspected;
 use crate::config::{KeyMode, Policy};
@@ -63,9 +63,9 @@ impl<S: Store> Desk<S> {
         }
     }
 
-    /// A place among those that follow a page live, while there is one.
-    pub(super) fn seat(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.control.listeners).try_acquire_owned().ok()
+    /// The console's pages that browsers follow now.
+    pub(super) fn followed(&self) -> &Arc<Followed> {
+        &self.control.followed
     }
 
     /// How far the gateway is on its way out.
@@ -121,12 +121,42 @@ impl<S: Store> Desk<S> {
         Ok(sums.map_err(Trouble::from)?)
     }
 
+    /// One page of the books' entries, the last booked first.
+    pub(super) async fn entries(&self, mut query: EntryQuery) -> Result<EntryPage, Refusal> {
+        if let Some(own) = &self.access.tenant {
+            if query.tenant.is_some_and(|asked| asked != *own) {
+                return Ok(EntryPage::default());
+            }
+            query.tenant = Some(own.clone());
+        }
+        let page = self.control.shared.engine.store().entries(query).await;
+        Ok(page.map_err(Trouble::from)?)
+    }
+
     /// The operation `id`.
     pub(super) async fn operation(&self, id: OperationId) -> Result<Operation, Refusal> {
         let found = self.control.shared.engine.operation(id).await?;
         found
             .filter(|found| self.sees(&found.stored.record.scope.tenant))
             .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))
+    }
+
+    /// The record of `id`, where it is still there and can be read: one that cannot be is left out, as
+    /// the store's lists do.
+    pub(super) async fn record(&self, id: OperationId) -> Result<Option<Stored>, Refusal> {
+        let store = self.control.shared.engine.store();
+        let look = async {
+            match store.find(id).await? {
+                Some(address) => store.load(address).await,
+                None => Ok(None),
+            }
+        };
+        let found = match look.await {
+            Err(StoreError::Corrupt(_)) => None,
+            found => found.map_err(Trouble::from)?,
+        };
+        let is_it = |record: &Record| record.id == id && self.sees(&record.scope.tenant);
+        Ok(found.filter(|stored| is_it(&stored.record)))
     }
 
     /// What looks like repeats. Who is bound to a tenant sees the repeats that are known to be its own.

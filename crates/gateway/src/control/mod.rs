@@ -5,8 +5,10 @@ mod answer;
 mod config;
 mod console;
 mod desk;
+mod entries;
 mod guesses;
 mod health;
+mod listing;
 mod operation;
 mod operations;
 mod overview;
@@ -31,13 +33,9 @@ use axum::routing::{MethodRouter, get, post};
 use onlyonce_core::Timestamp;
 use onlyonce_store::Store;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use self::guesses::Guesses;
 use crate::shared::{Phase, Phases, Shared};
-
-/// Browsers that may follow a page live at once.
-const LISTENERS: usize = 32;
 
 /// What a handler works with. What is behind the token is reached through [`access::May`] only.
 struct Control<S: Store> {
@@ -45,8 +43,8 @@ struct Control<S: Store> {
     phases: Phases,
     /// Wrong tokens that were presented.
     guesses: Arc<Guesses>,
-    /// Browsers that may follow a page live.
-    listeners: Arc<Semaphore>,
+    /// The console's pages that browsers follow now.
+    followed: Arc<console::Followed>,
     /// When the gateway started, on the store's clock.
     started: Timestamp,
 }
@@ -57,7 +55,7 @@ impl<S: Store> Clone for Control<S> {
             shared: Arc::clone(&self.shared),
             phases: self.phases.clone(),
             guesses: Arc::clone(&self.guesses),
-            listeners: Arc::clone(&self.listeners),
+            followed: Arc::clone(&self.followed),
             started: self.started,
         }
     }
@@ -70,7 +68,7 @@ impl<S: Store> Control<S> {
             shared,
             phases,
             guesses: Arc::default(),
-            listeners: Arc::new(Semaphore::new(LISTENERS)),
+            followed: Arc::default(),
         }
     }
 
@@ -125,6 +123,7 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/purge", post(operations::purge)),
         closed("/v1/overview", get(overview::show)),
         closed("/v1/ledger", get(spend::ledger)),
+        closed("/v1/ledger/entries", get(entries::list)),
         closed("/v1/unknown", get(unknown::list)),
         closed("/v1/suspects", get(suspects::list)),
         closed("/v1/health", get(health::show)),

@@ -8,11 +8,14 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, StatusCode};
 use onlyonce_core::{Head, HeaderBlock, StateName};
 use onlyonce_engine::{Purge, Resolution};
+use onlyonce_ledger::event;
 use onlyonce_store::Store;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::access::{Admin, May, Read, Resolve};
 use super::answer::Refusal;
+use super::listing::{Listing, Row};
 use super::operation::{OperationDetail, OperationView};
 use super::query::{ListQuery, Named, moment, operation_id, state};
 
@@ -20,7 +23,26 @@ use super::query::{ListQuery, Named, moment, operation_id, state};
 #[derive(Debug, Serialize)]
 pub(super) struct PageView {
     operations: Vec<OperationView>,
+    /// What the books say of those whose record is gone, as sinks are told of them.
+    gone: Vec<Value>,
     next_cursor: Option<String>,
+}
+
+impl From<&Listing> for PageView {
+    fn from(listing: &Listing) -> Self {
+        let mut view = Self {
+            operations: Vec::with_capacity(listing.rows.len()),
+            gone: Vec::new(),
+            next_cursor: listing.next.clone(),
+        };
+        for row in &listing.rows {
+            match row {
+                Row::Kept(stored) => view.operations.push(OperationView::from(stored)),
+                Row::Booked(entry) => view.gone.push(event::json(entry)),
+            }
+        }
+        view
+    }
 }
 
 /// `GET /v1/operations`.
@@ -28,17 +50,10 @@ pub(super) async fn list<S: Store>(
     desk: May<S, Read>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<PageView>, Refusal> {
-    let Query(query) = query.map_err(|error| {
-        Refusal::bad_request(
-            error.body_text(),
-            "use key, tenant, state, since, until, limit and cursor",
-        )
-    })?;
-    let page = desk.list(query.for_store(desk.now())?).await?;
-    Ok(Json(PageView {
-        operations: page.records.iter().map(OperationView::from).collect(),
-        next_cursor: page.next.map(|id| id.to_string()),
-    }))
+    let Query(query) =
+        query.map_err(|error| Refusal::bad_request(error.body_text(), ListQuery::FIELDS))?;
+    let listing = Listing::of(&desk, query).await?;
+    Ok(Json(PageView::from(&listing)))
 }
 
 /// `GET /v1/operations/{id}`.

@@ -148,7 +148,12 @@ impl From<Group> for TopView {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OverviewQuery {
-    range: Option<String>,
+    pub(super) range: Option<String>,
+}
+
+impl OverviewQuery {
+    /// What it may have.
+    pub(super) const FIELDS: &str = "use range";
 }
 
 /// `GET /v1/overview`.
@@ -157,7 +162,7 @@ pub(super) async fn show<S: Store>(
     query: Result<QueryOf<OverviewQuery>, QueryRejection>,
 ) -> Result<Json<OverviewView>, Refusal> {
     let QueryOf(query) =
-        query.map_err(|error| Refusal::bad_request(error.body_text(), "use range"))?;
+        query.map_err(|error| Refusal::bad_request(error.body_text(), OverviewQuery::FIELDS))?;
     let overview = Overview::of(&desk, Range::read(query.range.as_deref())?).await?;
     let spend = &overview.spend;
     let top = |by| spend.top(by, TOP).into_iter().map(TopView::from).collect();

@@ -6,6 +6,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use onlyonce_core::{Key, OperationId, StateName, Timestamp};
 use onlyonce_store::Query;
+use onlyonce_store::books::{EntryQuery, Position};
 use serde::Deserialize;
 
 use super::answer::Refusal;
@@ -33,13 +34,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// The query of `GET /v1/operations`.
+/// The query of `GET /v1/operations`. With `model` it asks the books, and else the store's records.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     pub(super) key: Option<String>,
     pub(super) tenant: Option<String>,
     pub(super) state: Option<String>,
+    pub(super) model: Option<String>,
     pub(super) since: Option<String>,
     pub(super) until: Option<String>,
     pub(super) limit: Option<usize>,
@@ -47,6 +49,9 @@ pub(super) struct ListQuery {
 }
 
 impl ListQuery {
+    /// What it may have.
+    pub(super) const FIELDS: &str = "use key, tenant, state, model, since, until, limit and cursor";
+
     /// The query that asks for the same from `cursor` on.
     pub(super) fn address(&self, cursor: Option<&str>) -> String {
         let mut query = form_urlencoded::Serializer::for_suffix("?".to_owned(), 1);
@@ -54,6 +59,7 @@ impl ListQuery {
             ("tenant", self.tenant.as_deref()),
             ("key", self.key.as_deref()),
             ("state", self.state.as_deref()),
+            ("model", self.model.as_deref()),
             ("since", self.since.as_deref()),
             ("until", self.until.as_deref()),
             ("cursor", cursor),
@@ -77,12 +83,8 @@ impl ListQuery {
                 ));
             }
         };
-        let limit = self.limit.unwrap_or(PAGE);
-        if !(1..=LARGEST_PAGE).contains(&limit) {
-            return Err(Refusal::bad_request(
-                format!("limit is {limit}"),
-                format!("ask for 1 to {LARGEST_PAGE}, and follow next_cursor"),
-            ));
+        if self.model.is_some() {
+            return Err(only_completed());
         }
         Ok(Query {
             key,
@@ -91,9 +93,97 @@ impl ListQuery {
             since: moment("since", self.since.as_deref(), now)?,
             until: moment("until", self.until.as_deref(), now)?,
             older_than: self.cursor.as_deref().map(operation_id).transpose()?,
-            limit,
+            limit: limit(self.limit)?,
         })
     }
+
+    /// What the books are to look for: they know the model of each operation that completed, and no
+    /// key.
+    pub(super) fn for_books(self, now: Timestamp) -> Result<EntryQuery, Refusal> {
+        let state = self.state.as_deref().map(state).transpose()?;
+        if state.is_some_and(|state| state != StateName::Completed) {
+            return Err(only_completed());
+        }
+        if self.key.is_some() {
+            return Err(Refusal::bad_request(
+                "the books, which know the models, hold no keys",
+                "ask for a key or for a model",
+            ));
+        }
+        EntriesQuery {
+            tenant: self.tenant,
+            route: None,
+            model: self.model,
+            since: self.since,
+            until: self.until,
+            limit: self.limit,
+            cursor: self.cursor,
+        }
+        .for_books(now)
+    }
+}
+
+fn only_completed() -> Refusal {
+    Refusal::bad_request(
+        "operations are found by model once they are completed",
+        "leave model out, or ask for the state completed",
+    )
+}
+
+/// The query of `GET /v1/ledger/entries`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EntriesQuery {
+    tenant: Option<String>,
+    route: Option<String>,
+    model: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+impl EntriesQuery {
+    /// What the books are to look for. `now` is the store's clock, which spans are counted from.
+    pub(super) fn for_books(self, now: Timestamp) -> Result<EntryQuery, Refusal> {
+        Ok(EntryQuery {
+            tenant: self.tenant.map(Into::into),
+            route: self.route.map(Into::into),
+            model: self.model.map(Into::into),
+            since: moment("since", self.since.as_deref(), now)?,
+            until: moment("until", self.until.as_deref(), now)?,
+            older_than: self.cursor.as_deref().map(position).transpose()?,
+            limit: limit(self.limit)?,
+        })
+    }
+}
+
+/// How many a page is to have.
+fn limit(asked: Option<usize>) -> Result<usize, Refusal> {
+    let limit = asked.unwrap_or(PAGE);
+    if (1..=LARGEST_PAGE).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(Refusal::bad_request(
+        format!("limit is {limit}"),
+        format!("ask for 1 to {LARGEST_PAGE}, and follow next_cursor"),
+    ))
+}
+
+/// The place in the books that the cursor `text` is.
+fn position(text: &str) -> Result<Position, Refusal> {
+    let position = u128::from_str_radix(text, 16);
+    position.map(Position).map_err(|_| {
+        Refusal::bad_request(
+            format!("the books have no place {text}"),
+            "send the next_cursor of the page before, with the same filters",
+        )
+    })
+}
+
+/// A place in the books as a cursor.
+pub(super) fn show_position(position: Position) -> String {
+    format!("{:x}", position.0)
 }
 
 /// The state named `text`.
@@ -177,6 +267,16 @@ mod tests {
             show_moment(Timestamp::from_millis(u64::MAX)),
             "9999-12-31T23:59:59.999Z"
         );
+    }
+
+    #[test]
+    fn a_place_in_the_books_reads_back() {
+        for place in [0, 77, u128::MAX] {
+            let shown = show_position(Position(place));
+            assert_eq!(position(&shown).unwrap(), Position(place));
+        }
+        assert!(position("").is_err());
+        assert!(position("op_1").is_err());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod access;
 mod console;
+mod ledger;
+mod live;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -185,9 +187,16 @@ impl Fixture {
 
     /// A finished operation; its id.
     async fn completed(&self, tenant: &str, key: &str) -> String {
+        self.completed_by(tenant, key, "gpt-5").await
+    }
+
+    async fn completed_by(&self, tenant: &str, key: &str, model: &str) -> String {
         let (mut execution, _reader) = self.claim(tenant, key).await;
         let id = execution.id().to_string();
-        execution.meter(metered());
+        execution.meter(Metered {
+            model: model.into(),
+            ..metered()
+        });
         let head = Head {
             status: 201,
             headers: HeaderBlock::pack([(&b"x-a"[..], &b"1"[..])]).unwrap(),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::control_client::{table, text};
+use crate::control_client::{page_table, text};
 
 /// A table with a line for each operation.
 pub(super) fn list(page: &Value) -> String {
@@ -39,11 +39,7 @@ pub(super) fn list(page: &Value) -> String {
             ),
         ]);
     }
-    let mut out = table(&rows);
-    if page["next_cursor"].is_string() {
-        out.push_str("(there are more: raise --limit)\n");
-    }
-    out
+    page_table(&rows, page)
 }
 
 /// All that is known of one operation.

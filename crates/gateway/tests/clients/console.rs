@@ -7,12 +7,8 @@ use crate::kit::{Provider, base, run, setup};
 const TOKEN: &str = "a-token-of-more-than-thirty-two-characters";
 const VIEWER: &str = "a-viewers-token-of-more-than-thirty-two-characters";
 
-/// From an empty store to a settled unknown, as somebody sees it. Pictures go to the folder that
-/// `ONLYONCE_PICTURES` names.
-#[test]
-fn a_person_sees_what_ran_and_settles_what_is_unknown() {
-    let sandbox = Provider::sandbox();
-    let gateway = setup(&sandbox, "openai")
+fn start(sandbox: &Provider) -> onlyonce_testkit::Gateway {
+    setup(sandbox, "openai")
         .server(&format!(
             "control_token = \"{TOKEN}\"\n[[server.token]]\nname = \"acme-view\"\ntoken = \
              \"{VIEWER}\"\ntenant = \"acme\"\nrights = [\"read\"]"
@@ -21,7 +17,15 @@ fn a_person_sees_what_ran_and_settles_what_is_unknown() {
             "[[tenant]]\nname = \"acme\"\ncredentials = [\"sk-acme\"]\n[[tenant]]\nname = \
              \"globex\"\ncredentials = [\"sk-globex\"]",
         )
-        .start();
+        .start()
+}
+
+/// From an empty store to a settled unknown, as somebody sees it. Pictures go to the folder that
+/// `ONLYONCE_PICTURES` names.
+#[test]
+fn a_person_sees_what_ran_and_settles_what_is_unknown() {
+    let sandbox = Provider::sandbox();
+    let gateway = start(&sandbox);
     let said = run(
         "console.cjs",
         &json!({
@@ -41,4 +45,22 @@ fn a_person_sees_what_ran_and_settles_what_is_unknown() {
         !log.contains(TOKEN) && !log.contains("not-a-token-of-this-gateway"),
         "{log}"
     );
+}
+
+/// The same person, without a mouse.
+#[test]
+fn a_person_settles_what_is_unknown_with_the_keyboard_alone() {
+    let sandbox = Provider::sandbox();
+    let gateway = start(&sandbox);
+    let said = run(
+        "console_keyboard.cjs",
+        &json!({
+            "base": base(&gateway),
+            "control": format!("http://{}", gateway.control_addr()),
+            "token": TOKEN,
+        }),
+    );
+    assert_eq!(said.len(), 6, "{said:?}");
+    let log = gateway.stderr();
+    assert!(log.contains("their list has no trace of it"), "{log}");
 }

@@ -45,6 +45,10 @@ pub(super) fn bars(name: &str, bars: &[Bar], top: impl FnOnce(u64) -> String) ->
             div.under aria-hidden="true" {
                 @for bar in bars { span.muted.small { (bar.label) } }
             }
+            details {
+                summary { "In words" }
+                ul.small { @for bar in bars.iter().filter(|bar| bar.height() > 0) { li { (bar.title) } } }
+            }
         }
     }
 }

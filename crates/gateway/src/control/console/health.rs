@@ -79,7 +79,10 @@ fn gauge(name: &str, used: u64, limit: u64) -> Markup {
     let is_near = used > limit / 10 * 9;
     html! {
         div.gauge {
-            span.label.small { (name) " used: " (percent(used, limit)) }
+            span.label.small {
+                (name) " used: "
+                @if used > 0 && used < limit / 10_000 { "under 0.01%" } @else { (percent(used, limit)) }
+            }
             svg width="100%" height="8" aria-hidden="true" {
                 rect.track width="100%" height="8" rx="4" {}
                 rect.fill .near[is_near] width=(percent(used.min(limit), limit)) height="8" rx="4" {}

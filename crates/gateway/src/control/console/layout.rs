@@ -8,6 +8,7 @@ use onlyonce_store::Store;
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
 use super::assets::ADDRESSES;
+use super::operation::SETTLE;
 use super::{Place, View};
 
 /// A page without the rail.
@@ -46,9 +47,17 @@ pub(super) fn frame<S: Store>(desk: &Desk<S>, view: &View, uri: &Uri) -> Markup 
                 }
                 p #said .hidden aria-live="polite" {}
             }
+            input type="hidden" name="form" value=(desk.form_mac()) form=(SETTLE);
             (keys())
         },
     )
+}
+
+/// `text` as a sentence.
+fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(rest).chain(['.']).collect()
 }
 
 /// A refusal as a page.
@@ -60,7 +69,7 @@ pub(super) fn refused<S: Store>(desk: &Desk<S>, refusal: &Refusal) -> Response {
             main #main tabindex="-1" {
                 header.page { h1 { "This cannot be shown" } }
                 div.card role="alert" {
-                    p { (refusal.detail()) "." }
+                    p { (sentence(refusal.detail())) }
                     p.muted { "What to do: " (refusal.next()) "." }
                     p { a href="/console" { "To the overview" } }
                 }

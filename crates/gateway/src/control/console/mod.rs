@@ -21,7 +21,7 @@ mod spend;
 mod timeline;
 mod unknown;
 
-use axum::extract::Request;
+use axum::extract::{Query, Request};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
@@ -30,9 +30,10 @@ use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use maud::Markup;
 use onlyonce_store::Store;
+use serde::de::DeserializeOwned;
 
 pub(super) use assets::{icon, script, style};
-pub(super) use live::stream as live;
+pub(super) use live::{Followed, stream as live};
 pub(super) use login::{ask as ask_login, enter, leave, page as login};
 pub(super) use settle::settle;
 
@@ -41,6 +42,8 @@ use super::answer::Refusal;
 use super::desk::Desk;
 
 /// One page, before its frame.
+///
+/// Its sections hold nothing of one browser's session: browsers with the same token share them.
 struct View {
     title: String,
     /// The entry of the rail that it belongs to.
@@ -105,6 +108,21 @@ async fn view<S: Store>(desk: &Desk<S>, uri: &Uri) -> Result<View, Refusal> {
             None => Err(super::pages::nothing_at(uri)),
         },
     }
+}
+
+/// What `query` asks of a page; `fields` says what it may have. A form sends the fields that were left
+/// empty too: those ask for nothing.
+fn asked<Q: DeserializeOwned>(query: &str, fields: &str) -> Result<Q, Refusal> {
+    let wrong = |what: String| Refusal::bad_request(what, fields);
+    let is_filled = |pair: &&str| {
+        pair.split_once('=')
+            .is_none_or(|(_, value)| !value.is_empty())
+    };
+    let filled: Vec<_> = query.split('&').filter(is_filled).collect();
+    let uri = format!("/?{}", filled.join("&")).parse();
+    let uri: Uri = uri.map_err(|_| wrong("the query is no part of an address".to_owned()))?;
+    let asked = Query::try_from_uri(&uri).map_err(|error| wrong(error.body_text()))?;
+    Ok(asked.0)
 }
 
 /// What a browser may do with an answer: nothing but show it, with what comes from here.

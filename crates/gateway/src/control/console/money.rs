@@ -4,8 +4,8 @@ use maud::{Markup, html};
 use onlyonce_core::{Count, Sums, Timestamp, Usd};
 use onlyonce_store::books::Grain;
 
-use super::super::query::show_moment;
-use super::super::spend::{By, Range, Spend};
+use super::super::query::{ListQuery, show_moment};
+use super::super::spend::{By, Group, Range, Spend};
 use super::chart::{self, Bar};
 use super::parts;
 
@@ -58,15 +58,15 @@ pub(super) fn figures(spend: &Spend) -> Markup {
                 span.label { "Not spent twice" }
                 strong { (usd(total.saved())) }
                 span.muted.small {
-                    "in " (parts::number(count(total, Count::Replayed))) " replays and "
-                    (parts::number(count(total, Count::Joined))) " joins"
+                    "in " (parts::counted(count(total, Count::Replayed), "replay")) " and "
+                    (parts::counted(count(total, Count::Joined), "join"))
                 }
             }
             div.card.figure {
                 span.label { "Spent" }
                 strong { (usd(total.cost())) }
                 span.muted.small {
-                    "in " (parts::number(count(total, Count::Operations))) " operations"
+                    "in " (parts::counted(count(total, Count::Operations), "operation"))
                     @if unpriced > 0 { ", " (parts::number(unpriced)) " of them without a price" }
                 }
             }
@@ -150,12 +150,12 @@ fn title(period: Timestamp, grain: Grain, sums: &Sums) -> String {
         Grain::Day => full[..10].to_owned(),
     };
     format!(
-        "{when}: {} spent in {} operations, {} not spent in {} replays and {} joins",
+        "{when}: {} spent in {}, {} not spent in {} and {}",
         usd(sums.cost()),
-        parts::number(count(sums, Count::Operations)),
+        parts::counted(count(sums, Count::Operations), "operation"),
         usd(sums.saved()),
-        parts::number(count(sums, Count::Replayed)),
-        parts::number(count(sums, Count::Joined)),
+        parts::counted(count(sums, Count::Replayed), "replay"),
+        parts::counted(count(sums, Count::Joined), "join"),
     )
 }
 
@@ -179,11 +179,11 @@ pub(super) fn top(spend: &Spend, by: By, name: &str) -> Markup {
                     tbody { @for group in &groups {
                         tr {
                             td.name {
-                                @for name in &group.names { (named(name)) }
+                                @for name in names(group, &[by], spend) { (name) }
                                 (share(&group.sums, all))
                             }
                             td.number { (usd(group.sums.cost())) }
-                            td.number.saved { (usd(group.sums.saved())) }
+                            (saved(&group.sums))
                         }
                     } }
                 }
@@ -192,12 +192,37 @@ pub(super) fn top(spend: &Spend, by: By, name: &str) -> Markup {
     }
 }
 
-/// A name, or that there is none.
-pub(super) fn named(name: &str) -> Markup {
-    match name.is_empty() {
-        true => html! { span.muted { "not said" } },
-        false => html! { (parts::tenant(name)) },
-    }
+/// What was not spent twice, as a cell of a table.
+pub(super) fn saved(sums: &Sums) -> Markup {
+    let has_saved = sums.saved().nanos() > 0;
+    html! { td.number .saved[has_saved] .muted[!has_saved] { (usd(sums.saved())) } }
+}
+
+/// The names of a group of `spend`. A model is a link to the operations that were summed, where they are
+/// grouped by nothing that operations cannot be filtered by.
+pub(super) fn names(group: &Group, by: &[By], spend: &Spend) -> Vec<Markup> {
+    let is_filter = |by: &By| matches!(by, By::Tenant | By::Model);
+    let of = |wanted| {
+        let mut pairs = by.iter().zip(&group.names);
+        pairs.find_map(|(by, name)| (*by == wanted).then(|| name.clone()))
+    };
+    let address = by.iter().all(is_filter).then(|| {
+        let operations = ListQuery {
+            tenant: of(By::Tenant),
+            model: of(By::Model),
+            since: spend.series.first().map(|(period, _)| show_moment(*period)),
+            ..ListQuery::default()
+        };
+        format!("/console/operations{}", operations.address(None))
+    });
+    let shown = by.iter().zip(&group.names).map(|(by, name)| match by {
+        _ if name.is_empty() => html! { span.muted { "not said" } },
+        By::Model => html! {
+            @match &address { Some(address) => a href=(address) { (name) }, None => (name) }
+        },
+        _ => parts::tenant(name),
+    });
+    shown.collect()
 }
 
 pub(super) const fn by_word(by: By) -> &'static str {

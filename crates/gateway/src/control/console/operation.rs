@@ -14,6 +14,9 @@ use super::unknown::{known, steps};
 use super::{Place, Section, View, money, parts, timeline};
 use crate::config::Right;
 
+/// The form that settles. What says that it was shown to this session stands in the page's frame.
+pub(super) const SETTLE: &str = "settle-form";
+
 pub(super) async fn view<S: Store>(desk: &Desk<S>, id: &str) -> Result<View, Refusal> {
     let operation = desk.operation(operation_id(id)?).await?;
     let record = &*operation.stored.record;
@@ -112,14 +115,18 @@ fn saved(operation: &Operation, cost: Usd) -> Markup {
     let is_completed = operation.stored.record.state.name() == StateName::Completed;
     let spared = operation.attempts.iter();
     let spared = spared.filter(|attempt| matches!(attempt.got, Got::Replayed | Got::Joined));
-    let times = if is_completed { spared.count() } else { 0 };
-    let times = i64::try_from(times).unwrap_or(i64::MAX);
+    let times = if is_completed {
+        spared.count() as u64
+    } else {
+        0
+    };
+    let saved = i64::try_from(times).map_or(i64::MAX, |times| cost.nanos().saturating_mul(times));
     html! {
         div.card.figure .saved[times > 0] {
             span.label { "Not spent twice" }
-            strong { (money::usd(Usd::from_nanos(cost.nanos().saturating_mul(times)))) }
+            strong { (money::usd(Usd::from_nanos(saved))) }
             span.muted.small {
-                (times) " " (if times == 1 { "attempt" } else { "attempts" }) " replayed or joined"
+                (parts::counted(times, "attempt")) " replayed or joined"
                 @if operation.stored.attempts as usize > operation.attempts.len() { ", at least" }
             }
         }
@@ -231,8 +238,8 @@ fn metered_parts(metered: &Metered) -> Markup {
     let filled = texts.into_iter().filter(|(_, text)| !text.is_empty());
     facts.extend(filled.map(|(name, text)| (name, html! { (text) })));
     if let Some(cost) = &metered.cost {
-        facts.push(("Price", html! { (basis(cost.basis.as_str())) }));
-        facts.push(("Version of the price", html! { (cost.version) }));
+        let basis = basis(cost.basis.as_str());
+        facts.push(("Price", html! { (basis) ", " (cost.version) }));
     }
     html! {
         (parts::facts(&facts))
@@ -316,7 +323,7 @@ fn settle<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
             (known(&operation.stored))
             (steps(&operation.stored))
             @if desk.access().may(Right::Resolve) {
-                (form(desk, &format!("/console/operations/{}/resolve", record.id)))
+                (form(&format!("/console/operations/{}/resolve", record.id)))
             } @else {
                 p.muted {
                     "To settle it takes a token with the right " code { "resolve" } "."
@@ -326,10 +333,9 @@ fn settle<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
     }
 }
 
-fn form<S: Store>(desk: &Desk<S>, action: &str) -> Markup {
+fn form(action: &str) -> Markup {
     html! {
-        form.settle method="post" action=(action) {
-            input type="hidden" name="form" value=(desk.form_mac());
+        form.settle id=(SETTLE) method="post" action=(action) {
             fieldset {
                 legend { "What did you find out?" }
                 label.choice {

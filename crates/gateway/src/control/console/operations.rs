@@ -1,53 +1,35 @@
 //! The page Operations: filters, a table, pages.
 
-use axum::extract::Query;
-use axum::http::Uri;
 use maud::{Markup, html};
 use onlyonce_core::StateName;
-use onlyonce_store::{Page, Store};
+use onlyonce_store::Store;
 
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
+use super::super::listing::{Listing, Row};
 use super::super::query::ListQuery;
-use super::parts;
-use super::{Place, Section, View};
+use super::{Place, Section, View, asked, parts};
 
 /// Operations on a page unless its address says otherwise.
 const PAGE: usize = 50;
 
 pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, Refusal> {
     let filter = read(query)?;
-    let page = desk.list(filter.clone().for_store(desk.now())?).await?;
+    let listing = Listing::of(desk, filter.clone()).await?;
     let is_scoped = desk.access().tenant.is_some();
     Ok(View {
         title: "Operations".to_owned(),
         place: Place::Operations,
         sections: vec![
             Section::new("head", head(&filter, is_scoped)),
-            Section::new("list", list(&page, &filter)),
+            Section::new("list", list(&listing, &filter)),
         ],
     })
 }
 
-/// The filters that `query` has. A form sends the fields that were left empty too.
+/// The filters that `query` has.
 pub(super) fn read(query: &str) -> Result<ListQuery, Refusal> {
-    let filled: Vec<_> = query
-        .split('&')
-        .filter(|pair| {
-            pair.split_once('=')
-                .is_some_and(|(_, value)| !value.is_empty())
-        })
-        .collect();
-    let uri = format!("/?{}", filled.join("&"));
-    let wrong = |what: String| {
-        Refusal::bad_request(
-            what,
-            "use key, tenant, state, since, until, limit and cursor",
-        )
-    };
-    let uri: Uri = uri.parse().map_err(|_| wrong("no filter".to_owned()))?;
-    let Query(mut filter) =
-        Query::<ListQuery>::try_from_uri(&uri).map_err(|error| wrong(error.body_text()))?;
+    let mut filter: ListQuery = asked(query, ListQuery::FIELDS)?;
     filter.limit.get_or_insert(PAGE);
     Ok(filter)
 }
@@ -76,7 +58,8 @@ fn head(filter: &ListQuery, is_scoped: bool) -> Markup {
                     }
                 }
             }
-            (field("since", "Since", &text(&filter.since), "2h or 2026-01-31T08:00:00Z"))
+            (field("model", "Model", &text(&filter.model), "any"))
+            (field("since", "Since", &text(&filter.since), "like 2h"))
             (field("until", "Until", &text(&filter.until), "now"))
             div.actions {
                 button.primary type="submit" { "Filter" }
@@ -87,41 +70,72 @@ fn head(filter: &ListQuery, is_scoped: bool) -> Markup {
 }
 
 fn field(name: &str, label: &str, value: &str, hint: &str) -> Markup {
+    let is_moment = matches!(name, "since" | "until");
+    let title =
+        is_moment.then_some("A moment like 2026-01-31T08:00:00Z, or a span until now like 2h");
     html! {
         div {
             label for=(name) { (label) }
-            input id=(name) name=(name) value=(value) placeholder=(hint) spellcheck="false"
-                autocomplete="off";
+            input id=(name) name=(name) value=(value) placeholder=(hint) title=[title]
+                spellcheck="false" autocomplete="off";
         }
     }
 }
 
-fn list(page: &Page, filter: &ListQuery) -> Markup {
+fn list(listing: &Listing, filter: &ListQuery) -> Markup {
+    let is_of_model = filter.model.is_some();
+    let caption = match is_of_model {
+        true => "Operations, completed last first",
+        false => "Operations, newest first",
+    };
+    let rows = listing.rows.iter().map(|row| match row {
+        Row::Kept(stored) => parts::row(stored),
+        Row::Booked(entry) => parts::booked_row(entry),
+    });
     html! {
         section.card aria-label="Operations" {
-            @if page.records.is_empty() {
-                (parts::empty("No operation matches", &html! {
-                    "Widen the filters, or " a href="/console/operations" { "clear them" } "."
-                }))
-            } @else {
-                (parts::operations(&page.records, "Operations, newest first"))
+            @if is_of_model {
+                p.muted.small {
+                    "What the ledger says of this model: operations that completed, last ones first, also \
+                     those whose record is gone. Since and until are about when they completed."
+                }
             }
-            (pager(page, filter))
+            @if listing.rows.is_empty() {
+                (nothing(listing.next.is_some()))
+            } @else {
+                (parts::operations(caption, rows))
+            }
+            (pager(listing.next.as_deref(), filter))
         }
     }
+}
+
+fn nothing(has_more: bool) -> Markup {
+    if has_more {
+        return parts::empty(
+            "None so far",
+            &html! { "Older operations may match: go on." },
+        );
+    }
+    parts::empty(
+        "No operation matches",
+        &html! {
+            "Widen the filters, or " a href="/console/operations" { "clear them" } "."
+        },
+    )
 }
 
 /// The way to older operations, and back to the newest.
-pub(super) fn pager(page: &Page, filter: &ListQuery) -> Markup {
+pub(super) fn pager(next: Option<&str>, filter: &ListQuery) -> Markup {
     let is_later = filter.cursor.is_some();
     html! {
-        @if is_later || page.next.is_some() {
+        @if is_later || next.is_some() {
             nav.pager aria-label="Pages" {
                 @if is_later {
                     a.button.quiet href=(filter.address(None)) { "Newest" }
                 }
-                @if let Some(next) = page.next {
-                    a.button.quiet rel="next" href=(filter.address(Some(&next.to_string()))) {
+                @if let Some(next) = next {
+                    a.button.quiet rel="next" href=(filter.address(Some(next))) {
                         "Older"
                     }
                 }

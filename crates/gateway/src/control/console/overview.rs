@@ -5,20 +5,18 @@ use onlyonce_store::{Page, Store};
 
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
-use super::super::overview::{Overview, SinceStart, UNKNOWN};
+use super::super::overview::{Overview, OverviewQuery, SinceStart, UNKNOWN};
 use super::super::spend::{By, Range, Spend};
 use super::super::suspects::Suspected;
-use super::{Place, Section, View, money, parts};
+use super::{Place, Section, View, asked, money, parts};
 use crate::observe::{Kind, Sum};
 
 /// Kinds of repeats that are shown.
 const KINDS: usize = 10;
 
 pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, Refusal> {
-    let range = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("range="));
-    let overview = Overview::of(desk, Range::read(range)?).await?;
+    let OverviewQuery { range } = asked(query, OverviewQuery::FIELDS)?;
+    let overview = Overview::of(desk, Range::read(range.as_deref())?).await?;
     let spend = &overview.spend;
     let is_empty = overview.latest.records.is_empty();
     let mut sections = vec![Section::new(
@@ -166,8 +164,8 @@ fn since_start(since: &SinceStart) -> Markup {
         section.card aria-labelledby="since" {
             h2 #since { "Requests of this gateway since its start" }
             p.muted.small {
-                "Started " (parts::moment(since.started_at)) ", " (parts::number(total))
-                " requests answered. Counted in memory: a restart begins anew, and other gateways of \
+                "Started " (parts::moment(since.started_at)) ", "
+                (parts::counted(total, "request")) " answered. Counted in memory: a restart begins anew, and other gateways of \
                  the same store count their own."
             }
             @if total > 0 { (share_bar(&answers, total)) }
@@ -219,8 +217,8 @@ fn open(unknown: &Page) -> Markup {
                 p.fine { "Every outcome is known." }
             } @else {
                 (parts::operations(
-                    &unknown.records[..unknown.records.len().min(UNKNOWN)],
                     "The newest operations whose outcome is unknown",
+                    unknown.records.iter().take(UNKNOWN).map(parts::row),
                 ))
             }
         }
@@ -232,7 +230,7 @@ fn latest(latest: &Page) -> Markup {
         section.card aria-labelledby="latest-title" {
             header { h2 #latest-title { "Latest operations" }
                 a href="/console/operations" { "All of them" } }
-            (parts::operations(&latest.records, "The newest operations"))
+            (parts::operations("The newest operations", latest.records.iter().map(parts::row)))
         }
     }
 }
@@ -256,6 +254,7 @@ fn way_in<S: Store>(desk: &Desk<S>) -> Markup {
                  appears here by itself."
             }
             pre.code { code { (call) } }
+            p.bar { button.quiet type="button" hidden data-copy=(call) { "Copy the call" } }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What pages are made of: states, moments, amounts, tables of operations.
 
 use maud::{Markup, html};
-use onlyonce_core::{Metered, StateName, Timestamp, Unit};
+use onlyonce_core::{Entry, Metered, StateName, Timestamp, Unit};
 use onlyonce_store::Stored;
 
 use super::super::query::show_moment;
@@ -59,6 +59,12 @@ pub(super) fn number(number: u64) -> String {
     text
 }
 
+/// How many of something: `1 replay`, `2 replays`.
+pub(super) fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", number(count))
+}
+
 /// A size: `512 B`, `3.4 KiB`, `1.2 GiB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
@@ -78,8 +84,8 @@ pub(super) fn tokens(metered: &Metered) -> Option<String> {
     Some(format!("{} / {}", of(Unit::Input)?, of(Unit::Output)?))
 }
 
-/// A table of operations, each a link to its page.
-pub(super) fn operations(records: &[Stored], caption: &str) -> Markup {
+/// A table of operations.
+pub(super) fn operations(caption: &str, rows: impl Iterator<Item = Markup>) -> Markup {
     html! {
         div.scroll {
             table.operations {
@@ -97,31 +103,57 @@ pub(super) fn operations(records: &[Stored], caption: &str) -> Markup {
                         th.number scope="col" { "First seen" }
                     }
                 }
-                tbody { @for stored in records { (row(stored)) } }
+                tbody { @for row in rows { (row) } }
             }
         }
     }
 }
 
-fn row(stored: &Stored) -> Markup {
+/// An operation, with a link to its page.
+pub(super) fn row(stored: &Stored) -> Markup {
     let record = &stored.record;
-    let metered = record.metered.as_deref();
-    let cost = metered.and_then(|metered| metered.cost.as_ref());
-    let none = || html! { span.muted { "–" } };
-    let or_none = |text: Option<String>| text.map_or_else(none, |text| html! { (text) });
     html! {
         tr {
             td { (state(record.state.name())) }
             td.key { a href={ "/console/operations/" (record.id) } { (record.key) } }
             td { (tenant(&record.scope.tenant)) }
             td { span.method { (record.request.method) } " " (record.request.path) }
-            td { (or_none(metered.map(|metered| metered.model.to_string()).filter(|m| !m.is_empty()))) }
-            td.number { (or_none(metered.and_then(tokens))) }
-            td.number { (or_none(cost.map(|cost| format!("${}", cost.amount)))) }
+            (used(record.metered.as_deref()))
             td.number { (number(stored.attempts.into())) }
             td.number { (moment(record.id.first_claimed())) }
         }
     }
+}
+
+/// An operation of which only the books tell: they have neither its key nor its path.
+pub(super) fn booked_row(entry: &Entry) -> Markup {
+    html! {
+        tr {
+            td { (state(StateName::Completed)) }
+            td.key.muted title=(entry.id) { "record gone" }
+            td { (tenant(&entry.scope.tenant)) }
+            td { "route " (entry.route) }
+            (used(Some(&entry.metered)))
+            td.number { (none()) }
+            td.number { (moment(entry.id.first_claimed())) }
+        }
+    }
+}
+
+/// Model, tokens and cost.
+fn used(metered: Option<&Metered>) -> Markup {
+    let or_none = |text: Option<String>| text.map_or_else(none, |text| html! { (text) });
+    let model = metered.map(|metered| metered.paid_model().to_owned());
+    let cost = metered.and_then(|metered| metered.cost.as_ref());
+    html! {
+        td { (or_none(model.filter(|model| !model.is_empty()))) }
+        td.number { (or_none(metered.and_then(tokens))) }
+        td.number { (or_none(cost.map(|cost| format!("${}", cost.amount)))) }
+    }
+}
+
+fn none() -> Markup {
+    html! { span.muted { "–" } }
 }
 
 /// A tenant; the name that a hash makes is cut, and stands whole in its title.

@@ -1,7 +1,5 @@
 //! The page Tenants and spend.
 
-use axum::extract::Query;
-use axum::http::Uri;
 use maud::{Markup, html};
 use onlyonce_core::Count;
 use onlyonce_store::Store;
@@ -10,7 +8,7 @@ use serde::Deserialize;
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
 use super::super::spend::{By, Group, Range, Spend, group};
-use super::{Place, Section, View, money, parts};
+use super::{Place, Section, View, asked, money, parts};
 
 /// Groups that are shown; the API has all of them.
 const SHOWN: usize = 200;
@@ -23,11 +21,11 @@ struct Asked {
 }
 
 pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, Refusal> {
-    let asked = read(query)?;
+    let asked: Asked = asked(query, "use range and by")?;
     let spend = Spend::of(desk, Range::read(asked.range.as_deref())?).await?;
     let by = match asked.by.as_deref() {
-        None | Some("") if desk.access().tenant.is_some() => vec![By::Model],
-        None | Some("") => vec![By::Tenant, By::Model],
+        None if desk.access().tenant.is_some() => vec![By::Model],
+        None => vec![By::Tenant, By::Model],
         Some(by) => By::list(by)?,
     };
     let mut groups = group(&spend.accounts, &by);
@@ -38,18 +36,9 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, 
         sections: vec![
             Section::new("head", head(&spend, &by)),
             Section::new("figures", money::figures(&spend)),
-            Section::new("groups", table(&groups, &by)),
+            Section::new("groups", table(&groups, &by, &spend)),
         ],
     })
-}
-
-fn read(query: &str) -> Result<Asked, Refusal> {
-    let wrong = |what: String| Refusal::bad_request(what, "use range and by");
-    let uri: Uri = format!("/?{query}")
-        .parse()
-        .map_err(|_| wrong("no filter".to_owned()))?;
-    let asked = Query::<Asked>::try_from_uri(&uri).map_err(|error| wrong(error.body_text()))?;
-    Ok(asked.0)
 }
 
 fn head(spend: &Spend, by: &[By]) -> Markup {
@@ -84,7 +73,7 @@ fn head(spend: &Spend, by: &[By]) -> Markup {
     }
 }
 
-fn table(groups: &[Group], by: &[By]) -> Markup {
+fn table(groups: &[Group], by: &[By], spend: &Spend) -> Markup {
     html! {
         section.card aria-label="Spend" {
             @if groups.is_empty() {
@@ -102,7 +91,7 @@ fn table(groups: &[Group], by: &[By]) -> Markup {
                         th.number scope="col" { "Joins" }
                         th.number scope="col" { "Not spent twice" }
                     } }
-                    tbody { @for group in groups.iter().take(SHOWN) { (row(group)) } }
+                    tbody { @for group in groups.iter().take(SHOWN) { (row(group, by, spend)) } }
                 } }
                 @if groups.len() > SHOWN {
                     p.muted.small { "The first " (SHOWN) " of " (groups.len()) "; /v1/ledger has all." }
@@ -112,19 +101,19 @@ fn table(groups: &[Group], by: &[By]) -> Markup {
     }
 }
 
-fn row(group: &Group) -> Markup {
+fn row(group: &Group, by: &[By], spend: &Spend) -> Markup {
     let sums = &group.sums;
     let number = |count| parts::number(money::count(sums, count));
     html! {
         tr {
-            @for name in &group.names { td { (money::named(name)) } }
+            @for name in money::names(group, by, spend) { td { (name) } }
             td.number { (number(Count::Operations)) }
             td.number { (number(Count::Input)) }
             td.number { (number(Count::Output)) }
             td.number { (money::usd(sums.cost())) }
             td.number { (number(Count::Replayed)) }
             td.number { (number(Count::Joined)) }
-            td.number.saved { (money::usd(sums.saved())) }
+            (money::saved(sums))
         }
     }
 }

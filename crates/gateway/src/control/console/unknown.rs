@@ -7,15 +7,14 @@ use onlyonce_store::{Store, Stored};
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
 use super::super::unknown::{advice, since};
-use super::operations::{pager, read};
-use super::parts;
-use super::{Place, Section, View};
+use super::{Place, Section, View, operations, parts};
 
 pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, Refusal> {
-    let filter = read(query)?;
+    let filter = operations::read(query)?;
     let mut asked = filter.clone().for_store(desk.now())?;
     asked.state = Some(StateName::Unknown);
     let page = desk.list(asked).await?;
+    let next = page.next.map(|id| id.to_string());
     Ok(View {
         title: "Unknown".to_owned(),
         place: Place::Unknown,
@@ -45,7 +44,7 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, 
                         }
                     }
                     @for stored in &page.records { (card(stored)) }
-                    (pager(&page, &filter))
+                    (operations::pager(next.as_deref(), &filter))
                 },
             ),
         ],

@@ -61,6 +61,7 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
                 endpoint.path.replace("{name}", "key-reused"),
                 format!("{}?tenant=tenant-of-others", endpoint.path),
                 format!("{}?key=key-of-others-2", endpoint.path),
+                format!("{}?model=gpt-5", endpoint.path),
             ],
         };
         for path in paths {
@@ -108,6 +109,10 @@ async fn i07_a_tenant_scoped_token_sees_nothing_of_another_tenant() {
     let ledger = fixture.get("/v1/ledger?by=tenant").await.expect(200).json();
     assert_eq!(ledger["rows"].as_array().unwrap().len(), 1);
     assert_eq!(ledger["total"]["operations"], 1);
+    let entries = fixture.get("/v1/ledger/entries").await.expect(200).json();
+    assert_eq!(entries["entries"].as_array().unwrap().len(), 1);
+    let of_model = fixture.get("/v1/operations?model=gpt-5").await.json();
+    assert_eq!(of_model["operations"], list["operations"]);
     let overview = fixture.get("/v1/overview").await.expect(200).json();
     assert_eq!(overview["total"]["operations"], 1);
     // And nothing of the others was changed.
@@ -135,6 +140,24 @@ async fn i07_a_page_followed_live_shows_one_tenants_token_that_tenant_only() {
         let events = first_events(&fixture, &format!("/console/live?page={page}"), sections).await;
         assert!(!events.contains("key-of-others"), "{events}");
         assert_eq!(events.contains("own-key"), is_shown, "{page}: {events}");
+    }
+}
+
+#[tokio::test]
+async fn i07_browsers_share_a_page_with_the_same_token_only() {
+    let mut fixture = guarded();
+    fixture.completed("tenant-of-others", "key-of-others").await;
+    fixture.completed("acme", "own-key").await;
+    let live = "/console/live?page=/console/operations";
+    fixture.token = Some(TOKEN);
+    let whole = first_events(&fixture, live, 2).await;
+    assert!(whole.contains("key-of-others"), "{whole}");
+    // The same page, while the maker of that one still runs.
+    for token in [VIEWER, CLERK] {
+        fixture.token = Some(token);
+        let events = first_events(&fixture, live, 2).await;
+        assert!(!events.contains("key-of-others"), "{events}");
+        assert!(events.contains("own-key"), "{events}");
     }
 }
 

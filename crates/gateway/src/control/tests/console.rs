@@ -214,29 +214,6 @@ async fn health_is_the_stores_and_the_gateways() {
     assert_eq!(names(&unknown["unknown"][0]), described("Unknown"));
 }
 
-#[tokio::test]
-async fn a_page_that_is_followed_tells_only_what_changed() {
-    let fixture = fixture();
-    fixture.completed("acme", "first").await;
-    let request = Request::get("/console/live?page=/console/operations");
-    let request = request.body(Body::empty()).unwrap();
-    let response = fixture.router.clone().oneshot(request).await.unwrap();
-    let mut body = response.into_body();
-    let mut next = async || {
-        let frame = body.frame().await.unwrap().unwrap();
-        String::from_utf8(frame.data_ref().unwrap().to_vec()).unwrap()
-    };
-    assert!(next().await.contains("\"id\":\"head\""));
-    assert!(next().await.contains("first"));
-    fixture.completed("acme", "second").await;
-    let event = next().await;
-    assert!(
-        event.starts_with("event: section") && event.contains("\"id\":\"list\""),
-        "{event}"
-    );
-    assert!(event.contains("second"));
-}
-
 /// Three operations, one of them replayed twice.
 async fn with_spend() -> Fixture {
     let fixture = fixture();

@@ -3,27 +3,10 @@
 // line for each thing that was seen.
 "use strict";
 const assert = require("node:assert/strict");
-const { chromium } = require("playwright-core");
 const { AxeBuilder } = require("@axe-core/playwright");
+const { call, job, run, say } = require("./console_kit.cjs");
 
-const job = JSON.parse(process.argv[2]);
-const { base, control, token, viewer, pictures } = job;
-const say = (text) => console.log(JSON.stringify({ text }));
-
-const call = async (key, credential, headers = {}) => {
-  const answer = await fetch(`${base}/v1/chat/completions`, {
-    method: "POST",
-    headers: {
-      Authorization: `Bearer ${credential}`,
-      "Content-Type": "application/json",
-      "Idempotency-Key": key,
-      ...headers,
-    },
-    body: JSON.stringify({ model: "gpt-5-mini", messages: [{ role: "user", content: `Hello ${key}` }] }),
-  });
-  await answer.text().catch(() => {});
-  return answer.status;
-};
+const { control, token, viewer, pictures } = job;
 
 const main = async (browser) => {
   const wrong = [];
@@ -95,6 +78,11 @@ const main = async (browser) => {
   await page.getByRole("cell", { name: "gpt-5-mini" }).waitFor();
   assert.ok(page.url().includes("by=model"));
   assert.equal(await page.locator("tbody tr").count(), 1);
+  await page.getByRole("link", { name: "gpt-5-mini" }).click();
+  await page.getByText("What the ledger says of this model").waitFor();
+  assert.ok(page.url().includes("model=gpt-5-mini&since="));
+  assert.equal(await page.inputValue("#model"), "gpt-5-mini");
+  assert.equal(await page.locator("td.key").count(), 8);
   say("what was spent, and what was not");
 
   await page.getByRole("link", { name: "Operations", exact: true }).click();
@@ -171,14 +159,4 @@ const main = async (browser) => {
   say("no other origin, no error");
 };
 
-(async () => {
-  const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox"] });
-  try {
-    await main(browser);
-  } finally {
-    await browser.close();
-  }
-})().catch((error) => {
-  console.error(error);
-  process.exit(1);
-});
+run(main);

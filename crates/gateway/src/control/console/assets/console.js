@@ -50,21 +50,56 @@ const isBusy = (section) =>
   || all("form.settle", section).some((form) => form.dataset.touched)
   || all("[data-shown]", section).length > 0;
 
+// A live change takes the focus from nobody: what has it now has it afterwards, or what then stands in
+// its place.
+const focusable = (section) => all("a[href], button, input, select, textarea, summary, [tabindex]", section);
+const nameOf = (element) => `${element.tagName} ${element.id || element.getAttribute("href") || element.textContent}`;
+const keepFocus = (section) => {
+  const at = focusable(section).indexOf(document.activeElement);
+  if (at < 0) return () => {};
+  const name = nameOf(document.activeElement);
+  return () => {
+    const now = section.isConnected ? focusable(section).filter((element) => !element.hidden) : [];
+    const next = now.find((element) => nameOf(element) === name) ?? now[Math.min(at, now.length - 1)];
+    (next ?? $("main")).focus({ preventScroll: true });
+  };
+};
+
 const replace = (section, html) => {
   const fresh = document.createElement("template");
   fresh.innerHTML = html;
   const before = new Set(all("td.key a", section).map((link) => link.href));
-  const focused = section.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  const refocus = keepFocus(section);
   const open = all("details", section).map((details) => details.open);
   section.replaceChildren(fresh.content);
   all("details", section).forEach((details, index) => {
     if (index in open) details.open = open[index];
   });
-  if (focused) $(`a[href="${CSS.escape(focused)}"]`, section)?.focus();
   const added = before.size === 0 ? [] : all("td.key a", section).filter((link) => !before.has(link.href));
   for (const link of added) link.closest("tr").classList.add("new");
   enliven(section);
+  refocus();
   return added.length;
+};
+
+// The sections that the page has now, in their order.
+const arrange = (main, ids) => {
+  for (const section of all(":scope > div", main)) {
+    if (ids.includes(section.id) || isBusy(section)) continue;
+    const refocus = keepFocus(section);
+    section.remove();
+    refocus();
+  }
+  let last = null;
+  for (const id of ids) {
+    let section = document.getElementById(id);
+    if (!section) {
+      section = document.createElement("div");
+      section.id = id;
+      if (last) last.after(section); else main.prepend(section);
+    }
+    last = section;
+  }
 };
 
 const follow = (main) => {
@@ -72,14 +107,10 @@ const follow = (main) => {
   const source = new EventSource(`/console/live?page=${encodeURIComponent(main.dataset.live)}`);
   source.addEventListener("open", () => { sign.hidden = false; sign.classList.remove("lost"); });
   source.addEventListener("error", () => sign.classList.add("lost"));
+  source.addEventListener("layout", (event) => arrange(main, JSON.parse(event.data)));
   source.addEventListener("section", (event) => {
     const { id, html } = JSON.parse(event.data);
-    let section = document.getElementById(id);
-    if (!section || section.parentElement !== main) {
-      // The page has other sections now: it is another page.
-      if (all("form", main).every((form) => !form.dataset.touched)) location.reload();
-      return;
-    }
+    const section = document.getElementById(id);
     const probe = document.createElement("div");
     probe.innerHTML = html;
     if (section.dataset.last === undefined) {
@@ -102,6 +133,8 @@ const show = async (box) => {
   box.dataset.shown = "";
   const pre = document.createElement("pre");
   pre.tabIndex = 0;
+  pre.role = "region";
+  pre.ariaLabel = "The body";
   box.append(pre);
   const say = (text) => {
     const line = document.createElement("p");
