@@ -155,6 +155,7 @@ impl Inner {
                             end = end.max(Some(moved.end()));
                         }
                         None => {
+                            self.release(*chunk);
                             chunk.len = 0;
                             has_lost_chunks = true;
                         }
@@ -168,7 +169,7 @@ impl Inner {
                     // count.
                     let what = What::Attempt { id, number: 0 };
                     let Some(moved) = self.move_entry(address, segment, attempt, what)? else {
-                        beside.attempts.remove(at);
+                        self.release(beside.attempts.remove(at));
                         continue;
                     };
                     beside.attempts[at] = moved;
@@ -228,7 +229,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes an entry again as it is, sealed or not; `None` where it cannot be read.
+    /// Writes an entry again as it is, sealed or not, and releases it where it lay; `None` where it
+    /// cannot be read.
     fn move_entry(
         &self,
         address: Address,
@@ -240,22 +242,22 @@ impl Inner {
         let entry = layout::read_entry(segment.number, &bytes)
             .filter(|entry| entry.head.address == address)
             .and_then(|entry| Some((entry.head, entry.body?)));
-        let moved = match entry {
-            Some((head, body)) => Some(self.log.put(NewEntry {
-                head: &EntryHead {
-                    flags: head.flags | FLAG_MOVED,
-                    ..head
-                },
-                body,
-                what,
-                urgent: false,
-                time: 0,
-                entry: None,
-            })?),
-            None => None,
+        let Some((head, body)) = entry else {
+            return Ok(None);
         };
+        let moved = self.log.put(NewEntry {
+            head: &EntryHead {
+                flags: head.flags | FLAG_MOVED,
+                ..head
+            },
+            body,
+            what,
+            urgent: false,
+            time: 0,
+            entry: None,
+        })?;
         self.release(place);
-        Ok(moved)
+        Ok(Some(moved))
     }
 }
 
