@@ -256,7 +256,7 @@ impl Store for MemoryStore {
             .rev()
             .filter(|(_, address)| self.faults.check_readable(**address).is_ok())
             .filter_map(|(_, address)| table.entries.get(address))
-            .filter(|entry| entry.counts(now) && matches(&query, &entry.record));
+            .filter(|entry| entry.counts(now) && query.wants(&entry.record));
         let records: Vec<Stored> = found
             .by_ref()
             .take(query.limit)
@@ -466,19 +466,6 @@ impl Books for MemoryStore {
             bytes: 0,
         })
     }
-}
-
-/// Whether `query` wants `record`; the cursor and the limit are not looked at.
-fn matches(query: &Query, record: &Record) -> bool {
-    let claimed = record.id.first_claimed();
-    query.key.as_ref().is_none_or(|key| *key == record.key)
-        && query
-            .tenant
-            .as_ref()
-            .is_none_or(|tenant| *tenant == record.scope.tenant)
-        && query.state.is_none_or(|state| state == record.state.name())
-        && query.since.is_none_or(|since| claimed >= since)
-        && query.until.is_none_or(|until| claimed < until)
 }
 
 #[derive(Clone, Default)]
