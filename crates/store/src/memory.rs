@@ -438,13 +438,13 @@ impl Books for MemoryStore {
     async fn hold(&self, hold: Hold) -> Result<Option<Held>, StoreError> {
         self.faults.meet(Call::Books).await?;
         let now = self.now();
-        Ok(self.table.lock().ledger.hold(hold, now))
+        Ok(self.table.lock().ledger.hold(&hold, now))
     }
 
     async fn advance(&self, step: Advance) -> Result<bool, StoreError> {
         self.faults.meet(Call::Books).await?;
         let now = self.now();
-        Ok(self.table.lock().ledger.advance(step, now))
+        Ok(self.table.lock().ledger.sinks.advance(step, now))
     }
 
     async fn dead(
@@ -453,11 +453,11 @@ impl Books for MemoryStore {
         after: Option<OperationId>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        Ok(self.table.lock().ledger.dead(sink, after, limit))
+        Ok(self.table.lock().ledger.sinks.dead(sink, after, limit))
     }
 
     async fn forget_dead(&self, sink: &str, ids: &[OperationId]) -> Result<u64, StoreError> {
-        Ok(self.table.lock().ledger.forget_dead(sink, ids))
+        Ok(self.table.lock().ledger.sinks.forget_dead(sink, ids))
     }
 
     async fn trim(&self, before: Timestamp) -> Result<Swept, StoreError> {
