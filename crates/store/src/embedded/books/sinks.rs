@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! [ "1ONCESNK" ][format u32][sealed u8][body][crc u32]
-//! body     [sinks varint] of each: [name][0 | 1 + last entry u128][letters varint] of each:
-//!          [entry][since varint][tries varint][why]
+//! body     [sinks varint] of each: [name][0 | 1 + last entry u128][letters varint][letter]...
 //! ```
 //!
 //! The file is written beside its name, synced and renamed whenever something in it changes. Who holds a
@@ -19,7 +18,7 @@ use crate::{
     StoreError,
     books::{Advance, DeadLetter, Held, Hold, Position, Sink, Sinks},
     codec::{
-        DecodeError, decode_entry, encode_entry, put_block, put_varint, take_block, take_text,
+        DecodeError, decode_letter, encode_letter, put_block, put_varint, take_block, take_text,
         take_varint,
     },
     embedded::{OpenError, segment::replace},
@@ -146,12 +145,9 @@ fn encode(sinks: &Sinks, sealer: Option<&Sealer>) -> Result<BytesMut, SealError>
         }
         put_varint(&mut body, sink.dead.len() as u64);
         for letter in sink.dead.values() {
-            let mut entry = BytesMut::with_capacity(256);
-            encode_entry(&letter.entry, &mut entry);
-            put_block(&mut body, &entry);
-            put_varint(&mut body, letter.since.as_millis());
-            put_varint(&mut body, letter.tries.into());
-            put_block(&mut body, letter.why.as_bytes());
+            let mut encoded = BytesMut::with_capacity(256);
+            encode_letter(letter, &mut encoded);
+            put_block(&mut body, &encoded);
         }
     }
     let mut out = BytesMut::new();
@@ -177,12 +173,7 @@ fn decode(mut body: Bytes) -> Result<Sinks, DecodeError> {
             _ => Some(Position(body.try_get_u128().map_err(|_| malformed)?)),
         });
         for _ in 0..take_varint(&mut body, NAME)? {
-            let letter = DeadLetter {
-                entry: decode_entry(take_block(&mut body, NAME)?)?,
-                since: Timestamp::from_millis(take_varint(&mut body, NAME)?),
-                tries: u32::try_from(take_varint(&mut body, NAME)?).map_err(|_| malformed)?,
-                why: take_text(&mut body, NAME)?,
-            };
+            let letter = decode_letter(take_block(&mut body, NAME)?)?;
             sink.dead.insert(letter.entry.id, letter);
         }
         sinks.0.insert(name, sink);
