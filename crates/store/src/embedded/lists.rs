@@ -10,7 +10,7 @@ use super::{
     Inner,
     index::{Index, Slot, SlotState},
     largest::Largest,
-    shard::Block,
+    shard::Known,
 };
 use crate::{Page, Query, StoreError, Stored, Tags, Walked, WantedTags};
 
@@ -32,18 +32,18 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    /// Whether something in `block` may be wanted.
-    pub fn may_be_in(&self, block: &Block) -> bool {
+    /// Whether something in a block of which this is `known` may be wanted.
+    pub fn may_be_in(&self, known: &Known) -> bool {
         let Query {
             state,
             since,
             until,
             ..
         } = self.query;
-        state.is_none_or(|state| block.holds(state))
-            && self.older_than.is_none_or(|id| block.oldest < id)
-            && until.is_none_or(|until| block.oldest.first_claimed() < until)
-            && since.is_none_or(|since| block.newest.first_claimed() >= since)
+        state.is_none_or(|state| known.holds(state))
+            && self.older_than.is_none_or(|id| known.oldest < id)
+            && until.is_none_or(|until| known.oldest.first_claimed() < until)
+            && since.is_none_or(|since| known.newest.first_claimed() >= since)
     }
 
     /// Whether something with these tags may be.

@@ -3,7 +3,10 @@
 //! A block is a row of neighbouring slots. It knows how many of them are in which state, and between
 //! which ids they lie. Records that come one after another stand side by side, in new slots as well as in
 //! those that a sweep has freed, so the blocks tell a list where to look: the newest page is found in a
-//! few of them. A block may promise more than it holds, until the next sweep; never less.
+//! few of them. A block may promise more than it holds, until the next sweep; never less. It never grows,
+//! so that nothing is moved, and no memory lies idle, however large the index is.
+
+use std::cmp::Reverse;
 
 use hashbrown::HashTable;
 use onlyonce_core::{Address, OperationId, StateName};
@@ -23,17 +26,22 @@ const BLOCK: usize = 128;
 #[derive(Default)]
 pub struct Shard {
     table: HashTable<u32>,
-    slots: Vec<Option<(Address, Slot)>>,
-    /// Of each slot. They stand apart so that the few of one key or tenant are found among many
-    /// without a look at each slot.
-    tags: Vec<Tags>,
     blocks: Vec<Block>,
     free: Vec<u32>,
 }
 
+/// A row of slots.
+struct Block {
+    known: Known,
+    slots: Vec<Option<(Address, Slot)>>,
+    /// Of each slot. They stand apart so that the few of one key or tenant are found among many
+    /// without a look at each slot.
+    tags: Vec<Tags>,
+}
+
 /// What is known of a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
+pub struct Known {
     /// No operation in it is older, and none is newer. What cannot be read has no id that counts.
     pub oldest: OperationId,
     pub newest: OperationId,
@@ -43,8 +51,8 @@ pub struct Block {
     is_loose: bool,
 }
 
-impl Default for Block {
-    /// An empty one.
+impl Default for Known {
+    /// Nothing is in it.
     fn default() -> Self {
         Self {
             oldest: OperationId::from_bytes([0xff; 16]),
@@ -55,13 +63,13 @@ impl Default for Block {
     }
 }
 
-impl Block {
+impl Known {
     fn of(slots: &[Option<(Address, Slot)>]) -> Self {
-        let mut block = Self::default();
+        let mut known = Self::default();
         for (_, slot) in slots.iter().flatten() {
-            block.admit(slot.id, slot.state());
+            known.admit(slot.id, slot.state());
         }
-        block
+        known
     }
 
     fn admit(&mut self, id: OperationId, state: SlotState) {
@@ -82,6 +90,24 @@ impl Block {
     }
 }
 
+impl Block {
+    fn new() -> Self {
+        Self {
+            known: Known::default(),
+            slots: Vec::with_capacity(BLOCK),
+            tags: Vec::with_capacity(BLOCK),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.slots.len() == BLOCK
+    }
+
+    fn held(&self) -> impl Iterator<Item = &(Address, Slot)> {
+        self.slots.iter().flatten()
+    }
+}
+
 fn number_of(state: SlotState) -> usize {
     match state {
         SlotState::Unreadable => 0,
@@ -97,19 +123,20 @@ fn hash(address: Address) -> u64 {
 
 impl Shard {
     pub fn slot(&self, address: Address) -> Option<&Slot> {
-        let held = self.slots[self.at(address)?].as_ref();
-        held.map(|(_, slot)| slot)
+        held_at(&self.blocks, self.at(address)?).map(|(_, slot)| slot)
     }
 
     /// The slot, to change what does not concern its block: neither its id nor its state.
     pub fn slot_mut(&mut self, address: Address) -> Option<&mut Slot> {
-        let at = self.at(address)?;
-        self.slots[at].as_mut().map(|(_, slot)| slot)
+        let (block, place) = split(self.at(address)?);
+        let held = self.blocks[block].slots[place].as_mut();
+        held.map(|(_, slot)| slot)
     }
 
     /// The tags of what stands at `address`.
     pub fn tags(&self, address: Address) -> Option<Tags> {
-        self.at(address).map(|at| self.tags[at])
+        let (block, place) = split(self.at(address)?);
+        Some(self.blocks[block].tags[place])
     }
 
     /// Puts `slot` at `address` and gives back the one that stood there.
@@ -117,114 +144,120 @@ impl Shard {
         let (id, state) = (slot.id, slot.state());
         let held = self.at(address);
         let at = held.unwrap_or_else(|| self.room());
-        let former = self.slots[at].replace((address, slot));
-        self.tags[at] = tags;
-        let block = &mut self.blocks[at / BLOCK];
+        let (block, place) = split(at);
+        let Block {
+            known,
+            slots,
+            tags: all_tags,
+        } = &mut self.blocks[block];
+        let former = slots[place].replace((address, slot));
+        all_tags[place] = tags;
         if let Some((_, former)) = &former {
-            block.dismiss(former.state());
-            block.is_loose |= former.id != id;
+            known.dismiss(former.state());
+            known.is_loose |= former.id != id;
         }
-        block.admit(id, state);
+        known.admit(id, state);
         if held.is_none() {
-            let slots = &self.slots;
-            self.table.insert_unique(hash(address), at as u32, |&at| {
-                let held = slots[at as usize].as_ref();
-                held.map_or(0, |(address, _)| hash(*address))
+            let blocks = &self.blocks;
+            self.table.insert_unique(hash(address), at, |&at| {
+                held_at(blocks, at).map_or(0, |(address, _)| hash(*address))
             });
         }
         former.map(|(_, slot)| slot)
     }
 
     /// A free slot.
-    fn room(&mut self) -> usize {
+    fn room(&mut self) -> u32 {
         if let Some(at) = self.free.pop() {
-            return at as usize;
+            return at;
         }
-        let at = self.slots.len();
-        push(&mut self.slots, None);
-        push(&mut self.tags, Tags::default());
-        if at.is_multiple_of(BLOCK) {
-            push(&mut self.blocks, Block::default());
+        if self.blocks.last().is_none_or(Block::is_full) {
+            self.blocks.push(Block::new());
         }
-        at
+        let number = self.blocks.len() - 1;
+        let block = &mut self.blocks[number];
+        let place = block.slots.len();
+        block.slots.push(None);
+        block.tags.push(Tags::default());
+        (number * BLOCK + place) as u32
     }
 
     pub fn remove(&mut self, address: Address) -> Option<(Slot, Tags)> {
-        let slots = &self.slots;
+        let blocks = &self.blocks;
         let entry = self
             .table
-            .find_entry(hash(address), |&at| is_at(slots, at, address))
+            .find_entry(hash(address), |&at| is_at(blocks, at, address))
             .ok()?;
         let (at, _) = entry.remove();
         self.free.push(at);
-        let at = at as usize;
-        let (_, slot) = self.slots[at].take()?;
-        let block = &mut self.blocks[at / BLOCK];
-        block.dismiss(slot.state());
-        block.is_loose = true;
-        Some((slot, self.tags[at]))
+        let (block, place) = split(at);
+        let block = &mut self.blocks[block];
+        let (_, slot) = block.slots[place].take()?;
+        block.known.dismiss(slot.state());
+        block.known.is_loose = true;
+        Some((slot, block.tags[place]))
     }
 
     /// What stands at `address` cannot be read from now on (I13).
     pub fn spoil(&mut self, address: Address) {
         let Some(at) = self.at(address) else { return };
-        if let Some((_, slot)) = &mut self.slots[at] {
-            let block = &mut self.blocks[at / BLOCK];
-            block.dismiss(slot.state());
+        let (block, place) = split(at);
+        let Block { known, slots, .. } = &mut self.blocks[block];
+        if let Some((_, slot)) = &mut slots[place] {
+            known.dismiss(slot.state());
             slot.spoil();
-            block.admit(slot.id, slot.state());
-            block.is_loose = true;
+            known.admit(slot.id, slot.state());
+            known.is_loose = true;
         }
     }
 
     /// Looks at the blocks again that promise more than they may hold.
     pub fn tighten(&mut self) {
-        let blocks = self.blocks.iter_mut().zip(self.slots.chunks(BLOCK));
-        for (block, slots) in blocks.filter(|(block, _)| block.is_loose) {
-            let now = Block::of(slots);
-            debug_assert_eq!(now.states, block.states, "a state changed past its block");
-            *block = now;
+        for Block { known, slots, .. } in &mut self.blocks {
+            if known.is_loose {
+                let now = Known::of(slots);
+                debug_assert_eq!(now.states, known.states, "a state changed past its block");
+                *known = now;
+            }
         }
     }
 
     /// What the operation `id` is kept at.
     pub fn find(&self, id: OperationId) -> Option<Address> {
-        let blocks = self.blocks.iter().zip(self.slots.chunks(BLOCK));
-        let mut slots = blocks
-            .filter(|(block, _)| (block.oldest..=block.newest).contains(&id))
-            .flat_map(|(_, slots)| slots.iter().flatten());
+        let blocks = self.blocks.iter();
+        let mut held = blocks
+            .filter(|block| (block.known.oldest..=block.known.newest).contains(&id))
+            .flat_map(Block::held);
         let found =
-            slots.find(|(_, slot)| slot.id == id && slot.state() != SlotState::Unreadable)?;
+            held.find(|(_, slot)| slot.id == id && slot.state() != SlotState::Unreadable)?;
         Some(found.0)
     }
 
     /// All that is in `state`.
     pub fn in_state(&self, state: StateName) -> impl Iterator<Item = (Address, &Slot)> {
-        let blocks = self.blocks.iter().zip(self.slots.chunks(BLOCK));
+        let blocks = self.blocks.iter();
         blocks
-            .filter(move |(block, _)| block.holds(state))
-            .flat_map(|(_, slots)| slots.iter().flatten())
+            .filter(move |block| block.known.holds(state))
+            .flat_map(Block::held)
             .filter(move |(_, slot)| slot.state() == SlotState::Readable(state))
             .map(|(address, slot)| (*address, slot))
     }
 
     /// Offers `found` what is `wanted`, and little that is older than what it has.
     pub fn newest(&self, wanted: &Wanted<'_>, found: &mut Largest<(OperationId, Address)>) {
-        let blocks = self.blocks.iter().enumerate();
-        let mut blocks: Vec<(OperationId, usize)> = blocks
-            .filter(|(_, block)| wanted.may_be_in(block))
-            .map(|(number, block)| (block.newest, number))
+        let blocks = self.blocks.iter();
+        let mut blocks: Vec<&Block> = blocks
+            .filter(|block| wanted.may_be_in(&block.known))
             .collect();
-        blocks.sort_unstable();
-        for (newest, number) in blocks.into_iter().rev() {
-            if found.least().is_some_and(|(least, _)| newest < *least) {
+        blocks.sort_unstable_by_key(|block| Reverse(block.known.newest));
+        for block in blocks {
+            let least = found.least();
+            if least.is_some_and(|(least, _)| block.known.newest < *least) {
                 break;
             }
-            let first = number * BLOCK;
-            let end = self.slots.len().min(first + BLOCK);
-            for at in first..end {
-                if wanted.may_have(self.tags[at])
-                    && let Some((address, slot)) = &self.slots[at]
+            for (slot, tags) in block.slots.iter().zip(&block.tags) {
+                if wanted.may_have(*tags)
+                    && let Some((address, slot)) = slot
                     && wanted.is(slot)
                 {
                     found.offer((slot.id, *address));
@@ -234,42 +267,45 @@ impl Shard {
     }
 
     pub fn slots_mut(&mut self) -> impl Iterator<Item = (Address, &mut Slot)> {
-        let held = self.slots.iter_mut().flatten();
-        held.map(|(address, slot)| (*address, slot))
+        let slots = self.blocks.iter_mut().flat_map(|block| &mut block.slots);
+        slots.flatten().map(|(address, slot)| (*address, slot))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Address, &Slot)> {
-        let held = self.slots.iter().flatten();
+        let held = self.blocks.iter().flat_map(Block::held);
         held.map(|(address, slot)| (*address, slot))
     }
 
     /// The tags of all that it holds.
     pub fn all_tags(&self) -> impl Iterator<Item = Tags> {
-        let held = self.slots.iter().zip(&self.tags);
-        held.filter(|(slot, _)| slot.is_some())
+        let blocks = self.blocks.iter();
+        let slots = blocks.flat_map(|block| block.slots.iter().zip(&block.tags));
+        slots
+            .filter(|(slot, _)| slot.is_some())
             .map(|(_, tags)| *tags)
     }
 
-    fn at(&self, address: Address) -> Option<usize> {
-        let slots = &self.slots;
+    fn at(&self, address: Address) -> Option<u32> {
+        let blocks = &self.blocks;
         let at = self
             .table
-            .find(hash(address), |&at| is_at(slots, at, address))?;
-        Some(*at as usize)
+            .find(hash(address), |&at| is_at(blocks, at, address));
+        at.copied()
     }
 }
 
-fn is_at(slots: &[Option<(Address, Slot)>], at: u32, address: Address) -> bool {
-    let held = slots[at as usize].as_ref();
-    held.is_some_and(|(held, _)| *held == address)
+/// The block of slot `at`, and its place there.
+fn split(at: u32) -> (usize, usize) {
+    (at as usize / BLOCK, at as usize % BLOCK)
 }
 
-/// An eighth at a time: doubling would leave up to half of a large index unused.
-fn push<T>(to: &mut Vec<T>, pushed: T) {
-    if to.len() == to.capacity() {
-        to.reserve_exact((to.len() / 8).max(16));
-    }
-    to.push(pushed);
+fn held_at(blocks: &[Block], at: u32) -> Option<&(Address, Slot)> {
+    let (block, place) = split(at);
+    blocks[block].slots[place].as_ref()
+}
+
+fn is_at(blocks: &[Block], at: u32, address: Address) -> bool {
+    held_at(blocks, at).is_some_and(|(held, _)| *held == address)
 }
 
 #[cfg(test)]
@@ -556,13 +592,20 @@ mod tests {
             }
         }
         shard.tighten();
-        assert_eq!(shard.slots.len() as u64, 2 * half);
+        assert_eq!(shard.iter().count() as u64, 2 * half);
+        assert_eq!(shard.blocks.len() as u64, (2 * half).div_ceil(BLOCK as u64));
         let end = rounds * half;
         let newest = id(end - 100);
-        let holding = shard.blocks.iter().filter(|block| block.newest >= newest);
+        let holding = shard
+            .blocks
+            .iter()
+            .filter(|block| block.known.newest >= newest);
         assert!(holding.count() <= 2);
         let oldest = id(end - 2 * half + 100);
-        let holding = shard.blocks.iter().filter(|block| block.oldest < oldest);
+        let holding = shard
+            .blocks
+            .iter()
+            .filter(|block| block.known.oldest < oldest);
         assert!(holding.count() <= 2);
     }
 }
