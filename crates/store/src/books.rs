@@ -14,6 +14,10 @@ use onlyonce_core::{Account, Entry, OperationId, OwnerId, Posting, Sums, Timesta
 
 use crate::{StoreError, Swept};
 
+mod sinks;
+
+pub(crate) use sinks::{Sink, Sinks};
+
 /// What a store keeps of what was spent. Part of every [`Store`](crate::Store).
 pub trait Books: Send + Sync + 'static {
     /// Brings entries into the books that were kept and are not booked yet, at most a few thousand of

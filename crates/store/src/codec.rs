@@ -11,6 +11,8 @@ use onlyonce_core::{
     State, StateName, Timestamp, TraceId, Unit, UnknownReason, Usage, Usd,
 };
 
+use crate::books::DeadLetter;
+
 /// The version that [`encode`] writes. [`decode`] refuses a newer one.
 pub const VERSION: u8 = 1;
 
@@ -132,6 +134,26 @@ pub fn decode_entry(mut bytes: Bytes) -> Result<Entry, DecodeError> {
         true => Err(DecodeError::Malformed("end")),
         false => Ok(entry),
     }
+}
+
+/// Appends the encoding of `letter` to `out`.
+pub fn encode_letter(letter: &DeadLetter, out: &mut BytesMut) {
+    put_varint(out, letter.since.as_millis());
+    put_varint(out, letter.tries.into());
+    put_block(out, letter.why.as_bytes());
+    encode_entry(&letter.entry, out);
+}
+
+/// Takes a dead letter back.
+pub fn decode_letter(mut bytes: Bytes) -> Result<DeadLetter, DecodeError> {
+    const WHAT: &str = "dead letter";
+    Ok(DeadLetter {
+        since: take_time(&mut bytes, WHAT)?,
+        tries: u32::try_from(take_varint(&mut bytes, WHAT)?)
+            .map_err(|_| DecodeError::Malformed(WHAT))?,
+        why: take_text(&mut bytes, WHAT)?,
+        entry: decode_entry(bytes)?,
+    })
 }
 
 fn encode_metered(metered: &Metered, out: &mut BytesMut) {

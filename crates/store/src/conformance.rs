@@ -169,6 +169,8 @@ macro_rules! conformance_tests {
             a_list_is_newest_first
             a_list_is_filtered
             a_list_is_cut_at_its_limit
+            a_page_goes_on_inside_a_millisecond
+            a_list_shows_what_stands_there_now
             pages_visit_every_operation_once
             a_list_leaves_out_what_has_expired
             a_record_is_removed_under_its_fence_only

@@ -30,6 +30,7 @@ pub mod postgres;
 pub mod redis;
 mod seal;
 mod shown;
+mod tags;
 
 pub use books::Books;
 pub use cached::Cached;
@@ -42,6 +43,7 @@ pub use postgres::PostgresStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 pub use shown::{Seen, Shown};
+pub(crate) use tags::{Tags, WantedTags, tag};
 
 /// A place for records and recordings that any number of tasks may use at once.
 ///
@@ -328,6 +330,19 @@ pub struct Query {
     pub limit: usize,
 }
 
+impl Query {
+    /// Whether it wants `record`; the cursor and the limit are not looked at.
+    pub(crate) fn wants(&self, record: &Record) -> bool {
+        let claimed = record.id.first_claimed();
+        let tenant = &record.scope.tenant;
+        self.key.as_ref().is_none_or(|key| *key == record.key)
+            && self.tenant.as_ref().is_none_or(|wanted| wanted == tenant)
+            && self.state.is_none_or(|state| state == record.state.name())
+            && self.since.is_none_or(|since| claimed >= since)
+            && self.until.is_none_or(|until| claimed < until)
+    }
+}
+
 /// A page of records, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
@@ -422,12 +437,6 @@ pub(crate) fn forgotten(record: &Record, breach: &Breach) -> Swap {
 /// Something is there and cannot be read (I13).
 pub(crate) fn corrupt(why: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt(why.to_string())
-}
-
-/// A short keyed hash, by which lists pass over most of what they do not want.
-pub(crate) fn tag(secret: &[u8; 32], text: &str) -> u32 {
-    let [a, b, c, d, ..] = *blake3::keyed_hash(secret, text.as_bytes()).as_bytes();
-    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Panics unless a completed record with a body comes with its last chunk, and no other does.

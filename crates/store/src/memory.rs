@@ -256,7 +256,7 @@ impl Store for MemoryStore {
             .rev()
             .filter(|(_, address)| self.faults.check_readable(**address).is_ok())
             .filter_map(|(_, address)| table.entries.get(address))
-            .filter(|entry| entry.counts(now) && matches(&query, &entry.record));
+            .filter(|entry| entry.counts(now) && query.wants(&entry.record));
         let records: Vec<Stored> = found
             .by_ref()
             .take(query.limit)
@@ -438,13 +438,13 @@ impl Books for MemoryStore {
     async fn hold(&self, hold: Hold) -> Result<Option<Held>, StoreError> {
         self.faults.meet(Call::Books).await?;
         let now = self.now();
-        Ok(self.table.lock().ledger.hold(hold, now))
+        Ok(self.table.lock().ledger.hold(&hold, now))
     }
 
     async fn advance(&self, step: Advance) -> Result<bool, StoreError> {
         self.faults.meet(Call::Books).await?;
         let now = self.now();
-        Ok(self.table.lock().ledger.advance(step, now))
+        Ok(self.table.lock().ledger.sinks.advance(step, now))
     }
 
     async fn dead(
@@ -453,11 +453,11 @@ impl Books for MemoryStore {
         after: Option<OperationId>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        Ok(self.table.lock().ledger.dead(sink, after, limit))
+        Ok(self.table.lock().ledger.sinks.dead(sink, after, limit))
     }
 
     async fn forget_dead(&self, sink: &str, ids: &[OperationId]) -> Result<u64, StoreError> {
-        Ok(self.table.lock().ledger.forget_dead(sink, ids))
+        Ok(self.table.lock().ledger.sinks.forget_dead(sink, ids))
     }
 
     async fn trim(&self, before: Timestamp) -> Result<Swept, StoreError> {
@@ -466,19 +466,6 @@ impl Books for MemoryStore {
             bytes: 0,
         })
     }
-}
-
-/// Whether `query` wants `record`; the cursor and the limit are not looked at.
-fn matches(query: &Query, record: &Record) -> bool {
-    let claimed = record.id.first_claimed();
-    query.key.as_ref().is_none_or(|key| *key == record.key)
-        && query
-            .tenant
-            .as_ref()
-            .is_none_or(|tenant| *tenant == record.scope.tenant)
-        && query.state.is_none_or(|state| state == record.state.name())
-        && query.since.is_none_or(|since| claimed >= since)
-        && query.until.is_none_or(|until| claimed < until)
 }
 
 #[derive(Clone, Default)]

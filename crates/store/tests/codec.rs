@@ -10,7 +10,10 @@ use onlyonce_core::{
     Metered, OperationId, OwnerId, Record, ReleaseReason, RequestLine, Ruling, Scope, Source,
     State, Timestamp, TraceId, Unit, UnknownReason, Usd,
 };
-use onlyonce_store::codec::{self, DecodeError};
+use onlyonce_store::{
+    books::DeadLetter,
+    codec::{self, DecodeError},
+};
 
 /// SplitMix64: the same numbers in every run.
 struct Random(u64);
@@ -230,6 +233,26 @@ fn every_entry_is_decoded_as_it_was_encoded_and_cut_short_it_is_none() {
             assert!(codec::decode_entry(bytes.slice(..len)).is_err());
         }
         assert_eq!(codec::decode_entry(bytes), Ok(entry));
+    }
+}
+
+#[test]
+fn every_dead_letter_is_decoded_as_it_was_encoded_and_cut_short_it_is_none() {
+    let mut random = Random(5);
+    for _ in 0..1_000 {
+        let letter = DeadLetter {
+            entry: random.entry(),
+            since: random.time(),
+            tries: random.number() as u32,
+            why: random.text(40),
+        };
+        let mut out = BytesMut::new();
+        codec::encode_letter(&letter, &mut out);
+        let bytes = out.freeze();
+        for len in 0..bytes.len() {
+            assert!(codec::decode_letter(bytes.slice(..len)).is_err());
+        }
+        assert_eq!(codec::decode_letter(bytes), Ok(letter));
     }
 }
 

@@ -499,6 +499,41 @@ async fn l7_expired_space_comes_back_though_an_old_operation_lives_on() {
 }
 
 #[tokio::test]
+async fn l7_expired_space_comes_back_though_an_old_record_is_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = Options {
+        segment_bytes: 1 << 20,
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(folder.path(), options).expect("new");
+    claim(&store, 0).await;
+    for number in 1..300 {
+        let record = claim(&store, number).await;
+        complete(&store, &record, number, &noise(60_000)).await;
+    }
+    let old = at(&store, 0);
+    let path = folder.path().join("seg-00000001.log");
+    let mut segment = fs::read(&path).expect("the first segment");
+    let head = segment
+        .windows(16)
+        .position(|found| found == old.as_bytes());
+    segment[head.expect("its entry") + 32] ^= 0x40;
+    fs::write(&path, segment).expect("written");
+
+    let held = store.status().bytes;
+    clock.advance(WINDOW);
+    for _ in 0..20 {
+        store.sweep().await.expect("a sweep");
+    }
+    let left = store.status().bytes;
+    assert!(left < 6 << 20, "{left} of {held} are left");
+    let held = store.load(old).await;
+    assert!(matches!(held, Err(StoreError::Corrupt(_))), "{held:?}");
+}
+
+#[tokio::test]
 async fn i15_a_full_store_takes_no_claim_and_works_again_when_there_is_space() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use onlyonce_core::{OperationId, ReleaseReason, StateName, UnknownReason};
+use onlyonce_core::{OperationId, Record, ReleaseReason, StateName, UnknownReason};
 
 use super::{
     Subject,
-    bench::{Bench, Kept, MILLISECOND, RETENTION, WINDOW, claim_write, make_key, scope},
+    bench::{Bench, Kept, MILLISECOND, RETENTION, WINDOW, claim_write, make_key, noise, scope},
 };
 use crate::{Page, Query, Store};
 
@@ -148,10 +148,163 @@ pub async fn a_list_is_cut_at_its_limit<S: Subject>(subject: S) {
     let two = list(&bench, page(2)).await;
     assert_eq!(two.records.len(), 2);
     assert_eq!(two.next, Some(two.records[1].record.id));
-    assert_eq!(list(&bench, page(5)).await.records.len(), 5);
     let all = list(&bench, page(6)).await;
     assert_eq!((all.records.len(), all.next), (5, None));
     assert!(list(&bench, page(0)).await.records.is_empty());
+
+    let four = list(&bench, page(4)).await;
+    assert!(four.next.is_some(), "one is left");
+    let rest = rest_of(&bench, page(4), &four).await;
+    assert_eq!(rest, [all.records[4].record.id]);
+    let five = list(&bench, page(5)).await;
+    assert_eq!(five.records.len(), 5);
+    let rest = rest_of(&bench, page(5), &five).await;
+    assert!(rest.is_empty(), "all of it was on the page");
+}
+
+/// What stands behind `page`, up to the end.
+async fn rest_of<S: Subject>(bench: &Bench<S>, query: Query, page: &Page) -> Vec<OperationId> {
+    let mut rest = Vec::new();
+    let mut older_than = page.next;
+    for _ in 0..1_000 {
+        if older_than.is_none() {
+            return rest;
+        }
+        let query = Query {
+            older_than,
+            ..query.clone()
+        };
+        let page = list(bench, query).await;
+        rest.extend(page.records.iter().map(|stored| stored.record.id));
+        older_than = page.next;
+    }
+    panic!("the cursors do not end");
+}
+
+/// The pages of `query`, one after another.
+async fn all_pages<S: Subject>(bench: &Bench<S>, query: Query) -> Vec<OperationId> {
+    let first = list(bench, query.clone()).await;
+    let ids = first.records.iter().map(|stored| stored.record.id);
+    let mut all: Vec<_> = ids.collect();
+    all.extend(rest_of(bench, query, &first).await);
+    all
+}
+
+/// Within a millisecond the ids say what is newer, in whatever order they came, and a cursor may stand
+/// anywhere among them, also where nothing is kept any more.
+pub async fn a_page_goes_on_inside_a_millisecond<S: Subject>(subject: S) {
+    const OF_A_MILLISECOND: usize = 20;
+    let bench = Bench::new(subject).await;
+    let noise = noise(1, 3 * OF_A_MILLISECOND * 10);
+    let mut kept = Vec::new();
+    let mut moments = Vec::new();
+    for (number, random) in noise.chunks_exact(10).enumerate() {
+        if number % OF_A_MILLISECOND == 0 {
+            bench.clock.advance(MILLISECOND);
+            moments.push(bench.now());
+        }
+        let key = format!("k{number}");
+        let random = random.try_into().expect("ten bytes");
+        let record = Record {
+            id: OperationId::new(bench.now().as_millis(), random),
+            ..bench.first_claim(&key)
+        };
+        let address = bench.address(&key);
+        bench.put(address, None, claim_write(&record)).await;
+        kept.push(Kept { address, record });
+    }
+    let mut expected: Vec<_> = kept.iter().map(Kept::id).collect();
+    assert!(!expected.is_sorted(), "some come before older ones");
+    expected.sort_unstable();
+    expected.reverse();
+
+    for limit in [1, 7, OF_A_MILLISECOND, 3 * OF_A_MILLISECOND] {
+        let query = Query {
+            limit,
+            ..Query::default()
+        };
+        assert_eq!(all_pages(&bench, query.clone()).await, expected, "{limit}");
+        let page = ids(&bench, query).await;
+        assert_eq!(page, expected[..limit], "a page of {limit}");
+    }
+
+    // A cursor inside the middle millisecond, and what is asked for ends with that.
+    let (first, middle) = (OF_A_MILLISECOND, OF_A_MILLISECOND + 8);
+    let gone = kept.iter().find(|kept| kept.id() == expected[middle]);
+    let gone = gone.expect("it was claimed");
+    let behind = |limit| Query {
+        since: Some(moments[1]),
+        until: Some(moments[2]),
+        older_than: Some(gone.id()),
+        limit,
+        ..Query::default()
+    };
+    let rest = &expected[middle + 1..first + OF_A_MILLISECOND];
+    assert_eq!(all_pages(&bench, behind(3)).await, rest);
+    let removed = bench.store.remove(gone.address, gone.fence()).await;
+    assert!(removed.expect("an answer"));
+    for limit in [3, rest.len(), rest.len() + 1] {
+        assert_eq!(all_pages(&bench, behind(limit)).await, rest, "{limit}");
+    }
+}
+
+/// One operation of a key is listed, as it stands: none that it was claimed after, and in no state that
+/// it was in before.
+pub async fn a_list_shows_what_stands_there_now<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let mut former = Vec::new();
+    for number in 0..12 {
+        bench.clock.advance(MILLISECOND);
+        former.push(bench.finished(&format!("again{number}")).await);
+    }
+    let claimed = bench.claimed("resent").await;
+    let resent = bench.lost(&claimed, UnknownReason::Broke).await;
+    bench.clock.advance(WINDOW - RETENTION / 2);
+    let claimed = bench.claimed("released").await;
+    let released = bench.released(&claimed, ReleaseReason::NotSent).await;
+    bench.clock.advance(RETENTION / 2);
+
+    // Before a sweep has come by: the next operation takes the place of the one that has expired.
+    let mut expected = vec![resent.id(), released.id()];
+    for number in 0..12 {
+        bench.clock.advance(MILLISECOND);
+        let kept = bench.claimed(&format!("again{number}")).await;
+        expected.push(kept.id());
+    }
+    expected.reverse();
+    // An operation keeps its place, whoever claims it again.
+    let record = bench.claim_again("released", Some(&released.record));
+    let again = claim_write(&record);
+    bench
+        .put(released.address, Some(released.fence()), again)
+        .await;
+    let running = Kept { record, ..released };
+    let answered = bench.completed(&resent, &["late".into()]).await;
+
+    let of = |state, limit| Query {
+        state,
+        limit,
+        ..Query::default()
+    };
+    for swept in [false, true] {
+        for limit in [1, 5, 14, 15] {
+            let all = all_pages(&bench, of(None, limit)).await;
+            assert_eq!(all, expected, "{limit} a page, swept: {swept}");
+        }
+        let in_flight = all_pages(&bench, of(Some(StateName::InFlight), 4)).await;
+        assert_eq!(in_flight, expected[..13]);
+        assert_eq!(in_flight.last(), Some(&running.id()));
+        let completed = all_pages(&bench, of(Some(StateName::Completed), 1)).await;
+        assert_eq!(completed, [answered.id()]);
+        for state in [StateName::Unknown, StateName::Released] {
+            assert!(ids(&bench, of(Some(state), 10)).await.is_empty(), "{state}");
+        }
+        for kept in &former {
+            let found = bench.store.find(kept.id()).await.expect("an answer");
+            assert_eq!(found, None, "another operation stands there");
+        }
+        bench.store.sweep().await.expect("a sweep");
+    }
 }
 
 /// Following the cursors shows every operation once, filters and newcomers notwithstanding.

@@ -6,9 +6,9 @@ use super::{
     Inner,
     body::{self, RecordBody},
     catalog::What,
-    index::Shard,
     layout::Kind,
     log::NewEntry,
+    shard::Shard,
 };
 use crate::{AttemptNote, StoreError, corrupt};
 

@@ -20,12 +20,11 @@ use super::{
     log::MOST_ENTRY,
 };
 use crate::{
-    StoreError,
+    StoreError, Tags,
     codec::{self, put_block, put_varint, take_attempt, take_block, take_varint},
     corrupt,
     pack::{pack, unpack},
     seal::Sealer,
-    tag,
 };
 
 /// The body of a record's entry.
@@ -73,8 +72,7 @@ impl<R: Borrow<Record>> RecordBody<R> {
             attempts: self.attempts,
             until: record.until().map_or(0, Timestamp::as_millis),
             chunks,
-            tenant_tag: tag(secret, &record.scope.tenant),
-            key_tag: tag(secret, record.key.as_str()),
+            tags: Tags::of(record, secret),
             state: record.state.name(),
         }
     }

@@ -21,7 +21,10 @@ use super::{
     index::Place,
     segment::{catalog_name, replace},
 };
-use crate::codec::{put_varint, take_varint};
+use crate::{
+    Tags,
+    codec::{put_varint, take_varint},
+};
 
 const MAGIC: &[u8; 8] = b"1ONCEIDX";
 const FORMAT: u32 = 1;
@@ -65,8 +68,7 @@ pub struct RecordItem {
     pub until: u64,
     /// How many chunks of the recording lie beside the record.
     pub chunks: u32,
-    pub tenant_tag: u32,
-    pub key_tag: u32,
+    pub tags: Tags,
     pub state: StateName,
 }
 
@@ -171,8 +173,8 @@ fn put_item(out: &mut BytesMut, item: &Item) {
             put_varint(out, record.attempts.into());
             put_varint(out, record.until);
             put_varint(out, record.chunks.into());
-            out.put_u32(record.tenant_tag);
-            out.put_u32(record.key_tag);
+            out.put_u32(record.tags.tenant);
+            out.put_u32(record.tags.key);
             let state = StateName::ALL.iter().position(|&name| name == record.state);
             out.put_u8(state.unwrap_or(usize::MAX) as u8);
         }
@@ -206,8 +208,10 @@ fn take_item(segment: u32, bytes: &mut Bytes) -> Option<Item> {
             attempts: take_u32(bytes)?,
             until: take_varint(bytes, "until").ok()?,
             chunks: take_u32(bytes)?,
-            tenant_tag: bytes.try_get_u32().ok()?,
-            key_tag: bytes.try_get_u32().ok()?,
+            tags: Tags {
+                tenant: bytes.try_get_u32().ok()?,
+                key: bytes.try_get_u32().ok()?,
+            },
             state: *StateName::ALL.get(usize::from(bytes.try_get_u8().ok()?))?,
         }),
         2 => What::Chunk {
@@ -261,8 +265,7 @@ mod tests {
                 attempts: 1,
                 until: 1_790_000_000_000,
                 chunks: 2,
-                tenant_tag: 5,
-                key_tag: 6,
+                tags: Tags { tenant: 5, key: 6 },
                 state: StateName::Completed,
             }),
         };

@@ -25,9 +25,7 @@ impl Census {
             most_of_a_tenant,
         };
         for shard in index.shards() {
-            shard
-                .iter()
-                .for_each(|(_, slot)| census.add(slot.tenant_tag));
+            shard.all_tags().for_each(|tags| census.add(tags.tenant));
         }
         census
     }

@@ -4,13 +4,12 @@
 //! compare and what a list must filter, so that neither reads the disk. Everything in it can be
 //! read back from the log.
 
-use hashbrown::HashTable;
 use onlyonce_core::{
     Address, Attempt, Epoch, Fence, OperationId, RecordingId, Standing, StateName, Timestamp,
 };
 use parking_lot::{Mutex, MutexGuard};
 
-use super::catalog::RecordItem;
+use super::{catalog::RecordItem, shard::Shard};
 use crate::MAX_ATTEMPTS_KEPT;
 
 const SHARDS: usize = 64;
@@ -48,9 +47,8 @@ pub struct Slot {
     pub place: Place,
     /// End of the window, of the retention or of the lease, in milliseconds; 0 for none.
     pub until: u64,
-    pub tenant_tag: u32,
-    pub key_tag: u32,
-    pub state: SlotState,
+    /// Changed only by the [`Shard`], which counts the slots in each state.
+    state: SlotState,
     /// Entries beside the record's own; most records have none.
     pub beside: Option<Box<Beside>>,
 }
@@ -116,8 +114,6 @@ impl Slot {
             attempts: record.attempts,
             place,
             until: record.until,
-            tenant_tag: record.tenant_tag,
-            key_tag: record.key_tag,
             state: SlotState::Readable(record.state),
             beside: None,
         }
@@ -132,11 +128,18 @@ impl Slot {
             attempts: 0,
             place,
             until: 0,
-            tenant_tag: 0,
-            key_tag: 0,
             state: SlotState::Unreadable,
             beside: None,
         }
+    }
+
+    pub fn state(&self) -> SlotState {
+        self.state
+    }
+
+    /// It cannot be read from now on.
+    pub(super) fn spoil(&mut self) {
+        self.state = SlotState::Unreadable;
     }
 
     /// Whether it counts at `now`.
@@ -214,14 +217,6 @@ pub struct Index {
     shards: Box<[Mutex<Shard>]>,
 }
 
-/// The slots of some addresses.
-#[derive(Default)]
-pub struct Shard {
-    table: HashTable<u32>,
-    slots: Vec<Option<(Address, Slot)>>,
-    free: Vec<u32>,
-}
-
 impl Index {
     pub fn new() -> Self {
         Self {
@@ -243,142 +238,16 @@ impl Index {
     pub fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard>> {
         self.shards.iter().map(Mutex::lock)
     }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.shards().map(|shard| shard.table.len()).sum()
-    }
-}
-
-/// Addresses are hashes already.
-fn hash(address: Address) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *address.as_bytes();
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
-}
-
-impl Shard {
-    pub fn slot(&self, address: Address) -> Option<&Slot> {
-        let at = *self
-            .table
-            .find(hash(address), |&at| self.is_at(at, address))?;
-        self.slots[at as usize].as_ref().map(|(_, slot)| slot)
-    }
-
-    pub fn slot_mut(&mut self, address: Address) -> Option<&mut Slot> {
-        let at = *self
-            .table
-            .find(hash(address), |&at| self.is_at(at, address))?;
-        self.slots[at as usize].as_mut().map(|(_, slot)| slot)
-    }
-
-    /// Puts `slot` at `address` and gives back the one that stood there.
-    pub fn insert(&mut self, address: Address, slot: Slot) -> Option<Slot> {
-        if let Some(held) = self.slot_mut(address) {
-            return Some(std::mem::replace(held, slot));
-        }
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.slots[at as usize] = Some((address, slot));
-                at
-            }
-            None => {
-                if self.slots.len() == self.slots.capacity() {
-                    // An eighth at a time: doubling would leave up to half of a large index unused.
-                    self.slots.reserve_exact((self.slots.len() / 8).max(16));
-                }
-                self.slots.push(Some((address, slot)));
-                (self.slots.len() - 1) as u32
-            }
-        };
-        let slots = &self.slots;
-        self.table.insert_unique(hash(address), at, |&at| {
-            slots[at as usize]
-                .as_ref()
-                .map_or(0, |(address, _)| hash(*address))
-        });
-        None
-    }
-
-    pub fn remove(&mut self, address: Address) -> Option<Slot> {
-        let entry = self
-            .table
-            .find_entry(hash(address), |&at| {
-                self.slots[at as usize]
-                    .as_ref()
-                    .is_some_and(|(held, _)| *held == address)
-            })
-            .ok()?;
-        let (at, _) = entry.remove();
-        self.free.push(at);
-        self.slots[at as usize].take().map(|(_, slot)| slot)
-    }
-
-    pub fn slots_mut(&mut self) -> impl Iterator<Item = (Address, &mut Slot)> {
-        let held = self.slots.iter_mut().flatten();
-        held.map(|(address, slot)| (*address, slot))
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (Address, &Slot)> {
-        self.slots
-            .iter()
-            .flatten()
-            .map(|(address, slot)| (*address, slot))
-    }
-
-    fn is_at(&self, at: u32, address: Address) -> bool {
-        self.slots[at as usize]
-            .as_ref()
-            .is_some_and(|(held, _)| *held == address)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn address(number: u32) -> Address {
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&number.to_be_bytes());
-        bytes[15] = number as u8;
-        Address::from_bytes(bytes)
-    }
-
-    fn slot(offset: u32) -> Slot {
-        Slot::unreadable(Place {
-            segment: 1,
-            offset,
-            len: 1,
-        })
-    }
-
-    #[test]
-    fn slots_are_found_replaced_and_removed() {
-        let index = Index::new();
-        for number in 0..10_000 {
-            assert!(
-                index
-                    .shard(address(number))
-                    .insert(address(number), slot(number))
-                    .is_none()
-            );
-        }
-        assert_eq!(index.len(), 10_000);
-        for number in (0..10_000).step_by(2) {
-            let removed = index.shard(address(number)).remove(address(number));
-            assert_eq!(removed.map(|slot| slot.place.offset), Some(number));
-        }
-        for number in 0..10_000 {
-            let shard = index.shard(address(number));
-            let found = shard.slot(address(number)).map(|slot| slot.place.offset);
-            assert_eq!(found, (number % 2 == 1).then_some(number));
-        }
-        assert_eq!(index.len(), 5_000);
-    }
-
     #[test]
     fn a_slot_stays_small() {
         assert!(
-            size_of::<Option<(Address, Slot)>>() <= 88,
+            size_of::<Option<(Address, Slot)>>() <= 80,
             "{}",
             size_of::<Slot>()
         );

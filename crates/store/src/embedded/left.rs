@@ -4,14 +4,7 @@ use std::num::NonZero;
 
 use onlyonce_core::{Address, StateName, UnknownReason, transition};
 
-use super::{
-    Inner,
-    body::RecordBody,
-    index::{Place, SlotState},
-    layout::Kind,
-    log::NotTaken,
-    store::refused,
-};
+use super::{Inner, body::RecordBody, index::Place, layout::Kind, log::NotTaken, store::refused};
 use crate::{StoreError, Write, corrupt};
 
 impl Inner {
@@ -20,13 +13,8 @@ impl Inner {
     pub fn settle_what_was_left(&self, broken: &[Address]) -> std::io::Result<()> {
         let mut orphans = Vec::new();
         for shard in self.index.shards() {
-            let in_flight = SlotState::Readable(StateName::InFlight);
-            orphans.extend(
-                shard
-                    .iter()
-                    .filter(|(_, slot)| slot.state == in_flight)
-                    .map(|(address, slot)| (address, slot.place)),
-            );
+            let in_flight = shard.in_state(StateName::InFlight);
+            orphans.extend(in_flight.map(|(address, slot)| (address, slot.place)));
         }
         let mut last = None;
         for (address, place) in orphans {
@@ -42,9 +30,7 @@ impl Inner {
     fn give_up(&self, address: Address, place: Place) -> std::io::Result<Option<Place>> {
         let Ok(held) = self.read_record(address, place) else {
             // It stays what it is in the log, and counts as unknown in the meantime (I13).
-            if let Some(slot) = self.index.shard(address).slot_mut(address) {
-                slot.state = SlotState::Unreadable;
-            }
+            self.index.shard(address).spoil(address);
             return Ok(None);
         };
         let fence = held.record.fence();

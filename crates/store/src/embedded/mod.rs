@@ -25,13 +25,16 @@ mod catalog;
 mod census;
 mod gate;
 mod index;
+mod largest;
 mod layout;
 mod left;
+mod lists;
 mod log;
 mod open;
 mod recordings;
 mod recover;
 mod segment;
+mod shard;
 mod store;
 mod sweep;
 

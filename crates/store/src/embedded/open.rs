@@ -30,9 +30,10 @@ use super::{
     layout::{self, SEGMENT_HEADER, SegmentHeader},
     recover::Reading,
     segment::{self, Segment, numbers, sync_dir},
+    shard::Shard,
 };
 use crate::{
-    Mark,
+    Mark, Tags,
     seal::{SealError, Sealer},
 };
 
@@ -218,7 +219,7 @@ impl Opened {
             let completed = SlotState::Readable(StateName::Completed);
             for (address, slot) in shard
                 .slots_mut()
-                .filter(|(_, slot)| slot.state == completed)
+                .filter(|(_, slot)| slot.state() == completed)
             {
                 let chunks = applied.recordings.get(&address).copied().unwrap_or(0);
                 if !slot.has_chunks(chunks) {
@@ -228,6 +229,7 @@ impl Opened {
                     beside.chunks.truncate(chunks as usize);
                 }
             }
+            shard.tighten();
         }
         for shard in self.index.shards() {
             for place in shard.iter().flat_map(|(_, slot)| slot.places()) {
@@ -342,8 +344,8 @@ fn apply(index: &Index, applied: &mut Applied, item: Item) {
     match what {
         What::Record(record) => {
             let mut slot = Slot::of(&record, place);
-            slot.beside = match shard.remove(address) {
-                Some(held) if held.id == slot.id => held.beside,
+            slot.beside = match shard.slot_mut(address) {
+                Some(held) if held.id == slot.id => held.beside.take(),
                 _ => orphans.remove(&(address, slot.id)).map(Box::new),
             };
             if let Some(beside) = &mut slot.beside
@@ -351,7 +353,7 @@ fn apply(index: &Index, applied: &mut Applied, item: Item) {
             {
                 beside.start_recording(slot.claim);
             }
-            shard.insert(address, slot);
+            shard.insert(address, slot, record.tags);
             match record.chunks {
                 0 => recordings.remove(&address),
                 chunks => recordings.insert(address, chunks),
@@ -383,9 +385,9 @@ fn apply(index: &Index, applied: &mut Applied, item: Item) {
             let open = [StateName::InFlight, StateName::Unknown].map(SlotState::Readable);
             if shard
                 .slot(address)
-                .is_none_or(|slot| !open.contains(&slot.state))
+                .is_none_or(|slot| !open.contains(&slot.state()))
             {
-                shard.insert(address, Slot::unreadable(place));
+                shard.insert(address, Slot::unreadable(place), Tags::default());
             }
         }
         What::Lost => {}
@@ -393,13 +395,13 @@ fn apply(index: &Index, applied: &mut Applied, item: Item) {
 }
 
 fn beside<'a>(
-    shard: &'a mut super::index::Shard,
+    shard: &'a mut Shard,
     orphans: &'a mut HashMap<(Address, OperationId), Beside>,
     address: Address,
     id: OperationId,
 ) -> &'a mut Beside {
     match shard.slot_mut(address) {
-        Some(slot) if slot.id == id && slot.state != SlotState::Unreadable => slot.beside_mut(),
+        Some(slot) if slot.id == id && slot.state() != SlotState::Unreadable => slot.beside_mut(),
         _ => orphans.entry((address, id)).or_default(),
     }
 }

@@ -7,9 +7,10 @@ use super::{
     EmbeddedStore, Inner,
     body::{self, RecordBody},
     catalog::What,
-    index::{Place, Shard, Slot, SlotState},
+    index::{Place, Slot, SlotState},
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
+    shard::Shard,
     store::{refused, unavailable},
 };
 use crate::{StoreError, corrupt};
@@ -135,7 +136,7 @@ impl Inner {
         let running = [StateName::InFlight, StateName::Unknown].map(SlotState::Readable);
         let Some(slot) = shard
             .slot_mut(address)
-            .filter(|slot| slot.recording() == recording && running.contains(&slot.state))
+            .filter(|slot| slot.recording() == recording && running.contains(&slot.state()))
         else {
             return Err(StoreError::Fenced);
         };
@@ -174,14 +175,14 @@ impl Inner {
         let completed = SlotState::Readable(StateName::Completed);
         let Some(slot) = shard
             .slot_mut(address)
-            .filter(|slot| slot.state == completed)
+            .filter(|slot| slot.state() == completed)
         else {
             return Ok(None);
         };
         self.hot.remove(&address);
         let held = self.read_record(address, slot.place);
         let Ok(held) = held else {
-            slot.state = SlotState::Unreadable;
+            shard.spoil(address);
             return Ok(None);
         };
         let body = RecordBody {
@@ -206,14 +207,14 @@ impl Inner {
             operation = %slot.id,
             "a recording cannot be read: the outcome of its operation counts as unknown"
         );
-        let mut slot_now = Slot::of(&item, place);
-        slot_now.beside = slot.beside.take();
-        let former = std::mem::replace(slot, slot_now);
-        self.release(former.place);
-        if let Some(beside) = &mut slot.beside {
-            let chunks = beside.start_recording(slot.claim);
+        self.release(slot.place);
+        let mut lost = Slot::of(&item, place);
+        lost.beside = slot.beside.take();
+        if let Some(beside) = &mut lost.beside {
+            let chunks = beside.start_recording(lost.claim);
             chunks.into_iter().for_each(|place| self.release(place));
         }
+        shard.insert(address, lost, item.tags);
         Ok(Some(place))
     }
 }

@@ -13,14 +13,14 @@ use super::{
     EmbeddedStore, Inner,
     body::{self, RecordBody},
     catalog::What,
-    index::{Index, Place, Slot, SlotState},
+    index::{Place, Slot, SlotState},
     layout::{self, Kind},
     log::{NewEntry, NotTaken},
     open,
 };
 use crate::{
-    AttemptNote, Mark, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Walked, Write,
-    corrupt, tag,
+    AttemptNote, Mark, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Tags, Walked,
+    Write, corrupt, tag,
 };
 
 /// Completed records that were asked for, with their last chunks.
@@ -109,16 +109,11 @@ impl Store for EmbeddedStore {
     }
 
     async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
-        Ok(self.inner.index.shards().find_map(|shard| {
-            shard
-                .iter()
-                .find(|(_, slot)| slot.id == id && slot.state != SlotState::Unreadable)
-                .map(|(address, _)| address)
-        }))
+        Ok(self.inner.find(id))
     }
 
     async fn list(&self, query: Query) -> Result<Page, StoreError> {
-        self.inner.list(query).await
+        self.inner.list(&query).await
     }
 
     async fn remove(&self, address: Address, fence: Fence) -> Result<bool, StoreError> {
@@ -141,29 +136,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
-        let now = self.now().as_millis();
-        let mut addresses = Vec::new();
-        for shard in self.inner.index.shards() {
-            let in_flight = SlotState::Readable(StateName::InFlight);
-            let overdue = shard
-                .iter()
-                .filter(|(_, slot)| slot.state == in_flight && slot.until <= now);
-            addresses.extend(
-                overdue
-                    .map(|(address, _)| address)
-                    .take(limit - addresses.len()),
-            );
-            if addresses.len() == limit {
-                break;
-            }
-        }
-        let mut overdue = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            if let Ok(Some(stored)) = self.inner.load(address).await {
-                overdue.push((address, Arc::unwrap_or_clone(stored.record)));
-            }
-        }
-        Ok(overdue)
+        Ok(self.inner.overdue(limit).await)
     }
 
     async fn mark(&self) -> Result<Option<Mark>, StoreError> {
@@ -178,28 +151,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn walk(&self, after: Option<Walked>, limit: usize) -> Result<Vec<Walked>, StoreError> {
-        let mut walked = Vec::new();
-        // Shards go by the last byte of an address, so this is their order.
-        let first = after.map_or(0, |after| Index::number_of(after.address));
-        for (number, shard) in self.inner.index.shards().enumerate().skip(first) {
-            let mut here: Vec<Walked> = shard
-                .iter()
-                .map(|(address, slot)| Walked {
-                    address,
-                    id: slot.id,
-                })
-                .filter(|walked| {
-                    number > first || after.is_none_or(|after| walked.address > after.address)
-                })
-                .collect();
-            here.sort_unstable();
-            walked.extend(here);
-            if walked.len() >= limit {
-                walked.truncate(limit);
-                break;
-            }
-        }
-        Ok(walked)
+        Ok(self.inner.walk(after, limit))
     }
 
     fn status(&self) -> Status {
@@ -232,7 +184,7 @@ impl Inner {
                 .index
                 .shard(address)
                 .slot(address)
-                .map(|slot| (slot.place, slot.attempts, slot.state));
+                .map(|slot| (slot.place, slot.attempts, slot.state()));
             let Some((place, attempts, state)) = found else {
                 return Ok(None);
             };
@@ -388,7 +340,7 @@ impl Inner {
                 .shard(address)
                 .slot(address)
                 .filter(|slot| slot.fence() == fence)
-                .filter(|slot| slot.state != SlotState::Readable(StateName::InFlight))
+                .filter(|slot| slot.state() != SlotState::Readable(StateName::InFlight))
                 .map(|slot| slot.place);
             let Some(place) = place else { return Ok(None) };
             let body = self.entry(address, place, Kind::Record).await;
@@ -412,7 +364,7 @@ impl Inner {
         let mut shard = self.index.shard(address);
         let now = self.clock.now();
         let held = shard.slot(address).filter(|slot| slot.counts(now));
-        if held.is_some_and(|slot| slot.state == SlotState::Unreadable) {
+        if held.is_some_and(|slot| slot.state() == SlotState::Unreadable) {
             return Err(corrupt("the record was damaged"));
         }
         if held.map(Slot::fence) != expected {
@@ -492,19 +444,13 @@ impl Inner {
         let is_claim = write.attempt.is_some();
         let was_there = held.is_some();
         let mut slot = Slot::of(&item, place);
-        let former = shard.remove(address);
-        if let Some(former) = &former {
-            self.release(former.place);
-        }
-        match former {
-            Some(mut former) if was_there => slot.beside = former.beside.take(),
-            Some(former) => former
-                .places()
-                .skip(1)
-                .for_each(|place| self.release(place)),
-            None => {
-                self.census.add(item.tenant_tag);
+        match shard.slot_mut(address) {
+            Some(former) if was_there => {
+                self.release(former.place);
+                slot.beside = former.beside.take();
             }
+            Some(former) => former.places().for_each(|place| self.release(place)),
+            None => self.census.add(item.tags.tenant),
         }
         if item.state == StateName::InFlight {
             let beside = slot.beside_mut();
@@ -530,7 +476,7 @@ impl Inner {
                 slot.beside = None;
             }
         }
-        shard.insert(address, slot);
+        shard.insert(address, slot, item.tags);
         if is_claim && let Some(former) = executed {
             self.put_attempt(&mut shard, address, write.record.id, former);
         }
@@ -546,7 +492,7 @@ impl Inner {
         let Some(slot) = shard.slot(address) else {
             return Ok(Ok(None));
         };
-        if slot.state == SlotState::Unreadable {
+        if slot.state() == SlotState::Unreadable {
             return Err(corrupt("the record was damaged"));
         }
         if slot.fence() != fence {
@@ -573,73 +519,11 @@ impl Inner {
         // Nothing points at a removal: it is dead weight from the start, and stays in the log as
         // long as anything older does, since the oldest segment is always dropped first.
         self.release(place);
-        if let Some(slot) = shard.remove(address) {
-            self.forget(&slot);
+        if let Some((slot, tags)) = shard.remove(address) {
+            self.forget(&slot, tags);
         }
         self.hot.remove(&address);
         Ok(Ok(Some(place)))
-    }
-
-    async fn list(&self, query: Query) -> Result<Page, StoreError> {
-        let now = self.clock.now();
-        let mut found = self.matching(&query, now);
-        found.sort_unstable_by_key(|&(id, _)| std::cmp::Reverse(id));
-        let mut page = Page::default();
-        for (id, address) in found {
-            if page.records.len() == query.limit {
-                page.next = page.records.last().map(|last: &Stored| last.record.id);
-                break;
-            }
-            // What cannot be read, or has moved on since, is not in a list.
-            let Ok(Some(stored)) = self.load(address).await else {
-                continue;
-            };
-            let record = &stored.record;
-            let is_wanted = record.id == id
-                && query
-                    .tenant
-                    .as_ref()
-                    .is_none_or(|tenant| *tenant == record.scope.tenant)
-                && query.key.as_ref().is_none_or(|key| *key == record.key)
-                && query.state.is_none_or(|state| state == record.state.name());
-            if is_wanted {
-                page.records.push(stored);
-            }
-        }
-        Ok(page)
-    }
-
-    /// The operations that may match, by what the index knows.
-    fn matching(&self, query: &Query, now: Timestamp) -> Vec<(OperationId, Address)> {
-        let tenant = query
-            .tenant
-            .as_ref()
-            .map(|tenant| tag(&self.secret, tenant));
-        let key = query
-            .key
-            .as_ref()
-            .map(|key| tag(&self.secret, key.as_str()));
-        let mut found = Vec::new();
-        for shard in self.index.shards() {
-            let matching = shard.iter().filter(|(_, slot)| {
-                slot.state != SlotState::Unreadable
-                    && slot.counts(now)
-                    && query
-                        .state
-                        .is_none_or(|state| slot.state == SlotState::Readable(state))
-                    && tenant.is_none_or(|tag| slot.tenant_tag == tag)
-                    && key.is_none_or(|tag| slot.key_tag == tag)
-                    && query.older_than.is_none_or(|id| slot.id < id)
-                    && query
-                        .since
-                        .is_none_or(|since| slot.id.first_claimed() >= since)
-                    && query
-                        .until
-                        .is_none_or(|until| slot.id.first_claimed() < until)
-            });
-            found.extend(matching.map(|(address, slot)| (slot.id, address)));
-        }
-        found
     }
 
     /// Counts the bytes at `place` as dead.
@@ -652,9 +536,9 @@ impl Inner {
     }
 
     /// Counts all that belongs to a slot as dead.
-    pub fn forget(&self, slot: &Slot) {
+    pub fn forget(&self, slot: &Slot, tags: Tags) {
         slot.places().for_each(|place| self.release(place));
-        self.census.remove(slot.tenant_tag);
+        self.census.remove(tags.tenant);
     }
 }
 

@@ -13,10 +13,11 @@ use onlyonce_core::Address;
 use super::{
     EmbeddedStore, Inner,
     catalog::{RecordItem, What},
-    index::{Place, Slot, SlotState},
+    index::{Place, SlotState},
     layout::{self, EntryHead, FLAG_MOVED, FLAG_UNREADABLE, Kind},
     log::{NewEntry, NotTaken},
     segment::Segment,
+    shard::Shard,
 };
 use crate::{Books, StoreError, Swept};
 
@@ -67,12 +68,13 @@ impl Inner {
                 .map(|(address, _)| address)
                 .collect();
             for address in expired {
-                if let Some(slot) = shard.remove(address) {
-                    self.forget(&slot);
+                if let Some((slot, tags)) = shard.remove(address) {
+                    self.forget(&slot, tags);
                     self.hot.remove(&address);
                     swept.records += 1;
                 }
             }
+            shard.tighten();
         }
         swept
     }
@@ -134,14 +136,17 @@ impl Inner {
     /// Writes again the entries of a slot that lie in `segment`.
     fn move_slot(&self, address: Address, segment: &Segment) -> Result<Option<u64>, NotTaken> {
         let mut shard = self.index.shard(address);
-        let Some(slot) = shard.slot_mut(address) else {
-            return Ok(None);
-        };
         let mut end = None;
-        if slot.place.segment == segment.number {
-            self.move_record(address, segment, slot)?;
-            end = Some(slot.place.end());
+        if shard
+            .slot(address)
+            .is_some_and(|slot| slot.place.segment == segment.number)
+        {
+            let moved = self.move_record(&mut shard, address, segment)?;
+            end = moved.map(|place| place.end());
         }
+        let Some(slot) = shard.slot_mut(address) else {
+            return Ok(end);
+        };
         let (id, claim) = (slot.id, slot.claim);
         let mut has_lost_chunks = false;
         if let Some(beside) = slot.beside.as_deref_mut() {
@@ -155,6 +160,7 @@ impl Inner {
                             end = end.max(Some(moved.end()));
                         }
                         None => {
+                            self.release(*chunk);
                             chunk.len = 0;
                             has_lost_chunks = true;
                         }
@@ -168,7 +174,7 @@ impl Inner {
                     // count.
                     let what = What::Attempt { id, number: 0 };
                     let Some(moved) = self.move_entry(address, segment, attempt, what)? else {
-                        beside.attempts.remove(at);
+                        self.release(beside.attempts.remove(at));
                         continue;
                     };
                     beside.attempts[at] = moved;
@@ -184,51 +190,63 @@ impl Inner {
         Ok(end)
     }
 
+    /// Writes the record at `address` again; where it lies then.
     fn move_record(
         &self,
+        shard: &mut Shard,
         address: Address,
         segment: &Segment,
-        slot: &mut Slot,
-    ) -> Result<(), NotTaken> {
-        if let SlotState::Readable(state) = slot.state {
-            let item = RecordItem {
-                id: slot.id,
-                epoch: slot.epoch,
-                claim: slot.claim,
-                attempts: slot.attempts,
-                until: slot.until,
-                chunks: slot.chunks(),
-                tenant_tag: slot.tenant_tag,
-                key_tag: slot.key_tag,
-                state,
-            };
-            let what = What::Record(item);
-            if let Some(moved) = self.move_entry(address, segment, slot.place, what)? {
-                slot.place = moved;
-                return Ok(());
-            }
-        }
-        // All that is left of it is that it was there.
-        let head = EntryHead {
-            kind: Kind::Record,
-            flags: FLAG_UNREADABLE,
-            address,
+    ) -> Result<Option<Place>, NotTaken> {
+        let (Some(slot), Some(tags)) = (shard.slot(address), shard.tags(address)) else {
+            return Ok(None);
         };
-        let moved = self.log.put(NewEntry {
-            head: &head,
-            body: &[],
-            what: What::Unreadable,
-            urgent: false,
-            time: 0,
-            entry: None,
-        })?;
-        self.release(slot.place);
-        slot.place = moved;
-        slot.state = SlotState::Unreadable;
-        Ok(())
+        let place = slot.place;
+        let moved = match slot.state() {
+            SlotState::Readable(state) => {
+                let what = What::Record(RecordItem {
+                    id: slot.id,
+                    epoch: slot.epoch,
+                    claim: slot.claim,
+                    attempts: slot.attempts,
+                    until: slot.until,
+                    chunks: slot.chunks(),
+                    tags,
+                    state,
+                });
+                self.move_entry(address, segment, place, what)?
+            }
+            SlotState::Unreadable => None,
+        };
+        let moved = match moved {
+            Some(moved) => moved,
+            None => {
+                // All that is left of it is that it was there.
+                let head = EntryHead {
+                    kind: Kind::Record,
+                    flags: FLAG_UNREADABLE,
+                    address,
+                };
+                let moved = self.log.put(NewEntry {
+                    head: &head,
+                    body: &[],
+                    what: What::Unreadable,
+                    urgent: false,
+                    time: 0,
+                    entry: None,
+                })?;
+                self.release(place);
+                shard.spoil(address);
+                moved
+            }
+        };
+        if let Some(slot) = shard.slot_mut(address) {
+            slot.place = moved;
+        }
+        Ok(Some(moved))
     }
 
-    /// Writes an entry again as it is, sealed or not; `None` where it cannot be read.
+    /// Writes an entry again as it is, sealed or not, and releases it where it lay; `None` where it
+    /// cannot be read.
     fn move_entry(
         &self,
         address: Address,
@@ -240,22 +258,22 @@ impl Inner {
         let entry = layout::read_entry(segment.number, &bytes)
             .filter(|entry| entry.head.address == address)
             .and_then(|entry| Some((entry.head, entry.body?)));
-        let moved = match entry {
-            Some((head, body)) => Some(self.log.put(NewEntry {
-                head: &EntryHead {
-                    flags: head.flags | FLAG_MOVED,
-                    ..head
-                },
-                body,
-                what,
-                urgent: false,
-                time: 0,
-                entry: None,
-            })?),
-            None => None,
+        let Some((head, body)) = entry else {
+            return Ok(None);
         };
+        let moved = self.log.put(NewEntry {
+            head: &EntryHead {
+                flags: head.flags | FLAG_MOVED,
+                ..head
+            },
+            body,
+            what,
+            urgent: false,
+            time: 0,
+            entry: None,
+        })?;
         self.release(place);
-        Ok(moved)
+        Ok(Some(moved))
     }
 }
 

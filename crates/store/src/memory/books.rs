@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use onlyonce_core::{Account, Entry, OperationId, OwnerId, Posting, Record, Sums, Timestamp};
+use onlyonce_core::{Account, Entry, Posting, Record, Sums, Timestamp};
 
 use crate::books::{
-    Advance, Begin, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Grain, Held, Hold,
-    MOST_LOOKED_AT, Position, SumsQuery, cells_of,
+    Booked, Cell, EntryPage, EntryQuery, Grain, Held, Hold, MOST_LOOKED_AT, Position, Sinks,
+    SumsQuery, cells_of,
 };
 
 /// Entries that are booked at once.
@@ -20,14 +20,7 @@ pub(super) struct Ledger {
     /// How many booked entries were dropped: the first one that is left has this number.
     dropped: u128,
     cells: BTreeMap<(Grain, Timestamp, Option<Account>), Sums>,
-    sinks: BTreeMap<Box<str>, Sink>,
-}
-
-#[derive(Clone, Default)]
-struct Sink {
-    owner: Option<(OwnerId, Timestamp)>,
-    position: Option<Position>,
-    dead: BTreeMap<OperationId, DeadLetter>,
+    pub(super) sinks: Sinks,
 }
 
 impl Ledger {
@@ -117,62 +110,10 @@ impl Ledger {
             .collect()
     }
 
-    pub(super) fn hold(&mut self, hold: Hold, now: Timestamp) -> Option<Held> {
+    pub(super) fn hold(&mut self, hold: &Hold, now: Timestamp) -> Option<Held> {
         let last = self.booked.len().checked_sub(1).map(|last| self.at(last).0);
-        let sink = self.sinks.entry(hold.sink).or_insert_with(|| Sink {
-            position: match hold.begin {
-                Begin::Start => None,
-                Begin::Now => last,
-            },
-            ..Sink::default()
-        });
-        let is_free = sink
-            .owner
-            .is_none_or(|(owner, until)| owner == hold.owner || now >= until);
-        is_free.then(|| {
-            sink.owner = Some((hold.owner, now.after(hold.lease)));
-            Held {
-                position: sink.position,
-            }
-        })
-    }
-
-    pub(super) fn advance(&mut self, step: Advance, now: Timestamp) -> bool {
-        let Some(sink) = self.sinks.get_mut(&step.sink) else {
-            return false;
-        };
-        let holds = sink
-            .owner
-            .is_some_and(|(owner, until)| owner == step.owner && now < until);
-        if !holds || sink.position != step.from {
-            return false;
-        }
-        sink.position = Some(step.to);
-        let letters = step.bury.into_iter();
-        sink.dead
-            .extend(letters.map(|letter| (letter.entry.id, letter)));
-        true
-    }
-
-    pub(super) fn dead(
-        &self,
-        sink: &str,
-        after: Option<OperationId>,
-        limit: usize,
-    ) -> Vec<DeadLetter> {
-        let dead = self.sinks.get(sink).into_iter().flat_map(|sink| &sink.dead);
-        dead.filter(|(id, _)| after.is_none_or(|after| **id > after))
-            .take(limit)
-            .map(|(_, letter)| letter.clone())
-            .collect()
-    }
-
-    pub(super) fn forget_dead(&mut self, sink: &str, ids: &[OperationId]) -> u64 {
-        let Some(sink) = self.sinks.get_mut(sink) else {
-            return 0;
-        };
-        let forgotten = ids.iter().filter(|id| sink.dead.remove(id).is_some());
-        forgotten.count() as u64
+        self.sinks.begin(hold, last);
+        self.sinks.hold(hold, now)
     }
 
     /// Says how many entries it dropped.

@@ -18,6 +18,7 @@ use onlyonce_core::{
 };
 
 use super::names::Member;
+use crate::Tags;
 
 pub const HEAD: usize = 70;
 const CHECKED: usize = 62;
@@ -36,13 +37,6 @@ pub struct Head {
     pub chunks: u32,
     pub tags: Tags,
     pub token: [u8; 8],
-}
-
-/// Short keyed hashes, by which lists pass over most of what they do not want.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tags {
-    pub tenant: u32,
-    pub key: u32,
 }
 
 /// Why the bytes of a head cannot be believed.

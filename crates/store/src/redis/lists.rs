@@ -14,7 +14,7 @@ use super::{
     names::{Member, SHARDS, Shard},
     servers::Request,
 };
-use crate::{Page, Query, StoreError, Stored, tag};
+use crate::{Page, Query, StoreError, Stored, WantedTags};
 
 /// Requests that wait for servers at once.
 pub const AT_ONCE: usize = 64;
@@ -85,7 +85,9 @@ impl Inner {
                     return Ok(None);
                 }
                 match self.load(address).await {
-                    Ok(stored) => Ok(stored.filter(|one| one.record.id == id && filter.wants(one))),
+                    Ok(stored) => Ok(stored.filter(|Stored { record, .. }| {
+                        record.id == id && filter.query.wants(record)
+                    })),
                     // What cannot be read is not in a list.
                     Err(StoreError::Corrupt(_)) => Ok(None),
                     Err(error) => Err(error),
@@ -123,18 +125,15 @@ impl Inner {
 /// What a query wants.
 struct Filter<'a> {
     query: &'a Query,
-    tenant: Option<u32>,
-    key: Option<u32>,
+    tags: WantedTags,
     now: Timestamp,
 }
 
 impl<'a> Filter<'a> {
     fn new(query: &'a Query, secret: &[u8; 32], now: Timestamp) -> Self {
-        let tag_of = |text: &str| tag(secret, text);
         Self {
             query,
-            tenant: query.tenant.as_deref().map(tag_of),
-            key: query.key.as_ref().map(|key| tag_of(key.as_str())),
+            tags: WantedTags::of(query, secret),
             now,
         }
     }
@@ -144,16 +143,7 @@ impl<'a> Filter<'a> {
         let state = head.standing.state;
         head.counts(self.now.as_millis())
             && self.query.state.is_none_or(|wanted| wanted == state)
-            && self.tenant.is_none_or(|tag| tag == head.tags.tenant)
-            && self.key.is_none_or(|tag| tag == head.tags.key)
-    }
-
-    fn wants(&self, stored: &Stored) -> bool {
-        let (query, record) = (self.query, &stored.record);
-        let tenant = &record.scope.tenant;
-        query.tenant.as_ref().is_none_or(|wanted| wanted == tenant)
-            && query.key.as_ref().is_none_or(|key| *key == record.key)
-            && query.state.is_none_or(|state| state == record.state.name())
+            && self.tags.may_be(head.tags)
     }
 }
 

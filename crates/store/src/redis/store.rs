@@ -16,14 +16,14 @@ use redis::{Cmd, Value};
 use super::{
     Inner, RedisStore,
     failure::Failure,
-    head::{self, HEAD, Head, Tags},
+    head::{self, HEAD, Head},
     names::shard_of,
     scripts::{self, Script},
     servers::Request,
 };
 use crate::{
     AttemptNote, MAX_ATTEMPTS_KEPT, Mark, Page, Query, Seen, Shown, Status, Store, StoreError,
-    Stored, Swap, Swept, Walked, Write,
+    Stored, Swap, Swept, Tags, Walked, Write,
     codec::{self, take_attempt},
     corrupt,
     parcel::{self, Label},
@@ -341,11 +341,7 @@ impl Inner {
         token: [u8; 8],
     ) -> Result<Cmd, StoreError> {
         let record = &write.record;
-        let tags = Tags {
-            tenant: tag(&self.secret, &record.scope.tenant),
-            key: tag(&self.secret, record.key.as_str()),
-        };
-        let new = Head::of(record, tags, token);
+        let new = Head::of(record, Tags::of(record, &self.secret), token);
         let head = new.encode();
         let mut plain = BytesMut::with_capacity(512);
         codec::encode(record, &mut plain);

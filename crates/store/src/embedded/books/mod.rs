@@ -49,12 +49,11 @@ use parking_lot::Mutex;
 use self::{
     block::{BlockHeader, FILE_HEADER, FileHeader, Rows},
     shelf::Shelf,
-    sinks::Sinks,
 };
 use super::segment::{create_file, remove_if_there, sync_dir};
 use crate::{
     StoreError,
-    books::{Booked, Cell, Grain, SumsQuery},
+    books::{Booked, Cell, Grain, Sinks, SumsQuery},
     seal::Sealer,
 };
 

@@ -18,11 +18,11 @@ use super::{
     block::{self, BlockHeader, FILE_HEADER, Front},
     file_path, numbers,
     shelf::Shelf,
-    sinks::Sinks,
+    sinks,
     snapshot::{self, Found},
 };
 use crate::{
-    books::Grain,
+    books::{Grain, Sinks},
     embedded::{OpenError, segment::remove_if_there},
     seal::Sealer,
 };
@@ -65,7 +65,7 @@ impl Ledger {
                 "blocks of the books are damaged; what they held is lost"
             );
         }
-        Ok(Self::of(dir, reading, Sinks::open(dir, sealer)?))
+        Ok(Self::of(dir, reading, sinks::open(dir, sealer)?))
     }
 
     fn of(dir: &Path, reading: Reading, sinks: Sinks) -> Self {

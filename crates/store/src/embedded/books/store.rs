@@ -44,7 +44,7 @@ impl Books for EmbeddedStore {
         self.blocking(move |inner| {
             inner.takes_writes()?;
             let now = inner.clock.now();
-            inner.ledger.hold(hold, now, inner.sealer.as_ref())
+            inner.ledger.hold(&hold, now, inner.sealer.as_ref())
         })
         .await
     }

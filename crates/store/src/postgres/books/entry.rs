@@ -2,18 +2,18 @@
 //!
 //! ```text
 //! ledger.entry   the entry
-//! dead.letter    [entry length varint][entry][what the sink said]
+//! dead.letter    the dead letter, its entry included
 //! ```
 
-use bytes::{BufMut, Bytes, BytesMut};
-use onlyonce_core::{Account, Entry, OperationId, Timestamp};
+use bytes::{Bytes, BytesMut};
+use onlyonce_core::{Account, Entry, OperationId};
 use tokio_postgres::Row;
 
 use super::days::Day;
 use crate::{
     StoreError,
     books::DeadLetter,
-    codec::{decode_entry, encode_entry, put_block, take_block},
+    codec::{decode_entry, decode_letter, encode_entry, encode_letter},
     corrupt,
     parcel::{self, Label},
     postgres::{
@@ -73,13 +73,10 @@ pub fn take(sealer: Option<&Sealer>, row: &Row, first: usize) -> Result<Option<E
     decode_entry(plain).map(Some).map_err(corrupt)
 }
 
-/// What is kept of a dead letter in bytes.
+/// What is kept of a dead letter.
 pub fn close_letter(sealer: Option<&Sealer>, letter: &DeadLetter) -> Result<Bytes, StoreError> {
-    let mut encoded = BytesMut::with_capacity(256);
-    encode_entry(&letter.entry, &mut encoded);
-    let mut plain = BytesMut::with_capacity(encoded.len() + 4 + letter.why.len());
-    put_block(&mut plain, &encoded);
-    plain.put_slice(letter.why.as_bytes());
+    let mut plain = BytesMut::with_capacity(512);
+    encode_letter(letter, &mut plain);
     parcel::close(sealer, &letter_label(letter.entry.id), &plain)
 }
 
@@ -87,17 +84,10 @@ pub fn close_letter(sealer: Option<&Sealer>, letter: &DeadLetter) -> Result<Byte
 pub fn open_letter(
     sealer: Option<&Sealer>,
     id: OperationId,
-    (since, tries): (i64, i32),
     bytes: &[u8],
 ) -> Result<DeadLetter, StoreError> {
-    let mut plain = parcel::open(sealer, &letter_label(id), bytes)?;
-    let entry = take_block(&mut plain, "length").map_err(corrupt)?;
-    Ok(DeadLetter {
-        entry: decode_entry(entry).map_err(corrupt)?,
-        since: Timestamp::from_millis(u64::try_from(since).map_err(corrupt)?),
-        tries: u32::try_from(tries).map_err(corrupt)?,
-        why: std::str::from_utf8(&plain).map_err(corrupt)?.into(),
-    })
+    let plain = parcel::open(sealer, &letter_label(id), bytes)?;
+    decode_letter(plain).map_err(corrupt)
 }
 
 fn entry_label(id: OperationId) -> Label {

@@ -12,7 +12,6 @@ use crate::{
     books::{Advance, Begin, DeadLetter, Held, Hold, Position},
     postgres::{
         Core,
-        body::millis,
         calls::{Param, column},
         error::Failed,
         sql::{DURABLE, clock},
@@ -55,7 +54,7 @@ impl Core {
     }
 
     pub async fn advance(&self, step: &Advance) -> Result<bool, StoreError> {
-        let (schema, now) = (&self.target.schema, clock(11));
+        let (schema, now) = (&self.target.schema, clock(9));
         let text = format!(
             "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
             moved AS (
@@ -65,12 +64,10 @@ impl Core {
                 RETURNING s.sink
             ),
             buried AS (
-                INSERT INTO {schema}.dead (sink, id, since, tries, letter)
-                SELECT sink, id, since, tries, letter FROM moved,
-                    unnest($7::uuid[], $8::int8[], $9::int4[], $10::bytea[])
-                    AS w (id, since, tries, letter)
-                ON CONFLICT (sink, id) DO UPDATE SET since = excluded.since,
-                    tries = excluded.tries, letter = excluded.letter
+                INSERT INTO {schema}.dead (sink, id, letter)
+                SELECT sink, id, letter FROM moved,
+                    unnest($7::uuid[], $8::bytea[]) AS w (id, letter)
+                ON CONFLICT (sink, id) DO UPDATE SET letter = excluded.letter
             )
             SELECT true FROM moved"
         );
@@ -82,8 +79,6 @@ impl Core {
             Type::INT8,
             Type::INT4,
             Type::UUID_ARRAY,
-            Type::INT8_ARRAY,
-            Type::INT4_ARRAY,
             Type::BYTEA_ARRAY,
             Type::INT8,
         ];
@@ -94,7 +89,7 @@ impl Core {
         }
         let from = step.from.map(Place::from);
         let to = Place::from(step.to);
-        let params: [Param; 11] = [
+        let params: [Param; 9] = [
             &&*step.sink,
             &(step.owner.number() as i64),
             &from.map(|from| from.xid),
@@ -102,10 +97,6 @@ impl Core {
             &to.xid,
             &to.n,
             &column(bury, |letter| Id::from(letter.entry.id)),
-            &column(bury, |letter| millis(letter.since)),
-            &column(bury, |letter| {
-                i32::try_from(letter.tries).unwrap_or(i32::MAX)
-            }),
             &column(&letters, |letter| &letter[..]),
             &self.given_now(),
         ];
@@ -120,7 +111,7 @@ impl Core {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let text = format!(
-            "SELECT id, since, tries, letter FROM {}.dead
+            "SELECT id, letter FROM {}.dead
             WHERE sink = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
             self.target.schema
         );
@@ -131,17 +122,8 @@ impl Core {
         let mut letters = Vec::new();
         for row in asked.map_err(Failed::of_a_read)? {
             let id: Id = row.try_get(0).map_err(unreadable)?;
-            let figures = row
-                .try_get(1)
-                .and_then(|since| Ok((since, row.try_get(2)?)))
-                .map_err(unreadable)?;
-            let bytes: &[u8] = row.try_get(3).map_err(unreadable)?;
-            letters.push(open_letter(
-                self.sealer.as_ref(),
-                id.into(),
-                figures,
-                bytes,
-            )?);
+            let bytes: &[u8] = row.try_get(1).map_err(unreadable)?;
+            letters.push(open_letter(self.sealer.as_ref(), id.into(), bytes)?);
         }
         Ok(letters)
     }

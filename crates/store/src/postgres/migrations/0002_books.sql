@@ -84,9 +84,7 @@ CREATE TABLE sinks (
 CREATE TABLE dead (
     sink text COLLATE "C" NOT NULL,
     id uuid NOT NULL,
-    since int8 NOT NULL,
-    tries int4 NOT NULL,
-    -- The entry, and what the sink said last.
+    -- The entry, when and after how many tries it was given up, and what the sink said last.
     letter bytea NOT NULL,
     PRIMARY KEY (sink, id)
 );

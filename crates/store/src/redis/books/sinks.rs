@@ -1,15 +1,14 @@
 //! Sinks: who delivers to them, how far they are, and what was given up.
 
 use bytes::{Bytes, BytesMut};
-use onlyonce_core::{OperationId, Timestamp};
+use onlyonce_core::OperationId;
 use redis::Value;
 
 use super::{id_of, position_of};
 use crate::{
     StoreError,
     books::{Advance, Begin, DeadLetter, Held, Hold},
-    codec::{self, put_block, put_varint, take_block, take_varint},
-    corrupt,
+    codec, corrupt,
     parcel::{self, Label},
     redis::{
         Inner,
@@ -125,25 +124,14 @@ impl Inner {
 
     fn close_letter(&self, letter: &DeadLetter) -> Result<Bytes, StoreError> {
         let mut plain = BytesMut::with_capacity(512);
-        put_varint(&mut plain, letter.since.as_millis());
-        put_varint(&mut plain, letter.tries.into());
-        put_block(&mut plain, letter.why.as_bytes());
-        codec::encode_entry(&letter.entry, &mut plain);
+        codec::encode_letter(letter, &mut plain);
         let label = Label::new(DEAD_LETTER, &[letter.entry.id.as_bytes()]);
         parcel::close(self.sealer.as_ref(), &label, &plain)
     }
 
     fn open_letter(&self, id: &[u8], letter: &[u8]) -> Result<DeadLetter, StoreError> {
         let label = Label::new(DEAD_LETTER, &[id]);
-        let mut plain = parcel::open(self.sealer.as_ref(), &label, letter)?;
-        let since = take_varint(&mut plain, "since").map_err(corrupt)?;
-        let tries = take_varint(&mut plain, "tries").map_err(corrupt)?;
-        let why = take_block(&mut plain, "why").map_err(corrupt)?;
-        Ok(DeadLetter {
-            entry: codec::decode_entry(plain).map_err(corrupt)?,
-            since: Timestamp::from_millis(since),
-            tries: u32::try_from(tries).map_err(corrupt)?,
-            why: std::str::from_utf8(&why).map_err(corrupt)?.into(),
-        })
+        let plain = parcel::open(self.sealer.as_ref(), &label, letter)?;
+        codec::decode_letter(plain).map_err(corrupt)
     }
 }
