@@ -16,7 +16,7 @@ use redis::{Cmd, Value};
 use super::{
     Inner, RedisStore,
     failure::Failure,
-    head::{self, HEAD, Head, Tags},
+    head::{self, HEAD, Head},
     names::shard_of,
     scripts::{self, Script},
     servers::Request,
@@ -138,9 +138,9 @@ impl Store for RedisStore {
         let inner = &self.inner;
         let (names, shard) = (&inner.servers.names, shard_of(address));
         let mut command = scripts::REMOVE.call();
-        command.arg(4).arg(names.record(address));
+        command.arg(5).arg(names.record(address));
         command.arg(names.ids(shard)).arg(names.leases(shard));
-        command.arg(names.ends(shard));
+        command.arg(names.ends(shard)).arg(names.others(shard));
         command.arg(&head::fence(fence)).arg(address.as_bytes());
         let answer = inner.script(address, &scripts::REMOVE, command).await?;
         match inner.echoed(answer, &[&head::fence(fence)])? {
@@ -341,11 +341,8 @@ impl Inner {
         token: [u8; 8],
     ) -> Result<Cmd, StoreError> {
         let record = &write.record;
-        let tags = Tags {
-            tenant: tag(&self.secret, &record.scope.tenant),
-            key: tag(&self.secret, record.key.as_str()),
-        };
-        let new = Head::of(record, tags, token);
+        let tenant_tag = tag(&self.secret, &record.scope.tenant);
+        let new = Head::of(record, tenant_tag, token);
         let head = new.encode();
         let mut plain = BytesMut::with_capacity(512);
         codec::encode(record, &mut plain);
@@ -372,10 +369,10 @@ impl Inner {
         };
         let (names, shard) = (&self.servers.names, shard_of(address));
         let mut command = script.call();
-        command.arg(6).arg(names.record(address));
+        command.arg(7).arg(names.record(address));
         command.arg(names.ids(shard)).arg(names.leases(shard));
         command.arg(names.ends(shard)).arg(names.mark(shard));
-        command.arg(names.inbox(shard));
+        command.arg(names.inbox(shard)).arg(names.others(shard));
         command.arg(expected_fence).arg(arrows).arg(&head);
         command.arg(&*body).arg(&*last_chunk).arg(&*note);
         command.arg(new.until).arg(new.chunks);
@@ -447,10 +444,10 @@ impl Inner {
             chunks: 0,
             ..held.clone()
         };
-        let names = &self.servers.names;
+        let (names, shard) = (&self.servers.names, shard_of(address));
         let mut command = scripts::SPOIL.call();
-        command.arg(2).arg(names.record(address));
-        command.arg(names.ends(shard_of(address)));
+        command.arg(3).arg(names.record(address));
+        command.arg(names.ends(shard)).arg(names.others(shard));
         command.arg(&held.encode()).arg(&new.encode());
         command.arg(&held.member(address).encode());
         // Where another head stands by now, there is nothing to do.
