@@ -99,7 +99,9 @@ fn field(name: &str, label: &str, value: &str, hint: &str) -> Markup {
 fn list(page: &Page, filter: &ListQuery) -> Markup {
     html! {
         section.card aria-label="Operations" {
-            @if page.records.is_empty() {
+            @if page.records.is_empty() && page.next.is_some() {
+                (parts::empty("None found so far", &html! { "Older ones were not looked at yet." }))
+            } @else if page.records.is_empty() {
                 (parts::empty("No operation matches", &html! {
                     "Widen the filters, or " a href="/console/operations" { "clear them" } "."
                 }))
