@@ -133,7 +133,7 @@ pub struct EntryPage {
     pub next: Option<Position>,
 }
 
-/// How many entries a store looks at for one page.
+/// How many entries, or operations, a store looks at for one page.
 pub const MOST_LOOKED_AT: usize = 20_000;
 
 /// How long the periods are that are summed.

@@ -173,6 +173,7 @@ macro_rules! conformance_tests {
             a_list_shows_what_stands_there_now
             pages_visit_every_operation_once
             a_list_leaves_out_what_has_expired
+            a_list_by_state_follows_the_records
             a_record_is_removed_under_its_fence_only
             a_removed_key_is_free
             a_sweep_drops_what_has_expired_and_no_more

@@ -4,6 +4,8 @@
 //! [`onlyonce_core::transition`] made, compare fences, keep bytes and tell the time. The public
 //! [`conformance`] suite says what a backend must do, and every backend runs it.
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+use std::ops::RangeInclusive;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -143,7 +145,9 @@ pub trait Store: Books {
         id: OperationId,
     ) -> impl Future<Output = Result<Option<Address>, StoreError>> + Send;
 
-    /// One page of the records that count, newest operation first.
+    /// One page of the records that count, newest operation first. A page may be short, or empty, and have
+    /// a cursor: a store may look at no more than [`MOST_LOOKED_AT`](books::MOST_LOOKED_AT) operations
+    /// for a page.
     fn list(&self, query: Query) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Removes the record and its recording if its fence is `fence`; durable on return.
@@ -410,7 +414,12 @@ pub enum StoreError {
     OverLimit(&'static str),
 }
 
-/// The address of a key: a keyed hash of tenant, namespace and key, each length-prefixed.
+/// Bytes of an address that follow from the key alone.
+const OF_KEY: usize = 4;
+
+/// The address of a key: a keyed hash of tenant, namespace and key, each length-prefixed. Its first four
+/// bytes are a keyed hash of the key alone, so that whoever asks for a key without saying whose looks at a
+/// few addresses that lie side by side.
 pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     let mut hasher = blake3::Hasher::new_keyed(secret);
     hasher.update(b"onlyonce address v1");
@@ -419,8 +428,21 @@ pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
         hasher.update(part.as_bytes());
     }
     let mut address = [0; 16];
-    hasher.finalize_xof().fill(&mut address);
+    let (of_key, of_all) = address.split_at_mut(OF_KEY);
+    of_key.copy_from_slice(&tag(secret, key.as_str()).to_be_bytes());
+    hasher.finalize_xof().fill(of_all);
     Address::from_bytes(address)
+}
+
+/// The addresses that a key can have, whoever's it is.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) fn addresses_of_key(secret: &[u8; 32], key: &Key) -> RangeInclusive<Address> {
+    let [first, last] = [0, u8::MAX].map(|rest| {
+        let mut address = [rest; 16];
+        address[..OF_KEY].copy_from_slice(&tag(secret, key.as_str()).to_be_bytes());
+        Address::from_bytes(address)
+    });
+    first..=last
 }
 
 /// What a store that may forget says to a writer whose record must not follow what stands under the very

@@ -15,12 +15,13 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use onlyonce_core::{
     Address, Count, Fingerprint, Got, Head, HeaderBlock, Key, OperationId, OwnerId, Record,
-    RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
+    ReleaseReason, RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{
-    AttemptNote, Books, RedisStore, Seen, Shown, Store, StoreError, Swap, Write,
+    AttemptNote, Books, Query, RedisStore, Seen, Shown, Store, StoreError, Swap, Write,
     books::{Advance, Begin, DeadLetter, EntryQuery, Grain, Hold, Of, SumsQuery},
+    clock::ManualClock,
     redis::{OpenError, Options, Refusal},
 };
 use onlyonce_testkit::{
@@ -394,9 +395,9 @@ mod opening {
         assert_eq!(store.find(id).await.expect("an answer"), Some(address));
         store.overdue(10).await.expect("a list");
         let record = complete(&store, &kept, noise(10)).await.expect("completed");
-        let query = onlyonce_store::Query {
+        let query = Query {
             limit: 10,
-            ..onlyonce_store::Query::default()
+            ..Query::default()
         };
         assert_eq!(store.list(query).await.expect("a page").records.len(), 1);
         use_the_books(&store).await;
@@ -627,6 +628,84 @@ mod failing {
         }
         kept.push(claim(&one, "room").await.expect("room"));
         kept.push(claim(&other, "too").await.expect("room"));
+    }
+
+    #[tokio::test]
+    async fn what_is_over_leaves_no_member_in_an_index() {
+        let server = RedisServer::start(&[]);
+        let clock = ManualClock::default();
+        let options = Options {
+            clock: Some(Arc::new(clock.clone())),
+            ..Options::default()
+        };
+        let store = RedisStore::open(&server.url(), options).await;
+        let store = store.expect("it opens");
+        for key in ["released", "removed", "taken", "completed"] {
+            let mut kept = claim(&store, key).await.expect("claimed");
+            let (held, fence) = (Some(&kept.record), kept.record.fence());
+            let reason = ReleaseReason::NotSent;
+            let next = match key {
+                "completed" => {
+                    complete(&store, &kept, noise(10)).await.expect("completed");
+                    continue;
+                }
+                "removed" => transition::lose(held, fence, UnknownReason::Broke, store.now()),
+                _ => transition::release(held, fence, reason, store.now(), WINDOW),
+            };
+            let write = Write {
+                record: next.expect("running"),
+                last_chunk: None,
+                attempt: None,
+            };
+            kept.record = write.record.clone();
+            let swap = store.compare_and_set(kept.address, Some(fence), write);
+            assert!(matches!(swap.await, Ok(Swap::Done { .. })));
+            if key == "removed" {
+                let removed = store.remove(kept.address, kept.record.fence()).await;
+                assert!(removed.expect("removed"));
+            }
+        }
+        clock.advance(WINDOW);
+        // One makes room for a new claim, the others are swept.
+        let taken = claim(&store, "taken").await.expect("claimed");
+        assert_eq!(store.sweep().await.expect("a sweep").records, 2);
+        complete(&store, &taken, noise(10))
+            .await
+            .expect("completed");
+        clock.advance(WINDOW);
+        assert_eq!(store.sweep().await.expect("a sweep").records, 1);
+        for index in ["ids", "leases", "ends", "others"] {
+            let left = server.command(&["KEYS", &format!("*:{index}")]);
+            assert_eq!(left, "", "{index}");
+        }
+    }
+
+    /// A page looks at so many operations only, and the next one goes on behind them.
+    #[tokio::test]
+    async fn a_page_ends_after_many_that_are_not_wanted() {
+        let server = RedisServer::start(&[]);
+        let store = open(&server.url()).await;
+        let kept = claim(&store, "k").await.expect("claimed");
+        complete(&store, &kept, noise(10)).await.expect("completed");
+        // Of another tenant, newer than that.
+        let ids = server.command(&["KEYS", "*:ids"]);
+        let fill = "for n = 1, 30000 do redis.call('ZADD', KEYS[1], 0, \
+            string.rep('\\255', 8) .. struct.pack('>I8', n) .. string.rep('x', 20)) end";
+        server.command(&["EVAL", fill, "1", &ids]);
+        let page = async |older_than| {
+            let query = Query {
+                tenant: Some("acme".into()),
+                older_than,
+                limit: 10,
+                ..Query::default()
+            };
+            let page = store.list(query).await.expect("a page");
+            (page.records.len(), page.next)
+        };
+        let (found, next) = page(None).await;
+        assert_eq!(found, 0);
+        assert!(next.is_some(), "the page is the last one");
+        assert_eq!(page(next).await, (1, None));
     }
 
     /// What was acknowledged of one key.

@@ -49,6 +49,14 @@ impl Target {
         }
     }
 
+    /// A figure that must not exceed a limit, and could not be had.
+    pub fn unmeasured(what: impl Into<String>, limit: f64, unit: &str) -> Self {
+        Self {
+            figure: "none".to_owned(),
+            ..Self::at_most(what, f64::INFINITY, limit, unit)
+        }
+    }
+
     fn verdict(&self) -> &'static str {
         if self.reached { "reached" } else { "missed" }
     }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use onlyonce_core::{OperationId, Record, ReleaseReason, StateName, UnknownReason};
+use onlyonce_core::{
+    OperationId, Record, ReleaseReason, StateName, UnknownReason,
+    transition::{self, Resolution},
+};
 
 use super::{
     Subject,
@@ -357,4 +360,47 @@ pub async fn a_list_leaves_out_what_has_expired<S: Subject>(subject: S) {
     assert_eq!(ids(&bench, all()).await, [running.id()]);
     bench.store.sweep().await.expect("a sweep");
     assert_eq!(ids(&bench, all()).await, [running.id()]);
+}
+
+/// What is in a list by state is in that state now, whatever it was.
+pub async fn a_list_by_state_follows_the_records<S: Subject>(subject: S) {
+    let bench = Bench::new(subject).await;
+    let in_state = async |state| {
+        let query = Query {
+            state: Some(state),
+            ..all()
+        };
+        ids(&bench, query).await
+    };
+    let mut kept = Vec::new();
+    for key in ["settled", "removed", "again"] {
+        bench.clock.advance(MILLISECOND);
+        let claimed = bench.claimed(key).await;
+        kept.insert(0, bench.lost(&claimed, UnknownReason::Broke).await);
+    }
+    let expected: Vec<_> = kept.iter().map(Kept::id).collect();
+    assert_eq!(in_state(StateName::Unknown).await, expected);
+    assert!(in_state(StateName::InFlight).await.is_empty());
+
+    let [again, removed, settled] = kept.try_into().expect("three");
+    let (held, fence) = (Some(&settled.record), settled.fence());
+    let next = transition::resolve(held, fence, Resolution::DidNotRun, bench.now(), RETENTION);
+    let settled = bench.follow(&settled, next.expect("unknown"), None).await;
+    let removal = bench.store.remove(removed.address, removed.fence()).await;
+    assert!(removal.expect("removed"));
+    let record = bench.claim_again("again", Some(&again.record));
+    let again = bench.follow(&again, record, None).await;
+    assert!(in_state(StateName::Unknown).await.is_empty());
+    assert_eq!(in_state(StateName::Released).await, [settled.id()]);
+    assert_eq!(in_state(StateName::InFlight).await, [again.id()]);
+
+    let record = bench.claim_again("settled", Some(&settled.record));
+    let settled = bench.follow(&settled, record, None).await;
+    let settled = bench.completed(&settled, &["x".into()]).await;
+    bench.completed(&again, &["x".into()]).await;
+    for state in [StateName::InFlight, StateName::Released, StateName::Unknown] {
+        assert!(in_state(state).await.is_empty(), "{state}");
+    }
+    let both = [again.id(), settled.id()];
+    assert_eq!(in_state(StateName::Completed).await, both);
 }

@@ -31,7 +31,6 @@ pub struct Claim {
     pub until: i64,
     pub period: Period,
     pub tenant_tag: i32,
-    pub key_tag: i32,
     pub record: Bytes,
     pub attempt: Option<Bytes>,
 }
@@ -71,13 +70,12 @@ impl Kind for Claim {
         core: &Core,
         calls: &[&Self],
     ) -> Result<Vec<Claimed>, Failed> {
-        let params: [Param; 9] = [
+        let params: [Param; 8] = [
             &addresses(calls),
             &column(calls, |call| Id::from(call.id)),
             &column(calls, |call| call.until),
             &column(calls, |call| call.period.number()),
             &column(calls, |call| call.tenant_tag),
-            &column(calls, |call| call.key_tag),
             &column(calls, |call| &call.record[..]),
             &core.given_now(),
             &column(calls, |call| call.attempt.as_deref()),

@@ -36,6 +36,7 @@ mod desk;
 mod disk;
 mod error;
 mod figures;
+mod lists;
 mod mark;
 mod migrate;
 mod partitions;

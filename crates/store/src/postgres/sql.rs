@@ -85,23 +85,23 @@ fn statement(name: &'static str, text: String, types: &[Type]) -> Statement {
 /// A claim of a key of which nothing counts: a new row, or one in the place of what has expired. Gives
 /// the addresses that were claimed, and whether the row is a new one.
 fn claim(schema: &str) -> Statement {
-    let now = clock(8);
+    let now = clock(7);
     let text = format!(
         "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
         wanted AS (
             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int4[], $5::int4[],
-                $6::int4[], $7::bytea[], $9::bytea[])
-            AS w (address, id, until, period, tenant_tag, key_tag, record, attempt)
+                $6::bytea[], $8::bytea[])
+            AS w (address, id, until, period, tenant_tag, record, attempt)
         )
         INSERT INTO {schema}.operations AS o (address, id, epoch, claim, until, period, attempts,
-            executing, tenant_tag, key_tag, state, record, attempt)
+            executing, tenant_tag, state, record, attempt)
         SELECT address, id, 1, 1, until, period, (attempt IS NOT NULL)::int4,
-            (attempt IS NOT NULL)::int4, tenant_tag, key_tag, 1, record, attempt
+            (attempt IS NOT NULL)::int4, tenant_tag, 1, record, attempt
         FROM wanted, setting ORDER BY address
         ON CONFLICT (address) DO UPDATE SET id = excluded.id, epoch = 1, claim = 1,
             until = excluded.until, period = excluded.period, attempts = excluded.attempts,
             executing = excluded.executing, chunks = 0, tenant_tag = excluded.tenant_tag,
-            key_tag = excluded.key_tag, state = 1, beside = false,
+            state = 1, beside = false,
             record = excluded.record, attempt = excluded.attempt
         WHERE o.state IN (2, 4) AND o.until <= (SELECT now FROM setting)
         RETURNING address, (o.xmax = 0)"
@@ -110,7 +110,6 @@ fn claim(schema: &str) -> Statement {
         Type::UUID_ARRAY,
         Type::UUID_ARRAY,
         Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
         Type::INT4_ARRAY,
         Type::INT4_ARRAY,
         Type::BYTEA_ARRAY,

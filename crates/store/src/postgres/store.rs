@@ -17,7 +17,7 @@ use super::{
     calls::{Append, Change, Changed, Claim, Claimed, Load, Note, Param, Read, row},
     error::Failed,
     period::Period,
-    sql::{self, COLUMNS, DURABLE, Statement},
+    sql::{self, DURABLE, Statement},
     values::Id,
 };
 use crate::{
@@ -275,7 +275,6 @@ impl Core {
             until: record.until().map_or(i64::MAX, millis),
             period: self.windows.guess(&record.request.route, self.now()),
             tenant_tag,
-            key_tag: self.tag(record.key.as_str()),
             record: body::close_record(sealer, address, record)?,
             attempt,
         };
@@ -458,88 +457,6 @@ impl Core {
         Ok(attempts)
     }
 
-    async fn list(&self, query: Query) -> Result<Page, StoreError> {
-        let mut page = Page::default();
-        let mut older_than = query.older_than;
-        // A tag may be shared by two names, so a page may take more than one look.
-        loop {
-            let wanted = query.limit - page.records.len();
-            let found = self.look(&query, older_than, wanted + 1).await?;
-            let is_all = found.len() <= wanted;
-            for (id, stored) in found {
-                if page.records.len() == query.limit {
-                    page.next = page.records.last().map(|last| last.record.id);
-                    return Ok(page);
-                }
-                older_than = Some(id);
-                // What cannot be read is not in a list.
-                page.records
-                    .extend(stored.filter(|stored| matches(&query, &stored.record)));
-            }
-            if is_all || query.limit == 0 {
-                return Ok(page);
-            }
-        }
-    }
-
-    /// At most `limit` of what may be wanted, newest first.
-    async fn look(
-        &self,
-        query: &Query,
-        older_than: Option<OperationId>,
-        limit: usize,
-    ) -> Result<Vec<(OperationId, Option<Stored>)>, StoreError> {
-        let schema = &self.target.schema;
-        let text = format!(
-            "SELECT {COLUMNS} FROM {schema}.operations o
-            LEFT JOIN {schema}.records r ON o.state = 2 AND r.period = o.period AND r.id = o.id
-            WHERE (o.state IN (1, 3) OR o.until > $1)
-                AND ($2::int4 IS NULL OR o.tenant_tag = $2)
-                AND ($3::int4 IS NULL OR o.key_tag = $3)
-                AND ($4::int2 IS NULL OR o.state = $4)
-                AND o.id >= $5 AND o.id < $6 AND o.id < $7
-            ORDER BY o.id DESC LIMIT $8"
-        );
-        let tenant = query.tenant.as_ref().map(|tenant| self.tag(tenant));
-        let key = query.key.as_ref().map(|key| self.tag(key.as_str()));
-        let state = query.state.map(state_number);
-        let since = query.since.map_or(Id([0; 16]), first_id);
-        let before = query.until.map_or(Id([255; 16]), first_id);
-        let older_than = older_than.map_or(Id([255; 16]), Id::from);
-        let types = [
-            Type::INT8,
-            Type::INT4,
-            Type::INT4,
-            Type::INT2,
-            Type::UUID,
-            Type::UUID,
-            Type::UUID,
-            Type::INT8,
-        ];
-        let rows = self
-            .operators
-            .ask(
-                self,
-                &text,
-                &types,
-                &[
-                    &millis(self.now()),
-                    &tenant,
-                    &key,
-                    &state,
-                    &since,
-                    &before,
-                    &older_than,
-                    &(limit as i64),
-                ],
-            )
-            .await
-            .map_err(Failed::of_a_read)?;
-        self.open_rows(&rows)
-            .map(|found| found.map(|(_, id, stored)| (id, stored.ok())))
-            .collect()
-    }
-
     async fn overdue(&self, limit: usize) -> Result<Vec<(Address, Record)>, StoreError> {
         let now = sql::clock(1);
         let text = format!(
@@ -566,7 +483,7 @@ impl Core {
     }
 
     #[allow(clippy::type_complexity)]
-    fn open_rows<'a>(
+    pub fn open_rows<'a>(
         &'a self,
         rows: &'a [tokio_postgres::Row],
     ) -> impl Iterator<Item = Result<(Address, OperationId, Result<Stored, StoreError>), StoreError>> + 'a
@@ -619,24 +536,6 @@ impl Core {
         self.figures.dropped(row.try_get(0).map_err(unreadable)?);
         Ok(true)
     }
-}
-
-/// The least id of what was first claimed at `moment`.
-fn first_id(moment: Timestamp) -> Id {
-    let mut id = [0; 16];
-    id[..6].copy_from_slice(&moment.as_millis().to_be_bytes()[2..]);
-    Id(id)
-}
-
-fn matches(query: &Query, record: &Record) -> bool {
-    let Query {
-        key, tenant, state, ..
-    } = query;
-    key.as_ref().is_none_or(|key| *key == record.key)
-        && tenant
-            .as_ref()
-            .is_none_or(|tenant| *tenant == record.scope.tenant)
-        && state.is_none_or(|state| state == record.state.name())
 }
 
 pub fn unreadable(error: tokio_postgres::Error) -> StoreError {

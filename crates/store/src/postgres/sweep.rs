@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 use super::{Core, books::Day, error::Failed, partitions, sql};
 use crate::{StoreError, Swept};
 
-/// Rows that are deleted in one transaction.
+/// Rows of one state that are deleted in one transaction.
 const DELETED_AT_ONCE: i64 = 5_000;
 /// How long one sweep goes on deleting.
 const LONGEST: Duration = Duration::from_secs(2);
@@ -47,9 +47,10 @@ impl Core {
         let schema = &self.target.schema;
         let now = sql::clock(1);
         let text = format!(
-            "DELETE FROM {schema}.operations o USING (
+            "DELETE FROM {schema}.operations o
+            USING (VALUES (2::int2), (4::int2)) AS over (state), LATERAL (
                 SELECT address FROM {schema}.operations
-                WHERE until <= {now} AND state IN (2, 4)
+                WHERE state = over.state AND until <= {now}
                     AND pg_try_advisory_xact_lock(hashtextextended('onlyonce sweep of {schema}', 0))
                 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED
             ) expired WHERE o.address = expired.address

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! [format u8][state u8][epoch u64][id 16][claim u64][until u64][chunks u32]
-//! [tag of the tenant u32][tag of the key u32][token 8][check 8]
+//! [tag of the tenant u32][token 8][check 8]
 //! ```
 //!
 //! Integers are big endian. `state` is a digit, `until` the end of the lease or of the window in
@@ -18,10 +18,9 @@ use onlyonce_core::{
 };
 
 use super::names::Member;
-use crate::Tags;
 
-pub const HEAD: usize = 70;
-const CHECKED: usize = 62;
+pub const HEAD: usize = 66;
+const CHECKED: usize = 58;
 const FORMAT: u8 = 1;
 
 /// Scripts count in doubles, which are exact up to here.
@@ -35,7 +34,8 @@ pub struct Head {
     pub until: u64,
     /// Chunks of a finished recording.
     pub chunks: u32,
-    pub tags: Tags,
+    /// A short keyed hash, by which lists pass over most of what they do not want.
+    pub tenant_tag: u32,
     pub token: [u8; 8],
 }
 
@@ -49,7 +49,7 @@ pub enum BadHead {
 }
 
 impl Head {
-    pub fn of(record: &Record, tags: Tags, token: [u8; 8]) -> Self {
+    pub fn of(record: &Record, tenant_tag: u32, token: [u8; 8]) -> Self {
         let until = record.until().map_or(0, Timestamp::as_millis);
         let chunks = match &record.state {
             State::Completed(completed) => completed.chunks,
@@ -59,7 +59,7 @@ impl Head {
             standing: record.standing(),
             until: until.min(LATEST),
             chunks,
-            tags,
+            tenant_tag,
             token,
         }
     }
@@ -80,7 +80,7 @@ impl Head {
         Member {
             id: self.id(),
             address,
-            tenant_tag: self.tags.tenant,
+            tenant_tag: self.tenant_tag,
         }
     }
 
@@ -101,8 +101,7 @@ impl Head {
         out.put_u64(self.standing.claim.number());
         out.put_u64(self.until);
         out.put_u32(self.chunks);
-        out.put_u32(self.tags.tenant);
-        out.put_u32(self.tags.key);
+        out.put_u32(self.tenant_tag);
         out.put_slice(&self.token);
         let check = check(&head[..CHECKED]);
         head[CHECKED..].copy_from_slice(&check);
@@ -128,10 +127,7 @@ impl Head {
         let claim = Epoch::new(checked.get_u64());
         let until = checked.get_u64();
         let chunks = checked.get_u32();
-        let tags = Tags {
-            tenant: checked.get_u32(),
-            key: checked.get_u32(),
-        };
+        let tenant_tag = checked.get_u32();
         let mut token = [0; 8];
         checked.copy_to_slice(&mut token);
         Ok(Self {
@@ -142,7 +138,7 @@ impl Head {
             },
             until,
             chunks,
-            tags,
+            tenant_tag,
             token,
         })
     }
@@ -207,7 +203,7 @@ mod tests {
             },
             until: 1_767_225_600_000,
             chunks: 2,
-            tags: Tags { tenant: 1, key: 2 },
+            tenant_tag: 1,
             token: [9; 8],
         }
     }

@@ -5,6 +5,7 @@
 //! PREFIX:{TAG}:ids          sorted set: a member for every operation, by id
 //! PREFIX:{TAG}:leases       sorted set: a member for what is in flight, by the end of its lease
 //! PREFIX:{TAG}:ends         sorted set: a member for what will expire, by its end
+//! PREFIX:{TAG}:others       sorted set: a member for what is unknown or released, by id
 //! PREFIX:{TAG}:ADDRESS:shown     hash: what is shown of a recording that grows
 //! PREFIX:{TAG}:ADDRESS:frames    stream: the newest bytes of it, by where they begin
 //! PREFIX:{TAG}:asked:OWNER       set: the addresses that an owner is asked to show
@@ -21,7 +22,7 @@
 //! ```
 //!
 //! A member is `[id 16][address 16][tag of the tenant u32]`. An operation's shard is the first byte of
-//! its address. Everything of a shard has the same tag, so
+//! its address, so that a key is in one shard, whoever's it is. Everything of a shard has the same tag, so
 //! one slot holds it, and one script writes a record together with its indexes.
 
 use std::fmt::Write;
@@ -105,6 +106,10 @@ impl Names {
 
     pub fn ends(&self, shard: Shard) -> String {
         self.of(shard, "ends")
+    }
+
+    pub fn others(&self, shard: Shard) -> String {
+        self.of(shard, "others")
     }
 
     pub fn meta(&self) -> String {

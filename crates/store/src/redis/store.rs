@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     AttemptNote, MAX_ATTEMPTS_KEPT, Mark, Page, Query, Seen, Shown, Status, Store, StoreError,
-    Stored, Swap, Swept, Tags, Walked, Write,
+    Stored, Swap, Swept, Walked, Write,
     codec::{self, take_attempt},
     corrupt,
     parcel::{self, Label},
@@ -138,9 +138,9 @@ impl Store for RedisStore {
         let inner = &self.inner;
         let (names, shard) = (&inner.servers.names, shard_of(address));
         let mut command = scripts::REMOVE.call();
-        command.arg(4).arg(names.record(address));
+        command.arg(5).arg(names.record(address));
         command.arg(names.ids(shard)).arg(names.leases(shard));
-        command.arg(names.ends(shard));
+        command.arg(names.ends(shard)).arg(names.others(shard));
         command.arg(&head::fence(fence)).arg(address.as_bytes());
         let answer = inner.script(address, &scripts::REMOVE, command).await?;
         match inner.echoed(answer, &[&head::fence(fence)])? {
@@ -341,7 +341,8 @@ impl Inner {
         token: [u8; 8],
     ) -> Result<Cmd, StoreError> {
         let record = &write.record;
-        let new = Head::of(record, Tags::of(record, &self.secret), token);
+        let tenant_tag = tag(&self.secret, &record.scope.tenant);
+        let new = Head::of(record, tenant_tag, token);
         let head = new.encode();
         let mut plain = BytesMut::with_capacity(512);
         codec::encode(record, &mut plain);
@@ -368,10 +369,10 @@ impl Inner {
         };
         let (names, shard) = (&self.servers.names, shard_of(address));
         let mut command = script.call();
-        command.arg(6).arg(names.record(address));
+        command.arg(7).arg(names.record(address));
         command.arg(names.ids(shard)).arg(names.leases(shard));
         command.arg(names.ends(shard)).arg(names.mark(shard));
-        command.arg(names.inbox(shard));
+        command.arg(names.inbox(shard)).arg(names.others(shard));
         command.arg(expected_fence).arg(arrows).arg(&head);
         command.arg(&*body).arg(&*last_chunk).arg(&*note);
         command.arg(new.until).arg(new.chunks);
@@ -443,10 +444,10 @@ impl Inner {
             chunks: 0,
             ..held.clone()
         };
-        let names = &self.servers.names;
+        let (names, shard) = (&self.servers.names, shard_of(address));
         let mut command = scripts::SPOIL.call();
-        command.arg(2).arg(names.record(address));
-        command.arg(names.ends(shard_of(address)));
+        command.arg(3).arg(names.record(address));
+        command.arg(names.ends(shard)).arg(names.others(shard));
         command.arg(&held.encode()).arg(&new.encode());
         command.arg(&held.member(address).encode());
         // Where another head stands by now, there is nothing to do.

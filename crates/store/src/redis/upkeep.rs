@@ -77,9 +77,9 @@ impl Inner {
             .collect::<Option<_>>()
             .ok_or_else(unexpected)?;
         let mut command = scripts::SWEEP.call();
-        command.arg(3 + members.len());
+        command.arg(4 + members.len());
         command.arg(names.ids(shard)).arg(names.leases(shard));
-        command.arg(names.ends(shard));
+        command.arg(names.ends(shard)).arg(names.others(shard));
         for address in addresses {
             command.arg(names.record(address));
         }

@@ -3,6 +3,7 @@
 mod books;
 mod faults;
 mod keeping;
+mod lists;
 mod migrations;
 mod mistakes;
 mod notices;

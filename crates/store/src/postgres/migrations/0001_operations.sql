@@ -26,9 +26,8 @@ CREATE TABLE operations (
     executing int4 NOT NULL,
     -- Of a completed record.
     chunks int4 NOT NULL DEFAULT 0,
-    -- Short keyed hashes, by which lists pass over most of what they do not want.
+    -- A short keyed hash, by which lists pass over most of what they do not want.
     tenant_tag int4 NOT NULL,
-    key_tag int4 NOT NULL,
     -- 1 in flight, 2 completed, 3 unknown, 4 released.
     state int2 NOT NULL,
     -- Whether chunks or attempts of it lie in its partition.
@@ -66,7 +65,8 @@ CREATE TRIGGER refuse_later_claim BEFORE UPDATE ON operations
 ALTER TABLE operations DISABLE TRIGGER refuse_first_claim, DISABLE TRIGGER refuse_later_claim;
 
 CREATE INDEX operations_id ON operations (id);
-CREATE INDEX operations_until ON operations (until);
+-- What is overdue, what has expired, and the few that run or are unknown among the many that are over.
+CREATE INDEX operations_state ON operations (state, until);
 
 -- What is fat, in partitions that are dropped whole when all that counts in them has expired.
 CREATE TABLE records (

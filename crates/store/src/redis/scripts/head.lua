@@ -9,8 +9,8 @@ local function read(key)
   if not head then
     return nil, redis.call('EXISTS', key) == 1
   end
-  local good = #head == 70 and string.byte(head) == 1
-    and sub(redis.sha1hex(sub(head, 1, 62)), 1, 8) == sub(head, 63)
+  local good = #head == 66 and string.byte(head) == 1
+    and sub(redis.sha1hex(sub(head, 1, 58)), 1, 8) == sub(head, 59)
   if good then
     return head, false
   end

@@ -1,6 +1,6 @@
 -- Removes a record and its recording under its fence (I9).
 --
--- KEYS  record, ids, leases, ends
+-- KEYS  record, ids, leases, ends, others
 -- ARGV  fence, address
 -- Gives {fence, 1}; {fence, 0} where another record is held, or none; {fence, -1} for a damaged one.
 
@@ -16,4 +16,5 @@ redis.call('UNLINK', KEYS[1])
 redis.call('ZREM', KEYS[2], member)
 redis.call('ZREM', KEYS[3], member)
 redis.call('ZREM', KEYS[4], member)
+redis.call('ZREM', KEYS[5], member)
 return {ARGV[1], 1}

@@ -1,6 +1,6 @@
 -- The compare-and-set of a record, and all that goes with it.
 --
--- KEYS  record, ids, leases, ends, mark of the store, inbox
+-- KEYS  record, ids, leases, ends, mark of the store, inbox, others
 -- ARGV  fence expected or '', states it may come from, new head, body, last chunk or '',
 --       note of the attempt or '', until when, chunks, its member, milliseconds kept beyond
 --       the end, time or '', entry for the books or '', milliseconds up to which the inbox's ids may
@@ -10,9 +10,9 @@
 -- {token, -3, held head} where the drawing has no such arrow (I8); {token, -4, mark} for a claim where
 -- the store takes none any more. The token is the new head's.
 
-local key, ids, leases, ends = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local key, ids, leases, ends, others = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[7]
 local new, member = ARGV[3], ARGV[9]
-local token = sub(new, 55, 62)
+local token = sub(new, 51, 58)
 
 local held, damaged = read(key)
 if damaged then
@@ -59,6 +59,9 @@ if held and from == '0' then
   local old = sub(held, 11, 26) .. sub(member, 17)
   redis.call('ZREM', ids, old)
   redis.call('ZREM', ends, old)
+  if sub(held, 2, 2) == '4' then
+    redis.call('ZREM', others, old)
+  end
   redis.call('UNLINK', key)
 end
 
@@ -79,6 +82,11 @@ else
   if to ~= '3' then
     redis.call('ZADD', ends, ARGV[7], member)
   end
+end
+if to == '3' or to == '4' then
+  redis.call('ZADD', others, 0, member)
+elseif from == '3' or from == '4' then
+  redis.call('ZREM', others, member)
 end
 
 -- A new execution starts a new recording; a finished one has no chunk beyond its last.
