@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
-/// Pending for ever once it has ended.
-pub(super) struct Attached<T: 'static> {
+/// Goes on as a task where it is dropped before it has ended. Pending for ever once it has.
+pub struct Attached<T: 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     /// `None` where it always goes on.
     stays: Option<Stays>,
@@ -16,14 +16,15 @@ pub(super) struct Attached<T: 'static> {
 
 /// Whether what a caller has begun goes on without it, and whether it does.
 #[derive(Clone, Default)]
-pub(super) struct Stays(Arc<(AtomicBool, AtomicBool)>);
+pub struct Stays(Arc<(AtomicBool, AtomicBool)>);
 
 /// As long as it is held, what was begun goes on without its caller.
-pub(super) struct Staying<'a>(&'a Stays);
+#[must_use = "dropped, nothing stays"]
+pub struct Staying<'a>(&'a Stays);
 
 impl<T> Attached<T> {
     /// Goes on, whenever its caller leaves.
-    pub(super) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+    pub fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
         Self {
             future: Some(Box::pin(future)),
             stays: None,
@@ -31,10 +32,7 @@ impl<T> Attached<T> {
     }
 
     /// Goes on where `stays` says so at that moment.
-    pub(super) fn while_it_stays(
-        stays: Stays,
-        future: impl Future<Output = T> + Send + 'static,
-    ) -> Self {
+    pub fn while_it_stays(stays: Stays, future: impl Future<Output = T> + Send + 'static) -> Self {
         let mut attached = Self::new(future);
         attached.stays = Some(stays);
         attached
@@ -74,13 +72,13 @@ impl<T> Drop for Attached<T> {
 
 impl Stays {
     /// From now on, it goes on.
-    pub(super) fn stay(&self) -> Staying<'_> {
+    pub fn stay(&self) -> Staying<'_> {
         self.0.0.store(true, Relaxed);
         Staying(self)
     }
 
     /// Whether the caller has left.
-    pub(super) fn is_alone(&self) -> bool {
+    pub fn is_alone(&self) -> bool {
         self.0.1.load(Relaxed)
     }
 
