@@ -475,6 +475,32 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_of_a_grpc_call_is_a_status_with_its_name() {
+        for problem in all() {
+            let response = problem.to_grpc_response();
+            assert_eq!(
+                response.status(),
+                StatusCode::OK,
+                "the status is in the headers"
+            );
+            assert!(response.body().is_empty());
+            let headers = response.headers();
+            assert_eq!(headers["content-type"], "application/grpc");
+            assert_eq!(
+                headers["grpc-status"],
+                problem.grpc_code().to_string().as_str()
+            );
+            let message = headers["grpc-message"].to_str().unwrap();
+            assert!(message.starts_with(problem.name()), "{message}");
+            let retry = problem.should_retry().to_string();
+            assert_eq!(headers["x-should-retry"], retry.as_str());
+            // UNAVAILABLE and ABORTED call for a retry by themselves.
+            let calls_for_retry = matches!(problem.grpc_code(), 10 | 14);
+            assert!(!calls_for_retry || problem.should_retry(), "{problem:?}");
+        }
+    }
+
+    #[test]
     fn the_context_makes_the_type_absolute_and_names_the_operation() {
         let operation = OperationId::new(1, &[0; 10]);
         let context = ProblemContext {

@@ -196,7 +196,7 @@ impl<S: Store> Driver<S> {
         match self.in_time(calling, left).await {
             Came::AllLeft => CANCELLED,
             Came::NotInTime => Ended::Late(()),
-            Came::InTime(Err(Panicked)) => Ended::Lost(UnknownReason::Broke),
+            Came::InTime(Err(Panicked)) => Ended::Lost(UnknownReason::HandlerFailed),
             Came::InTime(Ok(Err(error))) => self.failed(&*error.into()),
             Came::InTime(Ok(Ok(response))) => self.record(execution, response, left).await,
         }
@@ -215,7 +215,7 @@ impl<S: Store> Driver<S> {
         let released = match response.extensions().get::<Outcome>() {
             Some(Outcome::Completed) => false,
             Some(Outcome::Released) => true,
-            Some(Outcome::Unknown) => return Ended::Lost(UnknownReason::Broke),
+            Some(Outcome::Unknown) => return Ended::Lost(UnknownReason::HandlerFailed),
             None => self.route.rules.released.contains(&response.status()),
         };
         let len = response.body().size_hint().exact();
@@ -257,7 +257,7 @@ impl<S: Store> Driver<S> {
             Some(NotSent { why }) => Ended::NotSent(why.clone()),
             None => {
                 tracing::error!(operation = %id, error, "the service failed: its outcome is unknown");
-                Ended::Lost(UnknownReason::Broke)
+                Ended::Lost(UnknownReason::HandlerFailed)
             }
         }
     }
@@ -362,7 +362,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, UnknownReason>>> {
         let body = self.0.as_mut();
         match catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx))) {
-            Err(_) => Poll::Ready(Some(Err(UnknownReason::Broke))),
+            Err(_) => Poll::Ready(Some(Err(UnknownReason::HandlerFailed))),
             Ok(polled) => polled.map(|frame| {
                 frame.map(|frame| {
                     frame.map_err(|error| {

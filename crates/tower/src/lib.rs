@@ -65,7 +65,10 @@ pub use outcome::{DidNotRun, NotSent, Outcome};
 pub use rules::Rules;
 pub use service::{OnceFuture, OnceService};
 
-pub use onlyonce_engine::Settings;
+pub use onlyonce_core::{Key, Metered, OperationId};
+pub use onlyonce_engine::{Engine, Settings};
+pub use onlyonce_http::canonical_json::Pointer;
+pub use onlyonce_store::{EmbeddedStore, MemoryStore, Store};
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

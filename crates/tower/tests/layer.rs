@@ -319,7 +319,7 @@ fn without_a_list_no_status_frees_a_key() {
 
 /// Every attempt is told that the outcome is unknown, and the handler runs once.
 #[track_caller]
-fn expect_unknown(server: &Server, runs: &Runs) {
+fn expect_unknown(server: &Server, runs: &Runs) -> UnknownReason {
     for _ in 0..2 {
         let answer = server.send(&keyed("/x", "k").body("b"));
         answer
@@ -328,6 +328,7 @@ fn expect_unknown(server: &Server, runs: &Runs) {
         assert!(answer.header("onlyonce-operation").is_some());
     }
     assert_eq!(runs.load(SeqCst), 1);
+    server.unknown_reason().expect("an unknown outcome")
 }
 
 #[test]
@@ -340,13 +341,13 @@ fn a_handler_that_panics_leaves_the_outcome_unknown() {
                 run();
                 // Once inside of the future, after a turn.
                 tokio::task::yield_now().await;
-                panic!("a bug in the handler");
-                #[allow(unreachable_code)]
-                ""
+                let answer: Option<String> = None;
+                answer.expect("a bug in the handler")
             };
             Router::new().route("/x", post(handler)).layer(layer)
         });
-        expect_unknown(&server, &runs);
+        let reason = expect_unknown(&server, &runs);
+        assert_eq!(reason, UnknownReason::HandlerFailed);
     });
 }
 
@@ -361,7 +362,8 @@ fn a_handler_can_say_that_nobody_knows() {
         };
         Router::new().route("/x", post(handler)).layer(layer)
     });
-    expect_unknown(&server, &runs);
+    let reason = expect_unknown(&server, &runs);
+    assert_eq!(reason, UnknownReason::HandlerFailed);
 }
 
 #[test]
@@ -380,8 +382,39 @@ fn i05_a_body_that_breaks_off_or_panics_never_ends_cleanly() {
         first.read_until("begun");
         go.fire();
         assert!(!first.finish().whole());
-        expect_unknown(&server, &runs);
+        let reason = expect_unknown(&server, &runs);
+        let expected = match ending {
+            Ending::Panics => UnknownReason::HandlerFailed,
+            _ => UnknownReason::Truncated,
+        };
+        assert_eq!(reason, expected);
     }
+}
+
+#[test]
+fn i03_the_last_byte_of_a_body_of_known_size_waits_for_its_end() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let server = Server::start(kit::memory(), Rules::default(), move |layer| {
+        // Its size is known, and no header says it: the server will.
+        let handler = move || async move { kit::sized(wait, "01234", "56789") };
+        Router::new().route("/x", post(handler)).layer(layer)
+    });
+    let mut client = server.begin(&keyed("/x", "k").body("b"));
+    assert_eq!(client.read_head().content_length(), Some(10));
+    client.read_until("01234");
+    client.patience(Duration::from_millis(200));
+    while client.step().is_ok() {
+        assert!(
+            client.body().len() < 10,
+            "the last byte came before the record"
+        );
+    }
+    go.fire();
+    client.patience(onlyonce_testkit::PATIENCE);
+    let answer = client.finish();
+    assert!(answer.whole());
+    assert_eq!(answer.text(), "0123456789");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +14,7 @@ use axum::extract::Request as HttpRequest;
 use axum::response::Response as HttpResponse;
 use axum::routing::Route;
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::StreamBody;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -300,6 +302,54 @@ pub fn streamed(number: usize, wait: Signal, ending: Ending) -> Body {
         }
     });
     Body::new(StreamBody::new(stream))
+}
+
+/// A body in two pieces whose size is known. Its end comes only after the signal.
+pub fn sized(wait: Signal, first: &'static str, second: &'static str) -> Body {
+    let stream = futures_util::stream::unfold(0, move |step| {
+        let wait = wait.clone();
+        async move {
+            let piece = match step {
+                0 => first,
+                1 => {
+                    // The first one is on its way by itself.
+                    tokio::task::yield_now().await;
+                    second
+                }
+                _ => {
+                    until(&wait).await;
+                    return None;
+                }
+            };
+            Some((Ok(Frame::data(Bytes::from(piece))), step + 1))
+        }
+    });
+    Body::new(Sized {
+        body: StreamBody::new(Box::pin(stream)),
+        size: (first.len() + second.len()) as u64,
+    })
+}
+
+/// A body that knows its size.
+struct Sized<B> {
+    body: B,
+    size: u64,
+}
+
+impl<B: HttpBody<Data = Bytes, Error = Infallible> + Unpin> HttpBody for Sized<B> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.size)
+    }
 }
 
 /// What an execution used, at this cost.
