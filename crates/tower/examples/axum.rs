@@ -1,7 +1,7 @@
 //! A server that charges cards, each action once.
 //!
 //! ```text
-//! cargo run -p onlyonce-tower --features axum --example axum
+//! cargo run -p onlyonce-tower --example axum
 //! curl -i http://127.0.0.1:8080/charges -H 'Authorization: Bearer me' -H 'Idempotency-Key: order-17' \
 //!      -H 'Content-Type: application/json' -d '{"card": "visa", "cents": 1999}'
 //! ```

@@ -2,7 +2,7 @@
 //! request after the other, without sockets. `cargo xtask bench http --only layer` runs it.
 //!
 //! ```text
-//! cargo run --release -p onlyonce-tower --features axum --example cost
+//! cargo run --release -p onlyonce-tower --example cost
 //! ```
 
 use std::time::Duration;

@@ -24,7 +24,7 @@ pub fn measure(_: &Stage, _: &Size) -> Result<Section> {
         "--package",
         "onlyonce-tower",
     ]);
-    build.args(["--features", "axum", "--example", "cost"]);
+    build.args(["--example", "cost"]);
     quietly("building the example that measures", &mut build)?;
     let mut example = Command::new(target_dir().join("release/examples/cost"));
     let said = quietly("measuring the layer", &mut example)?;
