@@ -94,3 +94,70 @@ impl Drop for Staying<'_> {
         self.0.0.0.store(false, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Something that runs until it is told to end; the receiver hears whether it got there.
+    fn work() -> (
+        oneshot::Sender<()>,
+        oneshot::Receiver<()>,
+        impl Future<Output = ()> + Send,
+    ) {
+        let (go, gone) = oneshot::channel();
+        let (tell, told) = oneshot::channel();
+        let work = async move {
+            let _ = gone.await;
+            let _ = tell.send(());
+        };
+        (go, told, work)
+    }
+
+    async fn poll_once<T>(attached: &mut Attached<T>) {
+        poll_fn(|cx| {
+            assert!(Pin::new(&mut *attached).poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_stays_goes_on_without_its_caller() {
+        let (go, told, work) = work();
+        let stays = Stays::default();
+        let mut attached = Attached::while_it_stays(stays.clone(), work);
+        poll_once(&mut attached).await;
+        let staying = stays.stay();
+        assert!(!stays.is_alone());
+        drop(attached);
+        assert!(stays.is_alone());
+        drop(staying);
+        assert_eq!(go.send(()), Ok(()));
+        assert_eq!(told.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_stay_ends_with_its_caller() {
+        let (go, told, work) = work();
+        let mut attached = Attached::while_it_stays(Stays::default(), work);
+        poll_once(&mut attached).await;
+        drop(attached);
+        assert!(go.send(()).is_err());
+        assert!(told.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_execution_goes_on_in_any_case() {
+        let (go, told, work) = work();
+        let mut attached = Attached::new(work);
+        poll_once(&mut attached).await;
+        drop(attached);
+        assert_eq!(go.send(()), Ok(()));
+        assert_eq!(told.await, Ok(()));
+    }
+}
