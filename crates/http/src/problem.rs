@@ -69,8 +69,8 @@ pub enum Problem {
     QuotaExceeded {
         /// The name of the limit, as in the configuration.
         limit_name: &'static str,
-        /// Its value.
-        limit: u64,
+        /// Its value, where that is known.
+        limit: Option<u64>,
         /// When to come again.
         retry_after: Duration,
     },
@@ -267,7 +267,12 @@ impl Problem {
             }
             Self::QuotaExceeded {
                 limit_name, limit, ..
-            } => format!("The limit {limit_name}, {limit}, is reached. Nothing was sent.").into(),
+            } => match limit {
+                Some(limit) => {
+                    format!("The limit {limit_name}, {limit}, is reached. Nothing was sent.").into()
+                }
+                None => format!("The limit {limit_name} is reached. Nothing was sent.").into(),
+            },
             Self::StorageFull { limit_name } => match limit_name {
                 Some(name) => format!("The limit {name} is reached. Nothing was sent.").into(),
                 None => "The disk of the store is full. Nothing was sent.".into(),
@@ -417,7 +422,7 @@ mod tests {
             },
             Problem::QuotaExceeded {
                 limit_name: "limits.tenant_live",
-                limit: 10_000,
+                limit: Some(10_000),
                 retry_after,
             },
             Problem::StorageFull {

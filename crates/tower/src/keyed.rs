@@ -182,9 +182,10 @@ impl<S: Store> Route<S> {
             "look at the store's server or disk",
         );
         problem_of_trouble(trouble, |name| match name {
-            "tenant_live" => (name, shared.settings.tenant_live as u64),
-            "tenant_records" => (name, 0),
-            _ => ("live_operations", shared.settings.live_operations as u64),
+            "tenant_live" => (name, Some(shared.settings.tenant_live as u64)),
+            "live_operations" => (name, Some(shared.settings.live_operations as u64)),
+            // One of the store's own.
+            _ => (name, None),
         })
     }
 

@@ -381,8 +381,11 @@ fn problem_of<S: Store>(worker: &Worker<S>, trouble: Trouble) -> Problem {
         "look at the store's server or disk, and at what `onlyonce doctor` says",
     );
     problem_of_trouble(&trouble, |name| match name {
-        "tenant_live" => ("limits.tenant_live", limits.tenant_live as u64),
-        "tenant_records" => ("limits.tenant_records", limits.tenant_records),
-        _ => ("limits.live_operations", limits.live_operations as u64),
+        "tenant_live" => ("limits.tenant_live", Some(limits.tenant_live as u64)),
+        "tenant_records" => ("limits.tenant_records", Some(limits.tenant_records)),
+        _ => (
+            "limits.live_operations",
+            Some(limits.live_operations as u64),
+        ),
     })
 }

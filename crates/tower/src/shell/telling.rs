@@ -61,10 +61,10 @@ pub fn problem_of_start(start: Start, upstream: &str, join_timeout: Duration) ->
 }
 
 /// What is told where an attempt could not be decided about. `limit` gives the name under which people
-/// set a limit, and its value.
+/// set a limit, and its value where that is known.
 pub fn problem_of_trouble(
     trouble: &Trouble,
-    limit: impl Fn(&'static str) -> (&'static str, u64),
+    limit: impl Fn(&'static str) -> (&'static str, Option<u64>),
 ) -> Problem {
     match trouble {
         Trouble::Unavailable(_) | Trouble::InDoubt(_) => Problem::StoreUnavailable {
