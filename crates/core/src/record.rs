@@ -360,6 +360,8 @@ numbered! {
         ShutDown = 10, "the gateway was stopped before the outcome was known";
         /// The upstream's head was malformed or too large.
         BadAnswer = 11, "the upstream's answer was not valid HTTP";
+        /// The handler that executes within the same process failed, or said that it does not know.
+        HandlerFailed = 13, "the handler failed, or could not say whether it ran";
     }
 }
 

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_core::OwnerId;
 use onlyonce_sandbox::Sandbox;
 use onlyonce_store::Store;
 use tokio::net::TcpListener;
@@ -103,7 +102,7 @@ impl<S: Store> Running<S> {
     pub(crate) fn start(config: Config, store: S, doors: Doors) -> Result<Self, Failure> {
         let addr = local_addr(&doors.requests[0])?;
         let control_addr = local_addr(&doors.control)?;
-        let owner = owner();
+        let owner = onlyonce_tower::shell::owner();
         let shared = Shared::new(config, store, owner)?;
         let exporter = Exporter::start(&shared.telemetry, shared.config.telemetry.as_ref())?;
         let (phases, phase) = watch::channel(Phase::Serving);
@@ -209,13 +208,6 @@ fn announce(what: &str, addr: SocketAddr, scheme: &str) {
     // Nobody reads it where standard output is closed, and that is no reason to stop.
     let _ = writeln!(out, "onlyonce: {what} listening on {scheme}://{addr}");
     let _ = out.flush();
-}
-
-/// A number for this life of the process, which no other life has.
-fn owner() -> OwnerId {
-    let random = uuid::Uuid::now_v7().as_u128();
-    // The lower half of a UUIDv7 is random but for two bits.
-    OwnerId::new(u64::try_from(random & u128::from(u64::MAX)).unwrap_or_default())
 }
 
 fn local_addr(listener: &std::net::TcpListener) -> Result<SocketAddr, Failure> {

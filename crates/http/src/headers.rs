@@ -119,6 +119,16 @@ pub fn trailers_from_upstream(trailers: &mut HeaderMap) {
     trailers.remove(SET_COOKIE);
 }
 
+/// What the OpenAI and Anthropic SDKs say of their own retries.
+pub fn sdk_retry_count(headers: &HeaderMap) -> Option<u32> {
+    headers
+        .get("x-stainless-retry-count")?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
 /// Takes out the headers that `Connection` lists: they are of one connection.
 fn strip_listed(headers: &mut HeaderMap) {
     if !headers.contains_key(CONNECTION) {

@@ -6,7 +6,7 @@
 //! two readers of it would not agree on what the key is.
 
 use http::{HeaderMap, HeaderName};
-use onlyonce_core::{Fingerprint, Key};
+use onlyonce_core::{Fingerprint, Key, Scope};
 use sfv::{BareItem, Item, List, Parser};
 
 use crate::secret::{HashKeys, hex_128, update_prefixed};
@@ -120,6 +120,17 @@ pub fn derived_key(
     hasher.update(&span.to_le_bytes());
     Key::new(&format!("derived-{}", hex_128(&hasher.finalize())))
         .expect("forty letters, digits and a dash are a key")
+}
+
+/// The key under which an operation does its part `name` elsewhere: the same in every execution of the
+/// operation, another one for every operation and every part.
+pub fn key_for(keys: &HashKeys, scope: &Scope, key: &Key, name: &str) -> Key {
+    let mut hasher = blake3::Hasher::new_keyed(&keys.step);
+    for part in [&*scope.tenant, &*scope.namespace, key.as_str(), name] {
+        update_prefixed(&mut hasher, part.as_bytes());
+    }
+    Key::new(&format!("part-{}", hex_128(&hasher.finalize())))
+        .expect("letters, digits and a dash are a key")
 }
 
 fn quoted(text: &str) -> Result<Key, KeyError> {
@@ -403,6 +414,28 @@ mod tests {
             derived_key(&keys, "t", "r", &print, 8),
         ];
         assert!(others.iter().all(|other| *other != key));
+    }
+
+    #[test]
+    fn a_key_for_a_part_is_the_operations_own() {
+        let keys = HashKeys::from_secret(&[1; 32]);
+        let of = |tenant: &str, namespace: &str, key: &str, name: &str| {
+            let scope = Scope {
+                tenant: tenant.into(),
+                namespace: namespace.into(),
+            };
+            key_for(&keys, &scope, &Key::new(key).unwrap(), name)
+        };
+        let charge = of("t", "n", "k", "charge");
+        assert_eq!(charge, of("t", "n", "k", "charge"));
+        let others = [
+            of("u", "n", "k", "charge"),
+            of("t", "m", "k", "charge"),
+            of("t", "n", "l", "charge"),
+            of("t", "n", "k", "refund"),
+            of("tn", "", "k", "charge"),
+        ];
+        assert!(others.iter().all(|other| *other != charge));
     }
 
     /// The string cases of httpwg/structured-field-tests, where they are present.

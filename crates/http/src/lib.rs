@@ -19,7 +19,7 @@ mod secret;
 pub mod tenant;
 
 pub use fingerprint::{BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity};
-pub use key::{KeyError, derived_key, key_of, parse_key};
+pub use key::{KeyError, derived_key, key_for, key_of, parse_key};
 pub use marks::{Marks, Status};
 pub use problem::{Problem, ProblemContext};
 pub use secret::HashKeys;

@@ -101,6 +101,13 @@ pub fn is_ours(name: &HeaderName) -> bool {
     name.as_str().starts_with("onlyonce-") || *name == IDEMPOTENT_REPLAYED
 }
 
+/// Takes out of `headers` what only we write: somebody else's marks say nothing.
+pub fn strip(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| is_ours(name)).cloned() {
+        headers.remove(name);
+    }
+}
+
 /// `moment` in RFC 3339, in UTC, to the second.
 pub fn rfc_3339(moment: Timestamp) -> String {
     let seconds = (moment.as_millis() / 1000).min(LAST_SECOND);

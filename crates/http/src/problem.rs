@@ -7,12 +7,16 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use onlyonce_core::{OperationId, UnknownReason};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::json;
 
 use crate::framing::FramingError;
 use crate::key::KeyError;
 use crate::marks::write_should_retry;
 use crate::problem_pages::{self, ProblemPage};
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Why a request is refused, with the facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +53,9 @@ pub enum Problem {
     },
     /// The body is over the limit.
     BodyTooLarge {
-        /// `limits.request_body`, in bytes.
+        /// The name of the limit, as in the configuration.
+        limit_name: &'static str,
+        /// Its value, in bytes.
         limit: u64,
     },
     /// The head is over a limit.
@@ -63,8 +69,8 @@ pub enum Problem {
     QuotaExceeded {
         /// The name of the limit, as in the configuration.
         limit_name: &'static str,
-        /// Its value.
-        limit: u64,
+        /// Its value, where that is known.
+        limit: Option<u64>,
         /// When to come again.
         retry_after: Duration,
     },
@@ -253,15 +259,20 @@ impl Problem {
             Self::UpstreamUnreachable { upstream, why } => {
                 format!("The upstream {upstream} was not reached: {why}. Nothing was sent.").into()
             }
-            Self::BodyTooLarge { limit } => {
-                format!("The body is larger than limits.request_body, {limit} bytes.").into()
+            Self::BodyTooLarge { limit_name, limit } => {
+                format!("The body is larger than {limit_name}, {limit} bytes.").into()
             }
             Self::HeadersTooLarge { limit_name, limit } => {
                 format!("The head of the request is over the limit {limit_name}, {limit}.").into()
             }
             Self::QuotaExceeded {
                 limit_name, limit, ..
-            } => format!("The limit {limit_name}, {limit}, is reached. Nothing was sent.").into(),
+            } => match limit {
+                Some(limit) => {
+                    format!("The limit {limit_name}, {limit}, is reached. Nothing was sent.").into()
+                }
+                None => format!("The limit {limit_name} is reached. Nothing was sent.").into(),
+            },
             Self::StorageFull { limit_name } => match limit_name {
                 Some(name) => format!("The limit {name} is reached. Nothing was sent.").into(),
                 None => "The disk of the store is full. Nothing was sent.".into(),
@@ -297,6 +308,50 @@ impl Problem {
         if self.status() == StatusCode::UNAUTHORIZED {
             // RFC 9110 section 15.5.2 wants a challenge with every 401.
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        write_should_retry(headers, self.should_retry());
+        response
+    }
+
+    /// The status code of gRPC that says the same.
+    pub const fn grpc_code(&self) -> u16 {
+        match self {
+            Self::OutcomeUnknown(_) => 2,
+            Self::KeyReused
+            | Self::KeyMissing { .. }
+            | Self::KeyMalformed(_)
+            | Self::BadRequest { .. }
+            | Self::UpgradeRefused => 3,
+            Self::BodyTooLarge { .. }
+            | Self::HeadersTooLarge { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::StorageFull { .. } => 8,
+            Self::OperationInFlight { .. } => 10,
+            Self::RouteNotFound => 12,
+            Self::UpstreamUnreachable { .. }
+            | Self::StoreUnavailable { .. }
+            | Self::RequestTimeout { .. }
+            | Self::ShuttingDown { .. } => 14,
+            Self::CredentialMissing => 16,
+        }
+    }
+
+    /// The answer to a gRPC call: a status alone, in the headers, as the protocol has it for calls that
+    /// are refused before they run. The marks are the caller's to write.
+    pub fn to_grpc_response(&self) -> Response<Bytes> {
+        /// What a message must not have in it.
+        const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+        let mut response = Response::new(Bytes::new());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(&GRPC_STATUS, HeaderValue::from(self.grpc_code()));
+        let message = format!("{}: {} {}", self.name(), self.detail(), self.page().next);
+        let message = utf8_percent_encode(&message, ENCODED).to_string();
+        if let Ok(message) = HeaderValue::from_str(&message) {
+            headers.insert(&GRPC_MESSAGE, message);
+        }
+        if let Some(wait) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
         write_should_retry(headers, self.should_retry());
         response
@@ -357,14 +412,17 @@ mod tests {
                 why: "connection refused".into(),
             },
             Problem::StoreUnavailable { retry_after },
-            Problem::BodyTooLarge { limit: 67_108_864 },
+            Problem::BodyTooLarge {
+                limit_name: "limits.request_body",
+                limit: 67_108_864,
+            },
             Problem::HeadersTooLarge {
                 limit_name: "server.max_headers",
                 limit: 128,
             },
             Problem::QuotaExceeded {
                 limit_name: "limits.tenant_live",
-                limit: 10_000,
+                limit: Some(10_000),
                 retry_after,
             },
             Problem::StorageFull {
@@ -418,6 +476,32 @@ mod tests {
                 assert!(text.len() > 10 && !text.contains("  "), "{member}: {text}");
             }
             assert_eq!(document.get("operation"), None);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_grpc_call_is_a_status_with_its_name() {
+        for problem in all() {
+            let response = problem.to_grpc_response();
+            assert_eq!(
+                response.status(),
+                StatusCode::OK,
+                "the status is in the headers"
+            );
+            assert!(response.body().is_empty());
+            let headers = response.headers();
+            assert_eq!(headers["content-type"], "application/grpc");
+            assert_eq!(
+                headers["grpc-status"],
+                problem.grpc_code().to_string().as_str()
+            );
+            let message = headers["grpc-message"].to_str().unwrap();
+            assert!(message.starts_with(problem.name()), "{message}");
+            let retry = problem.should_retry().to_string();
+            assert_eq!(headers["x-should-retry"], retry.as_str());
+            // UNAVAILABLE and ABORTED call for a retry by themselves.
+            let calls_for_retry = matches!(problem.grpc_code(), 10 | 14);
+            assert!(!calls_for_retry || problem.should_retry(), "{problem:?}");
         }
     }
 

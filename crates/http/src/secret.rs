@@ -11,6 +11,7 @@ pub struct HashKeys {
     pub(crate) tenant: [u8; 32],
     pub(crate) fingerprint: [u8; 32],
     pub(crate) derived_key: [u8; 32],
+    pub(crate) step: [u8; 32],
 }
 
 impl HashKeys {
@@ -20,6 +21,7 @@ impl HashKeys {
             tenant: blake3::derive_key("onlyonce 2026-11 tenant of a credential", secret),
             fingerprint: blake3::derive_key("onlyonce 2026-11 fingerprint of a request", secret),
             derived_key: blake3::derive_key("onlyonce 2026-11 key derived from a request", secret),
+            step: blake3::derive_key("onlyonce 2026-11 key of a part of an operation", secret),
         }
     }
 }

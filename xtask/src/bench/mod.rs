@@ -3,6 +3,7 @@
 mod console;
 mod events;
 mod joined;
+mod layer;
 mod ledger;
 mod machine;
 mod million;
@@ -72,6 +73,11 @@ const PARTS: &[Part] = &[
         name: "console",
         title: "The console's queries on a million records",
         measure: console::measure,
+    },
+    Part {
+        name: "layer",
+        title: "What the layer costs a handler",
+        measure: layer::measure,
     },
     Part {
         name: "shared",

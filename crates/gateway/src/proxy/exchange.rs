@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use onlyonce_tower::shell::timer::Timer;
 
 use super::lane::{Answer, Failed, Lane, Sending};
 use super::outgoing::Outgoing;
 use super::pool::Pool;
-use super::timer::Timer;
 
 /// Why an exchange came to nothing.
 pub(super) enum Failure {

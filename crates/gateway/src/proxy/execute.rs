@@ -1,29 +1,27 @@
 //! The one execution of an operation: the exchange with the upstream belongs to it, and the first
 //! caller is only its first reader.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use onlyonce_core::{Head, HeaderBlock, ReleaseReason, UnknownReason};
-use onlyonce_engine::{Execution, Kind, PushError, Reader, Start, Ticket, Unsettled};
+use http::{HeaderMap, Method, Request};
+use onlyonce_core::UnknownReason;
+use onlyonce_engine::{Execution, Reader, Unsettled};
 use onlyonce_ledger::End;
 use onlyonce_store::Store;
+use onlyonce_tower::shell::audience::Left;
+use onlyonce_tower::shell::first;
+use onlyonce_tower::shell::incoming::Original;
+use onlyonce_tower::shell::taking::{self, settle, take_in, take_late, while_followed};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::asking::Asked;
-use super::attached::Attached;
-use super::audience::{Follower, Left};
 use super::exchange::{Begun, Failure, Waiting, exchange};
 use super::outgoing::Outgoing;
 use super::path::Path;
-use super::recorded;
-use super::recording::{Ended, Gathered, Incoming, Original};
-use super::reply::Reply;
+use super::recording::{self, Incoming};
 use super::service::Caller;
 use super::spool::Collected;
 use super::worker::{Open, Worker};
@@ -40,18 +38,6 @@ pub(super) struct Order {
     pub(super) spans: Option<ExecutionSpan>,
 }
 
-/// What the first caller gets.
-pub(super) enum First {
-    /// The upstream's answer.
-    Answer {
-        response: Response<Reply>,
-        released: bool,
-        ticket: Ticket,
-    },
-    /// There is none.
-    Nothing { start: Start, ticket: Ticket },
-}
-
 /// Executes, and answers the first caller from the recording.
 pub(super) async fn first<S: Store>(
     worker: &Arc<Worker<S>>,
@@ -60,16 +46,17 @@ pub(super) async fn first<S: Store>(
     execution: Execution<S>,
     mut order: Order,
     mut reader: Reader<S>,
-) -> First {
+) -> first::Begun {
     let policy = &path.route.policy;
     if policy.forward == Forward::AfterDurable {
         reader.hold_until_durable();
     }
     let original = Arc::new(Mutex::new(None));
-    let (mut follower, left) = match policy.client_gone {
+    let (follower, left) = match policy.client_gone {
         ClientGone::Finish => (None, None),
         ClientGone::Cancel => {
-            let (first, left) = worker.audiences.open(execution.id(), &caller.watch);
+            let presence = Some(caller.presence());
+            let (first, left) = worker.audiences.open(execution.id(), presence);
             (Some(first), Some(left))
         }
     };
@@ -82,51 +69,12 @@ pub(super) async fn first<S: Store>(
         spans: order.spans.take(),
     };
     let open = worker.open.one_more();
-    let mut driving = Attached::new(driver.drive(execution, order, left, open));
-    let start = std::future::poll_fn(|cx| {
-        if let Some(follower) = &mut follower {
-            follower.look();
-        }
-        // Its end reaches the caller through the recording.
-        let _ = Pin::new(&mut driving).poll(cx);
-        reader.poll_start(cx)
-    })
-    .await;
-    drop(driving);
-    let ticket = *reader.ticket();
-    let Start::Response { head, kind } = start else {
-        return First::Nothing { start, ticket };
-    };
-    let original = original.lock().take();
-    let response = match original {
-        Some(original) => Some(original.response(reader, follower)),
-        None => recorded::response(&head, reader, follower),
-    };
-    match response {
-        Some(response) => First::Answer {
-            response,
-            released: kind == Kind::Released,
-            ticket,
-        },
-        None => First::Nothing {
-            start: Start::Unknown(UnknownReason::Unreadable),
-            ticket,
-        },
-    }
+    let driving = driver.drive(execution, order, left, open);
+    first::executed(driving, &original, reader, follower).await
 }
 
 /// How an exchange ended, before that is written.
-enum Outcome {
-    Whole(Head, Bytes, HeaderBlock),
-    Complete(HeaderBlock),
-    Release,
-    ReleaseBroken,
-    NotSent(String),
-    Lost(UnknownReason),
-    Late(Box<Waiting>),
-    /// The operation is not this execution's any more.
-    Fenced,
-}
+type Outcome = taking::Outcome<Box<Waiting>>;
 
 /// What an execution needs beside itself.
 struct Driver<S: Store> {
@@ -171,26 +119,12 @@ impl<S: Store> Driver<S> {
         outcome: Outcome,
         open: Open,
     ) -> Result<(), Unsettled> {
-        match outcome {
-            Outcome::Whole(head, body, trailers) => {
-                execution.respond_whole(head, body, trailers).await
-            }
-            Outcome::Complete(trailers) => execution.complete(trailers).await,
-            Outcome::Release => execution.release(ReleaseReason::DidNotRun).await,
-            Outcome::ReleaseBroken => execution.release_broken().await,
-            Outcome::NotSent(why) => execution.not_sent(&why).await,
-            Outcome::Lost(reason) => execution.lose(reason).await,
-            Outcome::Late(waiting) => {
-                let late = execution.lose_for_now(UnknownReason::TimedOut).await?;
-                drop(open);
-                self.spans.iter().for_each(ExecutionSpan::told);
-                self.wait_for_late(late, waiting).await
-            }
-            Outcome::Fenced => {
-                drop(execution);
-                Ok(())
-            }
-        }
+        let Some((late, waiting)) = settle(execution, outcome).await? else {
+            return Ok(());
+        };
+        drop(open);
+        self.spans.iter().for_each(ExecutionSpan::told);
+        self.wait_for_late(late, waiting).await
     }
 
     /// Ends early when `left` says that nobody follows any more.
@@ -262,16 +196,18 @@ impl<S: Store> Driver<S> {
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         if !released {
-            incoming.meter(meters, route, self.asked());
+            recording::meter(&mut incoming, meters, route, self.asked());
         }
-        let taking = self.take_in(execution, &mut incoming, released);
+        let chunk = || self.spans.iter().for_each(ExecutionSpan::chunk);
+        let taking = take_in(execution, &mut incoming, released, &self.original, chunk);
         // What it used until it was cut off was used.
         let outcome = while_followed(left, taking).await.unwrap_or(CANCELLED);
         let end = match &outcome {
             Outcome::Whole(..) | Outcome::Complete(_) => End::Clean,
             _ => End::Broken,
         };
-        if let Some(metered) = incoming.metered(end, meters, route, execution.claimed()) {
+        let claimed = execution.claimed();
+        if let Some(metered) = recording::metered(&mut incoming, end, meters, route, claimed) {
             execution.meter(metered);
         }
         outcome
@@ -280,9 +216,9 @@ impl<S: Store> Driver<S> {
     /// The answer, as it is to be recorded.
     fn incoming(&self, begun: Begun, deadline: Instant) -> Result<Incoming, UnknownReason> {
         let policy = &self.path.route.policy;
-        let mut incoming = Incoming::new(begun, policy, deadline)?;
+        let mut incoming = recording::incoming(begun, policy, deadline)?;
         if self.asked.adds_usage {
-            incoming.hide_usage(policy)?;
+            recording::hide_usage(&mut incoming)?;
         }
         Ok(incoming)
     }
@@ -291,71 +227,6 @@ impl<S: Store> Driver<S> {
         onlyonce_ledger::Asked {
             path: self.target.path(),
             model: self.asked.model.as_deref(),
-        }
-    }
-
-    /// Takes an answer into the recording.
-    async fn take_in(
-        &self,
-        execution: &mut Execution<S>,
-        incoming: &mut Incoming,
-        released: bool,
-    ) -> Outcome {
-        let broken = |reason| match released {
-            // The status has said already that nothing ran.
-            true => Outcome::ReleaseBroken,
-            false => Outcome::Lost(reason),
-        };
-        let gathered = incoming.gather();
-        let mut broke_off = false;
-        let (body, ended) = match gathered {
-            Gathered::Part(bytes) => (bytes, None),
-            Gathered::Whole(bytes, trailers) => (bytes, Some(trailers)),
-            Gathered::Broken(reason) if !released => return Outcome::Lost(reason),
-            Gathered::Broken(_) => {
-                broke_off = true;
-                (Bytes::new(), None)
-            }
-        };
-        if !body.is_empty() {
-            self.spans.iter().for_each(ExecutionSpan::chunk);
-        }
-        let whole = ended.as_ref().is_some_and(HeaderBlock::is_empty);
-        let original = incoming.original(whole.then(|| body.clone()));
-        *self.original.lock() = Some(original);
-        let head = std::mem::take(&mut incoming.head);
-        if let (Some(trailers), false) = (&ended, released) {
-            return Outcome::Whole(head, body, trailers.clone());
-        }
-        let kind = match released {
-            true => Kind::Released,
-            false => Kind::Executed,
-        };
-        let pushed = match execution.head(head, kind).await {
-            Ok(()) => execution.push(body).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = pushed {
-            return not_pushed(&error, broken);
-        }
-        if ended.is_some() {
-            return Outcome::Release;
-        }
-        if broke_off {
-            return Outcome::ReleaseBroken;
-        }
-        loop {
-            match incoming.next().await {
-                Ok(bytes) => {
-                    self.spans.iter().for_each(ExecutionSpan::chunk);
-                    if let Err(error) = execution.push(bytes).await {
-                        return not_pushed(&error, broken);
-                    }
-                }
-                Err(Ended::Clean(_)) if released => return Outcome::Release,
-                Err(Ended::Clean(trailers)) => return Outcome::Complete(trailers),
-                Err(Ended::Broken(reason)) => return broken(reason),
-            }
         }
     }
 
@@ -378,7 +249,7 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
-        incoming.meter(meters, route, self.asked());
+        recording::meter(&mut incoming, meters, route, self.asked());
         if let Some(spans) = &self.spans {
             spans.answered(incoming.head.status, incoming.is_stream());
         }
@@ -386,12 +257,13 @@ impl<S: Store> Driver<S> {
         if late.head(head).await.is_err() {
             return Ok(());
         }
-        let trailers = self.take_late(&mut late, &mut incoming).await;
+        let chunk = || self.spans.iter().for_each(ExecutionSpan::chunk);
+        let trailers = take_late(&mut late, &mut incoming, chunk).await;
         let end = match trailers {
             Some(_) => End::Clean,
             None => End::Broken,
         };
-        let metered = incoming.metered(end, meters, route, late.claimed());
+        let metered = recording::metered(&mut incoming, end, meters, route, late.claimed());
         if let (Some(spans), Some(metered)) = (&self.spans, &metered) {
             spans.meter(metered);
         }
@@ -407,48 +279,10 @@ impl<S: Store> Driver<S> {
         }
         completed
     }
-
-    /// Takes the body of a late answer into the recording; its trailers, where it came whole.
-    async fn take_late(
-        &self,
-        late: &mut onlyonce_engine::Late<S>,
-        incoming: &mut Incoming,
-    ) -> Option<HeaderBlock> {
-        loop {
-            match incoming.next().await {
-                Ok(bytes) => {
-                    self.spans.iter().for_each(ExecutionSpan::chunk);
-                    late.push(bytes).await.ok()?;
-                }
-                Err(Ended::Clean(trailers)) => return Some(trailers),
-                Err(Ended::Broken(_)) => return None,
-            }
-        }
-    }
 }
 
 /// What an execution comes to that nobody follows any more.
 const CANCELLED: Outcome = Outcome::Lost(UnknownReason::Cancelled);
-
-/// What `work` comes to; `None` where everybody left before, and the route does not go on then.
-async fn while_followed<T>(left: &mut Option<Left>, work: impl Future<Output = T>) -> Option<T> {
-    let Some(left) = left else {
-        return Some(work.await);
-    };
-    tokio::select! {
-        biased;
-        done = work => Some(done),
-        () = left.all() => None,
-    }
-}
-
-fn not_pushed(error: &PushError, broken: impl Fn(UnknownReason) -> Outcome) -> Outcome {
-    match error {
-        PushError::OverLimit { .. } => broken(UnknownReason::OverLimit),
-        PushError::NotRecorded(_) => broken(UnknownReason::NotRecorded),
-        PushError::Fenced => Outcome::Fenced,
-    }
-}
 
 impl Order {
     /// The request; `again` says that it may have to be made once more.
@@ -463,19 +297,6 @@ impl Order {
             headers,
             self.body.outgoing(),
         )
-    }
-}
-
-impl Original {
-    fn response<S: Store>(self, reader: Reader<S>, follower: Option<Follower>) -> Response<Reply> {
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or_default();
-        let body = match self.whole {
-            Some(bytes) => Reply::whole(bytes),
-            None => recorded::body(&self.headers, reader, follower),
-        };
-        *response.headers_mut() = self.headers;
-        response.map(|()| body)
     }
 }
 

@@ -1,36 +1,31 @@
 //! The life of a request with a key: who asks, what for, what the engine decides, the answer.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, Version};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use onlyonce_core::{
-    Fingerprint, Got, Held, Key, Refusal, RequestLine, Scope, TraceId, UnknownReason, view,
-};
-use onlyonce_engine::{Begin, Kind, Refused, Start, Ticket, Trouble};
+use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, TraceId, view};
+use onlyonce_engine::{Begin, Kind, Refused, Ticket, Trouble};
+use onlyonce_http::headers::sdk_retry_count;
 use onlyonce_http::problem::{Problem, ProblemContext};
-use onlyonce_http::{FingerprintBuilder, Marks, RequestIdentity, Status, derived_key};
+use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status, derived_key};
 use onlyonce_store::Store;
+use onlyonce_tower::shell::collecting;
+use onlyonce_tower::shell::first::{self, Begun};
+use onlyonce_tower::shell::telling::{
+    Marking, log_trouble, problem_of_refusal, problem_of_start, problem_of_trouble,
+};
 
-use super::execute::{self, First, Order};
+use super::execute::{self, Order};
 use super::path::Path;
-use super::recorded;
 use super::reply::Reply;
-use super::service::{COME_AGAIN, Caller, refuse};
+use super::service::{Caller, refuse};
 use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
 use crate::config::ClientGone;
 use crate::metrics::Answer;
 use crate::telemetry::{self, AttemptSpan, ExecutionSpan, Origin};
-
-/// What an answer is marked with, as far as that is known before it.
-#[derive(Clone, Copy)]
-struct Marking<'a> {
-    ticket: Option<Ticket>,
-    derived_key: Option<&'a Key>,
-}
 
 /// Answers a request whose key is `key`, or is to be derived.
 pub(super) async fn answer<S: Store>(
@@ -98,11 +93,7 @@ async fn answer_in<S: Store>(
             ticket,
         })) => {
             note(span, Got::Refused, ticket.as_ref());
-            let problem = match why {
-                Refusal::KeyReused => Problem::KeyReused,
-                Refusal::InFlight => in_flight(None),
-                Refusal::Unknown(reason) => Problem::OutcomeUnknown(reason),
-            };
+            let problem = problem_of_refusal(why);
             return refusal(worker, path, &marking(ticket), &problem, http1);
         }
         Ok(Begin::Execute(execution, reader)) => {
@@ -116,7 +107,7 @@ async fn answer_in<S: Store>(
                 }
             };
             let first = execute::first(worker, caller, path, execution, order, reader).await;
-            return executed(worker, path, &marking(None), first, http1);
+            return told(worker, path, &marking(None), first, Status::Executed, http1);
         }
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
@@ -131,39 +122,15 @@ async fn answer_in<S: Store>(
     }
     let mut follower = None;
     if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {
-        follower = worker.audiences.join(reader.ticket().id, &caller.watch);
+        let presence = Some(caller.presence());
+        follower = worker.audiences.join(reader.ticket().id, presence);
         if follower.is_none() {
             // The execution is being cancelled: a head would promise a body that never comes.
             reader.hold_until_durable();
         }
     }
-    let start = std::future::poll_fn(|cx| {
-        if let Some(follower) = &mut follower {
-            follower.look();
-        }
-        reader.poll_start(cx)
-    })
-    .await;
-    let ticket = Some(*reader.ticket());
-    match start {
-        Start::Response { head, kind } => {
-            let Some(mut response) = recorded::response(&head, reader, follower) else {
-                let problem = Problem::OutcomeUnknown(UnknownReason::Unreadable);
-                return refusal(worker, path, &marking(ticket), &problem, http1);
-            };
-            let status = match kind {
-                Kind::Executed => followed,
-                Kind::Released => Status::Released,
-            };
-            mark(response.headers_mut(), &marking(ticket), Some(status), true);
-            shared.metrics.answered(&path.route, Answer::Marked(status));
-            response
-        }
-        other => {
-            let problem = problem_of_start(path, other);
-            refusal(worker, path, &marking(ticket), &problem, http1)
-        }
-    }
+    let begun = first::followed(reader, follower).await;
+    told(worker, path, &marking(None), begun, followed, http1)
 }
 
 fn note(span: &mut Option<AttemptSpan>, got: Got, ticket: Option<&Ticket>) {
@@ -172,56 +139,48 @@ fn note(span: &mut Option<AttemptSpan>, got: Got, ticket: Option<&Ticket>) {
     }
 }
 
-fn executed<S: Store>(
+/// The answer that has begun, marked as what it is; one that says that nothing ran is marked so, whoever
+/// gets it.
+fn told<S: Store>(
     worker: &Worker<S>,
     path: &Path,
     marking: &Marking<'_>,
-    first: First,
+    begun: Begun,
+    status: Status,
     http1: bool,
 ) -> Response<Reply> {
-    match first {
-        First::Answer {
+    match begun {
+        Begun::Answer {
             mut response,
-            released,
+            kind,
             ticket,
         } => {
-            let status = match released {
-                true => Status::Released,
-                false => Status::Executed,
+            let replayed = status != Status::Executed;
+            let status = match kind {
+                Kind::Executed => status,
+                Kind::Released => Status::Released,
             };
             let marking = Marking {
                 ticket: Some(ticket),
                 ..*marking
             };
-            mark(response.headers_mut(), &marking, Some(status), false);
+            marking.mark(response.headers_mut(), Some(status), replayed);
             worker
                 .shared
                 .metrics
                 .answered(&path.route, Answer::Marked(status));
-            response
+            response.map(Reply::from)
         }
-        First::Nothing { start, ticket } => {
+        Begun::Nothing { start, ticket } => {
             let marking = Marking {
                 ticket: Some(ticket),
                 ..*marking
             };
-            let problem = problem_of_start(path, start);
+            let policy = &path.route.policy;
+            let upstream = &path.route.upstream.name;
+            let problem = problem_of_start(start, upstream, policy.join_timeout);
             refusal(worker, path, &marking, &problem, http1)
         }
-    }
-}
-
-fn mark(headers: &mut HeaderMap, marking: &Marking<'_>, status: Option<Status>, replayed: bool) {
-    if let Some(ticket) = marking.ticket {
-        let marks = Marks {
-            status,
-            replayed,
-            operation: ticket.id,
-            attempt: ticket.attempt,
-            expires: ticket.expires_at,
-            derived_key: marking.derived_key,
-        };
-        marks.write(headers);
     }
 }
 
@@ -241,7 +200,7 @@ fn refusal<S: Store>(
         };
         *response.body_mut() = Reply::whole(problem.to_response(&context).into_body());
     }
-    mark(response.headers_mut(), marking, None, false);
+    marking.mark(response.headers_mut(), None, false);
     response
 }
 
@@ -290,12 +249,15 @@ async fn attempt<S: Store>(
     let body = spool::collect(body, &limits, &mut fingerprint)
         .await
         .map_err(|error| match error {
-            NoBody::TooLarge => Problem::BodyTooLarge { limit: limits.max },
-            NoBody::TooSlow => Problem::RequestTimeout {
+            NoBody::Came(collecting::NoBody::TooLarge) => Problem::BodyTooLarge {
+                limit_name: "limits.request_body",
+                limit: limits.max,
+            },
+            NoBody::Came(collecting::NoBody::TooSlow) => Problem::RequestTimeout {
                 limit_name: "server.body_timeout",
                 limit: limits.timeout,
             },
-            NoBody::Broken => Problem::BadRequest {
+            NoBody::Came(collecting::NoBody::Broken) => Problem::BadRequest {
                 why: "the body did not come whole, or is not framed as it should be".into(),
             },
             NoBody::NotSpooled(error) => {
@@ -413,79 +375,19 @@ impl Attempt {
     }
 }
 
-/// What the OpenAI and Anthropic SDKs say of their own retries.
-fn sdk_retry_count(headers: &HeaderMap) -> Option<u32> {
-    headers
-        .get("x-stainless-retry-count")?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
-}
-
 fn problem_of<S: Store>(worker: &Worker<S>, trouble: Trouble) -> Problem {
     let limits = &worker.shared.config.limits;
-    if let Trouble::Unavailable(_) | Trouble::InDoubt(_) | Trouble::Full(_) = trouble {
-        match worker.shared.store_down.turn(std::time::Instant::now()) {
-            Some(held_back) => tracing::error!(
-                held_back,
-                "requests are refused, and nothing is sent for them: {trouble}{}",
-                what_to_do(&trouble)
-            ),
-            None => tracing::debug!("a request is refused: {trouble}"),
-        }
-    }
-    match trouble {
-        Trouble::Unavailable(_) | Trouble::InDoubt(_) => Problem::StoreUnavailable {
-            retry_after: COME_AGAIN,
-        },
-        Trouble::Full(why) => {
-            let limit_name = ["store.max_bytes", "store.max_records"]
-                .into_iter()
-                .find(|name| why.contains(name) || why.contains(&name["store.".len()..]));
-            Problem::StorageFull { limit_name }
-        }
-        Trouble::OverLimit(name) => {
-            let (limit_name, limit) = match name {
-                "tenant_live" => ("limits.tenant_live", limits.tenant_live as u64),
-                "tenant_records" => ("limits.tenant_records", limits.tenant_records),
-                _ => ("limits.live_operations", limits.live_operations as u64),
-            };
-            Problem::QuotaExceeded {
-                limit_name,
-                limit,
-                retry_after: COME_AGAIN,
-            }
-        }
-        Trouble::ShuttingDown => Problem::ShuttingDown {
-            retry_after: COME_AGAIN,
-        },
-    }
-}
-
-/// What an operator can do, where the store does not say so itself after a semicolon.
-fn what_to_do(trouble: &Trouble) -> &'static str {
-    match trouble.to_string().contains("; ") {
-        true => "",
-        false => "; look at the store's server or disk, and at what `onlyonce doctor` says",
-    }
-}
-
-fn problem_of_start(path: &Path, start: Start) -> Problem {
-    match start {
-        Start::NotSent(why) => Problem::UpstreamUnreachable {
-            upstream: path.route.upstream.name.to_string(),
-            why: why.to_string(),
-        },
-        Start::Timeout => in_flight(Some(path.route.policy.join_timeout)),
-        Start::Unknown(reason) => Problem::OutcomeUnknown(reason),
-        Start::Response { .. } => Problem::OutcomeUnknown(UnknownReason::Unreadable),
-    }
-}
-
-fn in_flight(waited: Option<Duration>) -> Problem {
-    Problem::OperationInFlight {
-        waited,
-        retry_after: COME_AGAIN,
-    }
+    log_trouble(
+        &worker.shared.store_down,
+        &trouble,
+        "look at the store's server or disk, and at what `onlyonce doctor` says",
+    );
+    problem_of_trouble(&trouble, |name| match name {
+        "tenant_live" => ("limits.tenant_live", Some(limits.tenant_live as u64)),
+        "tenant_records" => ("limits.tenant_records", Some(limits.tenant_records)),
+        _ => (
+            "limits.live_operations",
+            Some(limits.live_operations as u64),
+        ),
+    })
 }

@@ -14,11 +14,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
+use onlyonce_tower::shell::timer::Timer;
 
 use super::inner_waker::InnerWaker;
 use super::outgoing::Outgoing;
 use super::pool::Pool;
-use super::timer::Timer;
 use super::transport::{Counted, Written};
 
 /// A connection that one exchange has for itself, or a share of one.

@@ -4,18 +4,16 @@
 //!  worker ── connection ── service ─┬─ passthrough ─────────────┐
 //!  (thread)  gate, watch            └─ keyed ── execute ────────┼─ exchange ── lane ── pool
 //!            scan                      spool    recording       │              transport
-//!                                      recorded (replay, join)  ┘
+//!                                      shell (replay, join)     ┘
 //! ```
 //!
 //! A `worker` is a thread with a runtime of its own: a connection, its requests and the upstream
 //! connections that they use stay on it. Before hyper sees a byte of a caller's, the `gate` has
 //! checked the framing. `service` tells which way a request goes: `passthrough` streams, with `watching`
 //! beside it where a route observes, and `keyed` asks the engine. `execute` is the one execution of an operation, detached from its
-//! caller; every caller reads the recording.
+//! caller; every caller reads the recording, through the shell that `onlyonce-tower` has too.
 
 mod asking;
-mod attached;
-mod audience;
 mod connection;
 mod exchange;
 mod execute;
@@ -28,13 +26,11 @@ mod outgoing;
 mod passthrough;
 mod path;
 mod pool;
-mod recorded;
 mod recording;
 mod reply;
 mod scan;
 mod service;
 mod spool;
-mod timer;
 mod tls;
 mod transport;
 mod watch;
@@ -46,10 +42,10 @@ use std::sync::Arc;
 use std::thread;
 
 use onlyonce_store::Store;
+use onlyonce_tower::shell::audience::Audiences;
 use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
-use self::audience::Audiences;
 pub(crate) use self::metering::Meters;
 pub(crate) use self::tls::{UpstreamTls, service_tls};
 use self::worker::Worker;

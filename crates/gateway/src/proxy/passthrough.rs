@@ -16,6 +16,7 @@ use onlyonce_core::UnknownReason;
 use onlyonce_http::headers;
 use onlyonce_http::problem::Problem;
 use onlyonce_store::Store;
+use onlyonce_tower::shell::timer::Timer;
 
 use super::exchange::{Failure, exchange};
 use super::lane::Answer;
@@ -23,7 +24,6 @@ use super::outgoing::{Interrupted, Outgoing};
 use super::path::Path;
 use super::reply::{Cut, Reply, cut};
 use super::service::Caller;
-use super::timer::Timer;
 use super::watching::Watching;
 use crate::observe::Sight;
 use crate::shared::Shared;

@@ -1,6 +1,5 @@
-//! The body of an answer on its way to the caller.
+//! The body of an answer on its way to the caller, and what ends with it.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,57 +7,35 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
+use onlyonce_tower::shell::reply;
+pub(super) use onlyonce_tower::shell::reply::{Cut, cut};
 
 use super::watch::Watch;
 use crate::telemetry::AttemptSpan;
 
-/// Why a body ends before its end. Hyper then breaks the connection or the stream off, so that
-/// nobody takes the part for the whole (I5).
-pub(super) type Cut = Box<dyn std::error::Error + Send + Sync>;
-
-/// A body that is not in memory as a whole.
-pub(super) type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = Cut> + Send>>;
-
 /// The body of an answer.
 pub(super) struct Reply {
-    content: Content,
-    /// Why the body breaks off, once all before that is on its way.
-    cut: Option<Cut>,
+    body: reply::Reply,
     /// Held until the answer is out, or given up.
     _busy: Option<Busy>,
     /// Ends with the answer.
     span: Option<AttemptSpan>,
 }
 
-enum Content {
-    Whole(Bytes),
-    Streamed(Streamed),
-}
-
 impl Reply {
     /// A body that is there already.
     pub(super) fn whole(bytes: Bytes) -> Self {
-        Self {
-            content: Content::Whole(bytes),
-            cut: None,
-            _busy: None,
-            span: None,
-        }
+        reply::Reply::whole(bytes).into()
     }
 
     /// No body.
     pub(super) fn empty() -> Self {
-        Self::whole(Bytes::new())
+        reply::Reply::empty().into()
     }
 
     /// A body that is still to come.
     pub(super) fn streamed(body: impl Body<Data = Bytes, Error = Cut> + Send + 'static) -> Self {
-        Self {
-            content: Content::Streamed(Box::pin(body)),
-            cut: None,
-            _busy: None,
-            span: None,
-        }
+        reply::Reply::streamed(body).into()
     }
 
     /// The same, as what a span is about.
@@ -79,6 +56,16 @@ impl Reply {
     }
 }
 
+impl From<reply::Reply> for Reply {
+    fn from(body: reply::Reply) -> Self {
+        Self {
+            body,
+            _busy: None,
+            span: None,
+        }
+    }
+}
+
 impl Body for Reply {
     type Data = Bytes;
     type Error = Cut;
@@ -88,42 +75,19 @@ impl Body for Reply {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        match &mut this.content {
-            Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Content::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Streamed(body) => {
-                if let Some(cut) = this.cut.take() {
-                    return Poll::Ready(Some(Err(cut)));
-                }
-                match body.as_mut().poll_frame(cx) {
-                    Poll::Ready(Some(Err(cut))) => {
-                        // hyper throws away what it has not written yet, maybe the head too. A
-                        // caller should see that an answer broke off, and not that none came.
-                        this.cut = Some(cut);
-                        if let Some(span) = &mut this.span {
-                            span.broke();
-                        }
-                        cx.waker().wake_by_ref();
-                        Poll::Pending
-                    }
-                    other => other,
-                }
-            }
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let (Poll::Ready(Some(Err(_))), Some(span)) = (&polled, &mut this.span) {
+            span.broke();
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Whole(bytes) => bytes.is_empty(),
-            Content::Streamed(body) => body.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Streamed(body) => body.size_hint(),
-        }
+        self.body.size_hint()
     }
 }
 
@@ -141,9 +105,4 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.end();
     }
-}
-
-/// A body that broke off, with what happened.
-pub(super) fn cut(what: &'static str) -> Cut {
-    Box::new(io::Error::new(io::ErrorKind::UnexpectedEof, what))
 }

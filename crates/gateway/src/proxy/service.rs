@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, Version};
@@ -15,8 +14,9 @@ use onlyonce_http::key_of;
 use onlyonce_http::marks::write_should_retry;
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_store::Store;
+use onlyonce_tower::shell::attached::{Attached, Stays};
+use onlyonce_tower::shell::audience::Presence;
 
-use super::attached::{Attached, Stays};
 use super::keyed;
 use super::passthrough;
 use super::path::{Path, host};
@@ -26,9 +26,6 @@ use super::worker::Worker;
 use crate::config::KeyMode;
 use crate::metrics::Answer;
 use crate::shared::Shared;
-
-/// After how long to come again where nothing better is known.
-pub(super) const COME_AGAIN: Duration = Duration::from_secs(1);
 
 /// Who a request comes from.
 #[derive(Clone)]
@@ -41,6 +38,11 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// What tells whether it has left.
+    pub(super) fn presence(&self) -> Arc<dyn Presence> {
+        self.watch.clone()
+    }
+
     /// The hop that a request took to get here.
     pub(super) fn hop<'a>(&self, host: Option<&'a str>) -> InboundHop<'a> {
         InboundHop {

@@ -4,21 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body::Body;
 use hyper::body::Incoming;
 use onlyonce_http::FingerprintBuilder;
 use onlyonce_ledger::Addition;
+use onlyonce_tower::shell::collecting::{self, Coming};
 
 use super::outgoing::{Outgoing, SpooledBody};
-use super::timer::Timer;
-
-/// A client that sends slower than this for longer than the body timeout is cut off.
-const MIN_BYTES_A_SECOND: u64 = 16 * 1024;
 
 /// What a body is held to.
 pub(super) struct BodyLimits<'a> {
@@ -34,12 +29,8 @@ pub(super) struct BodyLimits<'a> {
 
 /// Why there is no body.
 pub(super) enum NoBody {
-    /// It is larger than its limit.
-    TooLarge,
-    /// It did not come in time.
-    TooSlow,
-    /// The client left or broke the framing.
-    Broken,
+    /// It did not come as it should.
+    Came(collecting::NoBody),
     /// It could not be spooled.
     NotSpooled(io::Error),
 }
@@ -79,60 +70,21 @@ impl Collected {
 
 /// Takes in the whole body, and shows each piece of it to `fingerprint`.
 pub(super) async fn collect(
-    mut body: Incoming,
+    body: Incoming,
     limits: &BodyLimits<'_>,
     fingerprint: &mut FingerprintBuilder<'_>,
 ) -> Result<Collected, NoBody> {
-    if body.is_end_stream() {
-        return Ok(Collected::Whole(Bytes::new()));
-    }
-    let announced = body.size_hint().lower();
-    if announced > limits.max {
-        return Err(NoBody::TooLarge);
-    }
+    let mut coming = Coming::new(body, limits.max, limits.timeout).map_err(NoBody::Came)?;
+    let announced = coming.announced();
     let mut pieces = Pieces::Nothing;
-    let mut seen = 0;
-    let mut timer = Timer::default();
-    timer.set(limits.timeout);
-    while let Some(data) = next(&mut body, &mut timer).await? {
-        seen += data.len() as u64;
-        if seen > limits.max {
-            return Err(NoBody::TooLarge);
-        }
+    while let Some(data) = coming.next().await.map_err(NoBody::Came)? {
         fingerprint.body_chunk(&data);
         pieces = pieces
-            .add(data, announced, seen, limits)
+            .add(data, announced, coming.seen(), limits)
             .await
             .map_err(NoBody::NotSpooled)?;
-        if body.is_end_stream() {
-            break;
-        }
-        let earned = Duration::from_secs(seen / MIN_BYTES_A_SECOND);
-        timer.postpone(limits.timeout + earned);
     }
-    Ok(pieces.collected(seen))
-}
-
-/// The next piece of data. Trailers are left out: no key is ever in them, and none is needed.
-async fn next(body: &mut Incoming, timer: &mut Timer) -> Result<Option<Bytes>, NoBody> {
-    loop {
-        let frame = std::future::poll_fn(|cx| {
-            if let std::task::Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-                return std::task::Poll::Ready(Ok(frame));
-            }
-            timer.poll(cx).map(|()| Err(NoBody::TooSlow))
-        })
-        .await?;
-        match frame {
-            None => return Ok(None),
-            Some(Err(_)) => return Err(NoBody::Broken),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
+    Ok(pieces.collected(coming.seen()))
 }
 
 enum Pieces {

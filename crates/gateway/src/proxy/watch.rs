@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use onlyonce_tower::shell::audience::Presence;
 use parking_lot::Mutex;
 
 use super::scan::Place;
@@ -56,6 +57,13 @@ pub(super) enum Due {
     Idle,
     /// The client takes nothing of its answer.
     SlowReader,
+}
+
+impl Presence for Watch {
+    /// Who will send no more has left, or waits for its last answer.
+    fn has_left(&self) -> bool {
+        self.is_half_closed()
+    }
 }
 
 impl Watch {

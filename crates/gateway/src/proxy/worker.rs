@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use onlyonce_store::Store;
+use onlyonce_tower::shell::attached::Stays;
+use onlyonce_tower::shell::audience::Audiences;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
-use super::attached::Stays;
-use super::audience::Audiences;
 use super::connection;
 use super::path::Path;
 use super::pool::Pool;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use onlyonce_testkit::{Client, Request, Signal, Upstream, eventually};
 
-use crate::{BIN, expect_executed, expect_replay, expect_same, gateway, post, setup};
+use crate::{expect_executed, expect_replay, expect_same, gateway, post, program, setup};
 use onlyonce_testkit::Setup;
 
 /// The second request is refused as another request under a used key, learns nothing of the
@@ -262,7 +262,7 @@ fn hostile_030_a_mismatch_in_flight_is_told_at_once() {
 #[test]
 fn hostile_031_upstreams_are_independent() {
     let (one, two) = (Upstream::counting(), Upstream::counting());
-    let gateway = Setup::new(BIN, &one.url())
+    let gateway = Setup::new(program(), &one.url())
         .extra(&format!(
             "[[upstream]]\nname = \"two\"\nurl = \"{}\"\n\
              [[route]]\nupstream = \"two\"\npath_prefix = \"/two\"\nstrip_prefix = true",

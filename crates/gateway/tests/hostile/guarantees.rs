@@ -324,6 +324,27 @@ fn i17_messages_are_written_anew_and_never_copied() {
 }
 
 #[test]
+fn l1_a_client_that_leaves_while_its_claim_is_written_is_executed_all_the_same() {
+    let upstream = Upstream::counting();
+    let faults = Faults::new();
+    let gateway = faults.on(setup(&upstream)).start();
+    faults.set("hang");
+    let client = gateway.begin(&post("/x", "k", "b"));
+    faults.wait_until_struck();
+    client.reset();
+    eventually("the client's connection is gone", || {
+        gateway.control().metric("onlyonce_connections", "") < 1.0
+    });
+    assert_eq!(upstream.hits(), 0);
+    faults.clear();
+    // Whoever leaves a slow store again and again would begin anew each time, and never get there.
+    gateway.control().wait_for_state("k", "completed");
+    let retry = gateway.post("/x", "k", "b");
+    retry.expect_status(200).expect_mark("replayed");
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
 fn l5_one_stuck_key_stalls_nobody_else() {
     let go = Signal::new();
     let wait = go.clone();

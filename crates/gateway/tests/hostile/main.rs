@@ -21,19 +21,28 @@ mod store;
 mod time;
 mod upstream;
 
+use std::sync::OnceLock;
+
 use onlyonce_testkit::{Gateway, Request, Response, Setup, Upstream};
 
-/// The binary under test.
-const BIN: &str = env!("CARGO_BIN_EXE_onlyonce");
+/// The program under test: the binary, or what `ONLYONCE_HOSTILE_PROGRAM` names. `crates/layered` runs the
+/// cases that concern the layer so, against a server that has it.
+fn program() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let other = std::env::var("ONLYONCE_HOSTILE_PROGRAM");
+        other.unwrap_or_else(|_| env!("CARGO_BIN_EXE_onlyonce").to_owned())
+    })
+}
 
 /// A gateway before this upstream, to be configured.
 fn setup(upstream: &Upstream) -> Setup {
-    Setup::new(BIN, &upstream.url())
+    Setup::new(program(), &upstream.url())
 }
 
 /// A gateway before this upstream, all by default.
 fn gateway(upstream: &Upstream) -> Gateway {
-    Gateway::before(BIN, &upstream.url())
+    Gateway::before(program(), &upstream.url())
 }
 
 /// A keyed `POST` with a body.

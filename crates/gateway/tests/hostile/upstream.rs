@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use onlyonce_testkit::{Gateway, Refusing, Request, Response, Setup, Signal, Upstream};
 
-use crate::{BIN, expect_executed, expect_replay, gateway, post, setup};
+use crate::{expect_executed, expect_replay, gateway, post, program, setup};
 
 /// The upstream cannot be reached: 502, and the key is free again.
 #[track_caller]
@@ -28,7 +28,7 @@ fn expect_unreachable(gateway: &Gateway) {
 #[test]
 fn hostile_061_a_refused_connection_releases() {
     let refusing = Refusing::new();
-    let gateway = Gateway::before(BIN, &refusing.url());
+    let gateway = Gateway::before(program(), &refusing.url());
     expect_unreachable(&gateway);
     // Once it listens, the same key runs.
     let listener = refusing.listen();
@@ -47,7 +47,7 @@ fn hostile_061_a_refused_connection_releases() {
 
 #[test]
 fn hostile_061_a_name_that_does_not_resolve_releases() {
-    expect_unreachable(&Gateway::before(BIN, "http://no-such-host.invalid:9"));
+    expect_unreachable(&Gateway::before(program(), "http://no-such-host.invalid:9"));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn hostile_061_a_failed_tls_handshake_releases() {
         let _ = wire.fill();
         let _ = wire.send(b"HTTP/1.1 400 this is no TLS\r\n\r\n");
     });
-    let gateway = Gateway::before(BIN, &format!("https://{}", upstream.addr()));
+    let gateway = Gateway::before(program(), &format!("https://{}", upstream.addr()));
     expect_unreachable(&gateway);
     assert_eq!(upstream.hits(), 0);
 }
@@ -406,7 +406,7 @@ fn hostile_074_huge_or_malformed_headers_are_unknown() {
         x.send(answer.as_bytes());
         x.close();
     });
-    let gateway = Setup::new(BIN, &upstream.url()).start();
+    let gateway = Setup::new(program(), &upstream.url()).start();
     for n in 0..count {
         let key = format!("k{n}");
         let request = post("/x", &key, "b");

@@ -7,11 +7,15 @@ use onlyonce_core::OperationId;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::watch::Watch;
+/// What can be seen of a caller while it is being answered.
+pub trait Presence: Send + Sync + 'static {
+    /// Whether it has left, as far as that shows before its answer is dropped.
+    fn has_left(&self) -> bool;
+}
 
 /// The audiences of the executions of this process that are cancelled without one.
 #[derive(Clone, Default)]
-pub(super) struct Audiences(Arc<Mutex<HashMap<OperationId, Place>>>);
+pub struct Audiences(Arc<Mutex<HashMap<OperationId, Place>>>);
 
 /// Where the audience of one execution is, from the first who follows until the outcome is
 /// written: in between, who comes can tell that it comes too late.
@@ -29,14 +33,15 @@ struct Audience {
 }
 
 /// One who follows.
-pub(super) struct Follower {
+pub struct Follower {
     audience: Option<Arc<Audience>>,
-    watch: Arc<Watch>,
+    /// `None` where only the end of its answer tells that it has left.
+    presence: Option<Arc<dyn Presence>>,
 }
 
 /// Tells an execution that its whole audience has left. The execution keeps it until its outcome
 /// is written.
-pub(super) struct Left {
+pub struct Left {
     left: oneshot::Receiver<()>,
     audience: Weak<Audience>,
     id: OperationId,
@@ -45,7 +50,7 @@ pub(super) struct Left {
 
 impl Audiences {
     /// The first caller's seat, and what tells its execution that all have left.
-    pub(super) fn open(&self, id: OperationId, watch: &Arc<Watch>) -> (Follower, Left) {
+    pub fn open(&self, id: OperationId, presence: Option<Arc<dyn Presence>>) -> (Follower, Left) {
         let mut places = self.0.lock();
         let early = places.get_mut(&id).and_then(|place| {
             let left = place.left.take()?;
@@ -62,13 +67,13 @@ impl Audiences {
             id,
             all: self.clone(),
         };
-        (Follower::new(audience, watch), left)
+        (Follower::new(audience, presence), left)
     }
 
     /// A seat for one more; `None` where all have left, so that the execution ends, or has ended.
     ///
     /// Whoever waited for the claim may be here before the execution is.
-    pub(super) fn join(&self, id: OperationId, watch: &Arc<Watch>) -> Option<Follower> {
+    pub fn join(&self, id: OperationId, presence: Option<Arc<dyn Presence>>) -> Option<Follower> {
         let mut places = self.0.lock();
         let audience = match places.get(&id) {
             Some(place) => place.audience.upgrade()?,
@@ -78,7 +83,7 @@ impl Audiences {
                 audience
             }
         };
-        Some(Follower::new(audience, watch))
+        Some(Follower::new(audience, presence))
     }
 
     fn audience(&self, id: OperationId) -> (Arc<Audience>, oneshot::Receiver<()>) {
@@ -111,16 +116,17 @@ impl Place {
 }
 
 impl Follower {
-    fn new(audience: Arc<Audience>, watch: &Arc<Watch>) -> Self {
+    fn new(audience: Arc<Audience>, presence: Option<Arc<dyn Presence>>) -> Self {
         Self {
             audience: Some(audience),
-            watch: Arc::clone(watch),
+            presence,
         }
     }
 
-    /// Leaves where the caller will send no more: it has left, as far as can be seen.
-    pub(super) fn look(&mut self) {
-        if self.watch.is_half_closed() {
+    /// Leaves where the caller has left.
+    pub fn look(&mut self) {
+        let presence = self.presence.as_ref();
+        if presence.is_some_and(|presence| presence.has_left()) {
             self.audience = None;
         }
     }
@@ -128,7 +134,7 @@ impl Follower {
 
 impl Left {
     /// Waits until all have left.
-    pub(super) async fn all(&mut self) {
+    pub async fn all(&mut self) {
         // Nothing is ever sent: it ends when the audience does.
         let _ = (&mut self.left).await;
     }
@@ -154,9 +160,9 @@ impl Drop for Audience {
 mod tests {
     use super::*;
 
-    fn fixture() -> (Audiences, OperationId, Arc<Watch>) {
+    fn fixture() -> (Audiences, OperationId) {
         let id = OperationId::from_bytes([7; 16]);
-        (Audiences::default(), id, Arc::new(Watch::new()))
+        (Audiences::default(), id)
     }
 
     fn all_have_left(left: &mut Left) -> bool {
@@ -165,9 +171,9 @@ mod tests {
 
     #[test]
     fn an_execution_is_told_when_the_last_one_has_left() {
-        let (all, id, watch) = fixture();
-        let (first, mut left) = all.open(id, &watch);
-        let second = all.join(id, &watch).unwrap();
+        let (all, id) = fixture();
+        let (first, mut left) = all.open(id, None);
+        let second = all.join(id, None).unwrap();
         drop(first);
         assert!(!all_have_left(&mut left));
         drop(second);
@@ -176,9 +182,9 @@ mod tests {
 
     #[test]
     fn who_is_there_before_the_execution_is_of_its_audience() {
-        let (all, id, watch) = fixture();
-        let early = all.join(id, &watch).unwrap();
-        let (first, mut left) = all.open(id, &watch);
+        let (all, id) = fixture();
+        let early = all.join(id, None).unwrap();
+        let (first, mut left) = all.open(id, None);
         drop(first);
         assert!(!all_have_left(&mut left));
         drop(early);
@@ -187,22 +193,22 @@ mod tests {
 
     #[test]
     fn who_comes_after_all_have_left_comes_too_late_until_the_outcome_is_written() {
-        let (all, id, watch) = fixture();
-        let (first, left) = all.open(id, &watch);
+        let (all, id) = fixture();
+        let (first, left) = all.open(id, None);
         drop(first);
-        assert!(all.join(id, &watch).is_none());
+        assert!(all.join(id, None).is_none());
         drop(left);
-        assert!(all.join(id, &watch).is_some());
+        assert!(all.join(id, None).is_some());
     }
 
     #[test]
     fn an_execution_that_ends_leaves_the_audience_of_a_resend_alone() {
-        let (all, id, watch) = fixture();
-        let (first, left) = all.open(id, &watch);
+        let (all, id) = fixture();
+        let (first, left) = all.open(id, None);
         drop(first);
-        let (_first, mut again) = all.open(id, &watch);
+        let (_first, mut again) = all.open(id, None);
         drop(left);
-        let joined = all.join(id, &watch).unwrap();
+        let joined = all.join(id, None).unwrap();
         drop(_first);
         assert!(!all_have_left(&mut again));
         drop(joined);
@@ -211,11 +217,11 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_of_what_has_ended() {
-        let (all, id, watch) = fixture();
-        let (first, left) = all.open(id, &watch);
+        let (all, id) = fixture();
+        let (first, left) = all.open(id, None);
         drop(left);
         drop(first);
-        drop(all.join(id, &watch));
+        drop(all.join(id, None));
         assert!(all.0.lock().is_empty());
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Moving it later costs nothing: the timer that runs already fires, finds that it is too early,
 /// and is set again. That matters on streams, where every chunk moves it.
 #[derive(Default)]
-pub(super) struct Timer {
+pub struct Timer {
     started: Option<Instant>,
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -19,21 +19,21 @@ pub(super) struct Timer {
 
 impl Timer {
     /// Lets the timer fire after `span`.
-    pub(super) fn set(&mut self, span: Duration) {
+    pub fn set(&mut self, span: Duration) {
         let now = Instant::now();
         self.started = Some(now);
         self.set_at(now + span);
     }
 
     /// Lets the timer fire `span` after it was first set.
-    pub(super) fn postpone(&mut self, span: Duration) {
+    pub fn postpone(&mut self, span: Duration) {
         if let Some(started) = self.started {
             self.set_at(started + span);
         }
     }
 
     /// Lets the timer fire at `deadline`.
-    pub(super) fn set_at(&mut self, deadline: Instant) {
+    pub fn set_at(&mut self, deadline: Instant) {
         if let Some(sleep) = &mut self.sleep
             && deadline < sleep.deadline()
         {
@@ -43,17 +43,17 @@ impl Timer {
     }
 
     /// Whether it runs.
-    pub(super) fn is_set(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.deadline.is_some()
     }
 
     /// Lets it not fire.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.deadline = None;
     }
 
     /// Whether it has fired.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else {
             return Poll::Pending;
         };

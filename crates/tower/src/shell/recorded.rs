@@ -16,10 +16,10 @@ use super::reply::{Cut, Reply};
 
 /// A finished body up to so many bytes is put together before the answer begins, so that head and
 /// body leave in one write.
-pub(super) const SMALL: u64 = 64 * 1024;
+pub const SMALL: u64 = 64 * 1024;
 
 /// The answer that `head` begins and `reader` goes on with; `None` where the head is no head.
-pub(super) fn response<S: Store>(
+pub fn response<S: Store>(
     head: &Head,
     reader: Reader<S>,
     follower: Option<Follower>,
@@ -32,11 +32,7 @@ pub(super) fn response<S: Store>(
 }
 
 /// The body that `reader` gives. `follower` stays for as long as it does.
-pub(super) fn body<S: Store>(
-    headers: &HeaderMap,
-    reader: Reader<S>,
-    follower: Option<Follower>,
-) -> Reply {
+pub fn body<S: Store>(headers: &HeaderMap, reader: Reader<S>, follower: Option<Follower>) -> Reply {
     let mut body = Recorded {
         reader,
         early: None,
@@ -51,7 +47,7 @@ pub(super) fn body<S: Store>(
 }
 
 /// The fields of a recorded block.
-pub(super) fn header_map(block: &HeaderBlock) -> Option<HeaderMap> {
+pub fn header_map(block: &HeaderBlock) -> Option<HeaderMap> {
     let bytes = block.as_bytes();
     let mut map = HeaderMap::with_capacity(16);
     for (name, value) in block.iter() {

@@ -1,0 +1,274 @@
+//! The life of a request with a key: who asks, what for, what the engine decides, the answer.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body;
+use onlyonce_core::{Fingerprint, Key, RequestLine, Scope};
+use onlyonce_engine::{Begin, Kind, Refused, Trouble};
+use onlyonce_http::problem::Problem;
+use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
+use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status};
+use onlyonce_store::Store;
+use tower_service::Service;
+
+use crate::execute::{self, Order};
+use crate::service::{Asking, Route};
+use crate::shell::attached::Stays;
+use crate::shell::collecting::{Coming, NoBody};
+use crate::shell::first::{self, Begun};
+use crate::shell::reply::Reply;
+use crate::shell::telling::{
+    Marking, log_trouble, problem_of_refusal, problem_of_start, problem_of_trouble,
+};
+use crate::{BoxError, RequestBody, ResponseBody};
+
+/// Answers a request whose key is `key`.
+pub(crate) async fn answer<S, I, B, R>(
+    route: Arc<Route<S>>,
+    inner: I,
+    key: Key,
+    request: Request<B>,
+    stays: Stays,
+) -> Response<ResponseBody<R>>
+where
+    S: Store,
+    I: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+    I::Future: Send,
+    I::Error: Into<BoxError> + Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let asking = Asking::of(&request);
+    let attempt = match route.attempt(key, request).await {
+        Ok(attempt) => attempt,
+        Err(problem) => return route.refuse(&problem, &Marking::default(), asking),
+    };
+    // Whoever leaves a slow store again and again would begin anew each time, and never come to execute.
+    let staying = (!route.rules.cancels).then(|| stays.stay());
+    let (shared, policy) = (route.once.shared(), route.rules.for_engine());
+    let begun = shared
+        .engine
+        .begin(attempt.engine_request(&route), &policy)
+        .await;
+    drop(staying);
+    let (mut reader, status) = match begun {
+        Ok(Begin::Replay(_) | Begin::Join(_)) if stays.is_alone() => {
+            return Response::new(ResponseBody::recorded(Reply::empty()));
+        }
+        Err(trouble) => {
+            let problem = route.problem_of(&trouble);
+            return route.refuse(&problem, &Marking::default(), asking);
+        }
+        Ok(Begin::Refuse(Refused { refusal, ticket })) => {
+            let marking = Marking {
+                ticket,
+                ..Marking::default()
+            };
+            return route.refuse(&problem_of_refusal(refusal), &marking, asking);
+        }
+        Ok(Begin::Execute(execution, reader)) => {
+            let order = Order::new(attempt, inner, &route, reader.ticket());
+            let begun = execute::first(&route, execution, order, reader).await;
+            return route.told(begun, Status::Executed, asking);
+        }
+        Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
+        Ok(Begin::Join(reader)) => (reader, Status::Joined),
+    };
+    let mut follower = None;
+    if route.rules.cancels && status == Status::Joined {
+        follower = shared.audiences.join(reader.ticket().id, None);
+        if follower.is_none() {
+            // The execution is being cancelled: a head would promise a body that never comes.
+            reader.hold_until_durable();
+        }
+    }
+    let begun = first::followed(reader, follower).await;
+    route.told(begun, status, asking)
+}
+
+/// One attempt, read whole.
+pub(crate) struct Attempt {
+    pub(crate) head: Parts,
+    pub(crate) body: Bytes,
+    pub(crate) scope: Scope,
+    pub(crate) key: Key,
+    fingerprint: Fingerprint,
+}
+
+impl Attempt {
+    fn engine_request<S: Store>(&self, route: &Route<S>) -> onlyonce_engine::Request {
+        onlyonce_engine::Request {
+            scope: self.scope.clone(),
+            key: self.key.clone(),
+            fingerprint: self.fingerprint,
+            line: RequestLine {
+                route: route.rules.namespace.clone(),
+                method: self.head.method.as_str().into(),
+                path: path_of(&self.head).into(),
+                trace: None,
+            },
+            peer: "".into(),
+            sdk_retry_count: onlyonce_http::headers::sdk_retry_count(&self.head.headers),
+        }
+    }
+}
+
+impl<S: Store> Route<S> {
+    async fn attempt<B>(&self, key: Key, request: Request<B>) -> Result<Attempt, Problem>
+    where
+        B: Body<Data = Bytes>,
+    {
+        let rules = &self.rules;
+        let (head, body) = request.into_parts();
+        let tenant = self.tenant_of(&head).ok_or(Problem::CredentialMissing)?;
+        let identity = RequestIdentity {
+            method: &head.method,
+            upstream: &rules.namespace,
+            path: path_of(&head),
+            query: head.uri.query(),
+            headers: &head.headers,
+        };
+        let hash_keys = &self.once.shared().hash_keys;
+        let mut fingerprint = FingerprintBuilder::new(hash_keys, &identity, &rules.fingerprint);
+        let collected = collect(pin!(body), self, &mut fingerprint).await;
+        let body = collected.map_err(|error| match error {
+            NoBody::TooLarge => Problem::BodyTooLarge {
+                limit_name: "max_request_body",
+                limit: rules.max_request,
+            },
+            NoBody::TooSlow => Problem::RequestTimeout {
+                limit_name: "body_timeout",
+                limit: rules.body_timeout,
+            },
+            NoBody::Broken => Problem::BadRequest {
+                why: "the body did not come whole, or is not framed as it should be".into(),
+            },
+        })?;
+        let fingerprint = fingerprint.finish();
+        Ok(Attempt {
+            head,
+            body,
+            scope: Scope {
+                tenant,
+                namespace: rules.namespace.clone(),
+            },
+            key,
+            fingerprint,
+        })
+    }
+
+    /// `None` where the caller is nobody and has to be somebody.
+    fn tenant_of(&self, head: &Parts) -> Option<Box<str>> {
+        let rules = &self.rules;
+        let named = rules.tenant_of.as_ref().and_then(|of| of(head));
+        if let Some(name) = named.filter(|name| is_name(name)) {
+            return Some(name);
+        }
+        let tenants = &self.once.shared().tenants;
+        let tenant = tenants.tenant_of(&head.headers, None, None);
+        (!tenant.is_anonymous() || rules.allow_anonymous).then(|| tenant.name().into())
+    }
+
+    fn problem_of(&self, trouble: &Trouble) -> Problem {
+        let shared = self.once.shared();
+        log_trouble(
+            &shared.store_down,
+            trouble,
+            "look at the store's server or disk",
+        );
+        problem_of_trouble(trouble, |name| match name {
+            "tenant_live" => (name, Some(shared.settings.tenant_live as u64)),
+            "live_operations" => (name, Some(shared.settings.live_operations as u64)),
+            // One of the store's own.
+            _ => (name, None),
+        })
+    }
+
+    /// The answer that has begun, marked as what it is; one that says that nothing ran is marked so,
+    /// whoever gets it.
+    fn told<R>(&self, begun: Begun, status: Status, asking: Asking) -> Response<ResponseBody<R>> {
+        match begun {
+            Begun::Answer {
+                mut response,
+                kind,
+                ticket,
+            } => {
+                let replayed = status != Status::Executed;
+                let status = match kind {
+                    Kind::Executed => status,
+                    Kind::Released => Status::Released,
+                };
+                let marking = Marking {
+                    ticket: Some(ticket),
+                    ..Marking::default()
+                };
+                marking.mark(response.headers_mut(), Some(status), replayed);
+                response.map(ResponseBody::recorded)
+            }
+            Begun::Nothing { start, ticket } => {
+                let marking = Marking {
+                    ticket: Some(ticket),
+                    ..Marking::default()
+                };
+                let problem =
+                    problem_of_start(start, &self.rules.namespace, self.rules.join_timeout);
+                self.refuse(&problem, &marking, asking)
+            }
+        }
+    }
+}
+
+/// Whether a tenant may be called so: the other names are those of callers that nobody named.
+fn is_name(name: &str) -> bool {
+    let is_ours = name == ANONYMOUS || name.starts_with(HASHED_PREFIX);
+    if is_ours {
+        tracing::error!(name, "a tenant cannot be called so; give it another name");
+    }
+    !name.is_empty() && !is_ours
+}
+
+/// The path that the caller asked for.
+fn path_of(head: &Parts) -> &str {
+    // A router that is nested in another one sees only the rest of it, and two requests to different
+    // routers must not look like one.
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::OriginalUri(uri)) = head.extensions.get() {
+        return uri.path();
+    }
+    head.uri.path()
+}
+
+/// Takes in the whole body, and shows each piece of it to `fingerprint`.
+async fn collect<S: Store>(
+    body: impl Body<Data = Bytes> + Unpin,
+    route: &Route<S>,
+    fingerprint: &mut FingerprintBuilder<'_>,
+) -> Result<Bytes, NoBody> {
+    let rules = &route.rules;
+    let mut coming = Coming::new(body, rules.max_request, rules.body_timeout)?;
+    let announced = coming.announced();
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(data) = coming.next().await? {
+        fingerprint.body_chunk(&data);
+        if first.is_empty() {
+            // Most bodies are no more.
+            first = data;
+        } else {
+            if rest.is_empty() {
+                rest.reserve(usize::try_from(announced).unwrap_or(0).max(2 * first.len()));
+                rest.extend_from_slice(&first);
+            }
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(match rest.is_empty() {
+        true => first,
+        false => rest.freeze(),
+    })
+}
