@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 
-use onlyonce_core::{Address, StateName, UnknownReason, transition};
+use onlyonce_core::{Address, State, StateName, UnknownReason, transition};
 
 use super::{
     Inner,
@@ -16,7 +16,7 @@ use crate::{StoreError, Write, corrupt};
 
 impl Inner {
     /// Makes the operations unknown that the former process left in flight, and the completed ones
-    /// at the addresses `broken`.
+    /// at the addresses `broken`. What a worker executes was not that process's, and goes on.
     pub fn settle_what_was_left(&self, broken: &[Address]) -> std::io::Result<()> {
         let mut orphans = Vec::new();
         for shard in self.index.shards() {
@@ -47,6 +47,9 @@ impl Inner {
             }
             return Ok(None);
         };
+        if matches!(held.record.state, State::InFlight { owner, .. } if owner.is_worker()) {
+            return Ok(None);
+        }
         let fence = held.record.fence();
         let reason = UnknownReason::OwnerDied;
         let (now, raise) = (self.clock.now(), NonZero::<u32>::MIN);
