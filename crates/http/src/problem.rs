@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use onlyonce_core::{OperationId, UnknownReason};
+use onlyonce_core::{OperationId, StateName, UnknownReason};
 use serde_json::json;
 
 use crate::framing::FramingError;
@@ -96,6 +96,10 @@ pub enum Problem {
     },
     /// A switch of protocol under a key.
     UpgradeRefused,
+    /// A worker presents a claim that is not the one that counts (I9).
+    ClaimLost,
+    /// A worker wants to settle what stands settled in another way.
+    AlreadySettled(StateName),
 }
 
 /// What a problem document says beside the problem.
@@ -145,6 +149,8 @@ impl Problem {
             Self::RouteNotFound => "route-not-found",
             Self::ShuttingDown { .. } => "shutting-down",
             Self::UpgradeRefused => "upgrade-refused",
+            Self::ClaimLost => "claim-lost",
+            Self::AlreadySettled(_) => "already-settled",
         }
     }
 
@@ -158,7 +164,9 @@ impl Problem {
             Self::CredentialMissing => StatusCode::UNAUTHORIZED,
             Self::RouteNotFound => StatusCode::NOT_FOUND,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::OperationInFlight { .. } => StatusCode::CONFLICT,
+            Self::OperationInFlight { .. } | Self::ClaimLost | Self::AlreadySettled(_) => {
+                StatusCode::CONFLICT
+            }
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::QuotaExceeded { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -191,7 +199,9 @@ impl Problem {
             | Self::CredentialMissing
             | Self::BadRequest { .. }
             | Self::RouteNotFound
-            | Self::UpgradeRefused => false,
+            | Self::UpgradeRefused
+            | Self::ClaimLost
+            | Self::AlreadySettled(_) => false,
         }
     }
 
@@ -272,12 +282,18 @@ impl Problem {
             )
             .into(),
             Self::BadRequest { why } => format!("The request is not taken: {why}.").into(),
+            Self::AlreadySettled(state) => format!(
+                "The operation is {state} by now, and what was said of it does not follow on that. \
+                 Nothing was changed."
+            )
+            .into(),
             Self::KeyReused
             | Self::StoreUnavailable { .. }
             | Self::CredentialMissing
             | Self::RouteNotFound
             | Self::ShuttingDown { .. }
-            | Self::UpgradeRefused => self.page().happened.into(),
+            | Self::UpgradeRefused
+            | Self::ClaimLost => self.page().happened.into(),
         }
     }
 
@@ -379,6 +395,8 @@ mod tests {
             Problem::RouteNotFound,
             Problem::ShuttingDown { retry_after },
             FramingError::UpgradeWithKey.into(),
+            Problem::ClaimLost,
+            Problem::AlreadySettled(StateName::Completed),
         ]
     }
 

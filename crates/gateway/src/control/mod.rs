@@ -5,6 +5,7 @@ mod answer;
 mod config;
 mod console;
 mod desk;
+mod exec;
 mod guesses;
 mod health;
 mod operation;
@@ -20,6 +21,7 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 mod unknown;
+mod work;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +49,8 @@ struct Control<S: Store> {
     guesses: Arc<Guesses>,
     /// Browsers that may follow a page live.
     listeners: Arc<Semaphore>,
+    /// Workers and others that may wait for an operation.
+    waiters: Arc<Semaphore>,
     /// When the gateway started, on the store's clock.
     started: Timestamp,
 }
@@ -58,6 +62,7 @@ impl<S: Store> Clone for Control<S> {
             phases: self.phases.clone(),
             guesses: Arc::clone(&self.guesses),
             listeners: Arc::clone(&self.listeners),
+            waiters: Arc::clone(&self.waiters),
             started: self.started,
         }
     }
@@ -67,6 +72,7 @@ impl<S: Store> Control<S> {
     fn new(shared: Arc<Shared<S>>, phases: Phases) -> Self {
         Self {
             started: shared.engine.store().now(),
+            waiters: Arc::new(Semaphore::new(shared.config.limits.work_waiters)),
             shared,
             phases,
             guesses: Arc::default(),
@@ -132,6 +138,25 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/sinks", get(sinks::list)),
         closed("/v1/sinks/{name}/dead", get(sinks::dead)),
         closed("/v1/sinks/{name}/resend", post(sinks::resend)),
+        closed("/v1/exec", post(exec::run)),
+        closed("/v1/work", post(work::begin).layer(work::body_limit())),
+        closed("/v1/work/{id}", get(work::wait)),
+        closed(
+            "/v1/work/{id}/heartbeat",
+            post(work::heartbeat).layer(work::body_limit()),
+        ),
+        closed(
+            "/v1/work/{id}/complete",
+            post(work::complete).layer(work::body_limit()),
+        ),
+        closed(
+            "/v1/work/{id}/release",
+            post(work::release).layer(work::body_limit()),
+        ),
+        closed(
+            "/v1/work/{id}/fail",
+            post(work::fail).layer(work::body_limit()),
+        ),
         open("/", get(console::home)),
         open("/console/console.css", get(console::style)),
         open("/console/console.js", get(console::script)),
