@@ -65,41 +65,48 @@ pub struct Granted {
     pub lease_until: Timestamp,
 }
 
-/// What proves that a worker holds a claim: a keyed hash of what the claim is, which nobody can guess who
-/// was not given it. Another claim of the same operation has another one, and so has the same claim once
-/// it was copied to another store.
+/// What proves that a worker holds a claim: where it stands, and a keyed hash of what it is, which nobody
+/// can guess who was not given it. Another claim of the same operation has another one, and so has the
+/// same claim once it was copied to another store.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct ClaimToken([u8; 16]);
+pub struct ClaimToken {
+    /// So that no index has to be asked.
+    address: Address,
+    mac: [u8; 16],
+}
 
 /// Text that is no claim token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a claim: it has 32 hexadecimal digits")]
+#[error("not a claim: it has 64 hexadecimal digits")]
 pub struct NotAClaimToken;
 
 impl ClaimToken {
     fn of(secret: &[u8; 32], record: &Record) -> Self {
+        let address = onlyonce_store::address(secret, &record.scope, &record.key);
         let mut hasher = blake3::Hasher::new_keyed(secret);
         hasher.update(b"onlyonce work claim v1");
+        hasher.update(address.as_bytes());
         hasher.update(record.id.as_bytes());
         hasher.update(&record.claim.number().to_be_bytes());
         hasher.update(&record.claimed_at.as_millis().to_be_bytes());
-        let mut token = [0; 16];
-        hasher.finalize_xof().fill(&mut token);
-        Self(token)
+        let mut mac = [0; 16];
+        hasher.finalize_xof().fill(&mut mac);
+        Self { address, mac }
     }
 
     /// Compares without telling by the time it takes how much of a guess was right.
     fn is(&self, other: &Self) -> bool {
-        let differences = self.0.iter().zip(&other.0);
+        let differences = self.mac.iter().zip(&other.mac);
         let differences = differences.fold(0, |differences, (a, b)| differences | (a ^ b));
         std::hint::black_box(differences) == 0
     }
 }
 
-/// 32 hexadecimal digits.
+/// 64 hexadecimal digits.
 impl fmt::Display for ClaimToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let mut bytes = self.address.as_bytes().iter().chain(&self.mac);
+        bytes.try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -114,11 +121,19 @@ impl FromStr for ClaimToken {
     type Err = NotAClaimToken;
 
     fn from_str(text: &str) -> Result<Self, NotAClaimToken> {
-        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let part = |digits: Option<&str>| {
+            let digits = digits.filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+            let number = u128::from_str_radix(digits?, 16).ok()?;
+            Some(number.to_be_bytes())
+        };
+        if text.len() != 64 {
             return Err(NotAClaimToken);
         }
-        let number = u128::from_str_radix(text, 16).map_err(|_| NotAClaimToken)?;
-        Ok(Self(number.to_be_bytes()))
+        let address = part(text.get(..32)).ok_or(NotAClaimToken)?;
+        Ok(Self {
+            address: Address::from_bytes(address),
+            mac: part(text.get(32..)).ok_or(NotAClaimToken)?,
+        })
     }
 }
 
@@ -360,6 +375,20 @@ impl<S: Store> Engine<S> {
         Ok(written.record)
     }
 
+    /// The operation `id` where `token` says that it stands, whether or not its claim counts.
+    ///
+    /// # Errors
+    ///
+    /// [`Trouble`] where the store does not answer.
+    pub async fn claimed(
+        &self,
+        id: OperationId,
+        token: &ClaimToken,
+    ) -> Result<Option<Stored>, Trouble> {
+        let stored = self.shared.store.load(token.address).await?;
+        Ok(stored.filter(|stored| stored.record.id == id))
+    }
+
     /// The operation `id`, and where it runs, what tells when that ends. Whoever waits for one operation
     /// in this process waits by one look at the store.
     ///
@@ -427,7 +456,7 @@ impl<S: Store> Shared<S> {
         let mut doubted = false;
         loop {
             let error = match self.look(id, token).await {
-                Ok((address, stored)) => {
+                Ok(stored) => {
                     let next = match step(&stored, now) {
                         Step::Write(next) => *next,
                         Step::Stands => {
@@ -438,7 +467,10 @@ impl<S: Store> Shared<S> {
                         }
                         Step::Not(error) => return Err(error),
                     };
-                    match self.put(address, &stored, next, last_chunk.clone()).await {
+                    match self
+                        .put(token.address, &stored, next, last_chunk.clone())
+                        .await
+                    {
                         Ok(Some(record)) => {
                             let is_news = true;
                             return Ok(Written { record, is_news });
@@ -463,16 +495,14 @@ impl<S: Store> Shared<S> {
         }
     }
 
-    async fn look(&self, id: OperationId, token: &ClaimToken) -> Result<(Address, Stored), Unseen> {
-        let address = self.store.find(id).await?;
-        let address = address.ok_or(WorkError::NotFound)?;
-        let stored = self.store.load(address).await?;
+    async fn look(&self, id: OperationId, token: &ClaimToken) -> Result<Stored, Unseen> {
+        let stored = self.store.load(token.address).await?;
         let stored = stored.filter(|stored| stored.record.id == id);
         let stored = stored.ok_or(WorkError::NotFound)?;
         if !token.is(&ClaimToken::of(self.store.secret(), &stored.record)) {
             return Err(WorkError::Fenced.into());
         }
-        Ok((address, stored))
+        Ok(stored)
     }
 
     /// Puts `next` in the place of `held`, and tells whoever waits for it. `None` where something else

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use onlyonce_core::{OperationId, Timestamp};
-use onlyonce_engine::{Engine, Operation, Purge, Reader, Resolution, Trouble};
+use onlyonce_engine::{ClaimToken, Engine, Operation, Purge, Reader, Resolution, Trouble};
 use onlyonce_http::tenant::ANONYMOUS;
 use onlyonce_http::{HashKeys, Problem};
 use onlyonce_store::books::{Cell, Of, SumsQuery};
-use onlyonce_store::{Page, Query, Store};
+use onlyonce_store::{Page, Query, Store, Stored};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
@@ -171,16 +171,30 @@ impl<S: Store> Desk<S> {
         &self.control.shared.engine
     }
 
-    /// The engine, for the operation `id`: where its holder is bound to a tenant, after a look whether it
-    /// is that one's.
-    pub(super) async fn engine_for(&self, id: OperationId) -> Result<&Engine<S>, Refusal> {
+    /// The engine, for the claim of the operation `id` that `token` proves: where its holder is bound to a
+    /// tenant, after a look whether it is that one's.
+    pub(super) async fn engine_for(
+        &self,
+        id: OperationId,
+        token: &ClaimToken,
+    ) -> Result<&Engine<S>, Refusal> {
         if self.access.tenant.is_some() {
-            let found = self.engine().record(id).await?;
-            found
-                .filter(|found| self.sees(&found.record.scope.tenant))
-                .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))?;
+            let found = self.engine().claimed(id, token).await?;
+            self.seen(id, found)?;
         }
         Ok(self.engine())
+    }
+
+    /// The record of the operation `id`.
+    pub(super) async fn record(&self, id: OperationId) -> Result<Stored, Refusal> {
+        let found = self.engine().record(id).await?;
+        self.seen(id, found)
+    }
+
+    fn seen(&self, id: OperationId, found: Option<Stored>) -> Result<Stored, Refusal> {
+        found
+            .filter(|found| self.sees(&found.record.scope.tenant))
+            .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))
     }
 
     /// What fingerprints are made with.

@@ -25,10 +25,10 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit};
 use axum::http::{Extensions, StatusCode};
 use bytes::Bytes;
 use onlyonce_core::{
-    Concurrent, Fingerprint, Head, HeaderBlock, Key, Metered, OnUnknown, Refusal as Why,
-    RequestLine, Scope, State,
+    Concurrent, Fingerprint, Head, HeaderBlock, Key, Metered, OnUnknown, OperationId,
+    Refusal as Why, RequestLine, Scope, State,
 };
-use onlyonce_engine::{Refused, Request, RoutePolicy, Ticket, Trouble, Work};
+use onlyonce_engine::{ClaimToken, Refused, Request, RoutePolicy, Ticket, Trouble, Work};
 use onlyonce_http::{BodyRule, FingerprintBuilder, FingerprintRules, Problem, RequestIdentity};
 use onlyonce_ledger::prices::Sale;
 use onlyonce_store::Store;
@@ -218,7 +218,7 @@ pub(super) async fn heartbeat<S: Store>(
 ) -> Result<Json<WorkView>, Refusal> {
     let id = operation_id(&id)?;
     let (token, lease) = body(asked)?.read(&desk)?;
-    let engine = desk.engine_for(id).await?;
+    let engine = desk.engine_for(id, &token).await?;
     let record = engine.renew_work(id, &token, lease).await;
     Ok(Json(WorkView::of(
         &*record.map_err(|error| about(error, id))?,
@@ -233,10 +233,10 @@ pub(super) async fn complete<S: Store>(
 ) -> Result<Json<WorkView>, Refusal> {
     let id = operation_id(&id)?;
     let asked = body(asked)?.read(&desk)?;
-    let engine = desk.engine_for(id).await?;
+    let engine = desk.engine_for(id, &asked.token).await?;
     let metered = metered(
         &desk,
-        id,
+        (id, &asked.token),
         asked.metered,
         onlyonce_core::metered::Source::Provider,
     );
@@ -259,7 +259,7 @@ pub(super) async fn release<S: Store>(
 ) -> Result<Json<WorkView>, Refusal> {
     let id = operation_id(&id)?;
     let token = body(asked)?.read()?;
-    let engine = desk.engine_for(id).await?;
+    let engine = desk.engine_for(id, &token).await?;
     let record = engine.release_work(id, &token).await;
     Ok(Json(WorkView::of(
         &*record.map_err(|error| about(error, id))?,
@@ -274,15 +274,21 @@ pub(super) async fn fail<S: Store>(
 ) -> Result<Json<WorkView>, Refusal> {
     let id = operation_id(&id)?;
     let (token, used) = body(asked)?.read()?;
-    let engine = desk.engine_for(id).await?;
-    let metered = metered(&desk, id, used, onlyonce_core::metered::Source::Partial).await?;
+    let engine = desk.engine_for(id, &token).await?;
+    let metered = metered(
+        &desk,
+        (id, &token),
+        used,
+        onlyonce_core::metered::Source::Partial,
+    )
+    .await?;
     let record = engine.fail_work(id, &token, metered).await;
     Ok(Json(WorkView::of(
         &*record.map_err(|error| about(error, id))?,
     )))
 }
 
-fn about(error: onlyonce_engine::WorkError, id: onlyonce_core::OperationId) -> Refusal {
+fn about(error: onlyonce_engine::WorkError, id: OperationId) -> Refusal {
     Refusal::from(error).about(id)
 }
 
@@ -298,13 +304,13 @@ fn result_head() -> Head {
 /// What a worker says that it used, with what that costs its tenant.
 async fn metered<S: Store>(
     desk: &Desk<S>,
-    id: onlyonce_core::OperationId,
+    (id, token): (OperationId, &ClaimToken),
     used: Option<MeteredBody>,
     source: onlyonce_core::metered::Source,
 ) -> Result<Option<Metered>, Refusal> {
     let Some(used) = used else { return Ok(None) };
     let mut metered = used.read(source)?;
-    let found = desk.engine().record(id).await?;
+    let found = desk.engine().claimed(id, token).await?;
     let Some(stored) = found else {
         return Ok(None);
     };

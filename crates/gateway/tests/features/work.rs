@@ -431,8 +431,11 @@ fn an_operation_of_a_route_is_no_workers() {
     let control = gateway.control();
     let id = control.operation("k")["id"].as_str().unwrap().to_owned();
     assert_eq!(control.get(&format!("/v1/work/{id}")).status(), 404);
-    let guess = complete(&control, &id, &"0".repeat(32), &json!(1));
-    expect_problem(&guess, 409, "claim-lost");
+    let guess = complete(&control, &id, &"0".repeat(64), &json!(1));
+    assert_eq!(guess.status(), 404);
+    // Nor is one that was granted for something else.
+    let (_, claim) = grant(&control, "w");
+    assert_eq!(complete(&control, &id, &claim, &json!(1)).status(), 404);
 }
 
 /// A stream of events.

@@ -137,10 +137,11 @@ fn wants_events(headers: &HeaderMap) -> bool {
 
 /// The operation as it stands.
 async fn look<S: Store>(desk: &Desk<S>, id: OperationId) -> Result<Stored, Refusal> {
-    let found = desk.engine_for(id).await?.record(id).await?;
-    found
-        .filter(|found| is_work(&found.record))
-        .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))
+    let found = desk.record(id).await?;
+    match is_work(&found.record) {
+        true => Ok(found),
+        false => Err(Refusal::no_such_operation(&id.to_string())),
+    }
 }
 
 /// Returns when it does not run any more. (Nothing of a worker's answer is told before its end.)
