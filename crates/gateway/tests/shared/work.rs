@@ -18,25 +18,25 @@ on_every_server! { alone:
     a_command_on_one_gateway_is_joined_and_replayed_on_another
 }
 
-fn post(gateway: &Gateway, path: &str, body: &Value) -> Response {
+pub(crate) fn post(gateway: &Gateway, path: &str, body: &Value) -> Response {
     gateway.control().post(path, body)
 }
 
-fn begin(control: &Control, body: &Value) -> Value {
+pub(crate) fn begin(control: &Control, body: &Value) -> Value {
     let begun = control.post("/v1/work", body);
     assert_eq!(begun.status(), 200, "{}", begun.text());
     begun.json()
 }
 
 /// The operation's id, and what proves the claim.
-fn grant(gateway: &Gateway, body: &Value) -> (String, String) {
+pub(crate) fn grant(gateway: &Gateway, body: &Value) -> (String, String) {
     let begun = begin(&gateway.control(), body);
     assert_eq!(begun["decision"], "execute", "{begun}");
     let text = |name: &str| begun[name].as_str().unwrap().to_owned();
     (text("operation"), text("claim"))
 }
 
-fn settle(gateway: &Gateway, id: &str, verb: &str, claim: &str) -> Response {
+pub(crate) fn settle(gateway: &Gateway, id: &str, verb: &str, claim: &str) -> Response {
     let body = match verb {
         "complete" => json!({ "claim": claim, "result": { "by": verb } }),
         "heartbeat" => json!({ "claim": claim, "lease": "1h" }),
