@@ -360,8 +360,9 @@ async fn i04_a_result_said_twice_stands_and_another_one_is_refused() {
 async fn i04_of_results_that_differ_one_stands_whole_for_everybody() {
     let world = World::new();
     let granted = grant(&world.engine, "k").await;
-    // Longer than any chunk of a streamed recording: it is one write all the same.
-    let bodies = [body(5 * CHUNK), body(5 * CHUNK + 1), body(6 * CHUNK)];
+    // Longer than a chunk of a streamed recording, and than what one may hold in memory: it is one write
+    // all the same.
+    let bodies = [body(20 * CHUNK), body(20 * CHUNK + 1), body(21 * CHUNK)];
     let joined = tokio::spawn(read(world.join("k").await));
     let writers = bodies.clone().map(|body| {
         let (engine, granted) = (world.engine.clone(), granted.clone());

@@ -330,7 +330,7 @@ fn is_work(record: &onlyonce_core::Record) -> bool {
     &*record.request.route == ROUTE && &*record.request.method == METHOD
 }
 
-/// The default lease of workers, where the configuration's is shorter than theirs may be.
+/// The lease unless a worker says one.
 fn default_lease<S: Store>(desk: &Desk<S>) -> Duration {
     desk.store_config().lease
 }

@@ -1,12 +1,10 @@
 //! `onlyonce exec`: a command that runs once at most, whoever starts it.
 //!
-//! It asks the control listener of a gateway for the right to run the command ([`/v1/exec`]): the request
+//! It asks the control listener of a gateway for the right to run the command (`/v1/exec`): the request
 //! waits with its body until the gateway sends `100 Continue`, and that is the claim. Then the command
 //! runs here, and what it writes is printed here and sent there as the body. Any other answer means that
 //! the command is not to run here: it is a recorded run, which is printed, one that goes on elsewhere,
 //! which is joined, or a refusal.
-//!
-//! [`/v1/exec`]: ../../control/exec
 
 pub(crate) mod frames;
 mod here;

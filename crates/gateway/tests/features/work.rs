@@ -282,11 +282,9 @@ fn i07_a_token_of_a_tenant_works_for_that_tenant_alone() {
     assert_ne!(others, id);
     let refused = by(OTHER).post("/v1/work", &json!({ "key": "x", "tenant": "acme" }));
     assert_eq!(refused.status(), 403);
-    for token in [OTHER] {
-        let control = by(token);
-        assert_eq!(control.get(&format!("/v1/work/{id}")).status(), 404);
-        assert_eq!(complete(&control, &id, &claim, &json!(1)).status(), 404);
-    }
+    let control = by(OTHER);
+    assert_eq!(control.get(&format!("/v1/work/{id}")).status(), 404);
+    assert_eq!(complete(&control, &id, &claim, &json!(1)).status(), 404);
     assert_eq!(by(READER).get(&format!("/v1/work/{id}")).status(), 403);
     assert_eq!(by(ACME).get("/v1/operations").status(), 403);
     assert_eq!(complete(&by(ACME), &id, &claim, &json!(1)).status(), 200);
