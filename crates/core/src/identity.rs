@@ -73,14 +73,32 @@ impl FromStr for OperationId {
     }
 }
 
-/// One life of one gateway process: drawn at random at its start.
+/// Who executes: one life of one gateway process, whose number is drawn at random at its start; or a
+/// worker outside of all of them, whose claim any gateway may renew and settle for it.
+///
+/// The first two bits tell: `01` is a worker's, and no process's. (A process takes the lower half of a
+/// UUIDv7, which begins with `10`.)
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnerId(u64);
+
+const KIND: u64 = 0b11 << 62;
+const WORKER: u64 = 0b01 << 62;
 
 impl OwnerId {
     /// The owner with this number.
     pub const fn new(number: u64) -> Self {
         Self(number)
+    }
+
+    /// The worker that drew this number; its first two bits do not count.
+    pub const fn worker(number: u64) -> Self {
+        Self(number & !KIND | WORKER)
+    }
+
+    /// Whether it is a worker. Nothing that becomes of a gateway says anything of it: only the passing of
+    /// its lease does.
+    pub const fn is_worker(self) -> bool {
+        self.0 & KIND == WORKER
     }
 
     /// The number.

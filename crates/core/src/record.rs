@@ -141,7 +141,7 @@ pub struct RequestLine {
 pub enum State {
     /// An attempt has the right to execute and is believed to be at it.
     InFlight {
-        /// The process that executes.
+        /// The process, or the worker, that executes.
         owner: OwnerId,
         /// Until when it is believed without renewal.
         lease_until: Timestamp,
@@ -349,7 +349,7 @@ numbered! {
         /// The process that executed it died.
         OwnerDied = 5, "the gateway that ran it stopped before the outcome was recorded";
         /// The lease ran out without renewal.
-        LeasePassed = 6, "the gateway that ran it was not heard of for a whole lease";
+        LeasePassed = 6, "the gateway or worker that ran it was not heard of for a whole lease";
         /// The route cancels an execution when its caller leaves.
         Cancelled = 7, "the caller left and the route cancels then";
         /// The stored record cannot be read (I13).
@@ -360,6 +360,8 @@ numbered! {
         ShutDown = 10, "the gateway was stopped before the outcome was known";
         /// The upstream's head was malformed or too large.
         BadAnswer = 11, "the upstream's answer was not valid HTTP";
+        /// The worker that held the claim said so, or went away in the middle.
+        WorkerFailed = 12, "the worker that ran it could not say how it ended";
         /// The handler that executes within the same process failed, or said that it does not know.
         HandlerFailed = 13, "the handler failed, or could not say whether it ran";
     }
@@ -374,6 +376,8 @@ numbered! {
         DidNotRun = 2, "the upstream said that it did not run";
         /// An operator found out that it did not run.
         Operator = 3, "an operator said that it did not run";
+        /// The worker that held the claim says that it did nothing.
+        Worker = 4, "the worker that held it said that it did not run";
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{
     Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, Policy, Record,
-    Refusal, ReleaseReason, RequestLine, Scope, Timestamp, TraceId, UnknownReason, decide,
+    Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp, TraceId, UnknownReason, decide,
     transition, view,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
@@ -12,8 +12,9 @@ use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 use tokio::time::Instant;
 
 use crate::{
-    Engine, Execution, Reader, Refused, Shared, Trouble,
+    Engine, Execution, Reader, Refused, Shared, Trouble, Worker,
     abandoned::{Claim, Outcome},
+    admission::Permit,
     elsewhere::mirror,
     live::{End, Entered, Live, Phase},
     write::{Backoff, ClaimFailed, Claimed},
@@ -89,6 +90,24 @@ impl<S: Store> Engine<S> {
     ///
     /// It may be dropped at any moment: a claim that was made by then is released.
     pub async fn begin(&self, request: Request, policy: &RoutePolicy) -> Result<Begin<S>, Trouble> {
+        let decided = self.decide(request, policy, None).await?;
+        Ok(match decided {
+            Decided::Claimed(made) => made.execute(policy.window),
+            Decided::Begin(begin) => begin,
+            Decided::Own(stored) => Begin::Refuse(Refused {
+                refusal: Refusal::InFlight,
+                ticket: Some(ticket(&stored.record, stored.attempts)),
+            }),
+        })
+    }
+
+    /// Decides about an attempt, whose claim is to be `worker`'s where there is one.
+    pub(crate) async fn decide(
+        &self,
+        request: Request,
+        policy: &RoutePolicy,
+        worker: Option<Worker>,
+    ) -> Result<Decided<S>, Trouble> {
         let shared = &self.shared;
         let address = onlyonce_store::address(shared.store.secret(), &request.scope, &request.key);
         let mut attempt = Attempt {
@@ -96,16 +115,58 @@ impl<S: Store> Engine<S> {
             address,
             policy,
             request,
+            worker,
             slot: None,
             looks_first: false,
             losing: None,
         };
-        let begun = attempt.decide().await;
-        if let (Err(trouble), Some(slot)) = (&begun, attempt.slot.take()) {
+        let decided = attempt.decide().await;
+        if let (Err(trouble), Some(slot)) = (&decided, attempt.slot.take()) {
             // Those who waited for this claim share its fate, or they would try one by one.
             slot.fail(trouble.clone());
         }
-        begun
+        decided
+    }
+}
+
+/// What an attempt may do.
+pub(crate) enum Decided<S: Store> {
+    /// It may execute: its claim is durable.
+    Claimed(Made<S>),
+    /// The worker that asks holds the claim already: it was not told so.
+    Own(Stored),
+    /// Something else than to execute.
+    Begin(Begin<S>),
+}
+
+/// A durable claim, whose slot is still held.
+pub(crate) struct Made<S: Store> {
+    slot: Slot<S>,
+    pub(crate) record: Arc<Record>,
+    pub(crate) attempt: u32,
+    permit: Permit,
+}
+
+impl<S: Store> Made<S> {
+    /// The execution and its first reader.
+    fn execute(self, window: Duration) -> Begin<S> {
+        let Self {
+            slot,
+            record,
+            attempt,
+            permit,
+        } = self;
+        let shared = slot.shared.clone();
+        let live = slot.run(record.clone());
+        let ticket = ticket(&record, attempt);
+        let reader = Reader::live(shared.clone(), live.clone(), ticket, None);
+        Begin::Execute(Execution::new(shared, live, record, window, permit), reader)
+    }
+
+    /// Lets go of the slot: who executes is not this process, and whoever waited here decides anew.
+    pub(crate) fn hand_over(self) -> (Arc<Record>, u32) {
+        self.slot.hand_over();
+        (self.record, self.attempt)
     }
 }
 
@@ -114,6 +175,8 @@ struct Attempt<'a, S: Store> {
     address: onlyonce_core::Address,
     policy: &'a RoutePolicy,
     request: Request,
+    /// Who is to hold the claim, where it is not this process.
+    worker: Option<Worker>,
     /// Once it wants to write. While it is held, every other attempt for the key waits.
     slot: Option<Slot<S>>,
     /// From its first step on: it may be known by then that a claim is not all there is to do.
@@ -123,30 +186,32 @@ struct Attempt<'a, S: Store> {
 }
 
 impl<S: Store> Attempt<'_, S> {
-    async fn decide(&mut self) -> Result<Begin<S>, Trouble> {
+    async fn decide(&mut self) -> Result<Decided<S>, Trouble> {
         loop {
             if self.slot.is_none()
                 && let Some(live) = self.shared.registry.at(self.address)
             {
                 self.looks_first = true;
                 match self.meet(live).await? {
-                    Some(begin) => return Ok(begin),
+                    Some(begin) => return Ok(Decided::Begin(begin)),
                     None => continue,
                 }
             }
             if self.seems_new() {
                 match self.claim_unseen().await? {
-                    Some(begin) => return Ok(begin),
+                    Some(decided) => return Ok(decided),
                     None => continue,
                 }
             }
             let stored = match self.shared.store.load(self.address).await {
                 Ok(stored) => stored,
-                Err(StoreError::Corrupt(_)) => return Ok(refuse(UnknownReason::Unreadable)),
+                Err(StoreError::Corrupt(_)) => {
+                    return Ok(Decided::Begin(refuse(UnknownReason::Unreadable)));
+                }
                 Err(error) => return Err(error.into()),
             };
             if !self.is_of_this_key(stored.as_ref()) {
-                return Ok(refuse(UnknownReason::Unreadable));
+                return Ok(Decided::Begin(refuse(UnknownReason::Unreadable)));
             }
             let now = self.shared.store.now();
             let held = view(stored.as_ref().map(|stored| &*stored.record), now);
@@ -165,7 +230,7 @@ impl<S: Store> Attempt<'_, S> {
                 match self.want() {
                     Want::Mine(slot) => self.slot = Some(slot),
                     Want::Theirs(live) => match self.meet(live).await? {
-                        Some(begin) => return Ok(begin),
+                        Some(begin) => return Ok(Decided::Begin(begin)),
                         None => continue,
                     },
                 }
@@ -181,7 +246,7 @@ impl<S: Store> Attempt<'_, S> {
                     Held::Absent | Held::Unreadable => None,
                 };
                 match self.claim(held, now).await? {
-                    Some(begin) => return Ok(begin),
+                    Some(made) => return Ok(Decided::Claimed(made)),
                     None => {
                         self.loses().await?;
                         continue;
@@ -190,17 +255,24 @@ impl<S: Store> Attempt<'_, S> {
             }
             // Every other decision speaks of a record.
             let Some(stored) = stored else {
-                return Ok(refuse(UnknownReason::Unreadable));
+                return Ok(Decided::Begin(refuse(UnknownReason::Unreadable)));
             };
+            if self.holds(&stored.record) && !matches!(decision, Decision::ExpireLease) {
+                return Ok(Decided::Own(stored));
+            }
             let written = match decision {
-                Decision::Replay => return Ok(self.replay(stored).await),
+                Decision::Replay => return Ok(Decided::Begin(self.replay(stored).await)),
                 Decision::ExpireLease => self.expire(&stored.record, now).await?,
                 _ if writes => {
                     let record = &stored.record;
                     self.shared.settle_abandoned(self.address, record).await?
                 }
-                Decision::Refuse(refusal) => return Ok(self.refuse(refusal, stored).await),
-                Decision::Join | Decision::Execute { .. } => return Ok(self.follow(stored).await),
+                Decision::Refuse(refusal) => {
+                    return Ok(Decided::Begin(self.refuse(refusal, stored).await));
+                }
+                Decision::Join | Decision::Execute { .. } => {
+                    return Ok(Decided::Begin(self.follow(stored).await));
+                }
             };
             if !written {
                 self.loses().await?;
@@ -238,10 +310,10 @@ impl<S: Store> Attempt<'_, S> {
 
     /// Claims as if nothing counted: the compare-and-set says whether that is so. `None` where it is
     /// not, or where only a new key would be refused: the look tells.
-    async fn claim_unseen(&mut self) -> Result<Option<Begin<S>>, Trouble> {
+    async fn claim_unseen(&mut self) -> Result<Option<Decided<S>>, Trouble> {
         match self.want() {
             Want::Mine(slot) => self.slot = Some(slot),
-            Want::Theirs(live) => return self.meet(live).await,
+            Want::Theirs(live) => return Ok(self.meet(live).await?.map(Decided::Begin)),
         }
         let now = self.shared.store.now();
         match self.claim(None, now).await {
@@ -250,8 +322,18 @@ impl<S: Store> Attempt<'_, S> {
                 self.slot = None;
                 Ok(None)
             }
-            claimed => claimed,
+            claimed => Ok(claimed?.map(Decided::Claimed)),
         }
+    }
+
+    /// Whether `record` is in flight under the claim of the very worker that asks. That it asks says that
+    /// it was not told (I14).
+    fn holds(&self, record: &Record) -> bool {
+        matches!(
+            (&record.state, self.worker),
+            (State::InFlight { owner, .. }, Some(worker))
+                if *owner == worker.owner && record.fingerprint == self.request.fingerprint
+        )
     }
 
     /// I7: a stored value repeats its scope and key.
@@ -401,22 +483,27 @@ impl<S: Store> Attempt<'_, S> {
         &mut self,
         held: Option<&Record>,
         now: Timestamp,
-    ) -> Result<Option<Begin<S>>, Trouble> {
+    ) -> Result<Option<Made<S>>, Trouble> {
         if self.shared.is_stopping() {
             return Err(Trouble::ShuttingDown);
         }
         let permit = self.shared.admission.admit(&self.request.scope.tenant)?;
         let expected = held.map(Record::fence);
+        let here = Worker {
+            owner: self.shared.owner,
+            lease: self.shared.settings.lease,
+        };
+        let Worker { owner, lease } = self.worker.unwrap_or(here);
         let claim = transition::Claim {
             id: self.shared.ids.next(now),
             scope: self.request.scope.clone(),
             key: self.request.key.clone(),
             fingerprint: self.request.fingerprint,
             request: self.request.line.clone(),
-            owner: self.shared.owner,
+            owner,
             raise: self.shared.raise(),
         };
-        let Ok(record) = transition::claim(held, claim, now, self.shared.settings.lease) else {
+        let Ok(record) = transition::claim(held, claim, now, lease) else {
             return Ok(None);
         };
         let record = Arc::new(record);
@@ -425,10 +512,11 @@ impl<S: Store> Attempt<'_, S> {
         let Some(slot) = &mut self.slot else {
             return Ok(None);
         };
-        slot.claiming = Some(record.fence());
+        // What a worker was not told of, it may ask for again: nothing is to be released behind it.
+        slot.claiming = self.worker.is_none().then(|| record.fence());
         let written = self
             .shared
-            .write_claim(self.address, expected, record, note)
+            .write_claim(self.address, expected, record, lease, note)
             .await;
         let (record, attempt) = match written {
             Ok(Claimed::Done(record, attempt)) => (record, attempt),
@@ -443,24 +531,13 @@ impl<S: Store> Attempt<'_, S> {
                 return Err(trouble);
             }
         };
-        let Some(slot) = self.slot.take() else {
-            return Ok(None);
-        };
-        let live = slot.run(record.clone());
-        let reader = Reader::live(
-            self.shared.clone(),
-            live.clone(),
-            ticket(&record, attempt),
-            None,
-        );
-        let execution = Execution::new(
-            self.shared.clone(),
-            live,
+        let slot = self.slot.take();
+        Ok(slot.map(|slot| Made {
+            slot,
             record,
-            self.policy.window,
+            attempt,
             permit,
-        );
-        Ok(Some(Begin::Execute(execution, reader)))
+        }))
     }
 }
 
@@ -505,6 +582,7 @@ impl<S: Store> Shared<S> {
         let written = matches!(swap, Swap::Done { .. });
         if written {
             self.tell_unknown(reason);
+            self.poke(address);
         }
         Ok(written)
     }
@@ -548,6 +626,13 @@ impl<S: Store> Slot<S> {
             state.phase = Phase::Running;
         });
         self.live.clone()
+    }
+
+    /// The claim is durable, and this process does not execute it.
+    fn hand_over(mut self) {
+        self.done = true;
+        self.shared.abandoned.forget(self.live.address);
+        self.shared.end(&self.live, End::NotClaimed(None));
     }
 
     /// There is no claim, and everybody who waited shares the trouble.

@@ -3,6 +3,9 @@
 //! A mirror is a live operation that is filled from the store instead of an upstream: the readers
 //! of this process share it, and see of the recording what its owner shows. Whatever is shown, only
 //! the record says how the execution ended (I3, I18).
+//!
+//! So it is with what a worker executes: only its record is ever in the store, and whoever waits for it
+//! here waits by a mirror.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +45,15 @@ pub(crate) fn mirror<S: Store>(
         tokio::spawn(mirror.run());
     }
     live
+}
+
+impl<S: Store> Shared<S> {
+    /// Has whoever follows the operation at `address` here look at its record now.
+    pub(crate) fn poke(&self, address: Address) {
+        if let Some(mirror) = self.mirrors.at(address) {
+            mirror.poked.notify_one();
+        }
+    }
 }
 
 struct Mirror<S: Store> {
@@ -139,9 +151,10 @@ impl<S: Store> Mirror<S> {
             }
         };
         let (store, address) = (&self.shared.store, self.live.address);
-        let followed = store
-            .follow(address, self.recording, owner, seen, at_most)
-            .await;
+        let followed = tokio::select! {
+            followed = store.follow(address, self.recording, owner, seen, at_most) => followed,
+            () = self.live.poked.notified() => return Ok(None),
+        };
         if followed.is_err() {
             tokio::time::sleep(at_most).await;
         }
@@ -293,7 +306,12 @@ impl<S: Store> Mirror<S> {
         let seen = self.live.state.lock().recording.len();
         let known = usize::try_from(seen - last_start).unwrap_or(usize::MAX);
         let rest = last_chunk.get(known..).ok_or(UnknownReason::Unreadable)?;
-        self.push(last_chunk.slice_ref(rest));
+        let rest = last_chunk.slice_ref(rest);
+        match completed.chunks {
+            // A single chunk need not have the size of the others: it stays in memory as it is.
+            1 => self.live.publish(|state| state.recording.push(rest)),
+            _ => self.push(rest),
+        }
         Ok(())
     }
 

@@ -38,7 +38,8 @@ impl Ids {
         NonZero::new(drawn).unwrap_or(NonZero::<u32>::MIN)
     }
 
-    fn draw(&self) -> u64 {
+    /// A number that is hard to meet twice.
+    pub(crate) fn draw(&self) -> u64 {
         mix(self
             .seed
             .wrapping_add(self.next.fetch_add(1, Ordering::Relaxed)))

@@ -44,8 +44,8 @@
 //! ```
 //!
 //! Where to look: [`begin`](Engine::begin) is the way of an attempt, `live` the operations that run
-//! now, `recording` what their readers share, `write` how a doubtful write is resolved, `upkeep`
-//! what happens without anybody asking.
+//! now, `recording` what their readers share, `write` how a doubtful write is resolved, `work` what
+//! workers outside of the process execute, `upkeep` what happens without anybody asking.
 
 use std::{
     num::NonZero,
@@ -91,6 +91,7 @@ mod show;
 mod trouble;
 mod upkeep;
 mod wakers;
+mod work;
 mod write;
 mod writer;
 
@@ -104,6 +105,7 @@ pub use reader::{Frame, Kind, Reader, Start};
 pub use seldom::Seldom;
 pub use trouble::{Broken, PushError, Refused, ResolveError, Trouble, Unsettled};
 pub use upkeep::Upkeep;
+pub use work::{ClaimToken, Granted, NotAClaimToken, Watch, Work, WorkError, Worker};
 
 /// The engine over one store. Cheap to clone; its clones are one engine.
 pub struct Engine<S: Store> {

@@ -28,6 +28,9 @@ pub(crate) struct Live {
     pub(crate) fingerprint: Fingerprint,
     /// Held while somebody writes the record: the owner settles and upkeep renews, one at a time.
     pub(crate) writing: tokio::sync::Mutex<()>,
+    /// Of a mirror: this process has written the record, and there is no need to wait for the store to
+    /// tell.
+    pub(crate) poked: tokio::sync::Notify,
     pub(crate) state: Mutex<LiveState>,
 }
 
@@ -83,6 +86,7 @@ impl Live {
             address,
             fingerprint,
             writing: tokio::sync::Mutex::new(()),
+            poked: tokio::sync::Notify::new(),
             state: Mutex::new(LiveState {
                 phase: Phase::Claiming,
                 record: None,

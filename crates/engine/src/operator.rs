@@ -65,7 +65,19 @@ impl<S: Store> Engine<S> {
         Ok(Some(Operation { stored, attempts }))
     }
 
-    async fn stored(&self, id: OperationId) -> Result<Option<(Address, Stored)>, Trouble> {
+    /// The record of `id`, expired or not.
+    ///
+    /// # Errors
+    ///
+    /// [`Trouble`] where the store does not answer.
+    pub async fn record(&self, id: OperationId) -> Result<Option<Stored>, Trouble> {
+        Ok(self.stored(id).await?.map(|(_, stored)| stored))
+    }
+
+    pub(crate) async fn stored(
+        &self,
+        id: OperationId,
+    ) -> Result<Option<(Address, Stored)>, Trouble> {
         let Some(address) = self.shared.store.find(id).await? else {
             return Ok(None);
         };

@@ -89,6 +89,7 @@ impl<S: Store> Shared<S> {
         address: Address,
         expected: Option<Fence>,
         record: Arc<Record>,
+        lease: Duration,
         attempt: AttemptNote,
     ) -> Result<Claimed, ClaimFailed> {
         let write = Write {
@@ -102,7 +103,8 @@ impl<S: Store> Shared<S> {
             // What is there and cannot be read counts as unknown (I13): a look tells.
             Err(StoreError::Corrupt(_)) if expected.is_none() => Ok(Claimed::Lost),
             Err(StoreError::InDoubt(what)) => {
-                self.read_claim_back(address, expected, &record, what).await
+                self.read_claim_back(address, expected, &record, lease, what)
+                    .await
             }
             Err(error) => Err(ClaimFailed {
                 trouble: error.into(),
@@ -118,6 +120,7 @@ impl<S: Store> Shared<S> {
         address: Address,
         expected: Option<Fence>,
         claim: &Record,
+        lease: Duration,
         what: String,
     ) -> Result<Claimed, ClaimFailed> {
         let mark = Mark::of(claim);
@@ -128,7 +131,7 @@ impl<S: Store> Shared<S> {
                 Ok(Some(stored))
                     if Mark::of(&stored.record) == mark || is_renewal_of(&stored.record, claim) =>
                 {
-                    if let Some(renewed) = self.renew_claim(address, &stored.record).await {
+                    if let Some(renewed) = self.renew_claim(address, &stored.record, lease).await {
                         return Ok(Claimed::Done(Arc::new(renewed), stored.attempts));
                     }
                     // Somebody else wrote, or it is in doubt again: the next look tells.
@@ -150,10 +153,14 @@ impl<S: Store> Shared<S> {
         })
     }
 
-    /// Renews a claim of this process. `None` where that was not acknowledged.
-    async fn renew_claim(&self, address: Address, claim: &Record) -> Option<Record> {
+    /// Renews a claim that was just made. `None` where that was not acknowledged.
+    async fn renew_claim(
+        &self,
+        address: Address,
+        claim: &Record,
+        lease: Duration,
+    ) -> Option<Record> {
         let (fence, now) = (claim.fence(), self.store.now());
-        let lease = self.settings.lease;
         let renewed = transition::renew(Some(claim), fence, now, lease, self.raise()).ok()?;
         let write = Write {
             record: renewed.clone(),

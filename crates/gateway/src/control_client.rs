@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 
 use crate::failure::Failure;
 
-/// How the commands reach a control listener, and how they print what it says.
+/// Where a control listener is, and what opens it.
 #[derive(Debug, Args)]
-pub(crate) struct Reach {
+pub(crate) struct Listener {
     /// The control listener of the gateway
     #[arg(
         long,
@@ -36,6 +36,20 @@ pub(crate) struct Reach {
         global = true
     )]
     token: Option<String>,
+}
+
+impl Listener {
+    /// A client of it.
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        Client::new(&self.control, self.token.as_deref())
+    }
+}
+
+/// How the commands reach a control listener, and how they print what it says.
+#[derive(Debug, Args)]
+pub(crate) struct Reach {
+    #[command(flatten)]
+    listener: Listener,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -47,7 +61,7 @@ impl Reach {
     where
         F: Future<Output = Result<(), Failure>>,
     {
-        let client = Client::new(&self.control, self.token.as_deref())?;
+        let client = self.listener.client()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -196,6 +210,21 @@ impl Client {
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        self.send(path, request).await
+    }
+
+    /// Sends `request` to `path`, and reads the head of the answer. Nothing is sent twice.
+    pub(crate) async fn send<B>(
+        &self,
+        path: &str,
+        mut request: Request<B>,
+    ) -> Result<Response<Incoming>, Failure>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         *request.uri_mut() = format!("{}{path}", self.base_path)
             .parse()
             .map_err(|_| Failure::usage(format!("{path} is no path"), "correct the words"))?;
@@ -204,7 +233,6 @@ impl Client {
             .map_err(|_| Failure::usage("--control has no valid host", "correct it"))?;
         headers.insert(HOST, host);
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(token) = &self.token {
             headers.insert(AUTHORIZATION, token.clone());
         }
@@ -259,7 +287,8 @@ impl Client {
         Ok(json!({ name: all, "next_cursor": cursor }))
     }
 
-    async fn json(&self, response: Response<Incoming>) -> Result<Value, Failure> {
+    /// The JSON of an answer; where it is a refusal, what that says.
+    pub(crate) async fn json(&self, response: Response<Incoming>) -> Result<Value, Failure> {
         let status = response.status();
         let body = response
             .into_body()

@@ -11,6 +11,7 @@ mod control_client;
 mod copy;
 mod demo;
 mod doctor;
+mod exec;
 mod failure;
 mod http_client;
 mod keys;

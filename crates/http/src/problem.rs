@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use onlyonce_core::{OperationId, UnknownReason};
+use onlyonce_core::{OperationId, StateName, UnknownReason};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::json;
 
@@ -102,6 +102,10 @@ pub enum Problem {
     },
     /// A switch of protocol under a key.
     UpgradeRefused,
+    /// A worker presents a claim that is not the one that counts (I9).
+    ClaimLost,
+    /// A worker wants to settle what stands settled in another way.
+    AlreadySettled(StateName),
 }
 
 /// What a problem document says beside the problem.
@@ -151,6 +155,8 @@ impl Problem {
             Self::RouteNotFound => "route-not-found",
             Self::ShuttingDown { .. } => "shutting-down",
             Self::UpgradeRefused => "upgrade-refused",
+            Self::ClaimLost => "claim-lost",
+            Self::AlreadySettled(_) => "already-settled",
         }
     }
 
@@ -164,7 +170,9 @@ impl Problem {
             Self::CredentialMissing => StatusCode::UNAUTHORIZED,
             Self::RouteNotFound => StatusCode::NOT_FOUND,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::OperationInFlight { .. } => StatusCode::CONFLICT,
+            Self::OperationInFlight { .. } | Self::ClaimLost | Self::AlreadySettled(_) => {
+                StatusCode::CONFLICT
+            }
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::QuotaExceeded { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -197,7 +205,9 @@ impl Problem {
             | Self::CredentialMissing
             | Self::BadRequest { .. }
             | Self::RouteNotFound
-            | Self::UpgradeRefused => false,
+            | Self::UpgradeRefused
+            | Self::ClaimLost
+            | Self::AlreadySettled(_) => false,
         }
     }
 
@@ -283,12 +293,18 @@ impl Problem {
             )
             .into(),
             Self::BadRequest { why } => format!("The request is not taken: {why}.").into(),
+            Self::AlreadySettled(state) => format!(
+                "The operation is {state} by now, and what was said of it does not follow on that. \
+                 Nothing was changed."
+            )
+            .into(),
             Self::KeyReused
             | Self::StoreUnavailable { .. }
             | Self::CredentialMissing
             | Self::RouteNotFound
             | Self::ShuttingDown { .. }
-            | Self::UpgradeRefused => self.page().happened.into(),
+            | Self::UpgradeRefused
+            | Self::ClaimLost => self.page().happened.into(),
         }
     }
 
@@ -326,6 +342,7 @@ impl Problem {
             | Self::HeadersTooLarge { .. }
             | Self::QuotaExceeded { .. }
             | Self::StorageFull { .. } => 8,
+            Self::ClaimLost | Self::AlreadySettled(_) => 9,
             Self::OperationInFlight { .. } => 10,
             Self::RouteNotFound => 12,
             Self::UpstreamUnreachable { .. }
@@ -437,6 +454,8 @@ mod tests {
             Problem::RouteNotFound,
             Problem::ShuttingDown { retry_after },
             FramingError::UpgradeWithKey.into(),
+            Problem::ClaimLost,
+            Problem::AlreadySettled(StateName::Completed),
         ]
     }
 

@@ -77,7 +77,7 @@ impl ProblemPage {
 }
 
 /// All pages.
-pub static PAGES: [ProblemPage; 17] = [
+pub static PAGES: [ProblemPage; 19] = [
     ProblemPage {
         name: "operation-in-flight",
         title: "The operation is still running",
@@ -125,7 +125,7 @@ pub static PAGES: [ProblemPage; 17] = [
     ProblemPage {
         name: "outcome-unknown",
         title: "Nobody can say whether the operation ran",
-        statuses: &[502, 504],
+        statuses: &[502, 504, 409],
         happened: "The request was sent to the upstream, at least in part, and no complete answer \
                    came back: the connection broke, time ran out, the answer was cut short, or \
                    the gateway stopped. Onlyonce does not guess and does not send it again.",
@@ -252,6 +252,29 @@ pub static PAGES: [ProblemPage; 17] = [
                    key. What follows such a switch cannot be recorded and replayed.",
         money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
         next: "Send it without the key, or without the Upgrade header.",
+    },
+    ProblemPage {
+        name: "claim-lost",
+        title: "The claim is not the one that counts",
+        statuses: &[409],
+        happened: "A worker presented a claim, and the operation stands under another one by now, \
+                   or the claim was never given out. Nothing was changed.",
+        money: "What this worker did may have run beside what the holder of the other claim did. \
+                Whoever holds the claim that counts decides what the operation became.",
+        next: "Stop working on it. Ask for the operation to see what became of it; to work on it \
+               again, begin anew with its key.",
+    },
+    ProblemPage {
+        name: "already-settled",
+        title: "The operation is settled in another way",
+        statuses: &[409],
+        happened: "A worker said what became of an operation, and that does not follow on what the \
+                   operation is by now: its lease has passed, somebody settled it by hand, or \
+                   another result was recorded. Nothing was changed.",
+        money: "Whatever ran has run. What is recorded stays as it is, so retries get one answer.",
+        next: "Ask for the operation to see what it is. A heartbeat or a release that finds it \
+               unknown came after the lease: a result is still taken, so go on and complete, \
+               or an operator settles it.",
     },
 ];
 

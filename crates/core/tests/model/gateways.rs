@@ -10,6 +10,7 @@ use onlyonce_core::{
 
 mod outside;
 mod settling;
+mod workers;
 
 use crate::{
     KEYS, LAG, LEASE, MARGIN, OWNERS, fingerprint,
@@ -17,12 +18,17 @@ use crate::{
     world::{Ack, Loaded, Ticket, World, Write},
 };
 
+/// The numbers of workers are above all numbers of gateways.
+const WORKERS: u64 = 1_000_000;
+
 /// One inbound request, and how far its gateway has come with it.
 struct Attempt {
     gateway: usize,
     key: usize,
     fp: u8,
     policy: Policy,
+    /// The worker outside of every gateway that is to hold its claim, if one is.
+    worker: Option<u64>,
     stage: Stage,
     /// How often a write was tried again.
     tries: u8,
@@ -43,7 +49,17 @@ enum Stage {
     /// The client was told that the outcome is unknown; the upstream may answer yet.
     Late(Own, usize),
     Joined(Joined),
+    /// A worker says by any gateway what became of its claim.
+    Reporting(Token, Report),
     Done,
+}
+
+/// What a worker says of its claim.
+#[derive(Clone, Copy)]
+enum Report {
+    Completed(u32),
+    DidNotRun,
+    CannotSay,
 }
 
 /// The claim that an attempt tries to make.
@@ -114,6 +130,8 @@ pub struct Gateways {
     /// The owners that have died, and are known to be dead.
     dead: Vec<u64>,
     resends: bool,
+    /// How many workers there were.
+    workers: u64,
     /// Bodies differ: answer number n has n bytes.
     answers: u32,
     /// All claims that were ever tried.
@@ -134,6 +152,7 @@ impl Gateways {
             chores: Vec::new(),
             dead: Vec::new(),
             resends,
+            workers: 0,
             answers: 0,
             claimed: Vec::new(),
         }
@@ -184,6 +203,7 @@ impl Gateways {
                 key,
                 fp,
                 policy: Policy::default(),
+                worker: None,
                 stage: Stage::Deciding,
                 tries: 0,
             });
@@ -203,6 +223,10 @@ impl Gateways {
             return;
         }
         let random = &mut self.world.random;
+        let worker = random.chance(20).then(|| {
+            self.workers += 1;
+            WORKERS + self.workers
+        });
         let attempt = Attempt {
             gateway: random.below(OWNERS),
             key: usize::from(random.chance(25)),
@@ -217,6 +241,7 @@ impl Gateways {
                     false => OnUnknown::Report,
                 },
             },
+            worker,
             stage: Stage::Deciding,
             tries: 0,
         };
@@ -264,6 +289,7 @@ impl Gateways {
             }
             Stage::Late(own, line) => self.hears_late(index, own, line),
             Stage::Joined(joined) => self.follows(index, joined),
+            Stage::Reporting(token, report) => self.reports(index, token, report),
             Stage::Done => Stage::Done,
         };
         self.attempts[index].stage = next;
@@ -330,7 +356,8 @@ impl Gateways {
 
     /// Whether this very process executes the operation. It knows, whatever the store has forgotten.
     fn executes(&self, gateway: usize, key: usize) -> bool {
-        let mut here = self.attempts.iter().filter(|one| one.gateway == gateway);
+        let here = self.attempts.iter().filter(|one| one.gateway == gateway);
+        let mut here = here.filter(|one| one.worker.is_none());
         here.any(|one| one.key == key && one.stage.is_live())
     }
 
@@ -384,6 +411,7 @@ impl Gateways {
         after: Epoch,
         now: Timestamp,
     ) -> Stage {
+        let owner = self.owner(index);
         let attempt = &self.attempts[index];
         let (key, fp) = (attempt.key, attempt.fp);
         let gateway = &mut self.gateways[attempt.gateway];
@@ -400,7 +428,7 @@ impl Gateways {
             key: Key::new(["a", "b"][key]).expect("a key"),
             fingerprint: fingerprint(fp),
             request: RequestLine::default(),
-            owner: OwnerId::new(gateway.owner),
+            owner: OwnerId::new(owner),
             raise: self.world.raise(),
         };
         let held = loaded.counting(now);
@@ -428,7 +456,7 @@ impl Gateways {
         let by = By::Claim {
             fp: attempt.fp,
             resend: attempt.policy.on_unknown == OnUnknown::Resend,
-            owner: self.gateways[gateway].owner,
+            owner: self.owner(index),
             timeline: claim.timeline,
         };
         let ack = self.world.write(Write {
@@ -453,22 +481,29 @@ impl Gateways {
             }
         }
         match ack {
-            Ack::Done => self.owns(gateway, &claim, claim.record.clone()),
+            Ack::Done => self.owns(index, &claim, claim.record.clone()),
             Ack::Lost => Stage::Deciding,
             _ => self.tell(index, "store unavailable at the claim"),
         }
     }
 
-    fn owns(&self, gateway: usize, claim: &Claimed, record: Record) -> Stage {
-        let token = self.token(gateway, claim);
+    /// Who is to hold the claim of an attempt.
+    fn owner(&self, index: usize) -> u64 {
+        let attempt = &self.attempts[index];
+        let gateway = self.gateways[attempt.gateway].owner;
+        attempt.worker.unwrap_or(gateway)
+    }
+
+    fn owns(&self, index: usize, claim: &Claimed, record: Record) -> Stage {
+        let token = self.token(index, claim);
         Stage::Ready(Own { record, token })
     }
 
-    fn token(&self, gateway: usize, claim: &Claimed) -> Token {
+    fn token(&self, index: usize, claim: &Claimed) -> Token {
         Token {
             id: claim.record.id,
             epoch: claim.record.epoch,
-            owner: self.gateways[gateway].owner,
+            owner: self.owner(index),
             timeline: claim.timeline,
         }
     }
@@ -496,13 +531,13 @@ impl Gateways {
             key,
             base: Some(&held),
             record: &renewed,
-            by: By::Renewal(self.token(gateway, &claim)),
+            by: By::Renewal(self.token(index, &claim)),
             read_at: now,
             waits: false,
         });
         if ack == Ack::Done {
             self.gateways[gateway].claiming[key] = false;
-            return self.owns(gateway, &claim, renewed);
+            return self.owns(index, &claim, renewed);
         }
         claim.renewed = Some(renewed);
         Stage::ReadingBackClaim(claim)
@@ -538,6 +573,9 @@ impl Gateways {
             true => self.world.random.below(100),
             false => self.world.random.below(80),
         };
+        if self.attempts[index].worker.is_some() {
+            return self.works(index, own, line, roll);
+        }
         let (fate, settlement) = match roll {
             0..45 => (Fate::Ran, Settlement::Completed(self.new_answer())),
             45..60 => (

@@ -181,6 +181,12 @@ fn assert_covered(model: &Model, covered: &Coverage) {
 }
 
 const SITUATIONS: &[&str] = &[
+    "a worker completes",
+    "a worker dies",
+    "a worker finds it settled",
+    "a worker settles it otherwise",
+    "a worker's claim is not the one that counts",
+    "a worker's late result",
     "a chore has no arrow",
     "a chore is fenced off",
     "a claim in doubt is not there",

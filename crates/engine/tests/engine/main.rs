@@ -14,6 +14,7 @@ mod recording_faults;
 mod shutdown;
 mod unseen;
 mod upkeep;
+mod work_faults;
 mod world;
 
 #[path = "../../../core/tests/model/random.rs"]
@@ -29,6 +30,7 @@ mod over_memory {
     mod operator;
     mod recordings;
     mod two_gateways;
+    mod work;
 }
 
 // The same files as above, over another store.
@@ -43,6 +45,7 @@ mod over_embedded {
     mod operator;
     mod recordings;
     mod two_gateways;
+    mod work;
 }
 
 #[allow(clippy::duplicate_mod)]
@@ -56,4 +59,5 @@ mod over_cached {
     mod operator;
     mod recordings;
     mod two_gateways;
+    mod work;
 }

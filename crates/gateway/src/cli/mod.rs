@@ -17,7 +17,7 @@ use crate::config::{Config, Overrides, parse_address};
 use crate::failure::Failure;
 use crate::ledger_command::Ledger;
 use crate::store_command::StoreCommand;
-use crate::{demo, doctor, keys, ledger_command, start, store_command};
+use crate::{demo, doctor, exec, keys, ledger_command, start, store_command};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -52,6 +52,8 @@ enum Command {
     Ledger(Ledger),
     /// Prepare a store that gateways share
     Store(StoreCommand),
+    /// Run a command once at most, over the control listener of a running gateway
+    Exec(exec::Exec),
 }
 
 #[derive(Debug, Args)]
@@ -74,7 +76,7 @@ pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Exit
         Err(error) => return refuse(&error),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             complain(&failure);
             ExitCode::from(failure.exit_code())
@@ -82,8 +84,10 @@ pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Exit
     }
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
+        // Its exit code is that of the command that it runs.
+        Command::Exec(words) => return Ok(exec::run(&words)),
         Command::Serve(words) => start::serve(words.config()?),
         Command::Check { file } => check(&file),
         Command::Doctor(served) => doctor::run(served),
@@ -92,7 +96,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Keys(keys) => keys::run(&keys),
         Command::Ledger(ledger) => ledger_command::run(&ledger),
         Command::Store(command) => store_command::run(command),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Serve {
@@ -151,7 +156,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 /// The one line of a failure. Where standard error cannot be written, the exit code says it alone.
-fn complain(what: &dyn Display) {
+pub(crate) fn complain(what: &dyn Display) {
     let _ = writeln!(io::stderr(), "onlyonce: {what}");
 }
 
@@ -209,7 +214,7 @@ mod tests {
         assert_eq!(
             commands(),
             [
-                "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store"
+                "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store", "exec"
             ]
         );
     }

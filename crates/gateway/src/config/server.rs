@@ -542,7 +542,16 @@ pub struct Limits {
     pub tenant_records: u64,
     /// Requests that are remembered of routes that observe.
     pub observed: usize,
+    /// Bytes of the result of a worker's operation.
+    pub work_result: usize,
+    /// How long one request of the operations API may wait for an end.
+    pub work_wait: Duration,
+    /// Requests of the operations API that may wait at once.
+    pub work_waiters: usize,
 }
+
+/// The largest result of a worker: it is one write.
+const WORK_RESULT: u64 = onlyonce_store::MAX_CHUNK as u64;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -556,6 +565,9 @@ impl Default for Limits {
             tenant_live: 10_000,
             tenant_records: 2_000_000,
             observed: 100_000,
+            work_result: narrow(WORK_RESULT),
+            work_wait: Duration::from_secs(60),
+            work_waiters: 10_000,
         }
     }
 }
@@ -590,6 +602,15 @@ impl Limits {
         }
         if let Some(entry) = section.take("observed") {
             limits.observed = entry.number(1..=10_000_000)?;
+        }
+        if let Some(entry) = section.take("work_result") {
+            limits.work_result = narrow(entry.size(1..=WORK_RESULT)?);
+        }
+        if let Some(entry) = section.take("work_wait") {
+            limits.work_wait = entry.duration(OrZero::No)?;
+        }
+        if let Some(entry) = section.take("work_waiters") {
+            limits.work_waiters = entry.number(1..=1_000_000)?;
         }
         section.finish()?;
         Ok(limits)

@@ -236,7 +236,7 @@ fn a_token_has_a_name_a_secret_and_rights() {
     );
     refused(
         &format!("{token}rights = [\"admin\"]\n"),
-        "line 4: `rights` has no \"read\"; write rights = [\"read\"], and what more",
+        "line 4: `rights` has no \"read\"; write rights = [\"read\"], and what more; or [\"work\"] alone",
     );
     refused(
         &format!("{token}rights = [\"read\"]\n{token}rights = [\"read\"]\n"),

@@ -15,11 +15,19 @@ pub enum Right {
     Resolve,
     /// Remove records.
     Admin,
+    /// Claim operations as a worker, and settle what was claimed.
+    Work,
 }
 
 impl Right {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Read, Self::Payload, Self::Resolve, Self::Admin];
+    pub const ALL: [Self; 5] = [
+        Self::Read,
+        Self::Payload,
+        Self::Resolve,
+        Self::Admin,
+        Self::Work,
+    ];
 
     /// Its name in the configuration and in the API.
     pub const fn as_str(self) -> &'static str {
@@ -28,6 +36,7 @@ impl Right {
             Self::Payload => "payload",
             Self::Resolve => "resolve",
             Self::Admin => "admin",
+            Self::Work => "work",
         }
     }
 }
@@ -96,11 +105,11 @@ fn rights(entry: &Entry<'_>) -> Result<Vec<Right>, ConfigError> {
         .iter()
         .map(|item| item.choice(&words))
         .collect::<Result<_, _>>()?;
-    // Every view is a look at operations first.
-    if !rights.contains(&Right::Read) {
+    // Every view is a look at operations first; a worker needs none.
+    if !rights.contains(&Right::Read) && *rights != [Right::Work] {
         return Err(entry.fail(
             "has no \"read\"",
-            "write rights = [\"read\"], and what more",
+            "write rights = [\"read\"], and what more; or [\"work\"] alone",
         ));
     }
     Ok(rights)

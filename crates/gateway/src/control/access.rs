@@ -84,6 +84,8 @@ pub(super) struct Payload;
 pub(super) struct Resolve;
 /// Records are removed.
 pub(super) struct Admin;
+/// Operations are claimed and settled by who executes them.
+pub(super) struct Working;
 
 impl Needs for Read {
     const RIGHT: Right = Right::Read;
@@ -96,6 +98,9 @@ impl Needs for Resolve {
 }
 impl Needs for Admin {
     const RIGHT: Right = Right::Admin;
+}
+impl Needs for Working {
+    const RIGHT: Right = Right::Work;
 }
 
 /// A desk whose holder may do what `N` says.

@@ -3,8 +3,11 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
-use onlyonce_engine::{ResolveError, Trouble};
+use onlyonce_core::OperationId;
+use onlyonce_engine::{ResolveError, Trouble, WorkError};
+use onlyonce_http::Problem;
 use serde_json::json;
 
 /// Why the control listener does not do what it is asked.
@@ -13,6 +16,12 @@ pub(super) struct Refusal {
     status: StatusCode,
     detail: String,
     next: String,
+    /// Its kind, where there is a page about that.
+    page: Option<&'static str>,
+    title: Option<&'static str>,
+    /// When to come again, in seconds.
+    retry_after: Option<u64>,
+    operation: Option<OperationId>,
 }
 
 impl Refusal {
@@ -25,6 +34,29 @@ impl Refusal {
             status,
             detail: detail.into(),
             next: next.into(),
+            page: None,
+            title: None,
+            retry_after: None,
+            operation: None,
+        }
+    }
+
+    /// What callers of a route are told too, with the type that they know it by.
+    pub(super) fn problem(status: StatusCode, problem: &Problem) -> Self {
+        let page = problem.page();
+        Self {
+            page: Some(page.name),
+            title: Some(page.title),
+            retry_after: problem.retry_after().map(|wait| wait.as_secs().max(1)),
+            ..Self::new(status, problem.detail(), page.next)
+        }
+    }
+
+    /// It is about this operation, which who asks may know.
+    pub(super) fn about(self, operation: OperationId) -> Self {
+        Self {
+            operation: Some(operation),
+            ..self
         }
     }
 
@@ -57,18 +89,25 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or("Refused"),
+        let reason = self.status.canonical_reason().unwrap_or("Refused");
+        let kind = self.page.map(|name| format!("/problems/{name}"));
+        let mut body = json!({
+            "type": kind.as_deref().unwrap_or("about:blank"),
+            "title": self.title.unwrap_or(reason),
             "status": self.status.as_u16(),
             "detail": self.detail,
             "next": self.next,
         });
+        if let Some(operation) = self.operation {
+            body["operation"] = operation.to_string().into();
+        }
         let mut response = (self.status, Json(body)).into_response();
-        response.headers_mut().insert(
-            CONTENT_TYPE,
-            axum::http::HeaderValue::from_static("application/problem+json"),
-        );
+        let headers = response.headers_mut();
+        let kind = HeaderValue::from_static("application/problem+json");
+        headers.insert(CONTENT_TYPE, kind);
+        if let Some(wait) = self.retry_after {
+            headers.insert(RETRY_AFTER, wait.into());
+        }
         response
     }
 }
@@ -116,5 +155,34 @@ impl From<ResolveError> for Refusal {
             ResolveError::Trouble(trouble) => return trouble.clone().into(),
         };
         Self::new(status, error.to_string(), next)
+    }
+}
+
+impl From<WorkError> for Refusal {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::NotFound => Self::new(
+                StatusCode::NOT_FOUND,
+                "there is no such operation",
+                "begin anew with its key: its record is gone, or never was",
+            ),
+            WorkError::Fenced => Self::problem(StatusCode::CONFLICT, &Problem::ClaimLost),
+            WorkError::Settled(state) => {
+                Self::problem(StatusCode::CONFLICT, &Problem::AlreadySettled(state))
+            }
+            WorkError::OverLimit { limit } => Self::too_large(limit),
+            WorkError::Trouble(trouble) => trouble.into(),
+        }
+    }
+}
+
+impl Refusal {
+    /// A result that is over the limit: the claim stands.
+    pub(super) fn too_large(limit: u64) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the result is larger than limits.work_result, {limit} bytes"),
+            "nothing is lost: keep the result where it belongs, and complete with where that is",
+        )
     }
 }

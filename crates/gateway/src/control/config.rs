@@ -157,6 +157,9 @@ fn limits_view(limits: &Limits) -> Value {
         tenant_records,
         meter_memory,
         observed,
+        work_result,
+        work_wait,
+        work_waiters,
     } = limits;
     json!({
         "request_body": request_body,
@@ -168,6 +171,9 @@ fn limits_view(limits: &Limits) -> Value {
         "tenant_records": tenant_records,
         "meter_memory": meter_memory,
         "observed": observed,
+        "work_result": work_result,
+        "work_wait": span(work_wait),
+        "work_waiters": work_waiters,
     })
 }
 

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use onlyonce_core::{OperationId, Record, Timestamp};
-use onlyonce_engine::{Operation, Purge, Reader, Resolution, Trouble};
+use onlyonce_engine::{ClaimToken, Engine, Operation, Purge, Reader, Resolution, Trouble};
+use onlyonce_http::tenant::ANONYMOUS;
+use onlyonce_http::{HashKeys, Problem};
 use onlyonce_store::books::{Cell, EntryPage, EntryQuery, Of, SumsQuery};
 use onlyonce_store::{Page, Query, Store, StoreError, Stored};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::Control;
@@ -19,8 +22,9 @@ use super::answer::Refusal;
 use super::console::Followed;
 use super::session::form_mac;
 use super::suspects::Suspected;
-use crate::config::{KeyMode, Policy};
-use crate::shared::Phase;
+use crate::config::{KeyMode, Limits, Policy, Store as StoreConfig};
+use crate::proxy::Meters;
+use crate::shared::{Phase, Phases};
 
 /// What one caller may see and do.
 pub(super) struct Desk<S: Store> {
@@ -174,6 +178,93 @@ impl<S: Store> Desk<S> {
             observing: observing.map(|route| route.name.clone()).collect(),
             kinds,
         }
+    }
+
+    /// The tenant whose operations it begins: its own, or the one that is asked for.
+    pub(super) fn tenant_of_work(&self, asked: Option<&str>) -> Result<Box<str>, Refusal> {
+        match (&self.access.tenant, asked) {
+            (None, asked) => Ok(asked.unwrap_or(ANONYMOUS).into()),
+            (Some(own), None) => Ok(own.clone()),
+            (Some(own), Some(asked)) if **own == *asked => Ok(own.clone()),
+            (Some(own), Some(_)) => Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                format!(
+                    "the token {} works for the tenant {own} only",
+                    self.access.name
+                ),
+                "leave tenant out, or use a token that is bound to no tenant",
+            )),
+        }
+    }
+
+    /// The engine, for an operation that is begun for [`Desk::tenant_of_work`].
+    pub(super) fn engine(&self) -> &Engine<S> {
+        &self.control.shared.engine
+    }
+
+    /// The engine, for the claim of the operation `id` that `token` proves: where its holder is bound to a
+    /// tenant, after a look whether it is that one's.
+    pub(super) async fn engine_for(
+        &self,
+        id: OperationId,
+        token: &ClaimToken,
+    ) -> Result<&Engine<S>, Refusal> {
+        if self.access.tenant.is_some() {
+            let found = self.engine().claimed(id, token).await?;
+            self.seen(id, found)?;
+        }
+        Ok(self.engine())
+    }
+
+    /// The record of the operation `id`.
+    pub(super) async fn record(&self, id: OperationId) -> Result<Stored, Refusal> {
+        let found = self.engine().record(id).await?;
+        self.seen(id, found)
+    }
+
+    fn seen(&self, id: OperationId, found: Option<Stored>) -> Result<Stored, Refusal> {
+        found
+            .filter(|found| self.sees(&found.record.scope.tenant))
+            .ok_or_else(|| Refusal::no_such_operation(&id.to_string()))
+    }
+
+    /// What fingerprints are made with.
+    pub(super) fn hash_keys(&self) -> &HashKeys {
+        &self.control.shared.hash_keys
+    }
+
+    /// What calls cost.
+    pub(super) fn meters(&self) -> &Meters {
+        &self.control.shared.meters
+    }
+
+    /// `[limits]`.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.control.shared.config.limits
+    }
+
+    /// `[store]`.
+    pub(super) fn store_config(&self) -> &StoreConfig {
+        &self.control.shared.config.store
+    }
+
+    /// Tells how far the gateway is on its way out.
+    pub(super) fn phases(&self) -> Phases {
+        self.control.phases.clone()
+    }
+
+    /// A place among those that wait for the end of an operation.
+    pub(super) fn waiter(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        let waiters = Arc::clone(&self.control.waiters);
+        waiters.try_acquire_owned().map_err(|_| {
+            let limit = self.limits().work_waiters;
+            let problem = Problem::QuotaExceeded {
+                limit_name: "limits.work_waiters",
+                limit: Some(limit as u64),
+                retry_after: Duration::from_secs(1),
+            };
+            Refusal::problem(StatusCode::TOO_MANY_REQUESTS, &problem)
+        })
     }
 
     fn sees(&self, tenant: &str) -> bool {

@@ -6,6 +6,7 @@ mod config;
 mod console;
 mod desk;
 mod entries;
+mod exec;
 mod guesses;
 mod health;
 mod listing;
@@ -22,6 +23,7 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 mod unknown;
+mod work;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,6 +47,8 @@ struct Control<S: Store> {
     guesses: Arc<Guesses>,
     /// The console's pages that browsers follow now.
     followed: Arc<console::Followed>,
+    /// Workers and others that may wait for an operation.
+    waiters: Arc<Semaphore>,
     /// When the gateway started, on the store's clock.
     started: Timestamp,
 }
@@ -56,6 +60,7 @@ impl<S: Store> Clone for Control<S> {
             phases: self.phases.clone(),
             guesses: Arc::clone(&self.guesses),
             followed: Arc::clone(&self.followed),
+            waiters: Arc::clone(&self.waiters),
             started: self.started,
         }
     }
@@ -65,6 +70,7 @@ impl<S: Store> Control<S> {
     fn new(shared: Arc<Shared<S>>, phases: Phases) -> Self {
         Self {
             started: shared.engine.store().now(),
+            waiters: Arc::new(Semaphore::new(shared.config.limits.work_waiters)),
             shared,
             phases,
             guesses: Arc::default(),
@@ -131,6 +137,25 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/sinks", get(sinks::list)),
         closed("/v1/sinks/{name}/dead", get(sinks::dead)),
         closed("/v1/sinks/{name}/resend", post(sinks::resend)),
+        closed("/v1/exec", post(exec::run)),
+        closed("/v1/work", post(work::begin).layer(work::body_limit())),
+        closed("/v1/work/{id}", get(work::wait)),
+        closed(
+            "/v1/work/{id}/heartbeat",
+            post(work::heartbeat).layer(work::body_limit()),
+        ),
+        closed(
+            "/v1/work/{id}/complete",
+            post(work::complete).layer(work::body_limit()),
+        ),
+        closed(
+            "/v1/work/{id}/release",
+            post(work::release).layer(work::body_limit()),
+        ),
+        closed(
+            "/v1/work/{id}/fail",
+            post(work::fail).layer(work::body_limit()),
+        ),
         open("/", get(console::home)),
         open("/console/console.css", get(console::style)),
         open("/console/console.js", get(console::script)),

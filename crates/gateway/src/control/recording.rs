@@ -93,8 +93,9 @@ fn within(operation: &Operation, from: u64) -> Result<(), Refusal> {
     }
 }
 
-struct RecordingBody<S: Store> {
-    reader: Reader<S>,
+/// The body of a recording, as a body.
+pub(super) struct RecordingBody<S: Store> {
+    pub(super) reader: Reader<S>,
 }
 
 // Nothing in it is pinned by anything but `&mut`.

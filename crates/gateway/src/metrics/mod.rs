@@ -388,6 +388,7 @@ pub(crate) const fn reason_label(reason: UnknownReason) -> &'static str {
         UnknownReason::NotRecorded => "not_recorded",
         UnknownReason::ShutDown => "shut_down",
         UnknownReason::BadAnswer => "bad_answer",
+        UnknownReason::WorkerFailed => "worker_failed",
         UnknownReason::HandlerFailed => "handler_failed",
     }
 }

@@ -88,6 +88,8 @@ fn every_problem_has_a_page() {
         "route-not-found",
         "shutting-down",
         "upgrade-refused",
+        "claim-lost",
+        "already-settled",
     ] {
         let page = control.get(&format!("/problems/{name}"));
         assert_eq!(page.status(), 200, "{name}");

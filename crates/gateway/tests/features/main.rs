@@ -8,6 +8,7 @@ mod commands;
 mod control;
 mod doctor;
 mod encryption;
+mod exec;
 #[path = "../hostile/faults.rs"]
 mod faults;
 mod keys;
@@ -24,6 +25,7 @@ mod routes;
 mod sinks;
 mod telemetry;
 mod usage;
+mod work;
 
 use onlyonce_testkit::{Gateway, Request, Response, Setup, Signal, Upstream};
 

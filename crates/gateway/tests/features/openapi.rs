@@ -21,8 +21,9 @@ const METHODS: [&str; 8] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
 ];
 
-/// What is described and not provoked here: a store that cannot be read.
-const NOT_SHOWN: [&str; 9] = [
+/// What is described and not provoked here: a store that cannot be read, and one that a settling write
+/// waits for.
+const NOT_SHOWN: [&str; 18] = [
     "GET /v1/ledger 503",
     "GET /v1/operations 503",
     "GET /v1/operations/{id} 503",
@@ -31,7 +32,16 @@ const NOT_SHOWN: [&str; 9] = [
     "GET /v1/sinks 503",
     "GET /v1/sinks/{name}/dead 503",
     "GET /v1/unknown 503",
+    "GET /v1/work/{id} 503",
     "POST /v1/sinks/{name}/resend 503",
+    "POST /v1/work/{id}/complete 503",
+    "POST /v1/work/{id}/complete 507",
+    "POST /v1/work/{id}/fail 503",
+    "POST /v1/work/{id}/fail 507",
+    "POST /v1/work/{id}/heartbeat 503",
+    "POST /v1/work/{id}/heartbeat 507",
+    "POST /v1/work/{id}/release 503",
+    "POST /v1/work/{id}/release 507",
 ];
 
 /// The served description, and which of its answers came.
@@ -252,6 +262,14 @@ const OPERATION: &str = "/v1/operations/{id}";
 const RECORDING: &str = "/v1/operations/{id}/recording";
 const RESOLVE: &str = "/v1/operations/{id}/resolve";
 const PURGE: &str = "/v1/purge";
+const WORK: &str = "/v1/work";
+const WORK_OPERATION: &str = "/v1/work/{id}";
+const HEARTBEAT: &str = "/v1/work/{id}/heartbeat";
+const COMPLETE: &str = "/v1/work/{id}/complete";
+const RELEASE: &str = "/v1/work/{id}/release";
+const FAIL: &str = "/v1/work/{id}/fail";
+const EXEC: &str = "/v1/exec";
+const SETTLE: [&str; 4] = [HEARTBEAT, COMPLETE, RELEASE, FAIL];
 const DEAD: &str = "/v1/sinks/{name}/dead";
 const RESEND: &str = "/v1/sinks/{name}/resend";
 
@@ -299,6 +317,7 @@ fn every_answer_is_described_and_every_described_answer_comes() {
     go.fire();
     // By now the caller may have been told that it took too long.
     running.response();
+    working(&mut described, &gateway);
     settling(&mut described, &gateway, &ids[2]);
     guarded(&mut described);
     poisoned(&mut described);
@@ -401,6 +420,117 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
     asked.get(RECORDING, &ids[3], 409);
 }
 
+/// A run of a command that writes `output`, and exits unless it is `cut`.
+fn exec(asked: &mut Asked<'_>, key: &str, command: char, output: &[u8], cut: bool) -> u16 {
+    let command = command.to_string().repeat(64);
+    let mut run = Vec::new();
+    for piece in output.chunks(1 << 15) {
+        run.push(1);
+        run.extend_from_slice(&u32::try_from(piece.len()).unwrap().to_be_bytes());
+        run.extend_from_slice(piece);
+    }
+    if !cut {
+        run.extend_from_slice(&[3, 0, 0, 0, 1, 0]);
+    }
+    let request = Request::post(&format!("{EXEC}?command={command}"))
+        .key(key)
+        .header("Content-Type", "application/vnd.onlyonce.exec")
+        .body(run);
+    asked.send(EXEC, "POST", request).status()
+}
+
+/// Everything that a worker does.
+fn working(described: &mut Described, gateway: &Gateway) {
+    let mut asked = Asked::of(described, gateway);
+    let begin = json!({
+        "key": "w", "tenant": "acme", "namespace": "reports", "name": "report", "input": {"a": 1},
+        "lease": "10s", "wait": "1ms", "nonce": "n-1", "on_unknown": "report",
+    });
+    let begun = asked.post(WORK, "", &begin, 200).json();
+    assert_eq!(begun["decision"], "execute");
+    let id = begun["operation"].as_str().unwrap().to_owned();
+    let claim = &begun["claim"];
+    let mut other = begin.clone();
+    other["nonce"] = json!("n-2");
+    let running = asked.post(WORK, "", &other, 200).json();
+    assert_eq!(running["decision"], "in_flight");
+    other["input"] = json!(2);
+    asked.post(WORK, "", &other, 422);
+    asked.post(WORK, "", &json!({"key": ""}), 400);
+    asked.post(WORK, "", &json!({}), 422);
+    asked.get(WORK_OPERATION, &id, 200);
+    asked.get(WORK_OPERATION, NOBODY, 404);
+    asked.get(WORK_OPERATION, "nothing", 400);
+
+    let used = json!({
+        "provider": "openai", "model": "gpt-5", "operation": "chat", "request_model": "gpt-5",
+        "response_id": "r", "tier": "default", "usage": {"input": 1},
+    });
+    for path in SETTLE {
+        let mut guess = claim.as_str().unwrap().to_owned();
+        let last = guess.pop().unwrap();
+        guess.push(if last == '0' { '1' } else { '0' });
+        let body = match path {
+            COMPLETE => json!({"claim": guess, "result": 1}),
+            _ => json!({"claim": guess}),
+        };
+        asked.post(path, NOBODY, &body, 404);
+        asked.post(path, &id, &body, 409);
+        let mut wrong = body.clone();
+        wrong["claim"] = json!("x");
+        asked.post(path, &id, &wrong, 400);
+        asked.post(path, &id, &json!({}), 422);
+        let untyped = Request::post(&path.replace("{id}", &id)).body(body.to_string());
+        assert_eq!(asked.send(path, "POST", untyped).status(), 415);
+    }
+    for (key, command, cut, status) in [
+        ("e", 'a', false, 200),
+        ("e", 'a', false, 200),
+        ("e", 'b', false, 422),
+        ("f", 'a', true, 409),
+        ("f", 'a', false, 409),
+        ("e", '?', false, 400),
+    ] {
+        assert_eq!(exec(&mut asked, key, command, b"out", cut), status);
+    }
+    let untyped = Request::post(&format!("{EXEC}?command={}", "a".repeat(64))).body("x");
+    assert_eq!(asked.send(EXEC, "POST", untyped).status(), 415);
+    let untyped = Request::post(WORK).body(begin.to_string());
+    assert_eq!(asked.send(WORK, "POST", untyped).status(), 415);
+    let beat = json!({"claim": claim, "lease": "20s"});
+    asked.post(HEARTBEAT, &id, &beat, 200);
+    let done = json!({
+        "claim": claim, "result": {"pages": 3}, "window": "1h", "metered": used,
+    });
+    asked.post(COMPLETE, &id, &done, 200);
+    let replayed = asked.post(WORK, "", &begin, 200).json();
+    assert_eq!(replayed["decision"], "replay");
+    assert_eq!(replayed["result"], json!({"pages": 3}));
+    let mut begin_anew = |key: &str| {
+        let begun = asked.post(WORK, "", &json!({"key": key}), 200).json();
+        (
+            begun["operation"].as_str().unwrap().to_owned(),
+            begun["claim"].clone(),
+        )
+    };
+    let (freed, free) = begin_anew("released-work");
+    let (lost, lose) = begin_anew("lost-work");
+    asked.post(RELEASE, &freed, &json!({"claim": free}), 200);
+    let failed = json!({"claim": lose, "metered": used});
+    asked.post(FAIL, &lost, &failed, 200);
+    asked.post(WORK, "", &json!({"key": "lost-work"}), 409);
+    for id in [&id, &freed, &lost] {
+        asked.get(WORK_OPERATION, id, 200);
+        let events = Request::get(&WORK_OPERATION.replace("{id}", id));
+        let events = asked.send(
+            WORK_OPERATION,
+            "GET",
+            events.header("Accept", "text/event-stream"),
+        );
+        assert!(events.text().starts_with("event: state\n"));
+    }
+}
+
 /// Everything that changes something.
 fn settling(described: &mut Described, gateway: &Gateway, unknown: &str) {
     let mut asked = Asked::of(described, gateway);
@@ -446,7 +576,7 @@ fn settling(described: &mut Described, gateway: &Gateway, unknown: &str) {
     asked.post(PURGE, "", &json!({"before": "yesterday"}), 400);
     asked.post(PURGE, "", &json!({"state": "in_flight"}), 409);
     let all = json!({"tenant": null, "state": null, "before": null});
-    assert_eq!(asked.post(PURGE, "", &all, 200).json()["purged"], 4);
+    assert_eq!(asked.post(PURGE, "", &all, 200).json()["purged"], 9);
 }
 
 /// Who has no token, or comes by a name that is not the listener's. Open paths are open.
@@ -514,6 +644,8 @@ fn poisoned(described: &mut Described) {
     asked.get("/healthz", "", 200);
     asked.post(RESOLVE, &id, &json!({"outcome": "released"}), 503);
     asked.post(PURGE, "", &json!({}), 503);
+    asked.post(WORK, "", &json!({"key": "w"}), 503);
+    assert_eq!(exec(&mut asked, "e", 'a', b"out", false), 503);
 }
 
 /// Bodies over a limit, and a disk without room.
@@ -546,6 +678,13 @@ fn full(described: &mut Described) {
     asked.post(RESOLVE, &id, &with(&[b'a'; 513 << 10]), 413);
     asked.post(RESEND, "hook", &json!({"x": "x".repeat(2 << 20)}), 413);
     asked.post(PURGE, "", &json!({"tenant": "x".repeat(2 << 20)}), 413);
+    let large = json!({"claim": "x".repeat(2 << 20)});
+    asked.post(WORK, "", &large, 413);
+    for path in SETTLE {
+        asked.post(path, NOBODY, &large, 413);
+    }
+    let written = noise(600 << 10);
+    assert_eq!(exec(&mut asked, "e", 'a', &written, false), 413);
 
     // What was set aside before is filled first.
     let ids: Vec<_> = (0..8).map(|n| unknown(&format!("k{n}"))).collect();
@@ -561,6 +700,8 @@ fn full(described: &mut Described) {
         fill(&gateway, path);
     }
     asked.post(PURGE, "", &json!({}), 507);
+    asked.post(WORK, "", &json!({"key": "w"}), 507);
+    assert_eq!(exec(&mut asked, "e-2", 'a', b"out", false), 507);
 }
 
 /// Asks under new keys until there is no room for an answer, or for a claim.

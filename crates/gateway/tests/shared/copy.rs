@@ -13,7 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::servers::{OnPostgres, OnRedis, Server};
-use crate::{BIN, alone, held, on_every_server, post};
+use crate::{BIN, alone, held, on_every_server, post, work};
 
 on_every_server! { alone:
     what_runs_on_the_source_ends_there_and_is_replayed_from_the_target
@@ -138,6 +138,37 @@ fn expect_all(gateway: &Gateway, asked: &[Asked]) {
             .send(&request.clone().body("another"))
             .expect_problem(422, "key-reused");
     }
+}
+
+#[test]
+fn i09_what_workers_completed_moves_and_their_claims_do_not() {
+    let upstream = Upstream::counting();
+    let (folder, postgres) = (TempDir::new().unwrap(), Postgres::start(&[]));
+    let (from, to) = (embedded(&folder), postgres.url());
+    let source = on(&upstream, &from).start();
+    let (done, claim) = work::grant(&source, &json!({ "key": "done", "lease": "1h" }));
+    // In one piece, and longer than a chunk of a streamed answer.
+    let result = json!("x".repeat(200 << 10));
+    let body = json!({ "claim": claim, "result": result });
+    let completed = work::post(&source, &format!("/v1/work/{done}/complete"), &body);
+    assert_eq!(completed.status(), 200, "{}", completed.text());
+    let (lost, old) = work::grant(&source, &json!({ "key": "lost", "lease": "1s" }));
+    source.control().wait_for_state("lost", "unknown");
+    drop(source);
+    succeeds(&copy(&from, &to, &[]));
+    let target = on(&upstream, &to).start();
+    let replayed = work::begin(&target.control(), &json!({ "key": "done" }));
+    assert_eq!(replayed["decision"], "replay");
+    assert_eq!(replayed["result"], result);
+    // Which claims were made before that, the target does not know.
+    let late = work::settle(&target, &lost, "complete", &old);
+    assert_eq!(
+        late.json()["type"],
+        "/problems/claim-lost",
+        "{}",
+        late.text()
+    );
+    assert_eq!(target.control().operation("lost")["state"], "unknown");
 }
 
 #[test]

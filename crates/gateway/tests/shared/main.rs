@@ -14,6 +14,7 @@ mod outages;
 mod pooler;
 mod servers;
 mod versions;
+mod work;
 
 use onlyonce_testkit::{Gateway, Request, Setup, Signal, Upstream};
 use servers::Server;

@@ -2,14 +2,14 @@
 
 use std::num::NonZero;
 
-use onlyonce_core::{Address, StateName, UnknownReason, transition};
+use onlyonce_core::{Address, State, StateName, UnknownReason, transition};
 
 use super::{Inner, body::RecordBody, index::Place, layout::Kind, log::NotTaken, store::refused};
 use crate::{StoreError, Write, corrupt};
 
 impl Inner {
     /// Makes the operations unknown that the former process left in flight, and the completed ones
-    /// at the addresses `broken`.
+    /// at the addresses `broken`. What a worker executes was not that process's, and goes on.
     pub fn settle_what_was_left(&self, broken: &[Address]) -> std::io::Result<()> {
         let mut orphans = Vec::new();
         for shard in self.index.shards() {
@@ -33,6 +33,9 @@ impl Inner {
             self.index.shard(address).spoil(address);
             return Ok(None);
         };
+        if matches!(held.record.state, State::InFlight { owner, .. } if owner.is_worker()) {
+            return Ok(None);
+        }
         let fence = held.record.fence();
         let reason = UnknownReason::OwnerDied;
         let (now, raise) = (self.clock.now(), NonZero::<u32>::MIN);

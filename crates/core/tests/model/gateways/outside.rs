@@ -203,7 +203,9 @@ impl Gateways {
         self.gateways[number].claiming = [false; KEYS];
         self.world.forget_memory(number);
         for attempt in self.attempts.iter_mut().filter(|one| one.gateway == number) {
-            attempt.stage = Stage::Done;
+            if !attempt.is_a_workers() {
+                attempt.stage = Stage::Done;
+            }
         }
         self.world.coverage.count("a gateway dies");
         self.world.note(|| format!("gateway {number} dies"));

@@ -10,7 +10,7 @@ fn guarded() -> Fixture {
     fixture_with(&format!(
         "control_token = \"{TOKEN}\"\n[[server.token]]\nname = \"viewer\"\ntoken = \"{VIEWER}\"\ntenant = \
          \"acme\"\nrights = [\"read\"]\n[[server.token]]\nname = \"clerk\"\ntoken = \"{CLERK}\"\ntenant = \
-         \"acme\"\nrights = [\"read\", \"payload\", \"resolve\", \"admin\"]\n"
+         \"acme\"\nrights = [\"read\", \"payload\", \"resolve\", \"admin\", \"work\"]\n"
     ))
 }
 

@@ -1,0 +1,350 @@
+//! `onlyonce exec`: commands that run once at most, through the real binary and real processes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use onlyonce_testkit::{Gateway, Upstream, eventually};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{BIN, gateway, setup};
+
+/// `onlyonce exec` of a shell script, with an environment variable `DIR` that names a folder.
+struct Exec {
+    command: Command,
+}
+
+impl Exec {
+    fn new(gateway: &Gateway, key: &str) -> Self {
+        let mut command = Command::new(BIN);
+        command
+            .args(["exec", "--key", key, "--control"])
+            .arg(format!("http://{}", gateway.control_addr()))
+            .env("DIR", gateway.folder())
+            .stdin(Stdio::null());
+        Self { command }
+    }
+
+    fn with(mut self, words: &[&str]) -> Self {
+        self.command.args(words);
+        self
+    }
+
+    fn script(mut self, script: &str) -> Command {
+        self.command.args(["--", "sh", "-c", script]);
+        self.command
+    }
+}
+
+fn run(gateway: &Gateway, key: &str, script: &str) -> Output {
+    let mut command = Exec::new(gateway, key).script(script);
+    command.output().unwrap()
+}
+
+/// It runs, and what it writes can be read as it comes.
+fn start(command: &mut Command) -> (Child, BufReader<ChildStdout>) {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap());
+    (child, lines)
+}
+
+fn line(lines: &mut BufReader<ChildStdout>) -> String {
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    line
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// How often the script of a test has run that appends a line to the file `ran`.
+fn runs(gateway: &Gateway) -> usize {
+    let ran = fs::read_to_string(gateway.folder().join("ran"));
+    ran.unwrap_or_default().lines().count()
+}
+
+/// A pipe that a script waits at until a line is written into it.
+fn pipe(gateway: &Gateway, name: &str) -> std::path::PathBuf {
+    let path = gateway.folder().join(name);
+    assert!(
+        Command::new("mkfifo")
+            .arg(&path)
+            .status()
+            .unwrap()
+            .success()
+    );
+    path
+}
+
+fn open(path: &Path) {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+}
+
+const RAN: &str = "echo ran >> \"$DIR/ran\"\n";
+
+#[test]
+fn i01_a_command_runs_once_and_later_runs_print_and_exit_the_same() {
+    let upstream = Upstream::counting();
+    let mut gateway = gateway(&upstream);
+    let script = format!(
+        "{RAN} printf 'one\\0two\\377'; printf 'oops\\n' >&2; head -c 200000 /dev/zero; exit 7"
+    );
+    let first = run(&gateway, "k", &script);
+    assert_eq!(first.status.code(), Some(7), "{}", text(&first.stderr));
+    assert_eq!(first.stdout.len(), 200_008);
+    assert_eq!(first.stderr, b"oops\n");
+    let again = run(&gateway, "k", &script);
+    assert_eq!(again, first);
+    gateway.kill();
+    gateway.start_again();
+    // The script has the same text: where the gateway is does not count.
+    assert_eq!(run(&gateway, "k", &script), first);
+    assert_eq!(runs(&gateway), 1);
+    let operation = gateway.control().operation("k");
+    assert_eq!(operation["state"], "completed");
+    assert_eq!(operation["path"], "sh");
+}
+
+#[test]
+fn i03_a_run_that_comes_meanwhile_joins_and_sees_each_line_as_it_comes() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let gate = pipe(&gateway, "gate");
+    let script = format!("{RAN} echo first; read x < \"$DIR/gate\"; echo last; exit 3");
+    let (mut runner, mut seen) = start(&mut Exec::new(&gateway, "k").script(&script));
+    assert_eq!(line(&mut seen), "first\n");
+    let (mut joiner, mut joined) = start(&mut Exec::new(&gateway, "k").script(&script));
+    assert_eq!(line(&mut joined), "first\n");
+    assert!(joiner.try_wait().unwrap().is_none(), "it ends with the run");
+    open(&gate);
+    assert_eq!(line(&mut seen), "last\n");
+    assert_eq!(line(&mut joined), "last\n");
+    assert_eq!(runner.wait().unwrap().code(), Some(3));
+    assert_eq!(joiner.wait().unwrap().code(), Some(3));
+    assert_eq!(runs(&gateway), 1);
+}
+
+#[test]
+fn i06_another_command_under_a_used_key_does_not_run() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    run(&gateway, "k", "exit 0");
+    let other = run(&gateway, "k", RAN);
+    assert_eq!(other.status.code(), Some(125));
+    assert!(
+        text(&other.stderr).contains("nothing was run here"),
+        "{}",
+        text(&other.stderr)
+    );
+    assert_eq!(runs(&gateway), 0);
+}
+
+#[test]
+fn i05_a_command_that_is_killed_is_unknown_until_somebody_says_or_runs_it_again() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let script =
+        format!("{RAN} echo begun; if [ -e \"$DIR/again\" ]; then echo done; else kill -9 $$; fi");
+    let killed = run(&gateway, "k", &script);
+    assert_eq!(killed.status.code(), Some(137));
+    assert_eq!(killed.stdout, b"begun\n");
+    let message = text(&killed.stderr);
+    assert!(
+        message.contains("signal 9") && message.lines().count() == 1,
+        "{message}"
+    );
+    let later = run(&gateway, "k", &script);
+    assert_eq!(later.status.code(), Some(125));
+    assert!(
+        text(&later.stderr).contains("nobody can say"),
+        "{}",
+        text(&later.stderr)
+    );
+    assert_eq!(runs(&gateway), 1);
+    fs::write(gateway.folder().join("again"), "").unwrap();
+    let rerun = Exec::new(&gateway, "k").with(&["--on-unknown", "rerun"]);
+    let rerun = rerun.script(&script).output().unwrap();
+    assert_eq!(rerun.status.code(), Some(0), "{}", text(&rerun.stderr));
+    assert_eq!(rerun.stdout, b"begun\ndone\n");
+    assert_eq!(run(&gateway, "k", &script).stdout, b"begun\ndone\n");
+    assert_eq!(runs(&gateway), 2);
+}
+
+#[test]
+fn i05_when_exec_is_killed_its_joiners_break_and_the_outcome_is_unknown() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let gate = pipe(&gateway, "gate");
+    let script = format!("{RAN} echo first; read x < \"$DIR/gate\"");
+    let (mut runner, mut seen) = start(&mut Exec::new(&gateway, "k").script(&script));
+    assert_eq!(line(&mut seen), "first\n");
+    let (mut joiner, mut joined) = start(&mut Exec::new(&gateway, "k").script(&script));
+    assert_eq!(line(&mut joined), "first\n");
+    signal(&runner, Signal::KILL);
+    runner.wait().unwrap();
+    assert_eq!(joiner.wait().unwrap().code(), Some(125));
+    let mut message = String::new();
+    let stderr = joiner.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut message).unwrap();
+    assert!(message.contains("broke off"), "{message}");
+    assert_eq!(gateway.control().operation("k")["state"], "unknown");
+    let later = run(&gateway, "k", &script);
+    assert_eq!(later.status.code(), Some(125));
+    assert_eq!(runs(&gateway), 1);
+    // The command itself was nobody's to kill.
+    open(&gate);
+}
+
+#[test]
+fn hostile_094_when_the_gateway_is_killed_the_command_ends_here_and_its_outcome_is_unknown() {
+    let upstream = Upstream::counting();
+    let mut gateway = gateway(&upstream);
+    let gate = pipe(&gateway, "gate");
+    let script = format!("{RAN} echo first; read x < \"$DIR/gate\"; echo last");
+    let (mut runner, mut seen) = start(&mut Exec::new(&gateway, "k").script(&script));
+    assert_eq!(line(&mut seen), "first\n");
+    gateway.kill();
+    open(&gate);
+    assert_eq!(line(&mut seen), "last\n");
+    assert_eq!(runner.wait().unwrap().code(), Some(125));
+    let mut message = String::new();
+    let stderr = runner.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut message).unwrap();
+    assert!(message.contains("exited with 0"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    gateway.start_again();
+    let later = run(&gateway, "k", &script);
+    assert_eq!(later.status.code(), Some(125), "{}", text(&later.stderr));
+    assert_eq!(runs(&gateway), 1);
+}
+
+#[test]
+fn i12_where_no_gateway_answers_nothing_runs() {
+    let upstream = Upstream::counting();
+    let mut gateway = gateway(&upstream);
+    gateway.kill();
+    let refused = run(&gateway, "k", RAN);
+    assert_eq!(refused.status.code(), Some(125));
+    let message = text(&refused.stderr);
+    assert!(message.contains("did not answer"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert_eq!(runs(&gateway), 0);
+}
+
+#[test]
+fn standard_input_reaches_the_command() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let mut command = Exec::new(&gateway, "k").script("cat; echo end");
+    let (mut child, mut lines) = start(command.stdin(Stdio::piped()));
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"in\n").unwrap();
+    assert_eq!(line(&mut lines), "in\n");
+    drop(stdin);
+    assert_eq!(line(&mut lines), "end\n");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn signals_reach_the_command_and_how_it_takes_them_is_recorded() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let script = "trap 'echo told; exit 5' TERM; echo ready; while :; do sleep 0.02; done";
+    let (mut child, mut lines) = start(&mut Exec::new(&gateway, "k").script(script));
+    assert_eq!(line(&mut lines), "ready\n");
+    signal(&child, Signal::TERM);
+    assert_eq!(line(&mut lines), "told\n");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    let again = run(&gateway, "k", script);
+    assert_eq!(again.status.code(), Some(5));
+    assert_eq!(again.stdout, b"ready\ntold\n");
+}
+
+#[test]
+fn i10_a_command_that_cannot_be_started_leaves_the_key_free() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let mut missing = Exec::new(&gateway, "k").command;
+    let missing = missing.args(["--", "/no/such/command"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(127));
+    assert_eq!(text(&missing.stderr).lines().count(), 1);
+    assert_eq!(gateway.control().operation("k")["state"], "released");
+    assert_eq!(run(&gateway, "k", RAN).status.code(), Some(0));
+    assert_eq!(runs(&gateway), 1);
+}
+
+#[test]
+fn hostile_073_a_command_that_writes_too_much_goes_on_and_is_unknown() {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream).limits("response_body = \"64KiB\"").start();
+    let script = format!("head -c 400000 /dev/zero; {RAN} exit 4");
+    let run = run(&gateway, "k", &script);
+    assert_eq!(run.status.code(), Some(125));
+    assert_eq!(run.stdout.len(), 400_000, "its own reader gets all of it");
+    let message = text(&run.stderr);
+    assert!(message.contains("exited with 4"), "{message}");
+    assert!(message.contains("limits.response_body"), "{message}");
+    assert_eq!(runs(&gateway), 1);
+    eventually("it is unknown", || {
+        gateway.control().operation("k")["state"] == "unknown"
+    });
+}
+
+#[test]
+fn i11_the_window_of_a_run_is_what_was_asked_for() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let words = [
+        "--window",
+        "1ms",
+        "--namespace",
+        "nightly",
+        "--name",
+        "backup",
+    ];
+    for _ in 0..2 {
+        let run = Exec::new(&gateway, "k").with(&words).script(RAN).output();
+        assert_eq!(run.unwrap().status.code(), Some(0));
+        eventually("its window has passed", || {
+            gateway.control().operations("k").is_empty()
+        });
+    }
+    assert_eq!(runs(&gateway), 2);
+}
+
+#[test]
+fn the_mistakes_of_exec_are_one_line_and_run_nothing() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    for (words, code) in [
+        (&["--key", "a b"][..], 125),
+        (&["--key", "k", "--window", "long"], 125),
+        (&["--key", "k\n"], 2),
+    ] {
+        let mut command = Command::new(BIN);
+        let run = command
+            .arg("exec")
+            .args(words)
+            .args(["--control", &format!("http://{}", gateway.control_addr())])
+            .args(["--", "sh", "-c", RAN])
+            .env("DIR", gateway.folder())
+            .output()
+            .unwrap();
+        assert_eq!(run.status.code(), Some(code), "{words:?}");
+        assert_eq!(text(&run.stderr).lines().count(), 1, "{words:?}");
+    }
+    assert_eq!(runs(&gateway), 0);
+}
