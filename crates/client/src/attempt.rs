@@ -64,7 +64,8 @@ pub struct Problem {
 }
 
 impl Answer {
-    /// Reads what counts. `body` is the whole body, where that is known; `now` is when it came.
+    /// Reads what counts. `body` is the whole body, where that is known and may be a problem document;
+    /// `now` is when it came.
     pub(crate) fn read(
         server: &Server,
         head: &response::Parts,
@@ -84,12 +85,8 @@ impl Answer {
             retry_after: retry_after(headers, now),
             expires_at: word(headers, &ONLYONCE_EXPIRES).and_then(|text| time::parse(text).ok()),
             operation: word(headers, &ONLYONCE_OPERATION).map(str::to_owned),
-            problem: body
-                .filter(|_| is_problem_document(headers))
-                .and_then(|body| {
-                    // One that cannot be read says nothing; its status still does.
-                    serde_json::from_slice(body).ok()
-                }),
+            // One that cannot be read says nothing; its status still does.
+            problem: body.and_then(|body| serde_json::from_slice(body).ok()),
         }
     }
 
@@ -133,7 +130,8 @@ pub(crate) fn printable(text: &str) -> String {
     printed.collect()
 }
 
-fn is_problem_document(headers: &HeaderMap) -> bool {
+/// Whether a body under these headers says that it is a problem document.
+pub(crate) fn is_problem_document(headers: &HeaderMap) -> bool {
     let kind = word(headers, &CONTENT_TYPE).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("application/problem+json")

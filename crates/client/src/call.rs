@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use crate::Action;
-use crate::attempt::{Answer, Got};
+use crate::attempt::{Answer, Got, is_problem_document};
 use crate::body::AnswerBody;
 use crate::client::Inner;
 use crate::error::{BoxError, Error, chain};
@@ -173,8 +173,13 @@ impl<'a, K: KeyStore> Call<'a, K> {
             Ok(Err(got)) => (got, None),
             Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
-                let now = self.client.clock.now();
-                let answer = Answer::read(&self.client.server, &head, body.whole().as_deref(), now);
+                let document = is_problem_document(&head.headers).then(|| body.whole());
+                let answer = Answer::read(
+                    &self.client.server,
+                    &head,
+                    document.flatten().as_deref(),
+                    self.client.clock.now(),
+                );
                 (Got::Answer(answer), Some(Response::from_parts(head, body)))
             }
         }
@@ -191,7 +196,7 @@ impl<'a, K: KeyStore> Call<'a, K> {
             (Got::Answer(answer), _) => answer,
             _ => {
                 return Err(Error::NoAnswer {
-                    until: self.window.ends_at,
+                    until: self.window.last(),
                     report: Box::new(self.report),
                 });
             }

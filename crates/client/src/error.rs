@@ -151,9 +151,11 @@ impl Error {
                 report.action,
                 time::text(*past)
             ),
+            Self::Unknown { report, detail, .. } if detail.is_empty() => {
+                format!("Nobody can say whether {} ran.", report.action)
+            }
             Self::Unknown { report, detail, .. } => {
-                let detail = printable(detail);
-                format!("Nobody can say whether {} ran. {detail}", report.action)
+                format!("{}: {}", report.action, printable(detail))
             }
             Self::NoAnswer { report, .. } => {
                 let last = report.attempts.last();

@@ -3,7 +3,7 @@
 //! ```text
 //! FOLDER/<hash of the action>.key           the key, its request, when it was made. Written once
 //! FOLDER/<hash of action and key>.note      what the server said last. Replaced as a whole
-//! FOLDER/.<random>.new                      being written; what a crash left of one is removed
+//! FOLDER/new/<random>                       being written; what a crash left of one is removed
 //! ```
 //!
 //! A key file comes into being whole: it is written under another name, synced, then linked to its own
@@ -32,6 +32,8 @@ use crate::{Action, time};
 const FORMAT: u32 = 1;
 /// No file of ours is longer, in bytes.
 const LONGEST: u64 = 64 << 10;
+/// The folder of files that are being written.
+const NEW: &str = "new";
 /// A file that was being written this long ago is what a crash left.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
@@ -94,7 +96,8 @@ impl KeyFolder {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, FolderError> {
         let path = path.into();
         make_folder(&path)?;
-        remove_left_behind(&path)?;
+        make_folder(&path.join(NEW))?;
+        remove_left_behind(&path.join(NEW))?;
         Ok(Self {
             folder: path.into(),
         })
@@ -237,9 +240,8 @@ impl KeyFolder {
 
     /// Writes `content` to a new file under a name that nobody looks for, synced; its path.
     fn write_new(&self, content: &impl Serialize) -> Result<PathBuf, FolderError> {
-        let path = self
-            .folder
-            .join(format!(".{}.new", Uuid::new_v4().simple()));
+        let name = Uuid::new_v4().simple().to_string();
+        let path = self.folder.join(NEW).join(name);
         let written = Checked::text(content).and_then(|text| {
             let mut file = OpenOptions::new()
                 .write(true)
@@ -438,9 +440,6 @@ fn make_folder(path: &Path) -> Result<(), FolderError> {
 
 fn remove_left_behind(folder: &Path) -> Result<(), FolderError> {
     for file in list(folder)? {
-        if file.extension().is_none_or(|extension| extension != "new") {
-            continue;
-        }
         let age = fs::metadata(&file)
             .and_then(|metadata| metadata.modified())
             .map(|modified| modified.elapsed().unwrap_or_default());

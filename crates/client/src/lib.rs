@@ -38,7 +38,9 @@
 //! # Where to read
 //!
 //! `call.rs` is the order of things. [`Policy::next`] decides, without a clock and without I/O, by the
-//! rules of a [`Server`], which are data. [`KeyFolder`] keeps keys in a folder.
+//! rules of a [`Server`], which are data. [`KeyFolder`] keeps keys in a folder (on Unix).
+//!
+//! A call that is dropped is like one that was killed: its key is kept, and to call again goes on with it.
 
 mod action;
 mod attempt;
@@ -48,6 +50,7 @@ mod call;
 mod client;
 mod error;
 mod fingerprint;
+#[cfg(unix)]
 mod folder;
 mod keys;
 mod layer;
@@ -65,6 +68,7 @@ pub use body::AnswerBody;
 pub use budget::Budget;
 pub use client::{Builder, OnceClient};
 pub use error::{BoxError, Error};
+#[cfg(unix)]
 pub use folder::{FolderError, KeyFolder};
 pub use keys::{Entry, KeyStore, Note, Said, Taken};
 pub use layer::{NotConnected, OnceLayer, OnceService};

@@ -46,6 +46,14 @@ impl Window {
         }
     }
 
+    /// The last moment at which the key is sent.
+    pub(crate) fn last(&self) -> SystemTime {
+        // The margin is a part of the window, so there is such a moment.
+        self.ends_at
+            .checked_sub(self.margin)
+            .unwrap_or(self.ends_at)
+    }
+
     /// What is left of it at `now`, less the margin.
     pub(crate) fn left(&self, now: SystemTime) -> Result<Duration, Closed> {
         // Clocks are put right by small steps all the time.

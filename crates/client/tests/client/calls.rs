@@ -279,7 +279,7 @@ async fn without_an_answer_the_error_says_whether_it_may_have_run() {
     let error = world.call(post("a")).await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("sent nothing and costs nothing"), "{text}");
-    assert!(text.contains("2026-11-26T00:00:00.000Z"), "{text}");
+    assert!(text.contains("2026-11-25T23:59:00.000Z"), "{text}");
 
     let wrapped = NotConnected("no such name".into());
     let world = World::new([Step::Fail(wrapped.into()), reset()]);

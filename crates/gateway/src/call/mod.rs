@@ -28,6 +28,9 @@ type Answer = Response<AnswerBody<Incoming>>;
 
 /// Sends it, and prints what comes back.
 pub(crate) fn run(call: Call) -> Result<(), Failure> {
+    if call.forget {
+        return start::runtime()?.block_on(forget(&call));
+    }
     let request = call.request()?;
     start::runtime()?.block_on(async {
         match send(&call, request).await? {
@@ -42,11 +45,23 @@ pub(crate) fn run(call: Call) -> Result<(), Failure> {
     })
 }
 
+async fn forget(call: &Call) -> Result<(), Failure> {
+    let action = call.action()?;
+    let forgotten = call.client()?.forget(&action).await;
+    match forgotten.map_err(|error| Failure::call(error.to_string(), SENT_NOTHING))? {
+        true => Ok(()),
+        false => Err(Failure::call(
+            format!("There is no key for {action} here. Look at --action and --keys."),
+            SENT_NOTHING,
+        )),
+    }
+}
+
 async fn send(
     call: &Call,
     request: Request<Full<Bytes>>,
 ) -> Result<Result<Answer, Error>, Failure> {
-    let http = http_client::bare(call.url(), "URL")?.map_err(told_apart);
+    let http = http_client::bare(&call.url(), "URL")?.map_err(told_apart);
     Ok(call.client()?.layer().layer(http).oneshot(request).await)
 }
 

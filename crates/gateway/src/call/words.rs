@@ -31,8 +31,8 @@ Exit codes:
   7  the action was used for another request: this call sent nothing")]
 pub(crate) struct Call {
     /// Where to: http://127.0.0.1:8787/v1/charges
-    #[arg(value_parser = url)]
-    url: Uri,
+    #[arg(value_parser = url, required_unless_present = "forget")]
+    url: Option<Uri>,
     /// Your own name of what is to happen once: order-17/charge. Each action has one key, which is kept
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     action: String,
@@ -69,6 +69,9 @@ pub(crate) struct Call {
     /// Attempts after the first one
     #[arg(long, value_name = "COUNT", default_value_t = 5)]
     retries: u32,
+    /// Send nothing, and forget the action: from here on its name means a new one, with a new key
+    #[arg(long, conflicts_with = "url")]
+    pub(super) forget: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -83,8 +86,15 @@ enum Rules {
 
 impl Call {
     /// Where to.
-    pub(super) fn url(&self) -> &Uri {
-        &self.url
+    pub(super) fn url(&self) -> Uri {
+        // Without one there is only --forget, which sends nothing.
+        self.url.clone().unwrap_or_default()
+    }
+
+    /// The action.
+    pub(super) fn action(&self) -> Result<Action, Failure> {
+        Action::new(self.action.as_str())
+            .map_err(|error| Failure::usage("--action cannot be used", error.to_string()))
     }
 
     /// The client, with its folder of keys opened.
@@ -118,12 +128,11 @@ impl Call {
 
     /// The request, with its action.
     pub(super) fn request(&self) -> Result<Request<Full<Bytes>>, Failure> {
-        let action = Action::new(self.action.as_str())
-            .map_err(|error| Failure::usage("--action cannot be used", error.to_string()))?;
+        let action = self.action()?;
         let body = self.body()?;
         let mut request = Request::new(Full::from(body));
         *request.method_mut() = self.request.clone().unwrap_or(Method::POST);
-        *request.uri_mut() = self.url.clone();
+        *request.uri_mut() = self.url();
         *request.headers_mut() = self.headers()?;
         request.extensions_mut().insert(action);
         Ok(request)

@@ -138,8 +138,12 @@ fn i16_a_call_keeps_no_credential() {
         0,
         &[],
     );
-    for entry in std::fs::read_dir(caller.keys()).unwrap() {
-        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+    let entries = std::fs::read_dir(caller.keys()).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.is_file());
+    assert_eq!(files.len(), 2);
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
         assert!(!text.contains(secret), "{text}");
     }
     let mistake = caller.call(&["-H", "Authorization: sk-live-secret\u{1}", &upstream.url()]);
@@ -259,6 +263,29 @@ fn each_way_to_end_has_its_exit_code_and_says_what_to_do() {
             "costs nothing",
             "Call again with the same action before",
         ],
+    );
+}
+
+#[test]
+fn a_forgotten_action_is_a_new_one() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let (caller, url) = (Caller::new(), charges(&gateway));
+    ends(&caller.call(&["-d", "a=1", &url]), 0, &[]);
+    ends(&caller.call(&["-d", "a=2", &url]), 7, &[]);
+    ends(&caller.call(&["--forget"]), 0, &[]);
+    ends(
+        &caller.call(&["--forget"]),
+        1,
+        &["no key for order-17/charge"],
+    );
+    let run = caller.call(&["-d", "a=2", &url]);
+    ends(&run, 0, &[]);
+    assert_eq!(run.stdout, "execution 2 of POST /v1/charges");
+    ends(
+        &caller.call(&["--forget", &url]),
+        2,
+        &["cannot be used with"],
     );
 }
 
