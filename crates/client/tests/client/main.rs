@@ -1,5 +1,8 @@
 //! The client: keys that survive, decisions, attempts. See each file.
 
+// In a test, an unwrap is an assertion.
+#![allow(clippy::unwrap_used)]
+
 mod calls;
 mod crash;
 mod folder;
