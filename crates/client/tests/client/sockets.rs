@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use onlyonce_client::{AnswerBody, Error, Got, KeyFolder, OnceClient, Report};
-use onlyonce_testkit::{Refusing, Upstream};
+use onlyonce_testkit::{Refusing, Signal, Upstream};
 use tempfile::TempDir;
 use tower::{Layer, ServiceExt};
 
@@ -117,11 +117,12 @@ async fn hostile_061_a_server_that_is_not_there_yet_is_found_and_nothing_was_sen
 
 #[tokio::test]
 async fn an_event_stream_is_handed_on_as_it_comes_and_breaks_where_it_breaks() {
-    let upstream = Upstream::scripted(|x| {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
         x.start_chunked(200, &[("Content-Type", "text/event-stream")]);
         x.chunk("data: one\n\n");
-        // Reset only after the caller had the first event.
-        let _ = x.wire().fill();
+        wait.wait();
         x.reset();
     });
     let world = World::new();
@@ -130,7 +131,8 @@ async fn an_event_stream_is_handed_on_as_it_comes_and_breaks_where_it_breaks() {
     let mut body = response.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(&*first, b"data: one\n\n");
-    drop(body);
+    go.fire();
+    body.frame().await.unwrap().unwrap_err();
     same_requests(&upstream, 1);
 }
 
