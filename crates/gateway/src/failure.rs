@@ -24,6 +24,14 @@ pub enum Failure {
         /// What to do.
         next: String,
     },
+    /// `onlyonce call` has no good answer. One line of its own, and its own exit code.
+    #[error("{text}")]
+    Call {
+        /// What happened, what it means for the caller's money, and what to do.
+        text: String,
+        /// The exit code, as `onlyonce call --help` lists them.
+        code: u8,
+    },
 }
 
 impl Failure {
@@ -43,11 +51,20 @@ impl Failure {
         }
     }
 
-    /// 2 for a mistake in words or configuration, 1 for everything else.
+    /// A call without a good answer.
+    pub fn call(text: impl Into<String>, code: u8) -> Self {
+        Self::Call {
+            text: one_line(text),
+            code,
+        }
+    }
+
+    /// 2 for a mistake in words or configuration, 1 for everything else but a call, which has its own.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage { .. } => 2,
             Self::Other { .. } => 1,
+            Self::Call { code, .. } => *code,
         }
     }
 }

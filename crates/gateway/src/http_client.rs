@@ -16,23 +16,16 @@ const MOST: usize = 64 << 10;
 
 /// A client that keeps its connections, over TLS where a URL says so. It sends nothing twice.
 #[derive(Clone)]
-pub(crate) struct HttpClient(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub(crate) struct HttpClient(Bare);
+
+/// The client itself.
+pub(crate) type Bare = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 impl HttpClient {
     /// A client for `url`, which stands in the setting `setting`. For `https`, certificates are trusted
     /// that the system's roots vouch for.
     pub(crate) fn for_url(url: &Uri, setting: &str) -> Result<Self, Failure> {
-        let is_https = url.scheme() == Some(&Scheme::HTTPS);
-        let tls = proxy::service_tls(is_https.then_some(setting))?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .build();
-        let client = Client::builder(TokioExecutor::new())
-            .retry_canceled_requests(false)
-            .build(connector);
-        Ok(Self(client))
+        bare(url, setting).map(Self)
     }
 
     /// Sends `request` and reads the answer; an error says what happened.
@@ -50,6 +43,20 @@ impl HttpClient {
         let body = body.map_err(|error| whole(&*error))?.to_bytes();
         Ok(Response::from_parts(head, body))
     }
+}
+
+/// As [`HttpClient::for_url`], for whoever reads answers as they come.
+pub(crate) fn bare(url: &Uri, setting: &str) -> Result<Bare, Failure> {
+    let is_https = url.scheme() == Some(&Scheme::HTTPS);
+    let tls = proxy::service_tls(is_https.then_some(setting))?;
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(Client::builder(TokioExecutor::new())
+        .retry_canceled_requests(false)
+        .build(connector))
 }
 
 /// An error with what caused it.

@@ -4,6 +4,7 @@
 //! together: the proxy's workers, the control listener, the engine over an opened store.
 
 mod any_store;
+mod call;
 pub mod cli;
 pub mod config;
 mod control;

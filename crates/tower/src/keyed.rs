@@ -114,6 +114,7 @@ impl Attempt {
             },
             peer: "".into(),
             sdk_retry_count: onlyonce_http::headers::sdk_retry_count(&self.head.headers),
+            trace: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::config::{Config, Overrides, parse_address};
 use crate::failure::Failure;
 use crate::ledger_command::Ledger;
 use crate::store_command::StoreCommand;
-use crate::{demo, doctor, exec, keys, ledger_command, start, store_command};
+use crate::{call, demo, doctor, exec, keys, ledger_command, start, store_command};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -54,6 +54,8 @@ enum Command {
     Store(StoreCommand),
     /// Run a command once at most, over the control listener of a running gateway
     Exec(exec::Exec),
+    /// Send one request that runs once, however often it is tried
+    Call(call::Call),
 }
 
 #[derive(Debug, Args)]
@@ -69,7 +71,8 @@ struct Serve {
 }
 
 /// Runs the command line `words`, the program's name first, and gives its exit code: 0 when all
-/// went well, 2 for a mistake in the words or the configuration, 1 for everything else.
+/// went well, 2 for a mistake in the words or the configuration, 1 for everything else; those of `call`
+/// are its own.
 pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
     let result = match Cli::try_parse_from(words) {
         Ok(cli) => dispatch(cli.command),
@@ -96,6 +99,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Keys(keys) => keys::run(&keys),
         Command::Ledger(ledger) => ledger_command::run(&ledger),
         Command::Store(command) => store_command::run(command),
+        Command::Call(call) => call::run(call),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -214,7 +218,8 @@ mod tests {
         assert_eq!(
             commands(),
             [
-                "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store", "exec"
+                "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store", "exec",
+                "call"
             ]
         );
     }

@@ -35,6 +35,7 @@ use axum::routing::{MethodRouter, get, post};
 use onlyonce_core::Timestamp;
 use onlyonce_store::Store;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use self::guesses::Guesses;
 use crate::shared::{Phase, Phases, Shared};

@@ -4,6 +4,8 @@
 // In a test, an unwrap is an assertion.
 #![allow(clippy::unwrap_used)]
 
+mod call;
+mod caller;
 mod commands;
 mod control;
 mod doctor;

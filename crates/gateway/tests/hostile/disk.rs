@@ -3,45 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use onlyonce_testkit::{Signal, Upstream, eventually};
+use onlyonce_testkit::{Signal, Upstream, eventually, read_only};
 
 use crate::faults::Faults;
 use crate::store::one_clear_line;
 use crate::{expect_executed, expect_replay, post, setup};
-
-/// A command that runs another one where `folder` is on a read-only file system, for that process
-/// alone. `None`, with the reason printed, where the system does not let us mount.
-fn read_only(folder: &Path) -> Option<Vec<String>> {
-    let script = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" \
-                  && shift && exec \"$@\"";
-    let folder = folder.display().to_string();
-    let words = [
-        "unshare",
-        "--mount",
-        "--map-root-user",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        &folder,
-    ];
-    let tried = Command::new(words[0])
-        .args(&words[1..])
-        .arg("true")
-        .output();
-    let why = match tried {
-        Ok(output) if output.status.success() => return Some(words.map(str::to_owned).to_vec()),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => error.to_string(),
-    };
-    println!(
-        "skipped: no file system can be mounted here: {}",
-        why.trim()
-    );
-    None
-}
 
 /// The name and content of every file in a data folder.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
