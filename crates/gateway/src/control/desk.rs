@@ -147,7 +147,7 @@ impl<S: Store> Desk<S> {
 
     /// The record of `id`, where it is still there and can be read: one that cannot be is left out, as
     /// the store's lists do.
-    pub(super) async fn record(&self, id: OperationId) -> Result<Option<Stored>, Refusal> {
+    pub(super) async fn kept(&self, id: OperationId) -> Result<Option<Stored>, Refusal> {
         let store = self.control.shared.engine.store();
         let look = async {
             match store.find(id).await? {

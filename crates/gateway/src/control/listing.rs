@@ -39,7 +39,7 @@ impl Listing {
         let wants_completed = asked.state.is_some();
         let EntryPage { entries, next } = desk.entries(asked.for_books(now)?).await?;
         let rows = stream::iter(entries).map(async |entry| {
-            let found = desk.record(entry.id).await?;
+            let found = desk.kept(entry.id).await?;
             Ok::<_, Refusal>(found.map_or_else(|| Row::Booked(entry.into()), Row::Kept))
         });
         let mut rows: Vec<Row> = rows.buffered(LOOKUPS).try_collect().await?;

@@ -93,7 +93,7 @@ pub(crate) fn run(words: &Exec) -> ExitCode {
         complain(&failure);
         match failure {
             Failure::Usage { .. } | Failure::Config(_) => failure.exit_code(),
-            Failure::Other { .. } => OWN_FAILURE,
+            Failure::Other { .. } | Failure::Call { .. } => OWN_FAILURE,
         }
     }))
 }

@@ -23,8 +23,9 @@ const METHODS: [&str; 8] = [
 
 /// What is described and not provoked here: a store that cannot be read, and one that a settling write
 /// waits for.
-const NOT_SHOWN: [&str; 18] = [
+const NOT_SHOWN: [&str; 19] = [
     "GET /v1/ledger 503",
+    "GET /v1/ledger/entries 503",
     "GET /v1/operations 503",
     "GET /v1/operations/{id} 503",
     "GET /v1/operations/{id}/recording 503",
@@ -345,6 +346,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         OPERATIONS,
         "/v1/overview",
         "/v1/ledger",
+        "/v1/ledger/entries",
         "/v1/unknown",
         "/v1/suspects",
         "/v1/health",
@@ -366,6 +368,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         "?key=completed",
         "?tenant=anonymous",
         "?state=in_flight",
+        "?model=gpt-5",
         "?since=1h",
         "?until=2999-01-01T00:00:00Z",
         "?limit=1",
@@ -375,7 +378,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
         assert_eq!(page.status(), 200, "{query}: {}", page.text());
     }
     let parameters = asked.described.document["paths"][OPERATIONS]["get"]["parameters"].clone();
-    assert_eq!(parameters.as_array().unwrap().len(), 7);
+    assert_eq!(parameters.as_array().unwrap().len(), 8);
     let states = parameters[2]["schema"]["enum"].as_array().unwrap().clone();
     for state in states {
         let query = format!("?state={}", state.as_str().unwrap());
@@ -387,6 +390,7 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
     for (path, query) in [
         ("/v1/unknown", "?limit=0"),
         ("/v1/ledger", "?by=colour"),
+        ("/v1/ledger/entries", "?limit=0"),
         ("/v1/overview", "?range=1y"),
     ] {
         let wrong = asked.ask("GET", path, ("", query), "");
@@ -400,6 +404,17 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
     ] {
         let report = asked.ask("GET", "/v1/ledger", ("", query), "");
         assert_eq!(report.status(), 200, "{query}: {}", report.text());
+    }
+    for query in [
+        "?tenant=anonymous",
+        "?route=default",
+        "?model=gpt-5",
+        "?since=7d",
+        "?until=1h",
+        "?limit=1",
+    ] {
+        let page = asked.ask("GET", "/v1/ledger/entries", ("", query), "");
+        assert_eq!(page.status(), 200, "{query}: {}", page.text());
     }
 
     asked.get(DEAD, "hook", 200);
