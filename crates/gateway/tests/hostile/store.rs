@@ -202,7 +202,8 @@ fn hostile_084_a_full_disk_at_completion_withholds_the_end() {
     });
     let retry = gateway.post("/x", "k", "b");
     if retry.status() == 200 {
-        retry.expect_status(200).expect_mark("replayed");
+        // Who comes right after the write joins what is about to end, and gets all of it.
+        assert!(matches!(retry.mark(), Some("joined" | "replayed")));
         assert!(retry.text().ends_with("and ended"));
     } else {
         retry
