@@ -434,6 +434,12 @@ pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     Address::from_bytes(address)
 }
 
+/// The tag of the key that `address` is of.
+pub(crate) fn key_tag(address: Address) -> u32 {
+    let [a, b, c, d, ..] = *address.as_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
 /// The addresses that a key can have, whoever's it is.
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) fn addresses_of_key(secret: &[u8; 32], key: &Key) -> RangeInclusive<Address> {

@@ -2,9 +2,9 @@
 //!
 //! Two names may share a tag, so what has the right tags is looked at once more.
 
-use onlyonce_core::Record;
+use onlyonce_core::Address;
 
-use crate::Query;
+use crate::{Query, key_tag};
 
 /// The tag of `text`.
 pub(crate) fn tag(secret: &[u8; 32], text: &str) -> u32 {
@@ -12,7 +12,7 @@ pub(crate) fn tag(secret: &[u8; 32], text: &str) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// The tags of a record.
+/// The tags of what stands at an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tags {
     pub tenant: u32,
@@ -20,10 +20,10 @@ pub(crate) struct Tags {
 }
 
 impl Tags {
-    pub fn of(record: &Record, secret: &[u8; 32]) -> Self {
+    pub fn at(address: Address, tenant: u32) -> Self {
         Self {
-            tenant: tag(secret, &record.scope.tenant),
-            key: tag(secret, record.key.as_str()),
+            tenant,
+            key: key_tag(address),
         }
     }
 }

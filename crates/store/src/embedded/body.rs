@@ -20,11 +20,12 @@ use super::{
     log::MOST_ENTRY,
 };
 use crate::{
-    StoreError, Tags,
+    StoreError,
     codec::{self, put_block, put_varint, take_attempt, take_block, take_varint},
     corrupt,
     pack::{pack, unpack},
     seal::Sealer,
+    tag,
 };
 
 /// The body of a record's entry.
@@ -72,7 +73,7 @@ impl<R: Borrow<Record>> RecordBody<R> {
             attempts: self.attempts,
             until: record.until().map_or(0, Timestamp::as_millis),
             chunks,
-            tags: Tags::of(record, secret),
+            tenant_tag: tag(secret, &record.scope.tenant),
             state: record.state.name(),
         }
     }

@@ -21,10 +21,7 @@ use super::{
     index::Place,
     segment::{catalog_name, replace},
 };
-use crate::{
-    Tags,
-    codec::{put_varint, take_varint},
-};
+use crate::codec::{put_varint, take_varint};
 
 const MAGIC: &[u8; 8] = b"1ONCEIDX";
 const FORMAT: u32 = 1;
@@ -68,7 +65,7 @@ pub struct RecordItem {
     pub until: u64,
     /// How many chunks of the recording lie beside the record.
     pub chunks: u32,
-    pub tags: Tags,
+    pub tenant_tag: u32,
     pub state: StateName,
 }
 
@@ -173,8 +170,7 @@ fn put_item(out: &mut BytesMut, item: &Item) {
             put_varint(out, record.attempts.into());
             put_varint(out, record.until);
             put_varint(out, record.chunks.into());
-            out.put_u32(record.tags.tenant);
-            out.put_u32(record.tags.key);
+            out.put_u32(record.tenant_tag);
             let state = StateName::ALL.iter().position(|&name| name == record.state);
             out.put_u8(state.unwrap_or(usize::MAX) as u8);
         }
@@ -208,10 +204,7 @@ fn take_item(segment: u32, bytes: &mut Bytes) -> Option<Item> {
             attempts: take_u32(bytes)?,
             until: take_varint(bytes, "until").ok()?,
             chunks: take_u32(bytes)?,
-            tags: Tags {
-                tenant: bytes.try_get_u32().ok()?,
-                key: bytes.try_get_u32().ok()?,
-            },
+            tenant_tag: bytes.try_get_u32().ok()?,
             state: *StateName::ALL.get(usize::from(bytes.try_get_u8().ok()?))?,
         }),
         2 => What::Chunk {
@@ -265,7 +258,7 @@ mod tests {
                 attempts: 1,
                 until: 1_790_000_000_000,
                 chunks: 2,
-                tags: Tags { tenant: 5, key: 6 },
+                tenant_tag: 5,
                 state: StateName::Completed,
             }),
         };

@@ -25,7 +25,7 @@ impl Census {
             most_of_a_tenant,
         };
         for shard in index.shards() {
-            shard.all_tags().for_each(|tags| census.add(tags.tenant));
+            shard.tenant_tags().for_each(|tag| census.add(tag));
         }
         census
     }

@@ -33,7 +33,7 @@ use super::{
     shard::Shard,
 };
 use crate::{
-    Mark, Tags,
+    Mark,
     seal::{SealError, Sealer},
 };
 
@@ -353,7 +353,7 @@ fn apply(index: &Index, applied: &mut Applied, item: Item) {
             {
                 beside.start_recording(slot.claim);
             }
-            shard.insert(address, slot, record.tags);
+            shard.insert(address, slot, record.tenant_tag);
             match record.chunks {
                 0 => recordings.remove(&address),
                 chunks => recordings.insert(address, chunks),
@@ -387,7 +387,7 @@ fn apply(index: &Index, applied: &mut Applied, item: Item) {
                 .slot(address)
                 .is_none_or(|slot| !open.contains(&slot.state()))
             {
-                shard.insert(address, Slot::unreadable(place), Tags::default());
+                shard.insert(address, Slot::unreadable(place), 0);
             }
         }
         What::Lost => {}

@@ -214,7 +214,7 @@ impl Inner {
             let chunks = beside.start_recording(lost.claim);
             chunks.into_iter().for_each(|place| self.release(place));
         }
-        shard.insert(address, lost, item.tags);
+        shard.insert(address, lost, item.tenant_tag);
         Ok(Some(place))
     }
 }

@@ -133,25 +133,21 @@ impl Shard {
         held.map(|(_, slot)| slot)
     }
 
-    /// The tags of what stands at `address`.
-    pub fn tags(&self, address: Address) -> Option<Tags> {
+    /// The tag of the tenant of what stands at `address`.
+    pub fn tenant_tag(&self, address: Address) -> Option<u32> {
         let (block, place) = split(self.at(address)?);
-        Some(self.blocks[block].tags[place])
+        Some(self.blocks[block].tags[place].tenant)
     }
 
-    /// Puts `slot` at `address` and gives back the one that stood there.
-    pub fn insert(&mut self, address: Address, slot: Slot, tags: Tags) -> Option<Slot> {
+    /// Puts `slot`, of the tenant with this tag, at `address` and gives back the one that stood there.
+    pub fn insert(&mut self, address: Address, slot: Slot, tenant_tag: u32) -> Option<Slot> {
         let (id, state) = (slot.id, slot.state());
         let held = self.at(address);
         let at = held.unwrap_or_else(|| self.room());
         let (block, place) = split(at);
-        let Block {
-            known,
-            slots,
-            tags: all_tags,
-        } = &mut self.blocks[block];
+        let Block { known, slots, tags } = &mut self.blocks[block];
         let former = slots[place].replace((address, slot));
-        all_tags[place] = tags;
+        tags[place] = Tags::at(address, tenant_tag);
         if let Some((_, former)) = &former {
             known.dismiss(former.state());
             known.is_loose |= former.id != id;
@@ -182,7 +178,8 @@ impl Shard {
         (number * BLOCK + place) as u32
     }
 
-    pub fn remove(&mut self, address: Address) -> Option<(Slot, Tags)> {
+    /// Takes out what stands at `address`, with the tag of its tenant.
+    pub fn remove(&mut self, address: Address) -> Option<(Slot, u32)> {
         let blocks = &self.blocks;
         let entry = self
             .table
@@ -195,7 +192,7 @@ impl Shard {
         let (_, slot) = block.slots[place].take()?;
         block.known.dismiss(slot.state());
         block.known.is_loose = true;
-        Some((slot, block.tags[place]))
+        Some((slot, block.tags[place].tenant))
     }
 
     /// What stands at `address` cannot be read from now on (I13).
@@ -276,13 +273,13 @@ impl Shard {
         held.map(|(address, slot)| (*address, slot))
     }
 
-    /// The tags of all that it holds.
-    pub fn all_tags(&self) -> impl Iterator<Item = Tags> {
+    /// The tag of the tenant of each that it holds.
+    pub fn tenant_tags(&self) -> impl Iterator<Item = u32> {
         let blocks = self.blocks.iter();
         let slots = blocks.flat_map(|block| block.slots.iter().zip(&block.tags));
         slots
             .filter(|(slot, _)| slot.is_some())
-            .map(|(_, tags)| *tags)
+            .map(|(_, tags)| tags.tenant)
     }
 
     fn at(&self, address: Address) -> Option<u32> {
@@ -326,8 +323,8 @@ mod tests {
 
     fn address(number: u64) -> Address {
         let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-        bytes[8..].copy_from_slice(&number.to_be_bytes());
+        bytes[..4].copy_from_slice(&tag(&SECRET, &key(number)).to_be_bytes());
+        bytes[4..12].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
         Address::from_bytes(bytes)
     }
 
@@ -339,11 +336,9 @@ mod tests {
         }
     }
 
-    fn tags_of(tenant: &str, key: &str) -> Tags {
-        Tags {
-            tenant: tag(&SECRET, tenant),
-            key: tag(&SECRET, key),
-        }
+    /// Of several addresses one.
+    fn key(number: u64) -> String {
+        format!("key-{}", number % 100)
     }
 
     fn slot_of(id: OperationId, state: StateName, until: u64) -> Slot {
@@ -354,7 +349,7 @@ mod tests {
             attempts: 1,
             until,
             chunks: 0,
-            tags: Tags::default(),
+            tenant_tag: 0,
             state,
         };
         Slot::of(&item, place(1))
@@ -381,7 +376,7 @@ mod tests {
         let mut shard = Shard::default();
         let slot = |number| Slot::unreadable(place(number));
         for number in 0..10_000 {
-            let former = shard.insert(address(number.into()), slot(number), Tags::default());
+            let former = shard.insert(address(number.into()), slot(number), 0);
             assert!(former.is_none());
         }
         assert_eq!(shard.table.len(), 10_000);
@@ -404,7 +399,7 @@ mod tests {
         id: OperationId,
         state: Option<StateName>,
         until: u64,
-        tags: Tags,
+        tenant_tag: u32,
     }
 
     /// A shard, and the same without blocks.
@@ -434,9 +429,9 @@ mod tests {
                     let removed = self
                         .shard
                         .remove(address)
-                        .map(|(slot, tags)| (slot.id, tags));
+                        .map(|(slot, tenant_tag)| (slot.id, tenant_tag));
                     let kept = self.kept.remove(&address);
-                    assert_eq!(removed, kept.map(|kept| (kept.id, kept.tags)));
+                    assert_eq!(removed, kept.map(|kept| (kept.id, kept.tenant_tag)));
                 }
                 10 => self.shard.tighten(),
                 11 => self.expire(),
@@ -455,14 +450,15 @@ mod tests {
             };
             let state = self.random.pick(&StateName::ALL);
             let until = self.now + 1 + self.random.below(2_000);
-            let tags = tags_of(self.random.pick(&TENANTS), &format!("key-{}", number % 100));
-            self.shard.insert(address, slot_of(id, state, until), tags);
+            let tenant_tag = tag(&SECRET, self.random.pick(&TENANTS));
+            let slot = slot_of(id, state, until);
+            self.shard.insert(address, slot, tenant_tag);
             let state = Some(state);
             let kept = Kept {
                 id,
                 state,
                 until,
-                tags,
+                tenant_tag,
             };
             self.kept.insert(address, kept);
         }
@@ -509,15 +505,15 @@ mod tests {
 
         fn expected(&self, query: &Query) -> Vec<(OperationId, Address)> {
             let ends = [StateName::Completed, StateName::Released];
-            let is_wanted = |kept: &Kept| {
+            let is_wanted = |address: Address, kept: &Kept| {
                 let claimed = kept.id.first_claimed();
                 let state = kept.state?;
                 let key = query.key.as_ref().map(|key| tag(&SECRET, key.as_str()));
                 let tenant = query.tenant.as_ref().map(|tenant| tag(&SECRET, tenant));
                 let is = (!ends.contains(&state) || self.now < kept.until)
                     && query.state.is_none_or(|wanted| wanted == state)
-                    && key.is_none_or(|key| key == kept.tags.key)
-                    && tenant.is_none_or(|tenant| tenant == kept.tags.tenant)
+                    && key.is_none_or(|key| key.to_be_bytes() == address.as_bytes()[..4])
+                    && tenant.is_none_or(|tenant| tenant == kept.tenant_tag)
                     && query.since.is_none_or(|since| claimed >= since)
                     && query.until.is_none_or(|until| claimed < until)
                     && query.older_than.is_none_or(|id| kept.id < id);
@@ -525,7 +521,7 @@ mod tests {
             };
             let found = self.kept.iter();
             let mut found: Vec<_> = found
-                .filter_map(|(address, kept)| Some((is_wanted(kept)?, *address)))
+                .filter_map(|(address, kept)| Some((is_wanted(*address, kept)?, *address)))
                 .collect();
             found.sort_unstable();
             found.reverse();
@@ -588,7 +584,7 @@ mod tests {
             shard.tighten();
             for number in first..first + half {
                 let slot = slot_of(id(number), StateName::Completed, u64::MAX);
-                shard.insert(address(number), slot, Tags::default());
+                shard.insert(address(number), slot, 0);
             }
         }
         shard.tighten();

@@ -19,8 +19,8 @@ use super::{
     open,
 };
 use crate::{
-    AttemptNote, Mark, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Tags, Walked,
-    Write, corrupt, tag,
+    AttemptNote, Mark, Page, Query, Status, Store, StoreError, Stored, Swap, Swept, Walked, Write,
+    corrupt, tag,
 };
 
 /// Completed records that were asked for, with their last chunks.
@@ -450,7 +450,7 @@ impl Inner {
                 slot.beside = former.beside.take();
             }
             Some(former) => former.places().for_each(|place| self.release(place)),
-            None => self.census.add(item.tags.tenant),
+            None => self.census.add(item.tenant_tag),
         }
         if item.state == StateName::InFlight {
             let beside = slot.beside_mut();
@@ -476,7 +476,7 @@ impl Inner {
                 slot.beside = None;
             }
         }
-        shard.insert(address, slot, item.tags);
+        shard.insert(address, slot, item.tenant_tag);
         if is_claim && let Some(former) = executed {
             self.put_attempt(&mut shard, address, write.record.id, former);
         }
@@ -519,8 +519,8 @@ impl Inner {
         // Nothing points at a removal: it is dead weight from the start, and stays in the log as
         // long as anything older does, since the oldest segment is always dropped first.
         self.release(place);
-        if let Some((slot, tags)) = shard.remove(address) {
-            self.forget(&slot, tags);
+        if let Some((slot, tenant_tag)) = shard.remove(address) {
+            self.forget(&slot, tenant_tag);
         }
         self.hot.remove(&address);
         Ok(Ok(Some(place)))
@@ -536,9 +536,9 @@ impl Inner {
     }
 
     /// Counts all that belongs to a slot as dead.
-    pub fn forget(&self, slot: &Slot, tags: Tags) {
+    pub fn forget(&self, slot: &Slot, tenant_tag: u32) {
         slot.places().for_each(|place| self.release(place));
-        self.census.remove(tags.tenant);
+        self.census.remove(tenant_tag);
     }
 }
 

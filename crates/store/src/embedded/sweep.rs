@@ -68,8 +68,8 @@ impl Inner {
                 .map(|(address, _)| address)
                 .collect();
             for address in expired {
-                if let Some((slot, tags)) = shard.remove(address) {
-                    self.forget(&slot, tags);
+                if let Some((slot, tenant_tag)) = shard.remove(address) {
+                    self.forget(&slot, tenant_tag);
                     self.hot.remove(&address);
                     swept.records += 1;
                 }
@@ -197,7 +197,8 @@ impl Inner {
         address: Address,
         segment: &Segment,
     ) -> Result<Option<Place>, NotTaken> {
-        let (Some(slot), Some(tags)) = (shard.slot(address), shard.tags(address)) else {
+        let (Some(slot), Some(tenant_tag)) = (shard.slot(address), shard.tenant_tag(address))
+        else {
             return Ok(None);
         };
         let place = slot.place;
@@ -210,7 +211,7 @@ impl Inner {
                     attempts: slot.attempts,
                     until: slot.until,
                     chunks: slot.chunks(),
-                    tags,
+                    tenant_tag,
                     state,
                 });
                 self.move_entry(address, segment, place, what)?

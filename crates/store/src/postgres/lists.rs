@@ -4,7 +4,7 @@
 //! the holders of one key. All of it is found, and the newest are taken. Everything else is met on a walk
 //! from the newest on, which a page ends after so many.
 
-use onlyonce_core::{OperationId, Record, StateName, Timestamp};
+use onlyonce_core::{OperationId, StateName, Timestamp};
 use tokio_postgres::{Row, types::Type};
 
 use super::{
@@ -48,7 +48,7 @@ impl Core {
                 span.older_than = id.into();
                 // What cannot be read is not in a list.
                 page.records
-                    .extend(stored.filter(|stored| matches(&query, &stored.record)));
+                    .extend(stored.filter(|stored| query.wants(&stored.record)));
             }
             if is_all || query.limit == 0 {
                 page.next = end;
@@ -174,15 +174,4 @@ fn first_id(moment: Timestamp) -> Id {
     let mut id = [0; 16];
     id[..6].copy_from_slice(&moment.as_millis().to_be_bytes()[2..]);
     Id(id)
-}
-
-fn matches(query: &Query, record: &Record) -> bool {
-    let Query {
-        key, tenant, state, ..
-    } = query;
-    key.as_ref().is_none_or(|key| *key == record.key)
-        && tenant
-            .as_ref()
-            .is_none_or(|tenant| *tenant == record.scope.tenant)
-        && state.is_none_or(|state| state == record.state.name())
 }
