@@ -69,15 +69,15 @@ impl<S: Store> Engine<S> {
     ///
     /// # Errors
     ///
-    /// [`Trouble`] where the store does not answer.
-    pub async fn record(&self, id: OperationId) -> Result<Option<Stored>, Trouble> {
+    /// [`StoreError`]; [`StoreError::Corrupt`] where it is there and cannot be read (I13).
+    pub async fn record(&self, id: OperationId) -> Result<Option<Stored>, StoreError> {
         Ok(self.stored(id).await?.map(|(_, stored)| stored))
     }
 
     pub(crate) async fn stored(
         &self,
         id: OperationId,
-    ) -> Result<Option<(Address, Stored)>, Trouble> {
+    ) -> Result<Option<(Address, Stored)>, StoreError> {
         let Some(address) = self.shared.store.find(id).await? else {
             return Ok(None);
         };
@@ -127,7 +127,7 @@ impl<S: Store> Engine<S> {
         who: &str,
         reason: &str,
     ) -> Result<Operation, ResolveError> {
-        let Some((address, stored)) = self.stored(id).await? else {
+        let Some((address, stored)) = self.stored(id).await.map_err(Trouble::from)? else {
             return Err(ResolveError::NotFound);
         };
         // While it is held, no attempt claims here and writes to the recording.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
-use onlyonce_core::{OperationId, Record, Timestamp};
+use onlyonce_core::{OperationId, Timestamp};
 use onlyonce_engine::{ClaimToken, Engine, Operation, Purge, Reader, Resolution, Trouble};
 use onlyonce_http::tenant::ANONYMOUS;
 use onlyonce_http::{HashKeys, Problem};
@@ -148,19 +148,11 @@ impl<S: Store> Desk<S> {
     /// The record of `id`, where it is still there and can be read: one that cannot be is left out, as
     /// the store's lists do.
     pub(super) async fn kept(&self, id: OperationId) -> Result<Option<Stored>, Refusal> {
-        let store = self.control.shared.engine.store();
-        let look = async {
-            match store.find(id).await? {
-                Some(address) => store.load(address).await,
-                None => Ok(None),
-            }
-        };
-        let found = match look.await {
+        let found = match self.engine().record(id).await {
             Err(StoreError::Corrupt(_)) => None,
             found => found.map_err(Trouble::from)?,
         };
-        let is_it = |record: &Record| record.id == id && self.sees(&record.scope.tenant);
-        Ok(found.filter(|stored| is_it(&stored.record)))
+        Ok(found.filter(|stored| self.sees(&stored.record.scope.tenant)))
     }
 
     /// What looks like repeats. Who is bound to a tenant sees the repeats that are known to be its own.
@@ -218,8 +210,8 @@ impl<S: Store> Desk<S> {
 
     /// The record of the operation `id`.
     pub(super) async fn record(&self, id: OperationId) -> Result<Stored, Refusal> {
-        let found = self.engine().record(id).await?;
-        self.seen(id, found)
+        let found = self.engine().record(id).await;
+        self.seen(id, found.map_err(Trouble::from)?)
     }
 
     fn seen(&self, id: OperationId, found: Option<Stored>) -> Result<Stored, Refusal> {

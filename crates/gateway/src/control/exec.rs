@@ -16,15 +16,13 @@ use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use onlyonce_core::{
-    Concurrent, Fingerprint, Head, HeaderBlock, OnUnknown, OperationId, Refusal as Why,
-    ReleaseReason, RequestLine, Scope, UnknownReason,
+    Concurrent, Head, HeaderBlock, OnUnknown, OperationId, Refusal as Why, ReleaseReason,
+    RequestLine, Scope, UnknownReason,
 };
 use onlyonce_engine::{
-    Begin, Execution, Kind, PushError, Reader, Request, RoutePolicy, Start, Unsettled,
+    Begin, Execution, Kind, PushError, Reader, Refused, Request, RoutePolicy, Start, Unsettled,
 };
-use onlyonce_http::{
-    FingerprintBuilder, FingerprintRules, Problem, RequestIdentity, Status, key_of,
-};
+use onlyonce_http::{FingerprintRules, Problem, Status, key_of};
 use onlyonce_store::Store;
 use serde::Deserialize;
 use serde_json::json;
@@ -34,7 +32,7 @@ use super::access::{May, Working};
 use super::answer::Refusal;
 use super::desk::Desk;
 use super::recording::RecordingBody;
-use super::work::{self, peer, word};
+use super::work::{self, conflict, fingerprint_of, peer, word};
 use crate::exec::frames::{CONTENT_TYPE, Frame, Frames};
 
 const ROUTE: &str = "exec";
@@ -92,18 +90,13 @@ pub(super) async fn run<S: Store>(
         }
         Begin::Replay(reader) => told(reader, Status::Replayed).await,
         Begin::Join(reader) => told(reader, Status::Joined).await,
-        Begin::Refuse(refused) => {
-            let (status, problem) = match refused.refusal {
-                Why::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, Problem::KeyReused),
-                Why::InFlight => (StatusCode::CONFLICT, in_flight()),
-                Why::Unknown(reason) => (StatusCode::CONFLICT, Problem::OutcomeUnknown(reason)),
-            };
-            let refusal = Refusal::problem(status, &problem);
-            Err(match refused.ticket {
-                Some(ticket) => refusal.about(ticket.id),
-                None => refusal,
-            })
-        }
+        Begin::Refuse(Refused { refusal, ticket }) => Err(match refusal {
+            Why::KeyReused => {
+                Refusal::problem(StatusCode::UNPROCESSABLE_ENTITY, &Problem::KeyReused)
+            }
+            Why::InFlight => conflict(&in_flight(), ticket.as_ref()),
+            Why::Unknown(reason) => conflict(&Problem::OutcomeUnknown(reason), ticket.as_ref()),
+        }),
     }
 }
 
@@ -156,7 +149,13 @@ fn request<S: Store>(
             namespace: word("namespace", query.namespace)?.unwrap_or_else(|| ROUTE.into()),
         },
         key,
-        fingerprint: fingerprint(desk, &query.command),
+        fingerprint: fingerprint_of(
+            desk,
+            (ROUTE, METHOD, "/v1/exec"),
+            &HeaderMap::new(),
+            &FingerprintRules::default(),
+            query.command.as_bytes(),
+        ),
         line: RequestLine {
             route: ROUTE.into(),
             method: METHOD.into(),
@@ -167,21 +166,6 @@ fn request<S: Store>(
         sdk_retry_count: None,
         trace: None,
     })
-}
-
-fn fingerprint<S: Store>(desk: &Desk<S>, command: &str) -> Fingerprint {
-    let rules = FingerprintRules::default();
-    let method = http::Method::from_bytes(METHOD.as_bytes()).unwrap_or_default();
-    let identity = RequestIdentity {
-        method: &method,
-        upstream: ROUTE,
-        path: "/v1/exec",
-        query: None,
-        headers: &HeaderMap::new(),
-    };
-    let mut fingerprint = FingerprintBuilder::new(desk.hash_keys(), &identity, &rules);
-    fingerprint.body_chunk(command.as_bytes());
-    fingerprint.finish()
 }
 
 fn in_flight() -> Problem {
@@ -357,20 +341,20 @@ fn head() -> Head {
 
 /// The run that was recorded, or is being recorded.
 async fn told<S: Store>(mut reader: Reader<S>, status: Status) -> Result<Response, Refusal> {
-    let operation = reader.ticket().id;
-    let conflict =
-        |problem: &Problem| Refusal::problem(StatusCode::CONFLICT, problem).about(operation);
+    let ticket = *reader.ticket();
     match reader.start().await {
         Start::Response { .. } => {}
-        Start::Timeout => return Err(conflict(&in_flight())),
-        Start::Unknown(reason) => return Err(conflict(&Problem::OutcomeUnknown(reason))),
+        Start::Timeout => return Err(conflict(&in_flight(), Some(&ticket))),
+        Start::Unknown(reason) => {
+            return Err(conflict(&Problem::OutcomeUnknown(reason), Some(&ticket)));
+        }
         Start::NotSent(_) => {
             return Err(Refusal::new(
                 StatusCode::CONFLICT,
                 "the run that this one joined could not be started, so nothing ran",
                 "run it again: the key is free",
             )
-            .about(operation));
+            .about(ticket.id));
         }
     }
     let mut response = Response::new(Body::new(RecordingBody { reader }));

@@ -17,22 +17,27 @@ mod asked;
 mod view;
 mod waiting;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit};
-use axum::http::{Extensions, StatusCode};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode};
 use bytes::Bytes;
 use onlyonce_core::{
-    Concurrent, Fingerprint, Head, HeaderBlock, Key, Metered, OnUnknown, OperationId,
+    Concurrent, Fingerprint, Head, HeaderBlock, Key, Metered, OnUnknown, OperationId, Record,
     Refusal as Why, RequestLine, Scope, State,
 };
-use onlyonce_engine::{ClaimToken, Refused, Request, RoutePolicy, Ticket, Trouble, Work};
+use onlyonce_engine::{
+    ClaimToken, Refused, Request, RoutePolicy, Ticket, Trouble, Work, WorkError,
+};
 use onlyonce_http::{BodyRule, FingerprintBuilder, FingerprintRules, Problem, RequestIdentity};
 use onlyonce_ledger::prices::Sale;
 use onlyonce_store::Store;
-use std::net::SocketAddr;
+use serde_json::value::RawValue;
 
 use self::asked::{
     BeginBody, Begun, CompleteBody, FailBody, HeartbeatBody, MeteredBody, ReleaseBody,
@@ -156,20 +161,32 @@ fn fingerprint<S: Store>(desk: &Desk<S>, asked: &Begun) -> Fingerprint {
         body: BodyRule::Json { ignore: Vec::new() },
         ..FingerprintRules::default()
     };
-    let json = http::HeaderValue::from_static("application/json");
-    let headers = http::HeaderMap::from_iter([(http::header::CONTENT_TYPE, json)]);
-    let method = http::Method::from_bytes(METHOD.as_bytes()).unwrap_or_default();
+    let json = HeaderValue::from_static("application/json");
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, json)]);
+    let input = asked.input.as_deref().map(RawValue::get);
+    let what = input.unwrap_or_default().as_bytes();
+    fingerprint_of(desk, (ROUTE, METHOD, "/v1/work"), &headers, &rules, what)
+}
+
+/// The fingerprint of `what` is to be done: `of` is the route, the method and the path that stand for it.
+pub(super) fn fingerprint_of<S: Store>(
+    desk: &Desk<S>,
+    of: (&str, &str, &str),
+    headers: &HeaderMap,
+    rules: &FingerprintRules,
+    what: &[u8],
+) -> Fingerprint {
+    let (upstream, method, path) = of;
+    let method = Method::from_bytes(method.as_bytes()).unwrap_or_default();
     let identity = RequestIdentity {
         method: &method,
-        upstream: ROUTE,
-        path: "/v1/work",
+        upstream,
+        path,
         query: None,
-        headers: &headers,
+        headers,
     };
-    let mut fingerprint = FingerprintBuilder::new(desk.hash_keys(), &identity, &rules);
-    if let Some(input) = &asked.input {
-        fingerprint.body_chunk(input.get().as_bytes());
-    }
+    let mut fingerprint = FingerprintBuilder::new(desk.hash_keys(), &identity, rules);
+    fingerprint.body_chunk(what);
     fingerprint.finish()
 }
 
@@ -185,7 +202,16 @@ fn decided(how: &'static str, (end, ticket): (Ending, Ticket)) -> Result<Decisio
         Ending::Completed(result) => Ok(Decision::result(how, &ticket, result)),
         Ending::Released => Ok(Decision::without("released", &ticket)),
         Ending::Runs => Ok(Decision::without("in_flight", &ticket)),
-        Ending::Unknown(reason) => Err(unknown(&Problem::OutcomeUnknown(reason), Some(&ticket))),
+        Ending::Unknown(reason) => Err(conflict(&Problem::OutcomeUnknown(reason), Some(&ticket))),
+    }
+}
+
+/// What stands in the way, of the operation of `ticket`.
+pub(super) fn conflict(problem: &Problem, ticket: Option<&Ticket>) -> Refusal {
+    let refusal = Refusal::problem(StatusCode::CONFLICT, problem);
+    match ticket {
+        Some(ticket) => refusal.about(ticket.id),
+        None => refusal,
     }
 }
 
@@ -199,15 +225,7 @@ fn refuse(refused: Refused) -> Result<Decision, Refusal> {
         (Why::InFlight, Some(ticket)) => Ok(Decision::without("in_flight", ticket)),
         // A claim for it is being written at this moment.
         (Why::InFlight, None) => Ok(Decision::nothing("in_flight")),
-        (Why::Unknown(reason), ticket) => Err(unknown(&Problem::OutcomeUnknown(reason), ticket)),
-    }
-}
-
-fn unknown(problem: &Problem, ticket: Option<&Ticket>) -> Refusal {
-    let refusal = Refusal::problem(StatusCode::CONFLICT, problem);
-    match ticket {
-        Some(ticket) => refusal.about(ticket.id),
-        None => refusal,
+        (Why::Unknown(reason), ticket) => Err(conflict(&Problem::OutcomeUnknown(reason), ticket)),
     }
 }
 
@@ -221,9 +239,7 @@ pub(super) async fn heartbeat<S: Store>(
     let (token, lease) = body(asked)?.read(&desk)?;
     let engine = desk.engine_for(id, &token).await?;
     let record = engine.renew_work(id, &token, lease).await;
-    Ok(Json(WorkView::of(
-        &*record.map_err(|error| about(error, id))?,
-    )))
+    written(record, id)
 }
 
 /// `POST /v1/work/{id}/complete`.
@@ -247,9 +263,7 @@ pub(super) async fn complete<S: Store>(
     let record = engine
         .complete_work(id, token, result_head(), result, window, metered)
         .await;
-    Ok(Json(WorkView::of(
-        &*record.map_err(|error| about(error, id))?,
-    )))
+    written(record, id)
 }
 
 /// `POST /v1/work/{id}/release`.
@@ -262,9 +276,7 @@ pub(super) async fn release<S: Store>(
     let token = body(asked)?.read()?;
     let engine = desk.engine_for(id, &token).await?;
     let record = engine.release_work(id, &token).await;
-    Ok(Json(WorkView::of(
-        &*record.map_err(|error| about(error, id))?,
-    )))
+    written(record, id)
 }
 
 /// `POST /v1/work/{id}/fail`.
@@ -284,13 +296,16 @@ pub(super) async fn fail<S: Store>(
     )
     .await?;
     let record = engine.fail_work(id, &token, metered).await;
-    Ok(Json(WorkView::of(
-        &*record.map_err(|error| about(error, id))?,
-    )))
+    written(record, id)
 }
 
-fn about(error: onlyonce_engine::WorkError, id: OperationId) -> Refusal {
-    Refusal::from(error).about(id)
+/// The operation `id` as it stands by the worker's word.
+fn written(
+    record: Result<Arc<Record>, WorkError>,
+    id: OperationId,
+) -> Result<Json<WorkView>, Refusal> {
+    let record = record.map_err(|error| Refusal::from(error).about(id))?;
+    Ok(Json(WorkView::of(&record)))
 }
 
 /// What a result is recorded as.
@@ -327,7 +342,7 @@ async fn metered<S: Store>(
 }
 
 /// Whether a worker executes it, or did.
-fn is_work(record: &onlyonce_core::Record) -> bool {
+fn is_work(record: &Record) -> bool {
     &*record.request.route == ROUTE && &*record.request.method == METHOD
 }
 

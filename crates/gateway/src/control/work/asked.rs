@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{default_lease, default_window, key};
-use crate::config::{nearest, parse_duration};
+use crate::config::{nearest, parse_duration, show_duration};
 use crate::control::answer::Refusal;
 use crate::control::desk::Desk;
 
@@ -237,7 +237,7 @@ fn within(name: &str, text: &str, range: &RangeInclusive<Duration>) -> Result<Du
     if range.contains(&span) {
         return Ok(span);
     }
-    let [least, most] = [range.start(), range.end()].map(|span| humantime::format_duration(*span));
+    let [least, most] = [range.start(), range.end()].map(|span| show_duration(*span));
     Err(Refusal::bad_request(
         format!("{name} is {text}"),
         format!("ask for {least} to {most}"),
