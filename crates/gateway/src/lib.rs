@@ -20,7 +20,7 @@ mod ledger_command;
 mod listen;
 pub mod metrics;
 mod observe;
-mod open;
+pub mod open;
 mod presets;
 pub mod proxy;
 pub mod shared;

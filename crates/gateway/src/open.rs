@@ -74,11 +74,7 @@ fn in_memory(store: &Store, limits: &Limits) -> MemoryStore {
 }
 
 /// The store in `folder`, which is made where it is not there.
-pub(crate) fn embedded(
-    folder: &Path,
-    store: &Store,
-    limits: &Limits,
-) -> Result<EmbeddedStore, Failure> {
+pub fn embedded(folder: &Path, store: &Store, limits: &Limits) -> Result<EmbeddedStore, Failure> {
     EmbeddedStore::open(folder, embedded_options(store, limits))
         .map_err(|error| of_folder(folder, &error))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use onlyonce_core::OwnerId;
-use onlyonce_engine::{Engine, Seldom, Settings};
+use onlyonce_engine::{Engine, Seldom};
 use onlyonce_http::{HashKeys, Tenants};
 use onlyonce_ledger::MeterMemory;
 use onlyonce_store::Store;
@@ -44,11 +44,7 @@ impl<S: Store> Shared<S> {
     /// Assembles them over an opened store.
     pub fn new(config: Config, store: S, owner: OwnerId) -> Result<Arc<Self>, Failure> {
         let hash_keys = HashKeys::from_secret(store.secret());
-        let credentials = config.tenants.iter().flat_map(|tenant| {
-            let of = |credential| (&*tenant.name, crate::config::Secret::expose(credential));
-            tenant.credentials.iter().map(of)
-        });
-        let tenants = Tenants::new(&hash_keys, credentials).map_err(|error| {
+        let tenants = config.tenants_by(&hash_keys).map_err(|error| {
             Failure::usage(
                 format!("the [[tenant]] tables cannot be used: {error}"),
                 "correct them",
@@ -62,7 +58,7 @@ impl<S: Store> Shared<S> {
         };
         let sinks = Sinks::new(&config.ledger.sinks)?;
         let (store, observer) = (Arc::new(store), metrics.observer());
-        let engine = Engine::with_observer(store, owner, settings(&config), Some(observer));
+        let engine = Engine::with_observer(store, owner, config.engine_settings(), Some(observer));
         let telemetry = Telemetry::new(config.telemetry.as_ref(), &metrics.telemetry);
         let suspects = Arc::new(Suspects::new(config.limits.observed));
         Ok(Arc::new(Self {
@@ -77,19 +73,6 @@ impl<S: Store> Shared<S> {
             telemetry,
             store_down: Seldom::default(),
         }))
-    }
-}
-
-fn settings(config: &Config) -> Settings {
-    Settings {
-        lease: config.store.lease,
-        released_retention: config.store.released_retention,
-        operation_memory: config.limits.operation_memory,
-        max_response: config.limits.response_body,
-        live_operations: config.limits.live_operations,
-        tenant_live: config.limits.tenant_live,
-        books: config.ledger.enabled.then_some(config.ledger.retention),
-        ..Settings::default()
     }
 }
 

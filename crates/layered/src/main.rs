@@ -8,7 +8,6 @@ mod forward;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -20,11 +19,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use onlyonce::config::{ClientGone, Config, Forward, KeyMode, Overrides, Route, Source, StoreUrl};
+use onlyonce::open;
 use onlyonce_core::Concurrent;
 use onlyonce_http::{HashKeys, Tenant, Tenants};
-use onlyonce_store::embedded::{EncryptionKeys, Options};
 use onlyonce_store::{EmbeddedStore, Store as _};
-use onlyonce_tower::{Once, OnceLayer, Rules, Settings};
+use onlyonce_tower::{Once, OnceLayer, Rules};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tower::{Layer as _, Service, ServiceExt as _};
@@ -55,8 +54,8 @@ fn main() -> Result<()> {
 
 async fn run(config: Config) -> Result<()> {
     let store = open(&config)?;
-    let tenants = Arc::new(tenants(&config, store.secret())?);
-    let once = Once::new(store, settings(&config));
+    let tenants = Arc::new(config.tenants_by(&HashKeys::from_secret(store.secret()))?);
+    let once = Once::new(store, config.engine_settings());
     let config = Arc::new(config);
     let connections = Arc::new(AtomicUsize::new(0));
 
@@ -155,41 +154,7 @@ fn open(config: &Config) -> Result<EmbeddedStore> {
     let StoreUrl::Embedded(folder) = &config.store.url else {
         bail!("this server is for the embedded store");
     };
-    let store = &config.store;
-    let options = Options {
-        segment_bytes: u32::try_from(store.segment_bytes)?,
-        cache_bytes: store.cache_bytes,
-        max_bytes: store.max_bytes,
-        max_records: store.max_records,
-        max_tenant_records: config.limits.tenant_records,
-        encryption: store.encryption.as_ref().map(|encryption| EncryptionKeys {
-            active: encryption.active,
-            keys: encryption.keys.iter().copied().collect(),
-        }),
-        ..Options::default()
-    };
-    let folder: &PathBuf = folder;
-    Ok(EmbeddedStore::open(folder, options)?)
-}
-
-fn tenants(config: &Config, secret: &[u8; 32]) -> Result<Tenants> {
-    let credentials = config.tenants.iter().flat_map(|tenant| {
-        let credentials = tenant.credentials.iter();
-        credentials.map(|credential| (&*tenant.name, credential.expose()))
-    });
-    Ok(Tenants::new(&HashKeys::from_secret(secret), credentials)?)
-}
-
-fn settings(config: &Config) -> Settings {
-    Settings {
-        lease: config.store.lease,
-        released_retention: config.store.released_retention,
-        operation_memory: config.limits.operation_memory,
-        max_response: config.limits.response_body,
-        live_operations: config.limits.live_operations,
-        tenant_live: config.limits.tenant_live,
-        ..Settings::default()
-    }
+    Ok(open::embedded(folder, &config.store, &config.limits)?)
 }
 
 /// What the configuration says of a route, in the layer's own words.

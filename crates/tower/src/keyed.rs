@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use onlyonce_core::{Fingerprint, Key, RequestLine, Scope};
-use onlyonce_engine::{Begin, Kind, Refused, Trouble};
+use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
 use onlyonce_http::problem::Problem;
 use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status};
@@ -22,7 +22,7 @@ use crate::shell::collecting::{Coming, NoBody};
 use crate::shell::first::{self, Begun};
 use crate::shell::reply::Reply;
 use crate::shell::telling::{
-    Marking, log_trouble, problem_of_refusal, problem_of_start, problem_of_trouble,
+    Marking, log_trouble, marked, problem_of_refusal, problem_of_start, problem_of_trouble,
 };
 use crate::{BoxError, RequestBody, ResponseBody};
 
@@ -190,37 +190,30 @@ impl<S: Store> Route<S> {
         })
     }
 
-    /// The answer that has begun, marked as what it is; one that says that nothing ran is marked so,
-    /// whoever gets it.
+    /// The answer that has begun, marked as what it is.
     fn told<R>(&self, begun: Begun, status: Status, asking: Asking) -> Response<ResponseBody<R>> {
         match begun {
             Begun::Answer {
-                mut response,
+                response,
                 kind,
                 ticket,
             } => {
-                let replayed = status != Status::Executed;
-                let status = match kind {
-                    Kind::Executed => status,
-                    Kind::Released => Status::Released,
-                };
-                let marking = Marking {
-                    ticket: Some(ticket),
-                    ..Marking::default()
-                };
-                marking.mark(response.headers_mut(), Some(status), replayed);
+                let (response, _) = marked(response, kind, status, &marking_of(ticket));
                 response.map(ResponseBody::recorded)
             }
             Begun::Nothing { start, ticket } => {
-                let marking = Marking {
-                    ticket: Some(ticket),
-                    ..Marking::default()
-                };
                 let problem =
                     problem_of_start(start, &self.rules.namespace, self.rules.join_timeout);
-                self.refuse(&problem, &marking, asking)
+                self.refuse(&problem, &marking_of(ticket), asking)
             }
         }
+    }
+}
+
+fn marking_of(ticket: Ticket) -> Marking<'static> {
+    Marking {
+        ticket: Some(ticket),
+        ..Marking::default()
     }
 }
 

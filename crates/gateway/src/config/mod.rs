@@ -21,6 +21,9 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use onlyonce_engine::Settings;
+use onlyonce_http::tenant::TenantsError;
+use onlyonce_http::{HashKeys, Tenants};
 use onlyonce_ledger::prices::Prices;
 
 pub use error::ConfigError;
@@ -155,6 +158,29 @@ impl Config {
                 .replace("`preset`", "--preset"),
             ..error
         })
+    }
+
+    /// The engine's limits and spans.
+    pub fn engine_settings(&self) -> Settings {
+        Settings {
+            lease: self.store.lease,
+            released_retention: self.store.released_retention,
+            operation_memory: self.limits.operation_memory,
+            max_response: self.limits.response_body,
+            live_operations: self.limits.live_operations,
+            tenant_live: self.limits.tenant_live,
+            books: self.ledger.enabled.then_some(self.ledger.retention),
+            ..Settings::default()
+        }
+    }
+
+    /// Who a caller is, by the credential that it presents.
+    pub fn tenants_by(&self, hash_keys: &HashKeys) -> Result<Tenants, TenantsError> {
+        let credentials = self.tenants.iter().flat_map(|tenant| {
+            let of = |credential| (&*tenant.name, Secret::expose(credential));
+            tenant.credentials.iter().map(of)
+        });
+        Tenants::new(hash_keys, credentials)
     }
 
     /// What calls cost: the list prices and those of all tenants. The file of prices is read here.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, TraceId, view};
-use onlyonce_engine::{Begin, Kind, Refused, Ticket, Trouble};
+use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, view};
+use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
 use onlyonce_http::headers::sdk_retry_count;
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status, derived_key};
@@ -14,7 +14,7 @@ use onlyonce_store::Store;
 use onlyonce_tower::shell::collecting;
 use onlyonce_tower::shell::first::{self, Begun};
 use onlyonce_tower::shell::telling::{
-    Marking, log_trouble, problem_of_refusal, problem_of_start, problem_of_trouble,
+    Marking, log_trouble, marked, problem_of_refusal, problem_of_start, problem_of_trouble,
 };
 
 use super::execute::{self, Order};
@@ -25,7 +25,7 @@ use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
 use crate::config::ClientGone;
 use crate::metrics::Answer;
-use crate::telemetry::{self, AttemptSpan, ExecutionSpan, Origin};
+use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin, Traces};
 
 /// Answers a request whose key is `key`, or is to be derived.
 pub(super) async fn answer<S: Store>(
@@ -70,8 +70,11 @@ async fn answer_in<S: Store>(
         ticket,
         derived_key: derived_key.as_ref(),
     };
-    let own_trace = span.as_ref().and_then(AttemptSpan::trace);
-    let engine_request = attempt.engine_request(path, caller, own_trace);
+    let traces = match span {
+        Some(span) => span.traces(),
+        None => Traces::without_telemetry(&attempt.head.headers),
+    };
+    let engine_request = attempt.engine_request(path, caller, traces);
     // Whoever leaves a slow store again and again would begin anew each time, and never come to execute.
     let finishes = path.route.policy.client_gone == ClientGone::Finish;
     let staying = finishes.then(|| caller.stays.stay());
@@ -139,8 +142,7 @@ fn note(span: &mut Option<AttemptSpan>, got: Got, ticket: Option<&Ticket>) {
     }
 }
 
-/// The answer that has begun, marked as what it is; one that says that nothing ran is marked so, whoever
-/// gets it.
+/// The answer that has begun, marked as what it is.
 fn told<S: Store>(
     worker: &Worker<S>,
     path: &Path,
@@ -151,20 +153,15 @@ fn told<S: Store>(
 ) -> Response<Reply> {
     match begun {
         Begun::Answer {
-            mut response,
+            response,
             kind,
             ticket,
         } => {
-            let replayed = status != Status::Executed;
-            let status = match kind {
-                Kind::Executed => status,
-                Kind::Released => Status::Released,
-            };
             let marking = Marking {
                 ticket: Some(ticket),
                 ..*marking
             };
-            marking.mark(response.headers_mut(), Some(status), replayed);
+            let (response, status) = marked(response, kind, status, &marking);
             worker
                 .shared
                 .metrics
@@ -323,9 +320,8 @@ impl Attempt {
         &self,
         path: &Path,
         caller: &Caller,
-        own_trace: Option<TraceId>,
+        traces: Traces,
     ) -> onlyonce_engine::Request {
-        let callers = telemetry::trace_of(&self.head.headers);
         onlyonce_engine::Request {
             scope: self.scope.clone(),
             key: self.key.clone(),
@@ -334,11 +330,11 @@ impl Attempt {
                 route: path.route.name.clone(),
                 method: self.head.method.as_str().into(),
                 path: self.head.uri.path().into(),
-                trace: callers,
+                trace: traces.callers,
             },
             peer: caller.peer.to_string().into(),
             sdk_retry_count: sdk_retry_count(&self.head.headers),
-            trace: callers.or(own_trace),
+            trace: traces.own,
         }
     }
 

@@ -24,15 +24,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::{HeaderMap, Request};
-use onlyonce_core::TraceId;
+use http::Request;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use self::context::{Context, Sample};
+use self::context::Sample;
 pub(crate) use self::export::Exporter;
 use self::spans::Finished;
-pub(crate) use self::spans::{AttemptSpan, ExecutionSpan, Origin};
+pub(crate) use self::spans::{AttemptSpan, ExecutionSpan, Origin, Traces};
 use self::sums::Sums;
 use crate::config;
 use crate::metrics::TelemetryMetrics;
@@ -53,11 +52,6 @@ struct Tracer {
     enough: Notify,
     metrics: TelemetryMetrics,
     sums: Sums,
-}
-
-/// The trace that a request came in, whether any is sent away from here or not.
-pub(crate) fn trace_of(headers: &HeaderMap) -> Option<TraceId> {
-    Context::of(headers).map(|context| context.trace)
 }
 
 impl Telemetry {

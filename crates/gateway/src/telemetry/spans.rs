@@ -27,6 +27,26 @@ pub(crate) struct Origin {
     pub(crate) sdk_retry_count: Option<u32>,
 }
 
+/// The traces of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Traces {
+    /// That of its caller.
+    pub(crate) callers: Option<TraceId>,
+    /// The one that it is part of here.
+    pub(crate) own: Option<TraceId>,
+}
+
+impl Traces {
+    /// Where nothing is sent away from here: a request is part of its caller's trace alone.
+    pub(crate) fn without_telemetry(headers: &HeaderMap) -> Self {
+        let callers = Context::of(headers).map(|context| context.trace);
+        Self {
+            callers,
+            own: callers,
+        }
+    }
+}
+
 /// A span that is done.
 pub(super) enum Finished {
     Attempt(Box<Attempt>),
@@ -102,9 +122,14 @@ impl AttemptSpan {
         }
     }
 
-    /// The trace that it is part of, unless it executes: then it is that of its operation.
-    pub(crate) fn trace(&self) -> Option<TraceId> {
-        Some(self.attempt.as_ref()?.own.trace)
+    /// The trace that the request came in, and the one that it is part of, unless it executes: then that
+    /// is its operation's.
+    pub(crate) fn traces(&self) -> Traces {
+        let attempt = self.attempt.as_deref();
+        Traces {
+            callers: attempt.and_then(|attempt| Some(attempt.parent?.trace)),
+            own: attempt.map(|attempt| attempt.own.trace),
+        }
     }
 
     /// Whose request it is.

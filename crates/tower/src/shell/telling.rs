@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use onlyonce_core::{Key, Refusal, UnknownReason};
-use onlyonce_engine::{Seldom, Start, Ticket, Trouble};
+use onlyonce_engine::{Kind, Seldom, Start, Ticket, Trouble};
 use onlyonce_http::problem::Problem;
 use onlyonce_http::{Marks, Status};
 
@@ -35,6 +35,23 @@ impl Marking<'_> {
             marks.write(headers);
         }
     }
+}
+
+/// An answer that has begun, marked as what it is; one that says that nothing ran is marked so, whoever
+/// gets it. With the status that it is marked with.
+pub fn marked<B>(
+    mut response: Response<B>,
+    kind: Kind,
+    status: Status,
+    marking: &Marking<'_>,
+) -> (Response<B>, Status) {
+    let replayed = status != Status::Executed;
+    let status = match kind {
+        Kind::Executed => status,
+        Kind::Released => Status::Released,
+    };
+    marking.mark(response.headers_mut(), Some(status), replayed);
+    (response, status)
 }
 
 /// What an attempt that is refused is told.
