@@ -3,7 +3,7 @@
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --package onlyonce \
+RUN cargo build --release --locked --package onlyonce-gateway \
     && install -D target/release/onlyonce /out/onlyonce
 
 FROM debian:bookworm-slim

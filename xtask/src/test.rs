@@ -71,9 +71,9 @@ fn cargo_test() -> Result<Count> {
     ])?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
-    if audit::has_feature("onlyonce", REAL_CLIENTS)? {
+    if audit::has_feature("onlyonce-gateway", REAL_CLIENTS)? {
         let clients = clients::install()?;
-        command.args(["--features", &format!("onlyonce/{REAL_CLIENTS}")]);
+        command.args(["--features", &format!("onlyonce-gateway/{REAL_CLIENTS}")]);
         command.env("ONLYONCE_PYTHON", clients.python);
         command.env("ONLYONCE_NODE_MODULES", clients.node_modules);
     }

@@ -13,6 +13,7 @@ pub struct Action(Arc<str>);
 
 /// Why a text names no action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ActionError {
     /// No character at all: such as the id that a program forgot to fill in.
     #[error("the name of the action is empty; name what is to happen once, like order-17/charge")]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::Action;
 use crate::budget::Budget;
 use crate::keys::KeyStore;
-use crate::layer::OnceLayer;
+use crate::layer::ClientLayer;
 use crate::policy::Policy;
 use crate::server::Server;
 use crate::time::{Clock, SystemClock};
@@ -50,8 +50,8 @@ impl<K: KeyStore> OnceClient<K> {
     }
 
     /// The layer for tower services.
-    pub fn layer(&self) -> OnceLayer<K> {
-        OnceLayer::new(self.clone())
+    pub fn layer(&self) -> ClientLayer<K> {
+        ClientLayer::new(self.clone())
     }
 
     /// Forgets `action`, and says whether it was known. From here on it is a new action: call this once

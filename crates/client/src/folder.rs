@@ -55,6 +55,7 @@ pub struct KeyFolder {
 
 /// Why a folder of keys cannot be used. Nothing was sent because of it, and no key was made anew.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FolderError {
     /// The file system refuses: it is full, read-only, or not ours.
     #[error("cannot {doing} {path}: {source}; make it writable and give it space, then call again", path = path.display())]

@@ -23,13 +23,13 @@ use crate::keys::KeyStore;
 ///
 /// Every attempt waits for the inner service to be ready by itself, on a clone of it.
 #[derive(Debug)]
-pub struct OnceLayer<K> {
+pub struct ClientLayer<K> {
     client: OnceClient<K>,
 }
 
-/// The service of [`OnceLayer`].
+/// The service of [`ClientLayer`].
 #[derive(Debug)]
-pub struct OnceService<S, K> {
+pub struct ClientService<S, K> {
     inner: S,
     client: OnceClient<K>,
 }
@@ -41,19 +41,19 @@ pub struct OnceService<S, K> {
 #[error(transparent)]
 pub struct NotConnected(pub BoxError);
 
-impl<K> OnceLayer<K> {
+impl<K> ClientLayer<K> {
     pub(crate) fn new(client: OnceClient<K>) -> Self {
         Self { client }
     }
 }
 
-impl<K> Clone for OnceLayer<K> {
+impl<K> Clone for ClientLayer<K> {
     fn clone(&self) -> Self {
         Self::new(self.client.clone())
     }
 }
 
-impl<S: Clone, K> Clone for OnceService<S, K> {
+impl<S: Clone, K> Clone for ClientService<S, K> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -62,18 +62,18 @@ impl<S: Clone, K> Clone for OnceService<S, K> {
     }
 }
 
-impl<S, K> Layer<S> for OnceLayer<K> {
-    type Service = OnceService<S, K>;
+impl<S, K> Layer<S> for ClientLayer<K> {
+    type Service = ClientService<S, K>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        OnceService {
+        ClientService {
             inner,
             client: self.client.clone(),
         }
     }
 }
 
-impl<S, K, B, R> Service<Request<B>> for OnceService<S, K>
+impl<S, K, B, R> Service<Request<B>> for ClientService<S, K>
 where
     S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,

@@ -71,9 +71,9 @@ pub use error::{BoxError, Error};
 #[cfg(unix)]
 pub use folder::{FolderError, KeyFolder};
 pub use keys::{Entry, KeyStore, Note, Said, Taken};
-pub use layer::{NotConnected, OnceLayer, OnceService};
+pub use layer::{ClientLayer, ClientService, NotConnected};
 #[cfg(feature = "reqwest")]
-pub use middleware::OnceMiddleware;
+pub use middleware::ClientMiddleware;
 pub use onlyonce_core::{Fingerprint, Key};
 pub use policy::{History, Next, Policy, Stop};
 pub use report::{Attempt, Report};

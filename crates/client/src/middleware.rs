@@ -22,21 +22,21 @@ use crate::layer::action_of;
 /// `downcast_ref` finds it. Add it before other middlewares, so that they see each attempt; each attempt
 /// gets its own copy of the request's extensions.
 #[derive(Debug)]
-pub struct OnceMiddleware<K> {
+pub struct ClientMiddleware<K> {
     client: OnceClient<K>,
 }
 
 impl<K: KeyStore> OnceClient<K> {
     /// The middleware for `reqwest_middleware::ClientBuilder::with`.
-    pub fn middleware(&self) -> OnceMiddleware<K> {
-        OnceMiddleware {
+    pub fn middleware(&self) -> ClientMiddleware<K> {
+        ClientMiddleware {
             client: self.clone(),
         }
     }
 }
 
 #[async_trait]
-impl<K: KeyStore> Middleware for OnceMiddleware<K> {
+impl<K: KeyStore> Middleware for ClientMiddleware<K> {
     async fn handle(
         &self,
         mut request: reqwest::Request,

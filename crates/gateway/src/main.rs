@@ -8,5 +8,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    onlyonce::cli::run(std::env::args_os())
+    onlyonce_gateway::cli::run(std::env::args_os())
 }

@@ -55,10 +55,10 @@ fn words_of(text: &str) -> Vec<String> {
 
 #[test]
 fn the_image_holds_the_binary_that_it_builds_and_starts_it() {
-    let built = "cargo build --release --locked --package onlyonce";
+    let built = "cargo build --release --locked --package onlyonce-gateway";
     assert!(DOCKERFILE.contains(built));
     assert!(DOCKERFILE.contains("install -D target/release/onlyonce /out/onlyonce"));
-    assert!(env!("CARGO_PKG_NAME") == "onlyonce" && BIN.ends_with("/onlyonce"));
+    assert!(env!("CARGO_PKG_NAME") == "onlyonce-gateway" && BIN.ends_with("/onlyonce"));
     assert_eq!(
         line(DOCKERFILE, "COPY --from=build "),
         "/out/onlyonce /usr/local/bin/onlyonce"

@@ -7,7 +7,7 @@ use http::{HeaderName, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use onlyonce::config::Route;
+use onlyonce_gateway::config::Route;
 use onlyonce_http::headers::{ForwardRules, InboundHop, to_upstream};
 use onlyonce_tower::{BoxError, NotSent, Operation, RequestBody};
 use tower::Service;

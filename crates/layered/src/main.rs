@@ -18,9 +18,11 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use onlyonce::config::{ClientGone, Config, Forward, KeyMode, Overrides, Route, Source, StoreUrl};
-use onlyonce::open;
 use onlyonce_core::Concurrent;
+use onlyonce_gateway::config::{
+    ClientGone, Config, Forward, KeyMode, Overrides, Route, Source, StoreUrl,
+};
+use onlyonce_gateway::open;
 use onlyonce_http::{HashKeys, Tenant, Tenants};
 use onlyonce_store::{EmbeddedStore, Store as _};
 use onlyonce_tower::{Once, OnceLayer, Rules};
@@ -199,7 +201,7 @@ fn rules(config: &Config, route: &Route, tenants: Arc<Tenants>) -> Rules {
     if policy.allow_set_cookie {
         rules = rules.allow_set_cookie();
     }
-    if policy.fingerprint_body == onlyonce::config::FingerprintBody::Json {
+    if policy.fingerprint_body == onlyonce_gateway::config::FingerprintBody::Json {
         rules = rules.json_bodies(policy.ignore_pointers.clone());
     }
     rules

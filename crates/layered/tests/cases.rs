@@ -84,7 +84,9 @@ const START: &str =
 #[test]
 fn the_layer_passes_the_hostile_cases_that_concern_it() {
     let Some(suite) = suite() else {
-        println!("skipped: build the suite with `cargo test -p onlyonce --test hostile --no-run`");
+        println!(
+            "skipped: build the suite with `cargo test -p onlyonce-gateway --test hostile --no-run`"
+        );
         return;
     };
     let names = names(&suite);

@@ -25,7 +25,7 @@ pub fn binary(named: Option<PathBuf>, release: bool) -> Result<PathBuf> {
     }
     headline("building onlyonce");
     let mut build = cargo();
-    build.args(["build", "--locked", "--package", "onlyonce"]);
+    build.args(["build", "--locked", "--package", "onlyonce-gateway"]);
     if release {
         build.arg("--release");
     }

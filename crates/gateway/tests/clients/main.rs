@@ -2,7 +2,7 @@
 //! curl before it, our sandbox and fake providers that nobody here wrote behind it.
 //!
 //! `cargo xtask test` installs the clients; then
-//! `cargo test -p onlyonce --features real-clients --test clients` runs these alone.
+//! `cargo test -p onlyonce-gateway --features real-clients --test clients` runs these alone.
 
 mod anthropic_python;
 mod console;

@@ -6,7 +6,7 @@
 //! docs/redis.md are of
 //!
 //! ```sh
-//! ONLYONCE_ROUNDS=20 cargo test -p onlyonce --test shared failover -- --nocapture --test-threads 1
+//! ONLYONCE_ROUNDS=20 cargo test -p onlyonce-gateway --test shared failover -- --nocapture --test-threads 1
 //! ```
 
 use std::collections::HashMap;
