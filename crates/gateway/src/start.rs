@@ -111,9 +111,12 @@ impl<S: Store> Running<S> {
             tokio::spawn(async move { engine.run_upkeep().await })
         };
         let sinks = shared.sinks.start(shared.engine.store(), owner);
-        let control = TcpListener::from_std(doors.control).map_err(|error| cannot_start(&error))?;
-        let control = tokio::spawn(control::serve(Arc::clone(&shared), control, phase.clone()));
-        let workers = proxy::run(Arc::clone(&shared), doors.requests, phase)?;
+        let listener =
+            TcpListener::from_std(doors.control).map_err(|error| cannot_start(&error))?;
+        let desk = control::Control::new(Arc::clone(&shared), phase.clone());
+        let work = control::work_router(desk.clone());
+        let control = tokio::spawn(control::serve(desk, listener));
+        let workers = proxy::run(Arc::clone(&shared), doors.requests, phase, &work)?;
         Ok(Self {
             shared,
             phases,

@@ -124,7 +124,7 @@ fn check(file: &std::path::Path) -> Result<(), Failure> {
         "onlyonce: {} is valid: {}, {}",
         file.display(),
         count(config.upstreams.len(), "upstream"),
-        count(config.routes.len(), "route"),
+        count(config.routes.len() + config.work.len(), "route"),
     );
     Ok(())
 }

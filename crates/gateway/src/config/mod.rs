@@ -17,7 +17,9 @@ mod tests;
 mod token;
 pub(crate) mod usage;
 mod value;
+mod work;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ pub use policy::{
     ClientGone, FingerprintBody, Forward, ForwardKey, IncludeUsage, KeyMode, OnUnknown, Policy,
     Retries,
 };
+use route::Kind;
 pub use route::{Matcher, Route, Upstream};
 use section::Section;
 pub use section::Source;
@@ -44,6 +47,7 @@ pub use stream::{Line, StreamKind};
 pub use telemetry::Telemetry;
 pub use token::{Right, Token};
 pub use value::{Secret, parse_duration, parse_size, show_duration};
+pub use work::WorkRoute;
 
 use crate::presets::Presets;
 
@@ -68,6 +72,8 @@ pub struct Config {
     pub upstreams: Vec<Arc<Upstream>>,
     /// `[[route]]`, in the order in which they are to be tried: the first that matches is the one.
     pub routes: Vec<Arc<Route>>,
+    /// `[[route]]` of the kind `work`, in that order too. They go before all others.
+    pub work: Vec<WorkRoute>,
 }
 
 impl Config {
@@ -82,7 +88,7 @@ impl Config {
             let tenants = Tenant::read_all(root)?;
             let presets = Presets::read(root)?;
             let upstreams = Upstream::read_all(root, &presets)?;
-            let routes = Route::read_all(root, &upstreams, &presets)?;
+            let (routes, work) = routes(root, &server, &upstreams, &presets)?;
             let ledger = Ledger::read(root, &routes)?;
             let mut upstreams: Vec<_> = upstreams.into_values().collect();
             upstreams.sort_by(|a, b| a.name.cmp(&b.name));
@@ -96,6 +102,7 @@ impl Config {
                 tenants,
                 upstreams,
                 routes,
+                work,
             })
         })
     }
@@ -201,6 +208,34 @@ impl Config {
             .iter()
             .find(|route| route.matcher.matches(host, path))
     }
+
+    /// Where a request to `host` for `path` goes in the operations API, if it is for a route of workers.
+    pub fn work<'a>(&self, host: Option<&str>, path: &'a str) -> Option<&'a str> {
+        self.work.iter().find_map(|route| route.below(host, path))
+    }
+}
+
+/// `[[route]]`.
+fn routes(
+    root: &mut Section<'_>,
+    server: &Server,
+    upstreams: &HashMap<Box<str>, Arc<Upstream>>,
+    presets: &Presets,
+) -> Result<(Vec<Arc<Route>>, Vec<WorkRoute>), ConfigError> {
+    let mut others = Vec::new();
+    let mut work: Vec<WorkRoute> = Vec::new();
+    for mut section in root.tables("route")? {
+        match Kind::read(&mut section)? {
+            Kind::Http => others.push(section),
+            Kind::Work => work.push(WorkRoute::read(section, server)?),
+        }
+    }
+    work.sort_by_key(|route| route.matcher.order());
+    let mut routes = Route::read_all(others, upstreams, presets)?;
+    if routes.is_empty() && (work.is_empty() || !upstreams.is_empty()) {
+        routes.push(Arc::new(Route::only(root, upstreams, presets)?));
+    }
+    Ok((routes, work))
 }
 
 /// `[prices]`.

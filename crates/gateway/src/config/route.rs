@@ -102,6 +102,24 @@ fn host_alone(host: &str) -> &str {
     }
 }
 
+/// What is behind a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An upstream.
+    #[default]
+    Http,
+    /// The operations API: see [`WorkRoute`](super::WorkRoute).
+    Work,
+}
+
+impl Kind {
+    pub(crate) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let kinds = [("http", Self::Http), ("work", Self::Work)];
+        let kind = section.take("kind");
+        kind.map_or(Ok(Self::default()), |entry| entry.choice(&kinds))
+    }
+}
+
 impl Upstream {
     pub(crate) fn read_all(
         root: &mut Section<'_>,
@@ -208,15 +226,15 @@ impl Upstream {
 }
 
 impl Route {
-    /// All routes, in the order in which they are to be tried.
+    /// All routes of `sections`, in the order in which they are to be tried.
     pub(crate) fn read_all(
-        root: &mut Section<'_>,
+        sections: Vec<Section<'_>>,
         upstreams: &HashMap<Box<str>, Arc<Upstream>>,
         presets: &Presets,
     ) -> Result<Vec<Arc<Self>>, ConfigError> {
         let mut routes: Vec<Self> = Vec::new();
         let mut names = HashSet::new();
-        for mut section in root.tables("route")? {
+        for mut section in sections {
             let route = Self::read(&mut section, upstreams, presets)?;
             if routes.iter().any(|other| other.matcher == route.matcher) {
                 return Err(section.fail(
@@ -233,17 +251,7 @@ impl Route {
             section.finish()?;
             routes.push(route);
         }
-        if routes.is_empty() {
-            routes.push(Self::only(root, upstreams, presets)?);
-        }
-        // A host says more than any path, and a long path more than a short one.
-        routes.sort_by_key(|route| {
-            let matcher = &route.matcher;
-            (
-                matcher.host.is_none(),
-                std::cmp::Reverse(matcher.path_prefix.len()),
-            )
-        });
+        routes.sort_by_key(|route| route.matcher.order());
         for (index, route) in routes.iter_mut().enumerate() {
             route.index = index;
         }
@@ -251,7 +259,7 @@ impl Route {
     }
 
     /// The route of a file that has none: everything to its only upstream.
-    fn only(
+    pub(crate) fn only(
         root: &Section<'_>,
         upstreams: &HashMap<Box<str>, Arc<Upstream>>,
         presets: &Presets,
@@ -292,16 +300,7 @@ impl Route {
             };
             return Err(entry.fail(format!("names no upstream: \"{wanted}\""), next));
         };
-        let mut matcher = Matcher {
-            host: None,
-            path_prefix: "".into(),
-        };
-        if let Some(entry) = section.take("host") {
-            matcher.host = Some(host(&entry)?);
-        }
-        if let Some(entry) = section.take("path_prefix") {
-            matcher.path_prefix = path_prefix(&entry)?;
-        }
+        let matcher = Matcher::read(section)?;
         let name = match section.take("name") {
             Some(entry) => entry.name()?.into(),
             None if matcher.host.is_none() && matcher.path_prefix.is_empty() => {
@@ -345,8 +344,28 @@ impl Route {
 }
 
 impl Matcher {
+    pub(crate) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
+        let mut matcher = Self {
+            host: None,
+            path_prefix: "".into(),
+        };
+        if let Some(entry) = section.take("host") {
+            matcher.host = Some(host(&entry)?);
+        }
+        if let Some(entry) = section.take("path_prefix") {
+            matcher.path_prefix = path_prefix(&entry)?;
+        }
+        Ok(matcher)
+    }
+
+    /// By which of several are tried: a host says more than any path, and a long path more than a short one.
+    pub(crate) fn order(&self) -> (bool, std::cmp::Reverse<usize>) {
+        let path = std::cmp::Reverse(self.path_prefix.len());
+        (self.host.is_none(), path)
+    }
+
     /// Host and path, for people.
-    fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         let path = if self.path_prefix.is_empty() {
             "/"
         } else {

@@ -757,6 +757,42 @@ fn tenants_have_names_and_credentials_of_their_own() {
 }
 
 #[test]
+fn workers_have_a_route_of_their_own() {
+    let token = "[server]\ncontrol_token = \"0123456789abcdef0123456789abcdef\"\n";
+    // They need no upstream.
+    let alone = read(&format!("{token}[[route]]\nkind = \"work\"\n")).unwrap();
+    assert!(alone.routes.is_empty());
+    assert_eq!(alone.work(None, "/v1/work"), Some("/v1/work"));
+    assert_eq!(
+        alone.work(Some("any"), "/v1/work/op_1/fail"),
+        Some("/v1/work/op_1/fail")
+    );
+    assert_eq!(alone.work(None, "/v1/exec"), Some("/v1/exec"));
+    assert_eq!(alone.work(None, "/v1/worker"), None);
+    assert_eq!(alone.work(None, "/v1/operations"), None);
+    let beside = valid(&format!(
+        "{token}[[route]]\nkind = \"work\"\nhost = \"w\"\npath_prefix = \"/a/\""
+    ));
+    assert_eq!(beside.routes.len(), 1);
+    assert_eq!(beside.work(Some("W:80"), "/a/v1/work"), Some("/v1/work"));
+    assert_eq!(beside.work(Some("W:80"), "/v1/work"), None);
+    assert_eq!(beside.work(None, "/a/v1/work"), None);
+    refused(
+        "[[route]]\nkind = \"work\"",
+        "line 1: workers could not be told from anybody else: there is no token; set \
+         server.control_token, or a [[server.token]] with rights = [\"work\"]",
+    );
+    refused(
+        &format!("{token}[[route]]\nkind = \"work\"\nupstream = \"up\""),
+        "line 5: [[route]] number 1 has no setting `upstream`; take it away, or use one of: host, kind, path_prefix",
+    );
+    refused_in_route(
+        "kind = \"worker\"",
+        "line 6: `kind` cannot be \"worker\"; did you mean \"work\"?",
+    );
+}
+
+#[test]
 fn an_upstream_has_an_address() {
     let at = |url: &str| {
         let text = format!("[[upstream]]\nname = \"up\"\nurl = \"{url}\"\n");

@@ -162,6 +162,24 @@ pub(super) async fn need_token<S: Store>(
     next.run(request).await
 }
 
+/// Lets through who presents a token in the header, and nobody else.
+pub(super) async fn need_bearer<S: Store>(
+    State(control): State<Control<S>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let server = &control.shared.config.server;
+    let presented = bearer(request.headers());
+    match presented.map(|presented| access_of(server, presented)) {
+        Some(Some(access)) => {
+            request.extensions_mut().insert(access);
+            next.run(request).await
+        }
+        Some(None) => refuse(&control, Identity::Wrong, &request),
+        None => refuse(&control, Identity::Nobody, &request),
+    }
+}
+
 fn refuse<S: Store>(control: &Control<S>, identity: Identity, request: &Request) -> Response {
     let peer = peer(request.extensions());
     let guesses = &control.guesses;

@@ -20,7 +20,7 @@ use crate::config::{
     Billing, ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded,
     IncludeUsage, KeyMode, Ledger, LedgerSink, Limits, Matcher, OnUnknown, Policy, Retries, Right,
     Route, Secret, Server, SinkTarget, StoreUrl, Telemetry, Tenant, Tls, Token, Upstream,
-    show_duration,
+    WorkRoute, show_duration,
 };
 
 /// Stands for a secret that is set (I16).
@@ -43,7 +43,10 @@ pub(super) fn view(config: &Config) -> Value {
         tenants,
         upstreams,
         routes,
+        work,
     } = config;
+    let routes = routes.iter().map(|one| route_view(one));
+    let work = work.iter().map(work_view);
     json!({
         "server": server_view(server),
         "store": store_view(store),
@@ -53,7 +56,7 @@ pub(super) fn view(config: &Config) -> Value {
         "telemetry": telemetry.as_ref().map(telemetry_view),
         "tenant": tenants.iter().map(tenant_view).collect::<Vec<_>>(),
         "upstream": upstreams.iter().map(|one| upstream_view(one)).collect::<Vec<_>>(),
-        "route": routes.iter().map(|one| route_view(one)).collect::<Vec<_>>(),
+        "route": work.chain(routes).collect::<Vec<_>>(),
     })
 }
 
@@ -329,6 +332,11 @@ fn upstream_view(upstream: &Upstream) -> Value {
         "idle_timeout": span(idle_timeout),
         "preset": preset,
     })
+}
+
+fn work_view(WorkRoute { matcher }: &WorkRoute) -> Value {
+    let Matcher { host, path_prefix } = matcher;
+    json!({ "kind": "work", "host": host, "path_prefix": path_prefix })
 }
 
 fn route_view(route: &Route) -> Value {

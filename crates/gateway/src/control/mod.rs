@@ -41,7 +41,7 @@ use self::guesses::Guesses;
 use crate::shared::{Phase, Phases, Shared};
 
 /// What a handler works with. What is behind the token is reached through [`access::May`] only.
-struct Control<S: Store> {
+pub(crate) struct Control<S: Store> {
     shared: Arc<Shared<S>>,
     phases: Phases,
     /// Wrong tokens that were presented.
@@ -68,7 +68,7 @@ impl<S: Store> Clone for Control<S> {
 }
 
 impl<S: Store> Control<S> {
-    fn new(shared: Arc<Shared<S>>, phases: Phases) -> Self {
+    pub(crate) fn new(shared: Arc<Shared<S>>, phases: Phases) -> Self {
         Self {
             started: shared.engine.store().now(),
             waiters: Arc::new(Semaphore::new(shared.config.limits.work_waiters)),
@@ -116,7 +116,8 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         open: false,
         handler,
     };
-    vec![
+    let mut endpoints = for_workers();
+    endpoints.extend([
         open("/healthz", get(pages::health)),
         open("/readyz", get(pages::ready)),
         open("/problems", get(pages::problems)),
@@ -138,25 +139,6 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/v1/sinks", get(sinks::list)),
         closed("/v1/sinks/{name}/dead", get(sinks::dead)),
         closed("/v1/sinks/{name}/resend", post(sinks::resend)),
-        closed("/v1/exec", post(exec::run)),
-        closed("/v1/work", post(work::begin).layer(work::body_limit())),
-        closed("/v1/work/{id}", get(work::wait)),
-        closed(
-            "/v1/work/{id}/heartbeat",
-            post(work::heartbeat).layer(work::body_limit()),
-        ),
-        closed(
-            "/v1/work/{id}/complete",
-            post(work::complete).layer(work::body_limit()),
-        ),
-        closed(
-            "/v1/work/{id}/release",
-            post(work::release).layer(work::body_limit()),
-        ),
-        closed(
-            "/v1/work/{id}/fail",
-            post(work::fail).layer(work::body_limit()),
-        ),
         open("/", get(console::home)),
         open("/console/console.css", get(console::style)),
         open("/console/console.js", get(console::script)),
@@ -172,19 +154,54 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
         closed("/console/config", get(console::page)),
         closed("/console/live", get(console::live)),
         closed("/console/logout", post(console::leave)),
+    ]);
+    endpoints
+}
+
+/// The operations API, which routes of the gateway may serve too.
+fn for_workers<S: Store>() -> Vec<Endpoint<S>> {
+    let closed = |path, handler| Endpoint {
+        path,
+        open: false,
+        handler,
+    };
+    let settle =
+        |path, handler: MethodRouter<Control<S>>| closed(path, handler.layer(work::body_limit()));
+    vec![
+        closed("/v1/exec", post(exec::run)),
+        settle("/v1/work", post(work::begin)),
+        closed("/v1/work/{id}", get(work::wait)),
+        settle("/v1/work/{id}/heartbeat", post(work::heartbeat)),
+        settle("/v1/work/{id}/complete", post(work::complete)),
+        settle("/v1/work/{id}/release", post(work::release)),
+        settle("/v1/work/{id}/fail", post(work::fail)),
     ]
 }
 
 /// Serves on `listener` until it is aborted.
-pub(crate) async fn serve<S: Store>(shared: Arc<Shared<S>>, listener: TcpListener, phases: Phases) {
-    let router = router(shared, phases).into_make_service_with_connect_info::<SocketAddr>();
+pub(crate) async fn serve<S: Store>(control: Control<S>, listener: TcpListener) {
+    let router = router(control).into_make_service_with_connect_info::<SocketAddr>();
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the control listener ended");
     }
 }
 
-fn router<S: Store>(shared: Arc<Shared<S>>, phases: Phases) -> Router {
-    let control = Control::new(shared, phases);
+/// The operations API alone, for whoever presents a token in the header. The browser's session counts for
+/// nothing here: a page of an upstream's could make use of it.
+pub(crate) fn work_router<S: Store>(control: Control<S>) -> Router {
+    let route = |router: Router<Control<S>>, endpoint: Endpoint<S>| {
+        router.route(endpoint.path, endpoint.handler)
+    };
+    for_workers()
+        .into_iter()
+        .fold(Router::new(), route)
+        .layer(from_fn_with_state(control.clone(), access::need_bearer))
+        .fallback(pages::not_found)
+        .method_not_allowed_fallback(pages::method_not_allowed)
+        .with_state(control)
+}
+
+fn router<S: Store>(control: Control<S>) -> Router {
     let (open, closed): (Vec<_>, Vec<_>) = endpoints::<S>()
         .into_iter()
         .partition(|endpoint| endpoint.open);

@@ -80,7 +80,7 @@ fn fixture_with(server: &str) -> Fixture {
     let shared = Shared::new(config, MemoryStore::new(), OwnerId::new(1)).unwrap();
     let (phases, phase) = watch::channel(Phase::Serving);
     Fixture {
-        router: router(Arc::clone(&shared), phase),
+        router: router(Control::new(Arc::clone(&shared), phase)),
         shared,
         phases,
         token: None,

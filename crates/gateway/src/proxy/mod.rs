@@ -35,12 +35,14 @@ mod tls;
 mod transport;
 mod watch;
 mod watching;
+mod work;
 mod worker;
 
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 
+use axum::Router;
 use onlyonce_store::Store;
 use onlyonce_tower::shell::audience::Audiences;
 use tokio::sync::watch as channel;
@@ -74,11 +76,13 @@ pub fn check_files(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts one worker for each of `listeners`. They serve until `phases` says otherwise.
+/// Starts one worker for each of `listeners`. They serve until `phases` says otherwise, and what is for a
+/// route of workers by `work`.
 pub fn run<S: Store>(
     shared: Arc<Shared<S>>,
     listeners: Vec<TcpListener>,
     phases: Phases,
+    work: &Router,
 ) -> Result<Workers, Failure> {
     let upstream_tls = UpstreamTls::read(&shared.config)?;
     let tls = shared.config.server.tls.as_ref();
@@ -87,7 +91,7 @@ pub fn run<S: Store>(
     let count = Arc::new(count);
     let audiences = Audiences::default();
     for (number, listener) in listeners.into_iter().enumerate() {
-        let worker = Worker::new(&shared, &upstream_tls, &audiences)
+        let worker = Worker::new(&shared, &upstream_tls, &audiences, work)
             .map_err(|error| cannot_start(&error))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

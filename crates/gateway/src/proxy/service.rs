@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use onlyonce_core::Key;
@@ -22,6 +23,7 @@ use super::passthrough;
 use super::path::{Path, host};
 use super::reply::{Busy, Reply};
 use super::watch::Watch;
+use super::work;
 use super::worker::Worker;
 use crate::config::KeyMode;
 use crate::metrics::Answer;
@@ -79,6 +81,24 @@ impl<S: Store> hyper::service::Service<Request<Incoming>> for Service<S> {
     }
 }
 
+/// Whom a request is for.
+enum Target<'a> {
+    /// An upstream.
+    Path(&'a Arc<Path>),
+    /// The operations API, at this path.
+    Work(String),
+}
+
+fn target<'a, S: Store>(worker: &'a Worker<S>, head: &Parts) -> Result<Target<'a>, Problem> {
+    let config = &worker.shared.config;
+    let (host, path) = (host(head), head.uri.path());
+    if let Some(path) = config.work(host, path) {
+        return Ok(Target::Work(path.to_owned()));
+    }
+    let route = config.route(host, path).ok_or(Problem::RouteNotFound)?;
+    Ok(Target::Path(&worker.paths[route.index]))
+}
+
 /// Which way a request goes.
 enum Way {
     /// Without a key.
@@ -97,20 +117,20 @@ async fn answer<S: Store>(
     let safe = request.method().is_safe();
     let upgrade = request.headers().contains_key(UPGRADE);
     let (head, body) = request.into_parts();
-    let path = framing::check(&head, false)
+    let target = framing::check(&head, false)
         .map_err(Problem::from)
-        .and_then(|()| {
-            shared
-                .config
-                .route(host(&head), head.uri.path())
-                .map(|route| &worker.paths[route.index])
-                .ok_or(Problem::RouteNotFound)
-        });
+        .and_then(|()| target(worker, &head));
     let request = Request::from_parts(head, body);
-    let route = path.as_ref().ok().map(|path| &***path);
-    let answered = match path {
+    let route = match &target {
+        Ok(Target::Path(path)) => Some(&***path),
+        _ => None,
+    };
+    let answered = match target {
         Err(problem) => Err(problem),
-        Ok(path) => match way(path, &request) {
+        Ok(Target::Work(path)) => {
+            Ok(Box::pin(work::answer(&worker.work, caller, path, request)).await)
+        }
+        Ok(Target::Path(path)) => match way(path, &request) {
             Err(problem) => Err(problem),
             Ok(Way::Pass) => {
                 let passed = Box::pin(passthrough::pass(shared, caller, path, request)).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use onlyonce_store::Store;
 use onlyonce_tower::shell::attached::Stays;
 use onlyonce_tower::shell::audience::Audiences;
@@ -38,6 +39,8 @@ pub(super) struct Worker<S: Store> {
     pub(super) audiences: Audiences,
     /// What is going on.
     pub(super) open: Opens,
+    /// Serves what is for a route of workers.
+    pub(super) work: Router,
 }
 
 impl<S: Store> Worker<S> {
@@ -45,6 +48,7 @@ impl<S: Store> Worker<S> {
         shared: &Arc<Shared<S>>,
         tls: &UpstreamTls,
         audiences: &Audiences,
+        work: &Router,
     ) -> io::Result<Self> {
         let mut pools: Vec<(&str, Arc<Pool>)> = Vec::new();
         for upstream in &shared.config.upstreams {
@@ -73,6 +77,7 @@ impl<S: Store> Worker<S> {
             spool_folder,
             audiences: audiences.clone(),
             open: Opens::default(),
+            work: work.clone(),
             shared: Arc::clone(shared),
         })
     }

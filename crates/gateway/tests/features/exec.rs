@@ -119,6 +119,36 @@ fn i01_a_command_runs_once_and_later_runs_print_and_exit_the_same() {
 }
 
 #[test]
+fn i01_a_route_of_workers_runs_a_command_once_too() {
+    const TOKEN: &str = "the-token-of-workers-which-is-long-enough";
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream)
+        .server("control_token = \"env:TOKEN\"")
+        .extra("[[route]]\nkind = \"work\"")
+        .env("TOKEN", TOKEN)
+        .start();
+    let on_the_route = || {
+        let url = format!("http://{}", gateway.addr());
+        let mut command = Command::new(BIN);
+        command
+            .args(["exec", "--key", "nightly", "--control", &url])
+            .args(["--", "sh", "-c", RAN])
+            .env("ONLYONCE_CONTROL_TOKEN", TOKEN)
+            .env("DIR", gateway.folder());
+        command.output().unwrap()
+    };
+    let first = on_the_route();
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    let second = on_the_route();
+    assert_eq!(
+        (second.status.code(), second.stdout),
+        (Some(0), first.stdout)
+    );
+    assert_eq!(runs(&gateway), 1);
+    assert_eq!(upstream.hits(), 0);
+}
+
+#[test]
 fn i03_a_run_that_comes_meanwhile_joins_and_sees_each_line_as_it_comes() {
     let upstream = Upstream::counting();
     let gateway = gateway(&upstream);

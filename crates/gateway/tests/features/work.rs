@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use onlyonce_testkit::{Control, Gateway, Response, Upstream, eventually};
+use onlyonce_testkit::{Control, Gateway, Request, Response, Upstream, eventually};
 use serde_json::{Value, json};
 
 use crate::{gateway, setup};
@@ -436,6 +436,78 @@ fn an_operation_of_a_route_is_no_workers() {
     assert_eq!(complete(&control, &id, &claim, &json!(1)).status(), 404);
 }
 
+/// Workers that reach no other port than that of the requests.
+#[test]
+fn a_route_of_workers_serves_them_and_nobody_else() {
+    const WORKER: &str = "the-token-of-workers-which-is-long-enough";
+    const READER: &str = "a-token-that-only-reads-and-is-long-enough";
+    let upstream = Upstream::counting();
+    let token = |name: &str, right: &str| {
+        let env = name.to_uppercase();
+        format!(
+            "[[server.token]]\nname = \"{name}\"\ntoken = \"env:{env}\"\nrights = [\"{right}\"]\n"
+        )
+    };
+    let gateway = setup(&upstream)
+        .extra("[[route]]\nkind = \"work\"")
+        .extra("[[route]]\nkind = \"work\"\npath_prefix = \"/for\"\nhost = \"workers\"")
+        .extra(&token("worker", "work"))
+        .extra(&token("reader", "read"))
+        .env("WORKER", WORKER)
+        .env("READER", READER)
+        .start();
+    let workers = Control::new(gateway.addr()).with_token(WORKER);
+    let (id, claim) = grant(&workers, "report-1");
+    assert_eq!(state(&workers, &id), "in_flight");
+    let mut events = Events::at(
+        gateway.addr(),
+        &id,
+        &format!("Authorization: Bearer {WORKER}\r\n"),
+    );
+    assert_eq!(events.expect("state")["state"], "in_flight");
+    let beat = settle(&workers, &id, "heartbeat", &json!({ "claim": claim }));
+    assert_eq!(beat.status(), 200, "{}", beat.text());
+    let done = complete(&workers, &id, &claim, &json!({ "pages": 3 }));
+    assert_eq!(done.status(), 200, "{}", done.text());
+    assert_eq!(events.expect("state")["state"], "completed");
+    assert_eq!(events.expect("result")["result"]["pages"], 3);
+    let replayed = begin(&workers, &json!({ "key": "report-1" }));
+    assert_eq!(replayed["decision"], "replay");
+    // The same operations as on the control listener, from the same peer as any request.
+    let control = gateway.control().with_token(WORKER);
+    assert_eq!(
+        begin(&control, &json!({ "key": "report-1" }))["operation"],
+        *id
+    );
+
+    let nobody = Control::new(gateway.addr());
+    let begun = json!({ "key": "k" });
+    assert_eq!(nobody.post("/v1/work", &begun).status(), 401);
+    let guessing = nobody
+        .clone()
+        .with_token("a-token-that-nobody-was-ever-given-long");
+    assert_eq!(guessing.post("/v1/work", &begun).status(), 401);
+    let reading = nobody.clone().with_token(READER);
+    assert_eq!(reading.post("/v1/work", &begun).status(), 403);
+    assert_eq!(reading.get(&format!("/v1/work/{id}")).status(), 403);
+    assert_eq!(workers.get("/v1/work/nothing/of/it").status(), 404);
+    assert_eq!(upstream.hits(), 0);
+
+    // Everything else is the upstream's, other parts of the control listener's paths included.
+    for path in ["/v1/workers", "/v1/operations", "/metrics", "/for/v1/work"] {
+        gateway.send(&Request::get(path)).expect_status(200);
+    }
+    assert_eq!(upstream.hits(), 4);
+    let elsewhere = Request::get(&format!("/for/v1/work/{id}?wait=1s"))
+        .without("Host")
+        .header("Host", "workers")
+        .header("Authorization", &format!("Bearer {WORKER}"));
+    let shown = gateway.send(&elsewhere);
+    assert_eq!(shown.status(), 200, "{}", shown.text());
+    assert_eq!(shown.json()["result"]["pages"], 3);
+    assert_eq!(upstream.hits(), 4);
+}
+
 /// A stream of events.
 struct Events {
     lines: BufReader<TcpStream>,
@@ -443,6 +515,11 @@ struct Events {
 
 impl Events {
     fn of(addr: SocketAddr, id: &str) -> Self {
+        Self::at(addr, id, "")
+    }
+
+    /// With more lines of the head.
+    fn at(addr: SocketAddr, id: &str, head: &str) -> Self {
         let mut stream = TcpStream::connect(addr).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(30)))
@@ -450,7 +527,7 @@ impl Events {
         // Version 1.0, so that the body comes as it is and ends with the connection.
         write!(
             stream,
-            "GET /v1/work/{id} HTTP/1.0\r\nHost: {addr}\r\nAccept: text/event-stream\r\n\r\n"
+            "GET /v1/work/{id} HTTP/1.0\r\nHost: {addr}\r\nAccept: text/event-stream\r\n{head}\r\n"
         )
         .unwrap();
         let mut lines = BufReader::new(stream);
