@@ -39,9 +39,6 @@ impl WorkRoute {
             let rest = below.strip_prefix(served);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        SERVED
-            .iter()
-            .any(|served| is_served(served))
-            .then_some(below)
+        SERVED.iter().any(is_served).then_some(below)
     }
 }
