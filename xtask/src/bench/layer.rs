@@ -1,4 +1,5 @@
-//! What the layer adds to a handler: processor time, on the memory store.
+//! What the layer adds to a handler: processor time, on the memory store; and what a server with it does on the
+//! embedded store, in turns with nginx.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -7,15 +8,24 @@ use anyhow::{Context, Result, ensure};
 
 use super::Size;
 use super::numbers::median;
-use super::peers::Stage;
+use super::peers::{PAGE, Running, Stage, free_port, loopback};
 use super::report::{Section, Target};
+use super::rounds::{CONNECTIONS, NGINX, Peer, Rounds};
+use super::wrk::Keys;
 use crate::command::{cargo, quietly, target_dir};
 
 /// In microseconds.
 const MOST: f64 = 15.0;
 
-/// Runs the library's own example, which measures in turns with and without the layer.
-pub fn measure(_: &Stage, _: &Size) -> Result<Section> {
+/// The same as of the gateway: requests a second, for each one of nginx.
+const LOADS: [(&str, Keys, f64); 3] = [
+    ("No key", Keys::None, 0.80),
+    ("Every request a new key", Keys::New, 0.42),
+    ("Every request a finished key", Keys::One, 1.05),
+];
+
+/// Both halves.
+pub fn measure(stage: &Stage, size: &Size) -> Result<Section> {
     let mut build = cargo();
     build.args([
         "build",
@@ -24,8 +34,45 @@ pub fn measure(_: &Stage, _: &Size) -> Result<Section> {
         "--package",
         "onlyonce-tower",
     ]);
-    build.args(["--example", "cost"]);
-    quietly("building the example that measures", &mut build)?;
+    build.args(["--example", "cost", "--example", "throughput"]);
+    quietly("building the examples that are measured", &mut build)?;
+    let mut section = added()?;
+    under_load(stage, size, &mut section)?;
+    Ok(section)
+}
+
+/// A server with the layer and nginx, in turns.
+fn under_load(stage: &Stage, size: &Size, section: &mut Section) -> Result<()> {
+    write!(
+        section.figures,
+        "\nAn axum server whose handler answers with 1 KB of JSON, with the layer on the embedded store, over\n\
+         {CONNECTIONS} connections; {} rounds of {} s in turns with nginx, which passes through to its upstream. The server\n\
+         has no upstream. A cell is requests/s (p50, p99 in ms).\n",
+        size.pairs, size.seconds
+    )?;
+    for (name, keys, least) in LOADS {
+        println!("   {name}");
+        let port = free_port()?;
+        let mut server = Command::new(target_dir().join("release/examples/throughput"));
+        server
+            .arg(loopback(port).to_string())
+            .arg(stage.data(&format!("layer-{port}")));
+        let server = Running::start(&mut server, loopback(port), PAGE)?;
+        let peers = [
+            Peer::new("nginx", keys, stage.nginx()?),
+            Peer::new("with the layer", keys, server),
+        ];
+        let rounds = Rounds::run(&peers, size)?;
+        rounds.write(&mut section.figures, name)?;
+        let what = format!("{name}, ratio to nginx, median");
+        let target = Target::at_least(what, rounds.ratio(NGINX + 1, NGINX), least, "");
+        section.targets.push(target);
+    }
+    Ok(())
+}
+
+/// Runs the library's own example, which measures in turns with and without the layer.
+fn added() -> Result<Section> {
     let mut example = Command::new(target_dir().join("release/examples/cost"));
     let said = quietly("measuring the layer", &mut example)?;
     let mut figures = String::from(

@@ -15,6 +15,7 @@ mod shared;
 mod single;
 mod streams;
 mod throughput;
+mod work;
 mod wrk;
 
 use std::path::{Path, PathBuf};
@@ -78,6 +79,11 @@ const PARTS: &[Part] = &[
         name: "layer",
         title: "What the layer costs a handler",
         measure: layer::measure,
+    },
+    Part {
+        name: "work",
+        title: "Workers over the operations API",
+        measure: work::measure,
     },
     Part {
         name: "shared",

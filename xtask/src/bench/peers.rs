@@ -148,7 +148,7 @@ fn answers(address: SocketAddr, question: &[u8]) -> bool {
 }
 
 /// What every HTTP server answers somehow.
-const PAGE: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
+pub const PAGE: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
 
 /// A port that is free now.
 pub fn free_port() -> Result<u16> {

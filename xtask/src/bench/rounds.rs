@@ -129,7 +129,7 @@ fn round(peers: &[Peer], name: &str, seconds: u64) -> Result<Vec<Measured>> {
     let run = |(index, peer): (usize, &Peer)| {
         // Two peers may share a store, where the new keys of one are not those of the other.
         let prefix = match peer.keys {
-            Keys::New => format!("{name}-{index}"),
+            Keys::New | Keys::Pairs => format!("{name}-{index}"),
             _ => "finish".to_string(),
         };
         wrk::run(&peer.urls, peer.keys, &prefix, CONNECTIONS, seconds)

@@ -17,7 +17,12 @@ pub enum Keys {
     One,
     /// Some thousands, one after another and again from the first.
     Some,
+    /// Workers that begin operations with new keys and complete them; such a pair counts as one request.
+    Pairs,
 }
+
+/// The control token that such workers present.
+pub const TOKEN: &str = "the-token-of-the-bench-long-enough";
 
 /// What a run measured.
 #[derive(Clone, Copy, Debug)]
@@ -62,11 +67,12 @@ pub fn run_of(
     seconds: u64,
     callers: u32,
 ) -> Result<Measured> {
-    let mode = match keys {
-        Keys::None => "none",
-        Keys::New => "new",
-        Keys::One => "one",
-        Keys::Some => "some",
+    let (script, words): (_, &[&str]) = match keys {
+        Keys::None => ("keys.lua", &["none", prefix]),
+        Keys::New => ("keys.lua", &["new", prefix]),
+        Keys::One => ("keys.lua", &["one", prefix]),
+        Keys::Some => ("keys.lua", &["some", prefix]),
+        Keys::Pairs => ("work.lua", &[prefix]),
     };
     let url = urls.first().context("nowhere to send requests to")?;
     let mut command = Command::new("wrk");
@@ -79,8 +85,10 @@ pub fn run_of(
             "10s",
         ])
         .arg("-s")
-        .arg(root().join("bench/keys.lua"))
-        .args([url, "--", mode, prefix])
+        .arg(root().join("bench").join(script))
+        .args([url, "--"])
+        .args(words)
+        .env("TOKEN", TOKEN)
         .env("ADDRESSES", addresses(urls))
         .env("CALLERS", callers.to_string());
     let output = quietly("wrk", &mut command)?;
