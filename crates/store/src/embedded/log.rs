@@ -23,12 +23,12 @@ use std::{
 };
 
 use bytes::BytesMut;
-use onlyonce_core::{Address, Entry};
+use onlyonce_core::Address;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::Notify;
 
 use super::{
-    books::Ledger,
+    books::{Kept, Ledger, Row},
     catalog::{Catalog, Item, What},
     gate::Gate,
     index::{Place, position},
@@ -126,7 +126,7 @@ struct Batch {
     records: Vec<Address>,
     items: Vec<Item>,
     /// What comes into the books with them.
-    kept: Vec<Entry>,
+    kept: Kept,
     since: Option<Instant>,
     /// The first batch of a segment ends the one before it.
     ends: Option<(Arc<Segment>, u64)>,
@@ -149,7 +149,7 @@ pub struct NewEntry<'a> {
     /// The latest time that it speaks of.
     pub time: u64,
     /// What comes into the books with it.
-    pub entry: Option<Entry>,
+    pub entry: Option<Row>,
 }
 
 impl Log {
@@ -345,7 +345,9 @@ impl Shared {
             place,
             what: entry.what,
         });
-        batch.kept.extend(entry.entry);
+        if let Some(row) = &entry.entry {
+            batch.kept.push(row);
+        }
         let is_first = batch.since.is_none();
         batch.since.get_or_insert_with(Instant::now);
         let is_urgent = entry.urgent || batch.bytes.len() >= LARGE_BATCH;
@@ -586,7 +588,7 @@ impl Pending {
             bytes,
             records: Vec::with_capacity(before.records.len()),
             items: Vec::with_capacity(before.items.len()),
-            kept: Vec::with_capacity(before.kept.len()),
+            kept: Kept::default(),
             since: None,
             ends: None,
         };
@@ -622,7 +624,7 @@ fn first_batch(segment: Arc<Segment>, seq: u64, ends: Option<(Arc<Segment>, u64)
         bytes,
         records: Vec::new(),
         items: Vec::new(),
-        kept: Vec::new(),
+        kept: Kept::default(),
         since: None,
         ends,
     }

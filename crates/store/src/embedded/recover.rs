@@ -8,11 +8,12 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use onlyonce_core::{Address, Entry};
+use onlyonce_core::Address;
 
 use super::{
     OpenError,
     body::{self, Described},
+    books::{Kept, Row},
     catalog::{Catalog, Item, What},
     index::Place,
     layout::{self, BATCH_HEADER, FLAG_UNREADABLE, SEGMENT_HEADER},
@@ -36,7 +37,7 @@ pub struct Scanned {
     /// Whether something in it was damaged, other than by tearing its end.
     pub damaged: bool,
     /// What is to come into the books, by batch.
-    pub kept: Vec<(u64, Vec<Entry>)>,
+    pub kept: Vec<(u64, Kept)>,
 }
 
 impl Reading<'_> {
@@ -107,7 +108,7 @@ impl Reading<'_> {
 
         let mut batch = Batch {
             items: Vec::new(),
-            kept: Vec::new(),
+            kept: Kept::default(),
             is_damaged: false,
             end: extent.end,
         };
@@ -139,8 +140,8 @@ impl Reading<'_> {
                 latest: time,
                 entry: completed,
             } = self.describe(&entry.head, whole);
-            if seq > self.settled {
-                batch.kept.extend(completed);
+            if let Some(entry) = completed.filter(|_| seq > self.settled) {
+                batch.kept.push(&Row::of(&entry));
             }
             batch.is_damaged |= entry.body.is_none();
             *latest = (*latest).max(time);
@@ -207,7 +208,7 @@ impl Reading<'_> {
 
 struct Batch {
     items: Vec<Item>,
-    kept: Vec<Entry>,
+    kept: Kept,
     is_damaged: bool,
     end: usize,
 }

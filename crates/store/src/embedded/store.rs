@@ -12,6 +12,7 @@ use quick_cache::{Weighter, sync::Cache};
 use super::{
     EmbeddedStore, Inner,
     body::{self, RecordBody},
+    books::Row,
     catalog::What,
     index::{Place, Slot, SlotState},
     layout::{self, Kind},
@@ -434,7 +435,7 @@ impl Inner {
             what: What::Record(item),
             urgent: true,
             time: now.as_millis(),
-            entry: Entry::of(&write.record),
+            entry: Entry::of(&write.record).map(|entry| Row::of(&entry)),
         });
         let place = match taken {
             Ok(place) => place,

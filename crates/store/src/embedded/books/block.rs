@@ -16,9 +16,10 @@
 //! written to the next file again, since the write to this one had failed.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use onlyonce_core::{Entry, Posting};
+use onlyonce_core::Posting;
 
 use super::cells::{put_posting, take_posting};
+use super::kept::Kept;
 use crate::{
     StoreError,
     codec::{self, put_block, take_block},
@@ -117,7 +118,7 @@ pub struct BlockHeader {
 /// What is brought into the books together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
-    pub entries: Vec<Entry>,
+    pub entries: Kept,
     pub postings: Vec<Posting>,
 }
 
@@ -128,11 +129,11 @@ impl Rows {
 
     /// The first and the last time in it.
     pub fn span(&self) -> (u64, u64) {
-        let entries = self.entries.iter().map(|entry| entry.at);
-        let times = entries.chain(self.postings.iter().map(|posting| posting.at));
-        times
-            .map(|at| (at.as_millis(), at.as_millis()))
-            .reduce(|(since, until), (at, _)| (since.min(at), until.max(at)))
+        let posted = self.postings.iter().map(|posting| (posting.at, posting.at));
+        let spans = self.entries.span().into_iter().chain(posted);
+        spans
+            .map(|(since, until)| (since.as_millis(), until.as_millis()))
+            .reduce(|all, one| (all.0.min(one.0), all.1.max(one.1)))
             .unwrap_or_default()
     }
 }
@@ -271,13 +272,8 @@ fn close(
     rows: &Rows,
     sealer: Option<&Sealer>,
 ) -> Result<(u8, BytesMut), StoreError> {
-    let mut plain = BytesMut::with_capacity(256 * (rows.entries.len() + rows.postings.len()));
+    let mut plain = BytesMut::from(rows.entries.bytes());
     let mut row = BytesMut::with_capacity(256);
-    for entry in &rows.entries {
-        row.clear();
-        codec::encode_entry(entry, &mut row);
-        put_block(&mut plain, &row);
-    }
     for posting in &rows.postings {
         row.clear();
         put_posting(&mut row, posting);

@@ -20,6 +20,7 @@
 
 mod block;
 mod cells;
+mod kept;
 mod open;
 mod read;
 mod shelf;
@@ -43,9 +44,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use onlyonce_core::{Account, Entry, Posting, Sums, Timestamp};
+use onlyonce_core::{Account, Posting, Sums, Timestamp};
 use parking_lot::Mutex;
 
+pub use self::kept::{Kept, Row};
 use self::{
     block::{BlockHeader, FILE_HEADER, FileHeader, Rows},
     shelf::Shelf,
@@ -59,7 +61,7 @@ use crate::{
 
 /// Entries that are booked at once, up to the end of a batch of the log.
 const MOST_BOOKED: usize = 4_000;
-/// The most entries that may wait: each takes about half a KiB. Beyond it the store takes no claim.
+/// The most entries that may wait: each takes about a quarter of a KiB. Beyond it the store takes no claim.
 const MOST_WAITING: usize = 300_000;
 /// A file that holds more is followed by the next one.
 const LARGE_FILE: u64 = 64 << 20;
@@ -84,7 +86,7 @@ pub struct Ledger {
 #[derive(Default)]
 struct Waiting {
     /// By their batch of the log, in order.
-    batches: VecDeque<(u64, Vec<Entry>)>,
+    batches: VecDeque<(u64, Kept)>,
     /// The last batch of the log that is durable.
     committed: u64,
     /// By the hour: what is posted adds up while it waits.
@@ -126,7 +128,7 @@ struct Taken {
 
 impl Ledger {
     /// Takes the entries of a batch of the log that is durable.
-    pub fn keep(&self, seq: u64, entries: Vec<Entry>) {
+    pub fn keep(&self, seq: u64, entries: Kept) {
         self.backlog.fetch_add(entries.len(), Ordering::Relaxed);
         let mut waiting = self.waiting.lock();
         waiting.committed = waiting.committed.max(seq);
@@ -136,7 +138,7 @@ impl Ledger {
     }
 
     /// Takes what a start has found in the log.
-    pub fn keep_all(&self, kept: Vec<(u64, Vec<Entry>)>) {
+    pub fn keep_all(&self, kept: Vec<(u64, Kept)>) {
         for (seq, entries) in kept {
             self.keep(seq, entries);
         }
@@ -184,7 +186,7 @@ impl Ledger {
         let booked = Booked {
             entries: taken.rows.entries.len() as u64,
             more: taken.more,
-            oldest: taken.rows.entries.iter().map(|entry| entry.at).min(),
+            oldest: taken.rows.entries.span().map(|(since, _)| since),
         };
         self.backlog
             .fetch_sub(booked.entries as usize, Ordering::Relaxed);
@@ -201,8 +203,8 @@ impl Ledger {
         let mut waiting = self.waiting.lock();
         let mut rows = Rows::default();
         let mut booked = waiting.committed;
-        while let Some((seq, mut entries)) = waiting.batches.pop_front() {
-            rows.entries.append(&mut entries);
+        while let Some((seq, entries)) = waiting.batches.pop_front() {
+            rows.entries.append(&entries);
             if rows.entries.len() >= MOST_BOOKED && !waiting.batches.is_empty() {
                 booked = seq;
                 break;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use onlyonce_core::Timestamp;
 
 use super::{
-    Ledger, Open, Writer,
+    Kept, Ledger, Open, Writer,
     block::{self, BlockHeader, FILE_HEADER, Front},
     file_path, numbers,
     shelf::Shelf,
@@ -105,7 +105,7 @@ impl Ledger {
                 .store(last_seq, std::sync::atomic::Ordering::Release);
             self.writer.lock().booked = last_seq;
         }
-        self.keep(last_seq, Vec::new());
+        self.keep(last_seq, Kept::default());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use onlyonce_core::{Account, Entry, Posting, Sums, Timestamp};
+use onlyonce_core::{Account, Posting, Sums, Timestamp};
 
 use super::{
     Spot,
@@ -45,7 +45,7 @@ impl Shelf {
     /// Adds a block and its rows.
     pub fn add(&mut self, spot: &Spot, header: &BlockHeader, rows: &Rows) {
         self.place(spot, header);
-        self.post(rows.entries.iter().map(Entry::posting));
+        self.post(rows.entries.entries().map(|entry| entry.posting()));
         self.post(rows.postings.iter().cloned());
     }
 

@@ -7,7 +7,7 @@ use onlyonce_core::{
 use tempfile::TempDir;
 
 use super::{
-    Ledger,
+    Kept, Ledger,
     block::{self, BlockHeader, FileHeader, Front, Rows},
     file_path,
 };
@@ -61,7 +61,7 @@ fn open(folder: &Path, last_seq: u64) -> Ledger {
 /// Books `count` entries of the moment `at`, each in a batch of its own, as one block.
 fn book(ledger: &Ledger, first: u64, count: u64, at: u64) {
     for number in first..first + count {
-        ledger.keep(number + 1, vec![entry(number, at)]);
+        ledger.keep(number + 1, [entry(number, at)].iter().collect());
     }
     assert_eq!(ledger.book(None, 0).expect("booked").entries, count);
 }
@@ -170,7 +170,7 @@ fn i12_what_cannot_be_written_waits() {
     let in_the_way = file_path(folder.path(), 1);
     fs::create_dir(&in_the_way).expect("a folder");
     for number in 0..3 {
-        ledger.keep(number + 1, vec![entry(number, 1)]);
+        ledger.keep(number + 1, [entry(number, 1)].iter().collect());
         assert!(ledger.book(None, 0).is_err());
         assert_eq!(ledger.settled(), 0);
     }
@@ -246,7 +246,7 @@ fn what_was_trimmed_does_not_come_back() {
         }
         let again = open(folder.path(), 20);
         assert_eq!(again.settled(), 20);
-        again.keep(21, vec![entry(20, 9 * DAY)]);
+        again.keep(21, [entry(20, 9 * DAY)].iter().collect());
         again.book(None, 0).expect("booked");
         let fed = again.feed(None, 9, None).expect("a feed");
         assert_eq!(
@@ -261,7 +261,7 @@ fn an_empty_block_says_that_nothing_is_left_where_a_start_would_look() {
     let folder = tempfile::tempdir().expect("a folder");
     let ledger = open(folder.path(), 0);
     for seq in 1..=50 {
-        ledger.keep(seq, Vec::new());
+        ledger.keep(seq, Kept::default());
     }
     ledger.book(None, 0).expect("booked");
     assert_eq!((ledger.settled(), files(&folder)), (50, vec![]));
@@ -312,7 +312,7 @@ fn i16_sealed_blocks_show_nothing_and_open_with_their_key_alone() {
     };
     let sealer = Sealer::new(&keys).expect("a key");
     let rows = Rows {
-        entries: vec![entry(1, 1), entry(2, 1)],
+        entries: [entry(1, 1), entry(2, 1)].iter().collect(),
         postings: vec![posting(1)],
     };
     let (since, until) = rows.span();
