@@ -588,7 +588,7 @@ impl Pending {
             bytes,
             records: Vec::with_capacity(before.records.len()),
             items: Vec::with_capacity(before.items.len()),
-            kept: Kept::default(),
+            kept: Kept::like(&before.kept),
             since: None,
             ends: None,
         };

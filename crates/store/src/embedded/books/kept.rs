@@ -37,6 +37,14 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// None, with room for about as much as `other` holds.
+    pub fn like(other: &Self) -> Self {
+        Self {
+            bytes: BytesMut::with_capacity(other.bytes.len()),
+            ..Self::default()
+        }
+    }
+
     pub fn push(&mut self, row: &Row) {
         put_block(&mut self.bytes, &row.bytes);
         self.count += 1;
