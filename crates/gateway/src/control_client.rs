@@ -2,19 +2,25 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Args;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::failure::Failure;
+use crate::proxy;
 
 /// Where a control listener is, and what opens it.
 #[derive(Debug, Args)]
@@ -136,8 +142,10 @@ pub(crate) fn text(value: &Value) -> String {
 
 /// Asks one control listener, each time over a connection of its own.
 pub(crate) struct Client {
+    scheme: Scheme,
     authority: String,
-    address: String,
+    host: String,
+    port: u16,
     base_path: String,
     token: Option<HeaderValue>,
 }
@@ -148,24 +156,32 @@ impl Client {
         let wrong = || {
             Failure::usage(
                 format!("--control cannot be \"{url}\""),
-                "write it like http://127.0.0.1:8788 (behind TLS, go through a tunnel)",
+                "write it like http://127.0.0.1:8788, or https:// where it is behind TLS",
             )
         };
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let authority = uri.authority().ok_or_else(wrong)?;
-        if uri.scheme_str() != Some("http") || authority.host().is_empty() {
+        let scheme = uri.scheme().cloned().ok_or_else(wrong)?;
+        let port = match scheme.as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return Err(wrong()),
+        };
+        if authority.host().is_empty() {
             return Err(wrong());
         }
         Ok(Self {
+            scheme,
             authority: authority.to_string(),
-            address: format!(
-                "{}:{}",
-                authority.host(),
-                authority.port_u16().unwrap_or(80)
-            ),
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(port),
             base_path: uri.path().trim_end_matches('/').to_owned(),
             token: token.map(bearer).transpose()?,
         })
+    }
+
+    fn title(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
     }
 
     /// The JSON at `path`.
@@ -236,27 +252,43 @@ impl Client {
         if let Some(token) = &self.token {
             headers.insert(AUTHORIZATION, token.clone());
         }
-        let failed = |error: &dyn std::error::Error| {
-            Failure::other(
-                format!(
-                    "the control listener http://{} did not answer ({error})",
-                    self.authority
-                ),
-                "start the gateway, or name its control listener with --control",
-            )
-        };
-        let stream = TcpStream::connect(&self.address)
-            .await
-            .map_err(|error| failed(&error))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failed(&error))?;
+        let stream = TcpStream::connect((&*self.host, self.port)).await;
+        let stream = stream.map_err(|error| self.silent(&error))?;
+        if self.scheme != Scheme::HTTPS {
+            return self.exchange(stream, request).await;
+        }
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| self.silent(&error))?;
+        let tls = TlsConnector::from(Arc::new(proxy::service_tls(Some("--control"))?));
+        let stream = tls.connect(name, stream).await;
+        let stream = stream.map_err(|error| self.silent(&error))?;
+        self.exchange(stream, request).await
+    }
+
+    async fn exchange<B>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, Failure>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.silent(&error))?;
         // Its errors come out of the request as well.
         tokio::spawn(connection);
-        sender
-            .send_request(request)
-            .await
-            .map_err(|error| failed(&error))
+        let response = sender.send_request(request).await;
+        response.map_err(|error| self.silent(&error))
+    }
+
+    fn silent(&self, error: &dyn std::error::Error) -> Failure {
+        Failure::other(
+            format!(
+                "the control listener {} did not answer ({error})",
+                self.title()
+            ),
+            "start the gateway, or name its control listener with --control",
+        )
     }
 
     /// The list `name` of the pages at `path`, `most` of it at most, and where more of it begins.
@@ -309,8 +341,8 @@ impl Client {
         Err(Failure::other(
             said("detail").unwrap_or_else(|| {
                 format!(
-                    "http://{} answered {status}, not as a control listener",
-                    self.authority
+                    "{} answered {status}, not as a control listener",
+                    self.title()
                 )
             }),
             said("next").unwrap_or_else(|| "name the control listener with --control".to_owned()),
@@ -374,11 +406,12 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_is_refused() {
-        for url in ["", "127.0.0.1:8788", "https://a", "http://", "ftp://a"] {
+        for url in ["", "127.0.0.1:8788", "https://", "http://", "ftp://a"] {
             let error = Client::new(url, None).err().unwrap();
             assert_eq!(error.exit_code(), 2, "{url}");
         }
         assert!(Client::new("http://127.0.0.1:8788/", Some("t")).is_ok());
+        assert!(Client::new("https://[::1]:8788/", Some("t")).is_ok());
         assert!(Client::new("http://a", Some("\n")).is_err());
     }
 }

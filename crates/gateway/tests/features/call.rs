@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use onlyonce_testkit::{Gateway, Refusing, Run, Signal, Upstream, run_to_exit};
 use tempfile::TempDir;
 
-use crate::{BIN, gateway};
+use crate::doctor::{certificate, pem, tls_line};
+use crate::{BIN, gateway, setup};
 
 /// Where a test keeps its keys.
 struct Caller(TempDir);
@@ -50,6 +51,40 @@ fn ends(run: &Run, code: i32, words: &[&str]) {
 
 fn charges(gateway: &Gateway) -> String {
     format!("http://{}/v1/charges", gateway.addr())
+}
+
+#[test]
+fn a_call_goes_over_tls_and_to_nobody_whose_certificate_is_not_vouched_for() {
+    let upstream = Upstream::counting();
+    let (own, _) = certificate(60);
+    let gateway = setup(&upstream).server(&tls_line(&own)).start();
+    let caller = Caller::new();
+    let keys = caller.keys();
+    let url = format!("https://localhost:{}/v1/charges", gateway.addr().port());
+    let words = [
+        "call",
+        "--keys",
+        &keys,
+        "--action",
+        "order-17/charge",
+        "-d",
+        "a=1",
+        "--deadline",
+        "5s",
+        &url,
+    ];
+    let call = |roots: &std::path::Path| {
+        let roots = roots.display().to_string();
+        run_to_exit(BIN, &words, &[("SSL_CERT_FILE", &roots)])
+    };
+    let (others, _) = certificate(60);
+    let stranger = call(&pem(&others, "cert.pem"));
+    assert_ne!(stranger.code, Some(0), "{stranger:?}");
+    assert_eq!(upstream.hits(), 0);
+    let first = call(&pem(&own, "cert.pem"));
+    ends(&first, 0, &[]);
+    assert_eq!(call(&pem(&own, "cert.pem")).stdout, first.stdout);
+    assert_eq!(upstream.hits(), 1);
 }
 
 #[test]

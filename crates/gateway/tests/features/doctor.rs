@@ -217,7 +217,7 @@ fn a_check_that_lasts_is_told_of() {
 }
 
 /// A certificate for `localhost` that ends in so many days, in a folder, and what presents it.
-fn certificate(days: i64) -> (TempDir, Arc<ServerConfig>) {
+pub(crate) fn certificate(days: i64) -> (TempDir, Arc<ServerConfig>) {
     let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let day = Duration::from_secs(24 * 3600);
@@ -241,12 +241,21 @@ fn certificate(days: i64) -> (TempDir, Arc<ServerConfig>) {
     (folder, Arc::new(server))
 }
 
-fn pem(folder: &TempDir, name: &str) -> PathBuf {
+pub(crate) fn pem(folder: &TempDir, name: &str) -> PathBuf {
     folder.path().join(name)
 }
 
 fn roots_line(folder: &TempDir) -> String {
     format!("tls_roots = \"{}\"", pem(folder, "cert.pem").display())
+}
+
+/// What a server presents.
+pub(crate) fn tls_line(folder: &TempDir) -> String {
+    format!(
+        "tls = {{ cert = \"{}\", key = \"{}\" }}",
+        pem(folder, "cert.pem").display(),
+        pem(folder, "key.pem").display()
+    )
 }
 
 /// Looks at an upstream, and a server, whose certificates end in so many days.
@@ -257,11 +266,7 @@ fn with_certificates(upstream_days: i64, server_days: i64) -> Said {
     let folder = folder();
     let setup = modest(&format!("https://localhost:{}", peer.port()))
         .upstream(&roots_line(&roots))
-        .server(&format!(
-            "tls = {{ cert = \"{}\", key = \"{}\" }}",
-            pem(&own, "cert.pem").display(),
-            pem(&own, "key.pem").display()
-        ));
+        .server(&tls_line(&own));
     doctor(&setup, &folder.path().join("data"))
 }
 

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use onlyonce_testkit::{Gateway, Upstream, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::doctor::{certificate, pem, tls_line};
 use crate::{BIN, gateway, setup};
 
 /// `onlyonce exec` of a shell script, with an environment variable `DIR` that names a folder.
@@ -146,6 +147,44 @@ fn i01_a_route_of_workers_runs_a_command_once_too() {
     );
     assert_eq!(runs(&gateway), 1);
     assert_eq!(upstream.hits(), 0);
+}
+
+#[test]
+fn a_route_of_workers_is_reached_over_tls() {
+    const TOKEN: &str = "the-token-of-workers-which-is-long-enough";
+    let upstream = Upstream::counting();
+    let (own, _) = certificate(60);
+    let roots = pem(&own, "cert.pem");
+    let gateway = setup(&upstream)
+        .server(&format!(
+            "control_token = \"env:TOKEN\"\n{}",
+            tls_line(&own)
+        ))
+        .extra("[[route]]\nkind = \"work\"\npath_prefix = \"/for/workers\"")
+        .env("TOKEN", TOKEN)
+        .start();
+    let run = |roots: &Path| {
+        let url = format!("https://localhost:{}/for/workers", gateway.addr().port());
+        let mut command = Command::new(BIN);
+        command
+            .args(["exec", "--key", "nightly", "--control", &url])
+            .args(["--", "sh", "-c", RAN])
+            .env("ONLYONCE_CONTROL_TOKEN", TOKEN)
+            .env("SSL_CERT_FILE", roots)
+            .env("DIR", gateway.folder());
+        command.output().unwrap()
+    };
+    let (others, _) = certificate(60);
+    let stranger = run(&pem(&others, "cert.pem"));
+    assert_eq!(stranger.status.code(), Some(125));
+    assert!(
+        text(&stranger.stderr).contains("certificate"),
+        "{stranger:?}"
+    );
+    let first = run(&roots);
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    assert_eq!(run(&roots).status.code(), Some(0));
+    assert_eq!(runs(&gateway), 1);
 }
 
 #[test]
