@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use onlyonce_http::problem_pages::PAGES;
+use serde_json::Value;
 
 fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -235,4 +236,50 @@ fn every_problem_is_in_the_contract() {
             );
         }
     }
+}
+
+/// The tables of the comparison are its results, part by part, and there is nothing else in them.
+#[test]
+fn the_comparison_shows_its_results() {
+    let results = text(&root().join("bench/compare/results.json"));
+    let peers: Vec<Value> = serde_json::from_str(&results).expect("a list of peers");
+    assert!(peers.len() >= 6, "only {}", peers.len());
+    let word = |value: &Value| value.as_str().expect("text").to_owned();
+    let mut verdicts: Vec<Vec<String>> = Vec::new();
+    let mut told: Vec<Vec<String>> = Vec::new();
+    for peer in &peers {
+        for (at, part) in list(&peer["parts"]).iter().enumerate() {
+            let scenario = word(&part["scenario"]);
+            let words: Vec<String> = list(&part["told"]).iter().map(word).collect();
+            let ran = format!("{}x", part["executions"]);
+            told.push(vec![
+                scenario.clone(),
+                ran,
+                words.join("; "),
+                word(&part["seen"]),
+            ]);
+            if verdicts.len() == at {
+                verdicts.push(vec![scenario]);
+            }
+            verdicts[at].push(word(&part["verdict"]));
+        }
+    }
+
+    let page = text(&root().join("docs/compare.md"));
+    let shown = |name: &str, columns| {
+        let start = format!("<!-- {name} -->");
+        let end = format!("<!-- /{name} -->");
+        let (_, tables) = page.split_once(&start).expect("the start of the tables");
+        let (tables, _) = tables.split_once(&end).expect("their end");
+        let mut rows = rows(tables, columns);
+        rows.retain(|cells| !["scenario", "---"].contains(&cells[0]));
+        rows
+    };
+    let advice = "run python3 bench/compare/compare.py --page";
+    assert_eq!(shown("verdicts", peers.len() + 1), verdicts, "{advice}");
+    assert_eq!(shown("told", 4), told, "{advice}");
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().expect("a list")
 }

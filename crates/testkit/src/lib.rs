@@ -10,6 +10,7 @@
 
 mod between;
 mod client;
+mod compared;
 mod control;
 mod gateway;
 mod message;
@@ -27,6 +28,7 @@ mod wire;
 
 pub use between::Between;
 pub use client::{Client, End, Request, Response};
+pub use compared::scenarios_are_as_published;
 pub use control::Control;
 pub use gateway::{Gateway, Run, Setup, run_to_exit};
 pub use message::{Head, parse_head};

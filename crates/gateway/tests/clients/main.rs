@@ -5,6 +5,7 @@
 //! `cargo test -p onlyonce-gateway --features real-clients --test clients` runs these alone.
 
 mod anthropic_python;
+mod compared;
 mod console;
 mod curl;
 mod fake_providers;
