@@ -35,8 +35,7 @@ pub use policy::{
     ClientGone, FingerprintBody, Forward, ForwardKey, IncludeUsage, KeyMode, OnUnknown, Policy,
     Retries,
 };
-use route::Kind;
-pub use route::{Matcher, Route, Upstream};
+pub use route::{Matcher, Route, RouteKind, Upstream};
 use section::Section;
 pub use section::Source;
 pub use server::{
@@ -225,9 +224,9 @@ fn routes(
     let mut others = Vec::new();
     let mut work: Vec<WorkRoute> = Vec::new();
     for mut section in root.tables("route")? {
-        match Kind::read(&mut section)? {
-            Kind::Http => others.push(section),
-            Kind::Work => work.push(WorkRoute::read(section, server)?),
+        match RouteKind::read(&mut section)? {
+            RouteKind::Work => work.push(WorkRoute::read(section, server)?),
+            kind => others.push((kind, section)),
         }
     }
     work.sort_by_key(|route| route.matcher.order());

@@ -50,6 +50,8 @@ pub struct Upstream {
 pub struct Route {
     /// Its name in lists and metrics; unique.
     pub name: Box<str>,
+    /// What is behind it: an upstream, or a server of the Model Context Protocol.
+    pub kind: RouteKind,
     /// Which requests are its.
     pub matcher: Matcher,
     /// Whether the path prefix is taken away before the request is sent.
@@ -104,17 +106,23 @@ fn host_alone(host: &str) -> &str {
 
 /// What is behind a route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum RouteKind {
     /// An upstream.
     #[default]
     Http,
+    /// A server of the Model Context Protocol: of the messages to it, calls of tools are operations.
+    Mcp,
     /// The operations API: see [`WorkRoute`](super::WorkRoute).
     Work,
 }
 
-impl Kind {
+impl RouteKind {
     pub(crate) fn read(section: &mut Section<'_>) -> Result<Self, ConfigError> {
-        let kinds = [("http", Self::Http), ("work", Self::Work)];
+        let kinds = [
+            ("http", Self::Http),
+            ("mcp", Self::Mcp),
+            ("work", Self::Work),
+        ];
         let kind = section.take("kind");
         kind.map_or(Ok(Self::default()), |entry| entry.choice(&kinds))
     }
@@ -228,14 +236,14 @@ impl Upstream {
 impl Route {
     /// All routes of `sections`, in the order in which they are to be tried.
     pub(crate) fn read_all(
-        sections: Vec<Section<'_>>,
+        sections: Vec<(RouteKind, Section<'_>)>,
         upstreams: &HashMap<Box<str>, Arc<Upstream>>,
         presets: &Presets,
     ) -> Result<Vec<Arc<Self>>, ConfigError> {
         let mut routes: Vec<Self> = Vec::new();
         let mut names = HashSet::new();
-        for mut section in sections {
-            let route = Self::read(&mut section, upstreams, presets)?;
+        for (kind, mut section) in sections {
+            let route = Self::read(kind, &mut section, upstreams, presets)?;
             if routes.iter().any(|other| other.matcher == route.matcher) {
                 return Err(section.fail(
                     format!("two routes are for {}", route.matcher.title()),
@@ -287,6 +295,7 @@ impl Route {
     }
 
     fn read(
+        kind: RouteKind,
         section: &mut Section<'_>,
         upstreams: &HashMap<Box<str>, Arc<Upstream>>,
         presets: &Presets,
@@ -320,6 +329,7 @@ impl Route {
         let policy = Policy::read(section, &base, presets.formats())?;
         policy.check(section)?;
         Ok(Self {
+            kind,
             per_call: per_call(section, &name)?,
             strip_prefix,
             namespace,
@@ -330,6 +340,7 @@ impl Route {
     fn new(upstream: &Arc<Upstream>, name: Box<str>, matcher: Matcher, policy: Policy) -> Self {
         Self {
             name,
+            kind: RouteKind::default(),
             matcher,
             strip_prefix: false,
             upstream: Arc::clone(upstream),

@@ -19,8 +19,8 @@ use super::answer::Refusal;
 use crate::config::{
     Billing, ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded,
     IncludeUsage, KeyMode, Ledger, LedgerSink, Limits, Matcher, OnUnknown, Policy, Retries, Right,
-    Route, Secret, Server, SinkTarget, StoreUrl, Telemetry, Tenant, Tls, Token, Upstream,
-    WorkRoute, show_duration,
+    Route, RouteKind, Secret, Server, SinkTarget, StoreUrl, Telemetry, Tenant, Tls, Token,
+    Upstream, WorkRoute, show_duration,
 };
 
 /// Stands for a secret that is set (I16).
@@ -342,6 +342,7 @@ fn work_view(WorkRoute { matcher }: &WorkRoute) -> Value {
 fn route_view(route: &Route) -> Value {
     let Route {
         name,
+        kind,
         matcher: Matcher { host, path_prefix },
         strip_prefix,
         upstream,
@@ -355,6 +356,12 @@ fn route_view(route: &Route) -> Value {
     } = route;
     let mut view = Map::new();
     view.insert("name".to_owned(), json!(name));
+    let kind = match kind {
+        RouteKind::Http => "http",
+        RouteKind::Mcp => "mcp",
+        RouteKind::Work => "work",
+    };
+    view.insert("kind".to_owned(), json!(kind));
     view.insert("host".to_owned(), json!(host));
     view.insert("path_prefix".to_owned(), json!(path_prefix));
     view.insert("strip_prefix".to_owned(), json!(strip_prefix));
