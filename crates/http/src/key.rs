@@ -133,6 +133,22 @@ pub fn key_for(keys: &HashKeys, scope: &Scope, key: &Key, name: &str) -> Key {
         .expect("letters, digits and a dash are a key")
 }
 
+/// The key of a call that names none: what it is called by within its session. `ids` are the JSON texts of
+/// the ids of what was posted at once. A session's name opens it, so only a hash of it is ever kept (I16).
+pub fn call_key<'a>(
+    keys: &HashKeys,
+    session: &[u8],
+    ids: impl IntoIterator<Item = &'a str>,
+) -> Key {
+    let mut hasher = blake3::Hasher::new_keyed(&keys.call);
+    update_prefixed(&mut hasher, session);
+    for id in ids {
+        update_prefixed(&mut hasher, id.as_bytes());
+    }
+    Key::new(&format!("call-{}", hex_128(&hasher.finalize())))
+        .expect("letters, digits and a dash are a key")
+}
+
 fn quoted(text: &str) -> Result<Key, KeyError> {
     match Parser::new(text).parse::<Item>() {
         Ok(item) => match &item.bare_item {
@@ -475,5 +491,23 @@ mod tests {
             }
         }
         assert!(cases > 200, "{cases} cases");
+    }
+
+    #[test]
+    fn calls_of_one_session_are_told_apart_by_their_typed_ids() {
+        let keys = HashKeys::from_secret(&[1; 32]);
+        let key =
+            |session: &str, ids: &[&str]| call_key(&keys, session.as_bytes(), ids.iter().copied());
+        assert_eq!(key("s", &["1"]), key("s", &["1"]));
+        let others = [
+            key("s", &["1"]),
+            key("s", &["\"1\""]),
+            key("s", &["1", "2"]),
+            key("s", &["12"]),
+            key("t", &["1"]),
+            key("s1", &[]),
+        ];
+        let different: std::collections::HashSet<_> = others.iter().map(Key::as_str).collect();
+        assert_eq!(different.len(), others.len());
     }
 }

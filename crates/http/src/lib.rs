@@ -2,7 +2,7 @@
 //!
 //! What a request says: its [`key`], its [`tenant`], its [`fingerprint`], and whether its head is
 //! one that the gateway takes at all ([`framing`]). What a response says: which [`headers`] pass,
-//! which are recorded, and our own [`marks`]. And what the gateway says when it refuses: the
+//! which are recorded, and our own [`marks`]. What a message of the Model Context Protocol says: [`mcp`]. And what the gateway says when it refuses: the
 //! [`problem`] documents and their pages.
 
 pub mod canonical_json;
@@ -11,6 +11,7 @@ pub mod framing;
 pub mod headers;
 pub mod key;
 pub mod marks;
+pub mod mcp;
 mod multipart;
 pub mod problem;
 pub mod problem_pages;
@@ -19,7 +20,7 @@ mod secret;
 pub mod tenant;
 
 pub use fingerprint::{BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity};
-pub use key::{KeyError, derived_key, key_for, key_of, parse_key};
+pub use key::{KeyError, call_key, derived_key, key_for, key_of, parse_key};
 pub use marks::{Marks, Status};
 pub use problem::{Problem, ProblemContext};
 pub use secret::HashKeys;

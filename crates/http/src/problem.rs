@@ -8,7 +8,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use onlyonce_core::{OperationId, StateName, UnknownReason};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::framing::FramingError;
 use crate::key::KeyError;
@@ -310,7 +310,7 @@ impl Problem {
 
     /// The answer: status, headers and the document. The marks are the caller's to write.
     pub fn to_response(&self, context: &ProblemContext<'_>) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::from(self.document(context)));
+        let mut response = Response::new(Bytes::from(self.document(context).to_string()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(
@@ -374,7 +374,52 @@ impl Problem {
         response
     }
 
-    fn document(&self, context: &ProblemContext<'_>) -> String {
+    /// The answer to a request of JSON-RPC: an error whose `data` is the document. `id` is that of the
+    /// request, as JSON; `None` where it is not known.
+    ///
+    /// Where it is, the status is 200: an error is an answer, and of answers with another status some
+    /// clients show nothing but the number, or end the session. A credential that is missing stays 401,
+    /// by which clients begin to ask for one. The marks are the caller's to write.
+    pub fn to_json_rpc_response(
+        &self,
+        id: Option<&str>,
+        context: &ProblemContext<'_>,
+    ) -> Response<Bytes> {
+        let mut response = self.to_response(context);
+        if id.is_some() && self.status() != StatusCode::UNAUTHORIZED {
+            *response.status_mut() = StatusCode::OK;
+        }
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.map(|_| self.to_json_rpc(id, context).into())
+    }
+
+    /// The same error alone, as JSON in one line.
+    pub fn to_json_rpc(&self, id: Option<&str>, context: &ProblemContext<'_>) -> String {
+        let page = self.page();
+        let error = json!({
+            "code": self.json_rpc_code(),
+            "message": format!("{}. {} {}", page.title, self.detail(), page.next),
+            "data": self.document(context),
+        });
+        // The id goes back as it came.
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{},"error":{error}}}"#,
+            id.unwrap_or("null")
+        )
+    }
+
+    /// The code of an error of JSON-RPC that says the same, of those that are left to implementations but
+    /// for a message that is none.
+    const fn json_rpc_code(&self) -> i32 {
+        match self {
+            Self::BadRequest { .. } => -32600,
+            _ => -32010,
+        }
+    }
+
+    fn document(&self, context: &ProblemContext<'_>) -> Value {
         let page = self.page();
         let base = context.public_url.unwrap_or("");
         let mut document = json!({
@@ -388,7 +433,7 @@ impl Problem {
         if let Some(operation) = context.operation {
             document["operation"] = operation.to_string().into();
         }
-        document.to_string()
+        document
     }
 }
 
@@ -521,6 +566,38 @@ mod tests {
             // UNAVAILABLE and ABORTED call for a retry by themselves.
             let calls_for_retry = matches!(problem.grpc_code(), 10 | 14);
             assert!(!calls_for_retry || problem.should_retry(), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_json_rpc_request_is_an_error_with_its_id_and_the_document() {
+        let context = ProblemContext::default();
+        for problem in all() {
+            let plain = problem.to_response(&context);
+            let known = problem.to_json_rpc_response(Some("\"7\""), &context);
+            let status = match problem {
+                Problem::CredentialMissing => 401,
+                _ => 200,
+            };
+            assert_eq!(known.status(), status, "{problem:?}");
+            assert_eq!(known.headers()["content-type"], "application/json");
+            for name in ["x-should-retry", "retry-after", "www-authenticate"] {
+                assert_eq!(known.headers().get(name), plain.headers().get(name));
+            }
+            let error: serde_json::Value = serde_json::from_slice(known.body()).unwrap();
+            assert_eq!(
+                (&error["jsonrpc"], &error["id"]),
+                (&json!("2.0"), &json!("7"))
+            );
+            let message = error["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&*problem.detail()), "{message}");
+            assert!(message.contains(problem.page().next), "{message}");
+            let document: serde_json::Value = serde_json::from_slice(plain.body()).unwrap();
+            assert_eq!(error["error"]["data"], document);
+            let unknown = problem.to_json_rpc_response(None, &context);
+            assert_eq!(unknown.status(), problem.status());
+            let error: serde_json::Value = serde_json::from_slice(unknown.body()).unwrap();
+            assert_eq!(error["id"], serde_json::Value::Null);
         }
     }
 
