@@ -28,5 +28,6 @@ mod sinks;
 mod start;
 mod store_command;
 mod telemetry;
+mod tools;
 
 pub use failure::Failure;

@@ -8,7 +8,7 @@ use crate::config::usage::Formats;
 use crate::config::{ConfigError, Policy, Source, nearest};
 
 /// The presets that come with the gateway. Each extends one before it.
-const BUILT_IN: [(&str, &str); 9] = [
+const BUILT_IN: [(&str, &str); 10] = [
     ("generic", include_str!("../presets/generic.toml")),
     ("openai", include_str!("../presets/openai.toml")),
     ("anthropic", include_str!("../presets/anthropic.toml")),
@@ -18,6 +18,7 @@ const BUILT_IN: [(&str, &str); 9] = [
     ("cohere", include_str!("../presets/cohere.toml")),
     ("openrouter", include_str!("../presets/openrouter.toml")),
     ("stripe", include_str!("../presets/stripe.toml")),
+    ("mcp", include_str!("../presets/mcp.toml")),
 ];
 
 /// All presets that a configuration may name.

@@ -15,6 +15,7 @@ use crate::observe::Suspects;
 use crate::proxy::Meters;
 use crate::sinks::Sinks;
 use crate::telemetry::Telemetry;
+use crate::tools::Tools;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
 pub struct Shared<S: Store> {
@@ -30,6 +31,8 @@ pub struct Shared<S: Store> {
     pub(crate) meters: Meters,
     /// What looks like a repeat, where a route observes.
     pub(crate) suspects: Arc<Suspects>,
+    /// Which tools are declared to be harmless, where a route is of kind `mcp`.
+    pub(crate) tools: Tools,
     /// What is counted.
     pub metrics: Metrics,
     /// Who is told what the books say.
@@ -68,6 +71,7 @@ impl<S: Store> Shared<S> {
             tenants,
             meters,
             suspects,
+            tools: Tools::default(),
             metrics,
             sinks,
             telemetry,

@@ -5,6 +5,7 @@
 
 mod error;
 mod ledger;
+mod mcp;
 mod policy;
 mod prices;
 mod route;
@@ -31,6 +32,7 @@ use onlyonce_ledger::prices::Prices;
 pub use error::ConfigError;
 pub(crate) use error::nearest;
 pub use ledger::{Billing, Ledger, LedgerSink, SinkTarget};
+pub use mcp::Mcp;
 pub use policy::{
     ClientGone, FingerprintBody, Forward, ForwardKey, IncludeUsage, KeyMode, OnUnknown, Policy,
     Retries,

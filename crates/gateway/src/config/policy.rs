@@ -11,6 +11,7 @@ use onlyonce_http::{BodyRule, FingerprintRules};
 use onlyonce_ledger::UsageFormat;
 
 use super::error::ConfigError;
+use super::mcp::Mcp;
 use super::section::{Entry, OrZero, Section};
 use super::stream::StreamKind;
 use super::usage::Formats;
@@ -76,6 +77,8 @@ pub struct Policy {
     pub include_usage: IncludeUsage,
     /// With [`KeyMode::Observe`]: within how long an equal request looks like a repeat.
     pub observe_window: Duration,
+    /// For a route of kind [`Mcp`](super::RouteKind::Mcp).
+    pub mcp: Mcp,
 }
 
 /// Where the key of a request comes from.
@@ -211,6 +214,7 @@ impl Default for Policy {
             usage: Arc::default(),
             include_usage: IncludeUsage::default(),
             observe_window: minutes(10),
+            mcp: Mcp::default(),
         }
     }
 }
@@ -335,6 +339,9 @@ impl Policy {
             OrZero::No,
             &mut policy.observe_window,
         )?;
+        if let Some(section) = section.table("mcp")? {
+            policy.mcp = Mcp::read(section, &base.mcp)?;
+        }
         Ok(policy)
     }
 

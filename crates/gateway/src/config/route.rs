@@ -12,7 +12,7 @@ use onlyonce_http::FingerprintRules;
 use onlyonce_ledger::prices::PerCall;
 
 use super::error::{ConfigError, nearest};
-use super::policy::{Policy, set_span};
+use super::policy::{FingerprintBody, KeyMode, Policy, set_span};
 use super::prices::per_call;
 use super::section::{Entry, OrZero, Section};
 use crate::presets::Presets;
@@ -325,9 +325,15 @@ impl Route {
             Some(entry) => entry.name()?.into(),
             None => upstream.name.clone(),
         };
-        let base = presets.policy(&upstream.preset);
+        let preset = match kind {
+            // What an upstream is known for that names no preset of its own.
+            RouteKind::Mcp if *upstream.preset == *"generic" => "mcp",
+            _ => &upstream.preset,
+        };
+        let base = presets.policy(preset);
         let policy = Policy::read(section, &base, presets.formats())?;
         policy.check(section)?;
+        kind.check(section, &policy, &base)?;
         Ok(Self {
             kind,
             per_call: per_call(section, &name)?,
@@ -351,6 +357,40 @@ impl Route {
             policy,
             index: 0,
         }
+    }
+}
+
+impl RouteKind {
+    /// What a route of this kind cannot have.
+    fn check(
+        self,
+        section: &Section<'_>,
+        policy: &Policy,
+        base: &Policy,
+    ) -> Result<(), ConfigError> {
+        if self != Self::Mcp {
+            return match policy.mcp == base.mcp {
+                true => Ok(()),
+                false => Err(section.fail(
+                    "[route.mcp] has no effect on a route of another kind",
+                    "set kind = \"mcp\", or take it away",
+                )),
+            };
+        }
+        if policy.fingerprint_body == FingerprintBody::Bytes {
+            return Err(section.fail(
+                "kind = \"mcp\" compares calls as JSON, and fingerprint_body is \"bytes\"",
+                "take it away, or let the upstream's preset extend \"mcp\"",
+            ));
+        }
+        if policy.key == KeyMode::Observe {
+            return Err(section.fail(
+                "kind = \"mcp\" cannot be with key = \"observe\": a message and its repeat differ in \
+                 their ids",
+                "take key away",
+            ));
+        }
+        Ok(())
     }
 }
 

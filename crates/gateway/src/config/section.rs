@@ -293,6 +293,23 @@ impl<'a> Entry<'a> {
             })
     }
 
+    /// A whole number within `range`, below 0 too.
+    pub(crate) fn integer(&self, range: RangeInclusive<i64>) -> Result<i64, ConfigError> {
+        let DeValue::Integer(number) = self.value else {
+            return Err(self.wrong_type("a whole number", &range.start().to_string()));
+        };
+        i64::from_str_radix(number.as_str(), number.radix())
+            .ok()
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| {
+                let (from, to) = (range.start(), range.end());
+                self.fail(
+                    format!("is {number}"),
+                    format!("write a whole number from {from} to {to}"),
+                )
+            })
+    }
+
     /// A decimal number as it stands there, with or without quotes: one that must not pass through a
     /// float.
     pub(crate) fn digits(&self) -> Result<&'a str, ConfigError> {

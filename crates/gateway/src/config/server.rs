@@ -528,6 +528,8 @@ pub struct Limits {
     pub request_body: u64,
     /// Above so many bytes a request body waits on disk.
     pub spool_above: u64,
+    /// Bytes of a message of the Model Context Protocol.
+    pub mcp_message: u64,
     /// Bytes of a response body.
     pub response_body: u64,
     /// Bytes of recording in memory per running operation.
@@ -558,6 +560,7 @@ impl Default for Limits {
         Self {
             request_body: 64 << 20,
             spool_above: 1 << 20,
+            mcp_message: 4 << 20,
             response_body: 256 << 20,
             operation_memory: 256 << 10,
             meter_memory: 64 << 20,
@@ -581,6 +584,9 @@ impl Limits {
         }
         if let Some(entry) = section.take("spool_above") {
             limits.spool_above = entry.size(0..=(1 << 30))?;
+        }
+        if let Some(entry) = section.take("mcp_message") {
+            limits.mcp_message = entry.size(1..=(1 << 30))?;
         }
         if let Some(entry) = section.take("response_body") {
             limits.response_body = entry.size(1..=(1 << 40))?;

@@ -18,8 +18,8 @@ use super::access::{May, Read};
 use super::answer::Refusal;
 use crate::config::{
     Billing, ClientGone, Config, Encryption, FingerprintBody, Forward, ForwardKey, Forwarded,
-    IncludeUsage, KeyMode, Ledger, LedgerSink, Limits, Matcher, OnUnknown, Policy, Retries, Right,
-    Route, RouteKind, Secret, Server, SinkTarget, StoreUrl, Telemetry, Tenant, Tls, Token,
+    IncludeUsage, KeyMode, Ledger, LedgerSink, Limits, Matcher, Mcp, OnUnknown, Policy, Retries,
+    Right, Route, RouteKind, Secret, Server, SinkTarget, StoreUrl, Telemetry, Tenant, Tls, Token,
     Upstream, WorkRoute, show_duration,
 };
 
@@ -153,6 +153,7 @@ fn limits_view(limits: &Limits) -> Value {
     let Limits {
         request_body,
         spool_above,
+        mcp_message,
         response_body,
         operation_memory,
         live_operations,
@@ -167,6 +168,7 @@ fn limits_view(limits: &Limits) -> Value {
     json!({
         "request_body": request_body,
         "spool_above": spool_above,
+        "mcp_message": mcp_message,
         "response_body": response_body,
         "operation_memory": operation_memory,
         "live_operations": live_operations,
@@ -407,6 +409,7 @@ fn policy_view(policy: &Policy) -> Value {
         total_timeout,
         credential_query,
         retries,
+        mcp,
     } = policy;
     json!({
         "key": match key {
@@ -468,6 +471,24 @@ fn policy_view(policy: &Policy) -> Value {
         "total_timeout": span(total_timeout),
         "credential_query": credential_query,
         "retries": retries_view(retries),
+        "mcp": mcp_view(mcp),
+    })
+}
+
+fn mcp_view(mcp: &Mcp) -> Value {
+    let Mcp {
+        meta_keys,
+        release_codes,
+        trust_annotations,
+        protect,
+        pass,
+    } = mcp;
+    json!({
+        "meta_keys": meta_keys,
+        "release_codes": release_codes,
+        "trust_annotations": trust_annotations,
+        "protect": protect,
+        "pass": pass,
     })
 }
 

@@ -27,6 +27,16 @@ pub(super) struct Asked {
     pub(super) adds_usage: bool,
 }
 
+impl Asked {
+    /// What is known before it is read.
+    pub(super) fn of_model(model: &str) -> Self {
+        Self {
+            model: Some(model.into()),
+            adds_usage: false,
+        }
+    }
+}
+
 impl Order {
     /// Reads what it asks for. Where `route` says so, it asks for the usage of its stream from now on;
     /// its fingerprint stays that of what the caller sent.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::asking::Asked;
 use super::exchange::{Begun, Failure, Waiting, exchange};
+use super::mcp::Call;
 use super::outgoing::Outgoing;
 use super::path::Path;
 use super::recording::{self, Incoming};
@@ -34,6 +35,8 @@ pub(super) struct Order {
     pub(super) target: PathAndQuery,
     pub(super) headers: HeaderMap,
     pub(super) body: Collected,
+    /// What it calls, where it is a call.
+    pub(super) call: Option<Arc<Call>>,
     /// Where traces are kept.
     pub(super) spans: Option<ExecutionSpan>,
 }
@@ -64,7 +67,8 @@ pub(super) async fn first<S: Store>(
         worker: Arc::clone(worker),
         path: Arc::clone(path),
         original: Arc::clone(&original),
-        target: order.target.clone(),
+        target: order.target.path().into(),
+        call: order.call.take(),
         asked: Asked::default(),
         spans: order.spans.take(),
     };
@@ -82,8 +86,9 @@ struct Driver<S: Store> {
     path: Arc<Path>,
     /// For the first caller: what a recording does not hold.
     original: Arc<Mutex<Option<Original>>>,
-    /// What is called of the upstream.
-    target: PathAndQuery,
+    /// What is called of the upstream, without the query.
+    target: Box<str>,
+    call: Option<Arc<Call>>,
     /// What it is asked for.
     asked: Asked,
     spans: Option<ExecutionSpan>,
@@ -98,7 +103,14 @@ impl<S: Store> Driver<S> {
         open: Open,
     ) {
         let begun = Instant::now();
-        self.asked = order.asks(&self.path.route).await;
+        self.asked = match &self.call {
+            None => order.asks(&self.path.route).await,
+            Some(call) => {
+                // Each tool has a path of its own, and what answers is the tool.
+                self.target = format!("{}/{}", self.target, call.tool).into();
+                Asked::of_model(&call.tool)
+            }
+        };
         if let (Some(spans), Some(model)) = (&self.spans, &self.asked.model) {
             spans.asks_for(model);
         }
@@ -190,13 +202,17 @@ impl<S: Store> Driver<S> {
             Ok(incoming) => incoming,
             Err(reason) => return Outcome::Lost(reason),
         };
-        let released = policy.releases(incoming.head.status);
+        let mut released = policy.releases(incoming.head.status);
         if let Some(spans) = &self.spans {
             spans.answered(incoming.head.status, incoming.is_stream());
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         if !released {
             recording::meter(&mut incoming, meters, route, self.asked());
+            let Some(()) = while_followed(left, recording::hold(&mut incoming)).await else {
+                return CANCELLED;
+            };
+            released = recording::says_not_run(&mut incoming, policy);
         }
         let chunk = || self.spans.iter().for_each(ExecutionSpan::chunk);
         let taking = take_in(execution, &mut incoming, released, &self.original, chunk);
@@ -217,6 +233,9 @@ impl<S: Store> Driver<S> {
     fn incoming(&self, begun: Begun, deadline: Instant) -> Result<Incoming, UnknownReason> {
         let policy = &self.path.route.policy;
         let mut incoming = recording::incoming(begun, policy, deadline)?;
+        if let Some(call) = &self.call {
+            recording::follow(&mut incoming, call)?;
+        }
         if self.asked.adds_usage {
             recording::hide_usage(&mut incoming)?;
         }
@@ -225,7 +244,7 @@ impl<S: Store> Driver<S> {
 
     fn asked(&self) -> onlyonce_ledger::Asked<'_> {
         onlyonce_ledger::Asked {
-            path: self.target.path(),
+            path: &self.target,
             model: self.asked.model.as_deref(),
         }
     }
@@ -270,6 +289,9 @@ impl<S: Store> Driver<S> {
         let Some(trailers) = trailers else {
             return Ok(());
         };
+        if recording::says_not_run(&mut incoming, policy) {
+            return Ok(());
+        }
         if let Some(metered) = metered {
             late.meter(metered);
         }

@@ -2,30 +2,48 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, view};
+use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, UnknownReason, view};
 use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
 use onlyonce_http::headers::sdk_retry_count;
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status, derived_key};
 use onlyonce_store::Store;
-use onlyonce_tower::shell::collecting;
 use onlyonce_tower::shell::first::{self, Begun};
 use onlyonce_tower::shell::telling::{
     Marking, log_trouble, marked, problem_of_refusal, problem_of_start, problem_of_trouble,
 };
 
 use super::execute::{self, Order};
+use super::mcp::{Call, ask_for_plain};
 use super::path::Path;
 use super::reply::Reply;
-use super::service::{Caller, refuse};
-use super::spool::{self, BodyLimits, Collected, NoBody};
+use super::service::{Caller, Form, refuse};
+use super::spool::{self, BodyLimits, Collected, NoBody, problem_of_no_body};
 use super::worker::Worker;
-use crate::config::ClientGone;
+use crate::config::{ClientGone, Route};
 use crate::metrics::Answer;
 use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin, Traces};
+
+/// The body of a keyed request.
+pub(super) enum Body {
+    /// It is still to come.
+    Coming(Incoming),
+    /// It is here, and is a call.
+    Call(Bytes, Arc<Call>),
+}
+
+impl Body {
+    fn call(&self) -> Option<&Arc<Call>> {
+        match self {
+            Self::Coming(_) => None,
+            Self::Call(_, call) => Some(call),
+        }
+    }
+}
 
 /// Answers a request whose key is `key`, or is to be derived.
 pub(super) async fn answer<S: Store>(
@@ -33,7 +51,7 @@ pub(super) async fn answer<S: Store>(
     caller: &Caller,
     path: &Arc<Path>,
     key: Option<Key>,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Response<Reply> {
     let mut span = worker.shared.telemetry.attempt(&request, || Origin {
         peer: caller.peer.ip(),
@@ -54,13 +72,17 @@ async fn answer_in<S: Store>(
     caller: &Caller,
     path: &Arc<Path>,
     key: Option<Key>,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Response<Reply> {
-    let http1 = request.version() <= Version::HTTP_11;
+    let asked = &Asked {
+        path,
+        http1: request.version() <= Version::HTTP_11,
+        call: request.body().call().cloned(),
+    };
     let shared = &worker.shared;
     let attempt = match attempt(worker, path, key, request).await {
         Ok(attempt) => attempt,
-        Err(problem) => return refuse(shared, Some(path), &problem, http1),
+        Err(problem) => return refuse(shared, Some(path), &problem, asked.http1, asked.form()),
     };
     if let Some(span) = span {
         span.tenant(&attempt.scope.tenant);
@@ -89,7 +111,7 @@ async fn answer_in<S: Store>(
         }
         Err(trouble) => {
             let problem = problem_of(worker, trouble);
-            return refusal(worker, path, &marking(None), &problem, http1);
+            return refusal(worker, asked, &marking(None), &problem);
         }
         Ok(Begin::Refuse(Refused {
             refusal: why,
@@ -97,7 +119,7 @@ async fn answer_in<S: Store>(
         })) => {
             note(span, Got::Refused, ticket.as_ref());
             let problem = problem_of_refusal(why);
-            return refusal(worker, path, &marking(ticket), &problem, http1);
+            return refusal(worker, asked, &marking(ticket), &problem);
         }
         Ok(Begin::Execute(execution, reader)) => {
             let spans = span.as_mut();
@@ -106,11 +128,11 @@ async fn answer_in<S: Store>(
                 Ok(order) => order,
                 Err(problem) => {
                     let _ = execution.not_sent("the request has no path").await;
-                    return refusal(worker, path, &marking(None), &problem, http1);
+                    return refusal(worker, asked, &marking(None), &problem);
                 }
             };
             let first = execute::first(worker, caller, path, execution, order, reader).await;
-            return told(worker, path, &marking(None), first, Status::Executed, http1);
+            return told(worker, asked, &marking(None), first, Status::Executed);
         }
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
@@ -133,7 +155,22 @@ async fn answer_in<S: Store>(
         }
     }
     let begun = first::followed(reader, follower).await;
-    told(worker, path, &marking(None), begun, followed, http1)
+    told(worker, asked, &marking(None), begun, followed)
+}
+
+/// What is known of a request before it is read.
+struct Asked<'a> {
+    path: &'a Path,
+    http1: bool,
+    call: Option<Arc<Call>>,
+}
+
+impl Asked<'_> {
+    fn form(&self) -> Form<'_> {
+        self.call
+            .as_ref()
+            .map_or(Form::Document, |call| call.form())
+    }
 }
 
 fn note(span: &mut Option<AttemptSpan>, got: Got, ticket: Option<&Ticket>) {
@@ -145,12 +182,12 @@ fn note(span: &mut Option<AttemptSpan>, got: Got, ticket: Option<&Ticket>) {
 /// The answer that has begun, marked as what it is.
 fn told<S: Store>(
     worker: &Worker<S>,
-    path: &Path,
+    asked: &Asked<'_>,
     marking: &Marking<'_>,
     begun: Begun,
     status: Status,
-    http1: bool,
 ) -> Response<Reply> {
+    let path = asked.path;
     match begun {
         Begun::Answer {
             response,
@@ -160,6 +197,14 @@ fn told<S: Store>(
             let marking = Marking {
                 ticket: Some(ticket),
                 ..*marking
+            };
+            let response = match &asked.call {
+                Some(call) => call.tell(response, status, &context(worker, Some(&ticket))),
+                None => Some(response),
+            };
+            let Some(response) = response else {
+                let problem = Problem::OutcomeUnknown(UnknownReason::Unreadable);
+                return refusal(worker, asked, &marking, &problem);
             };
             let (response, status) = marked(response, kind, status, &marking);
             worker
@@ -176,29 +221,33 @@ fn told<S: Store>(
             let policy = &path.route.policy;
             let upstream = &path.route.upstream.name;
             let problem = problem_of_start(start, upstream, policy.join_timeout);
-            refusal(worker, path, &marking, &problem, http1)
+            refusal(worker, asked, &marking, &problem)
         }
     }
 }
 
-/// A problem document with the marks of the operation that it is about.
+/// A refusal with the marks of the operation that it is about.
 fn refusal<S: Store>(
     worker: &Worker<S>,
-    path: &Path,
+    asked: &Asked<'_>,
     marking: &Marking<'_>,
     problem: &Problem,
-    http1: bool,
 ) -> Response<Reply> {
-    let mut response = refuse(&worker.shared, Some(path), problem, http1);
-    if let Some(ticket) = marking.ticket {
-        let context = ProblemContext {
-            public_url: worker.shared.config.server.public_url.as_deref(),
-            operation: Some(ticket.id),
-        };
-        *response.body_mut() = Reply::whole(problem.to_response(&context).into_body());
+    let (path, form) = (asked.path, asked.form());
+    let mut response = refuse(&worker.shared, Some(path), problem, asked.http1, form);
+    if marking.ticket.is_some() {
+        let context = context(worker, marking.ticket.as_ref());
+        *response.body_mut() = Reply::whole(form.response(problem, &context).into_body());
     }
     marking.mark(response.headers_mut(), None, false);
     response
+}
+
+fn context<'a, S: Store>(worker: &'a Worker<S>, ticket: Option<&Ticket>) -> ProblemContext<'a> {
+    ProblemContext {
+        public_url: worker.shared.config.server.public_url.as_deref(),
+        operation: ticket.map(|ticket| ticket.id),
+    }
 }
 
 /// One attempt, read whole.
@@ -209,13 +258,14 @@ struct Attempt {
     key: Key,
     derived: bool,
     fingerprint: Fingerprint,
+    call: Option<Arc<Call>>,
 }
 
 async fn attempt<S: Store>(
     worker: &Worker<S>,
     path: &Path,
     key: Option<Key>,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Attempt, Problem> {
     let shared = &worker.shared;
     let route = &path.route;
@@ -234,35 +284,16 @@ async fn attempt<S: Store>(
         query: head.uri.query(),
         headers: &head.headers,
     };
-    let mut fingerprint =
-        FingerprintBuilder::new(&shared.hash_keys, &identity, &route.fingerprint_rules);
-    let server = &shared.config.server;
-    let limits = BodyLimits {
-        max: shared.config.limits.request_body,
-        spool_above: shared.config.limits.spool_above,
-        folder: &worker.spool_folder,
-        timeout: server.body_timeout,
+    let call = body.call().cloned();
+    let (body, fingerprint) = match body {
+        Body::Coming(body) => collected(worker, route, &identity, body).await?,
+        Body::Call(body, call) => {
+            let rules = &route.fingerprint_rules;
+            let mut fingerprint = FingerprintBuilder::by_bytes(&shared.hash_keys, &identity, rules);
+            fingerprint.body_chunk(&call.identity);
+            (Collected::Whole(body), fingerprint.finish())
+        }
     };
-    let body = spool::collect(body, &limits, &mut fingerprint)
-        .await
-        .map_err(|error| match error {
-            NoBody::Came(collecting::NoBody::TooLarge) => Problem::BodyTooLarge {
-                limit_name: "limits.request_body",
-                limit: limits.max,
-            },
-            NoBody::Came(collecting::NoBody::TooSlow) => Problem::RequestTimeout {
-                limit_name: "server.body_timeout",
-                limit: limits.timeout,
-            },
-            NoBody::Came(collecting::NoBody::Broken) => Problem::BadRequest {
-                why: "the body did not come whole, or is not framed as it should be".into(),
-            },
-            NoBody::NotSpooled(error) => {
-                tracing::error!(%error, "a request body could not be spooled");
-                Problem::StorageFull { limit_name: None }
-            }
-        })?;
-    let fingerprint = fingerprint.finish();
     let scope = Scope {
         tenant: tenant.name().into(),
         namespace: route.namespace.clone(),
@@ -279,7 +310,36 @@ async fn attempt<S: Store>(
         key,
         derived,
         fingerprint,
+        call,
     })
+}
+
+/// The whole body, and the fingerprint of the request that it is of.
+async fn collected<S: Store>(
+    worker: &Worker<S>,
+    route: &Route,
+    identity: &RequestIdentity<'_>,
+    body: Incoming,
+) -> Result<(Collected, Fingerprint), Problem> {
+    let (shared, rules) = (&worker.shared, &route.fingerprint_rules);
+    let mut fingerprint = FingerprintBuilder::new(&shared.hash_keys, identity, rules);
+    let limits = BodyLimits {
+        max: shared.config.limits.request_body,
+        spool_above: shared.config.limits.spool_above,
+        folder: &worker.spool_folder,
+        timeout: shared.config.server.body_timeout,
+    };
+    let collected = spool::collect(body, &limits, &mut fingerprint).await;
+    let body = collected.map_err(|error| match error {
+        NoBody::Came(why) => {
+            problem_of_no_body(why, "limits.request_body", limits.max, limits.timeout)
+        }
+        NoBody::NotSpooled(error) => {
+            tracing::error!(%error, "a request body could not be spooled");
+            Problem::StorageFull { limit_name: None }
+        }
+    })?;
+    Ok((body, fingerprint.finish()))
 }
 
 /// The key for a request that came without one: that of the span of time before where an equal
@@ -329,7 +389,10 @@ impl Attempt {
             line: RequestLine {
                 route: path.route.name.clone(),
                 method: self.head.method.as_str().into(),
-                path: self.head.uri.path().into(),
+                path: match &self.call {
+                    Some(call) => format!("{}#{}", self.head.uri.path(), call.tool).into(),
+                    None => self.head.uri.path().into(),
+                },
                 trace: traces.callers,
             },
             peer: caller.peer.to_string().into(),
@@ -358,6 +421,9 @@ impl Attempt {
         if self.body.is_empty() {
             super::passthrough::say_no_body(&self.head.method, &mut headers);
         }
+        if self.call.is_some() {
+            ask_for_plain(&mut headers);
+        }
         if let Some(spans) = &spans {
             spans.write(&mut headers);
         }
@@ -366,6 +432,7 @@ impl Attempt {
             target,
             headers,
             body: self.body,
+            call: self.call,
             spans,
         })
     }

@@ -21,6 +21,8 @@ pub(crate) struct Meters {
 /// The meter of one answer. A route without a format and without a price has none.
 pub(super) struct Metering {
     meter: Option<Meter>,
+    /// The model that was asked, where the request names it.
+    asked_model: Box<str>,
     status: u16,
 }
 
@@ -34,6 +36,7 @@ impl Metering {
         headers: &HeaderMap,
     ) -> Self {
         Self {
+            asked_model: asked.model.unwrap_or_default().into(),
             meter: Meter::of(&route.policy.usage, asked, status, headers, &meters.memory),
             status,
         }
@@ -67,7 +70,10 @@ impl Metering {
         let mut metered = self
             .meter
             .map(|meter| meter.finish(end))
-            .unwrap_or_default();
+            .unwrap_or_else(|| Metered {
+                request_model: self.asked_model,
+                ..Metered::default()
+            });
         let sale = Sale {
             tenant,
             seller: format.as_ref().map(|format| format.price_provider()),

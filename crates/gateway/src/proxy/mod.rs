@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  worker ── connection ── service ─┬─ passthrough ─────────────┐
-//!  (thread)  gate, watch            └─ keyed ── execute ────────┼─ exchange ── lane ── pool
-//!            scan                      spool    recording       │              transport
+//!  (thread)  gate, watch            ├─ mcp (one of the two)     │
+//!            scan                   └─ keyed ── execute ────────┼─ exchange ── lane ── pool
+//!                                      spool    recording       │              transport
 //!                                      shell (replay, join)     ┘
 //! ```
 //!
@@ -21,6 +22,7 @@ mod gate;
 mod inner_waker;
 mod keyed;
 mod lane;
+mod mcp;
 mod metering;
 mod outgoing;
 mod passthrough;

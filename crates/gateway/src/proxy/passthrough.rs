@@ -20,20 +20,31 @@ use onlyonce_tower::shell::timer::Timer;
 
 use super::exchange::{Failure, exchange};
 use super::lane::Answer;
+use super::mcp::Listing;
 use super::outgoing::{Interrupted, Outgoing};
 use super::path::Path;
 use super::reply::{Cut, Reply, cut};
 use super::service::Caller;
 use super::watching::Watching;
+use crate::config::RouteKind;
 use crate::observe::Sight;
 use crate::shared::Shared;
 
-/// Passes `request` on and its answer back.
+/// The body of a request that is to be passed on.
+pub(super) enum Came {
+    /// It is still to come.
+    Coming(Incoming),
+    /// It is here.
+    Whole(Bytes),
+}
+
+/// Passes `request` on and its answer back. `lists_for` is the tenant who asks for a list of tools.
 pub(super) async fn pass<S: Store>(
     shared: &Arc<Shared<S>>,
     caller: &Caller,
     path: &Path,
-    request: Request<Incoming>,
+    request: Request<Came>,
+    lists_for: Option<Box<str>>,
 ) -> Result<Response<Reply>, Problem> {
     let policy = &path.route.policy;
     let method = request.method().clone();
@@ -77,15 +88,18 @@ pub(super) async fn pass<S: Store>(
         head.headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let between_bytes = policy.between_bytes_timeout;
-    Ok(head.map(|()| body(answer, &method, between_bytes, watching)))
+    let listing = lists_for.and_then(|tenant| Listing::begin(shared, path, tenant, &head));
+    // What a server has to say by itself comes when it comes.
+    let is_endless = path.route.kind == RouteKind::Mcp && method == Method::GET;
+    let between_bytes = (!is_endless).then_some(policy.between_bytes_timeout);
+    Ok(head.map(|()| body(answer, &method, between_bytes, watching, listing)))
 }
 
 /// What came, as the upstream is to get it.
 fn outbound(
     caller: &Caller,
     path: &Path,
-    mut request: Request<Incoming>,
+    mut request: Request<Came>,
     sight: Option<Arc<Sight>>,
 ) -> Result<(Request<Outgoing>, Interrupted, Option<OnUpgrade>), Problem> {
     let switches = request.headers().get(UPGRADE).cloned();
@@ -105,12 +119,14 @@ fn outbound(
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     let interrupted = Interrupted::default();
-    let body = if body.is_end_stream() {
-        say_no_body(&head.method, &mut head.headers);
-        sight.iter().for_each(|sight| sight.end());
-        Outgoing::Whole(Bytes::new())
-    } else {
-        Outgoing::Passed(body, interrupted.clone(), sight)
+    let body = match body {
+        Came::Whole(bytes) => Outgoing::Whole(bytes),
+        Came::Coming(body) if body.is_end_stream() => {
+            say_no_body(&head.method, &mut head.headers);
+            sight.iter().for_each(|sight| sight.end());
+            Outgoing::Whole(Bytes::new())
+        }
+        Came::Coming(body) => Outgoing::Passed(body, interrupted.clone(), sight),
     };
     let request = path.request(head.method, target, head.headers, body);
     Ok((request, interrupted, upgrade))
@@ -138,8 +154,9 @@ fn problem(path: &Path, failure: Failure) -> Problem {
 fn body<S: Store>(
     mut answer: Answer,
     method: &Method,
-    between_bytes: Duration,
+    between_bytes: Option<Duration>,
     mut watching: Option<Watching<S>>,
+    listing: Option<Listing<S>>,
 ) -> Reply {
     if answer.is_end_stream() || *method == Method::HEAD {
         answer.give_back();
@@ -151,6 +168,7 @@ fn body<S: Store>(
         timer: Timer::default(),
         between_bytes,
         watching,
+        listing,
     })
 }
 
@@ -158,12 +176,33 @@ fn body<S: Store>(
 struct Passed<S: Store> {
     answer: Answer,
     timer: Timer,
-    between_bytes: Duration,
+    /// `None` where it may be silent for as long as it likes.
+    between_bytes: Option<Duration>,
     /// Where its route observes.
     watching: Option<Watching<S>>,
+    /// Where it lists tools.
+    listing: Option<Listing<S>>,
 }
 
 impl<S: Store> Passed<S> {
+    fn list(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+        let Some(listing) = &mut self.listing else {
+            return;
+        };
+        match frame {
+            None => listing.end(),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    listing.see(data);
+                }
+                if self.answer.is_end_stream() {
+                    listing.end();
+                }
+            }
+            Some(Err(_)) => self.listing = None,
+        }
+    }
+
     fn watch(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
         let Some(watching) = &mut self.watching else {
             return;
@@ -197,6 +236,7 @@ impl<S: Store> Body for Passed<S> {
             if let Poll::Ready(frame) = this.answer.poll_frame(cx) {
                 this.timer.clear();
                 this.watch(frame.as_ref());
+                this.list(frame.as_ref());
                 return Poll::Ready(match frame {
                     None => None,
                     Some(Err(error)) => Some(Err(error.into())),
@@ -209,11 +249,14 @@ impl<S: Store> Body for Passed<S> {
                     },
                 });
             }
+            let Some(between_bytes) = this.between_bytes else {
+                return Poll::Pending;
+            };
             if this.timer.is_set() {
                 ready!(this.timer.poll(cx));
                 return Poll::Ready(Some(Err(cut("the upstream was silent for too long"))));
             }
-            this.timer.set(this.between_bytes);
+            this.timer.set(between_bytes);
         }
     }
 

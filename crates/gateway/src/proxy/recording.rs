@@ -3,21 +3,27 @@
 mod stream_end;
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Frame;
 use onlyonce_core::{Metered, Record, UnknownReason};
+use onlyonce_http::mcp::Answered;
 use onlyonce_ledger::{Asked, End, UsageHider};
 use onlyonce_tower::shell::incoming::{self, Passage, Patience, Source};
 use tokio::time::Instant;
 
 use super::exchange::Begun;
 use super::lane::Answer;
+use super::mcp::{self, Call};
 use super::metering::{Metering, Meters};
 use crate::config::{Policy, Route};
 use stream_end::StreamEnd;
+
+/// How long the head of a stream waits for its first message.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// An answer that is to be recorded.
 pub(super) type Incoming = incoming::Incoming<Answer, Passing>;
@@ -63,6 +69,8 @@ pub(super) struct Passing {
     /// For a stream whose own end is known.
     stream_end: Option<StreamEnd>,
     metering: Option<Metering>,
+    /// For the answer to a call.
+    answered: Option<Answered>,
     /// Where its usage is not shown.
     hider: Option<UsageHider>,
 }
@@ -74,6 +82,9 @@ impl Passage for Passing {
         }
         if let Some(metering) = &mut self.metering {
             metering.see(&bytes);
+        }
+        if let Some(answered) = &mut self.answered {
+            answered.see(&bytes);
         }
         match &mut self.hider {
             Some(hider) => hider.push(bytes),
@@ -88,11 +99,55 @@ impl Passage for Passing {
                 return Ok(rest);
             }
         }
-        match self.stream_end.as_mut().is_some_and(|end| !end.is_whole()) {
+        let lacks_end = self.stream_end.as_mut().is_some_and(|end| !end.is_whole());
+        let lacks_answer = self.answered.as_ref().is_some_and(|one| !one.is_whole());
+        match lacks_end || lacks_answer {
             true => Err(UnknownReason::Truncated),
             false => Ok(Bytes::new()),
         }
     }
+}
+
+/// Follows the answer to `call`, whose session is its caller's alone.
+pub(super) fn follow(incoming: &mut Incoming, call: &Call) -> Result<(), UnknownReason> {
+    if (200..300).contains(&incoming.head.status) {
+        incoming.passage.answered = call.answered(&incoming.headers);
+    }
+    let Some(session) = mcp::without_session(&mut incoming.headers) else {
+        return Ok(());
+    };
+    incoming.repack()?;
+    mcp::with_session(&mut incoming.headers, session);
+    Ok(())
+}
+
+/// Holds the answer to a call back until it shows what it is: whole where it is one message, and a stream
+/// until its first one, or for a moment.
+pub(super) async fn hold(incoming: &mut Incoming) {
+    if incoming.passage.answered.is_none() {
+        return;
+    }
+    let is_stream = incoming.is_stream();
+    let holding = incoming.hold(|passing| {
+        let answered = passing.answered.as_ref();
+        answered.is_none_or(Answered::has_begun)
+    });
+    match is_stream {
+        // An event may take as long as the tool does, and the head shall not.
+        true => drop(tokio::time::timeout(MOMENT, holding).await),
+        false => holding.await,
+    }
+}
+
+/// Whether the answer to a call says that it did not run. Then it used nothing either.
+pub(super) fn says_not_run(incoming: &mut Incoming, policy: &Policy) -> bool {
+    let answered = incoming.passage.answered.as_ref();
+    let code = answered.and_then(Answered::error);
+    let says = code.is_some_and(|code| policy.mcp.release_codes.contains(&code));
+    if says {
+        incoming.passage.metering = None;
+    }
+    says
 }
 
 /// Reads on the way what the answer to the call `asked` tells of its use.

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
@@ -19,7 +20,8 @@ use onlyonce_tower::shell::attached::{Attached, Stays};
 use onlyonce_tower::shell::audience::Presence;
 
 use super::keyed;
-use super::passthrough;
+use super::mcp;
+use super::passthrough::{self, Came};
 use super::path::{Path, host};
 use super::reply::{Busy, Reply};
 use super::watch::Watch;
@@ -105,6 +107,8 @@ enum Way {
     Pass,
     /// Under the key that the client sent, or one that is to be derived.
     Keyed(Option<Key>),
+    /// As what the message says that it is.
+    Message,
 }
 
 async fn answer<S: Store>(
@@ -133,21 +137,27 @@ async fn answer<S: Store>(
         Ok(Target::Path(path)) => match way(path, &request) {
             Err(problem) => Err(problem),
             Ok(Way::Pass) => {
-                let passed = Box::pin(passthrough::pass(shared, caller, path, request)).await;
+                let request = request.map(Came::Coming);
+                let passing = passthrough::pass(shared, caller, path, request, None);
+                let passed = Box::pin(passing).await;
                 if passed.is_ok() {
                     shared.metrics.answered(&path.route, Answer::Passed);
                 }
                 passed
             }
             Ok(Way::Keyed(key)) => {
+                let request = request.map(keyed::Body::Coming);
                 return Box::pin(keyed::answer(worker, caller, path, key, request)).await;
+            }
+            Ok(Way::Message) => {
+                return Box::pin(mcp::answer(worker, caller, path, request)).await;
             }
         },
     };
     let mut response = match answered {
         Ok(response) => response,
         Err(problem) => {
-            let mut response = refuse(shared, route, &problem, http1);
+            let mut response = refuse(shared, route, &problem, http1, Form::Document);
             if safe && matches!(problem, Problem::OutcomeUnknown(_)) {
                 // Without a key and by a safe method, to ask again does no harm.
                 write_should_retry(response.headers_mut(), true);
@@ -167,8 +177,14 @@ fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
         return Ok(Way::Pass);
     }
     let policy = &path.route.policy;
-    if policy.key == KeyMode::Observe {
+    if policy.key == KeyMode::Observe || mcp::passes(&path.route, request.method()) {
         return Ok(Way::Pass);
+    }
+    if mcp::is_message(&path.route, request) {
+        return match request.headers().contains_key(UPGRADE) {
+            true => Err(FramingError::UpgradeWithKey.into()),
+            false => Ok(Way::Message),
+        };
     }
     let key = match (key_of(request.headers(), &policy.key_headers)?, policy.key) {
         (None, KeyMode::Optional) => return Ok(Way::Pass),
@@ -185,12 +201,35 @@ fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
     Ok(Way::Keyed(key))
 }
 
+/// What a refusal is written as.
+#[derive(Clone, Copy)]
+pub(super) enum Form<'a> {
+    /// A problem document.
+    Document,
+    /// An error of JSON-RPC, to the request with this id, as JSON; `None` where it is not known.
+    JsonRpc(Option<&'a str>),
+}
+
+impl Form<'_> {
+    pub(super) fn response(
+        self,
+        problem: &Problem,
+        context: &ProblemContext<'_>,
+    ) -> Response<Bytes> {
+        match self {
+            Self::Document => problem.to_response(context),
+            Self::JsonRpc(id) => problem.to_json_rpc_response(id, context),
+        }
+    }
+}
+
 /// The answer of the gateway's own.
 pub(super) fn refuse<S: Store>(
     shared: &Shared<S>,
     path: Option<&Path>,
     problem: &Problem,
     http1: bool,
+    form: Form<'_>,
 ) -> Response<Reply> {
     shared.metrics.problem(problem.name());
     if let Some(path) = path {
@@ -200,7 +239,7 @@ pub(super) fn refuse<S: Store>(
         public_url: shared.config.server.public_url.as_deref(),
         operation: None,
     };
-    let mut response = problem.to_response(&context).map(Reply::whole);
+    let mut response = form.response(problem, &context).map(Reply::whole);
     if http1 && problem.closes_connection() {
         close(&mut response);
     }

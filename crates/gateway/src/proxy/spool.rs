@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
 use onlyonce_http::FingerprintBuilder;
+use onlyonce_http::problem::Problem;
 use onlyonce_ledger::Addition;
 use onlyonce_tower::shell::collecting::{self, Coming};
 
@@ -33,6 +34,25 @@ pub(super) enum NoBody {
     Came(collecting::NoBody),
     /// It could not be spooled.
     NotSpooled(io::Error),
+}
+
+/// What a caller is told whose body did not come as it should; `limit_name` names the limit of its size.
+pub(super) fn problem_of_no_body(
+    why: collecting::NoBody,
+    limit_name: &'static str,
+    limit: u64,
+    timeout: Duration,
+) -> Problem {
+    match why {
+        collecting::NoBody::TooLarge => Problem::BodyTooLarge { limit_name, limit },
+        collecting::NoBody::TooSlow => Problem::RequestTimeout {
+            limit_name: "server.body_timeout",
+            limit: timeout,
+        },
+        collecting::NoBody::Broken => Problem::BadRequest {
+            why: "the body did not come whole, or is not framed as it should be".into(),
+        },
+    }
 }
 
 /// The whole body of a request.

@@ -50,7 +50,12 @@ impl ListReader {
         }
     }
 
-    /// The tools that it declares.
+    /// The tools that it has declared by now, and that were not taken yet.
+    pub fn take(&mut self) -> Vec<Declared> {
+        std::mem::take(&mut self.declared)
+    }
+
+    /// The tools that are left at its end.
     pub fn finish(mut self) -> Vec<Declared> {
         if self.events.is_none() {
             self.end_message();

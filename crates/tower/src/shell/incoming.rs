@@ -54,6 +54,9 @@ pub struct Incoming<A, P = ()> {
     pub passage: P,
     source: A,
     allow_set_cookie: bool,
+    /// Bytes that were held back, and how the body ended behind them.
+    held: Parts,
+    ended: Option<Ended>,
     /// Whether the last frame has come.
     is_over: bool,
     trailers: HeaderBlock,
@@ -130,6 +133,8 @@ impl<A: Source, P: Passage> Incoming<A, P> {
             passage,
             source,
             allow_set_cookie,
+            held: Parts::default(),
+            ended: None,
             is_over: false,
             trailers: HeaderBlock::default(),
             timer: Timer::default(),
@@ -165,12 +170,24 @@ impl<A: Source, P: Passage> Incoming<A, P> {
         })
     }
 
+    /// Takes the body in and holds it back, until `enough` says so of what it went through, until its end, or
+    /// until there is more of it than of a small answer. [`gather`](Self::gather) and [`next`](Self::next) begin
+    /// with what is held.
+    pub async fn hold(&mut self, enough: impl Fn(&P) -> bool) {
+        while !enough(&self.passage) && self.ended.is_none() && self.held.len() as u64 <= SMALL {
+            match self.fresh().await {
+                Ok(bytes) => self.held.add(bytes),
+                Err(ended) => self.ended = Some(ended),
+            }
+        }
+    }
+
     /// Takes in what is there at once: most answers are whole by the time that their head is here.
     pub fn gather(&mut self) -> Gathered {
         let mut cx = Context::from_waker(Waker::noop());
         let mut parts = Parts::default();
         while parts.len() as u64 <= SMALL {
-            match self.poll_next(&mut cx) {
+            match self.poll_held_or_next(&mut cx) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(bytes)) => parts.add(bytes),
                 Poll::Ready(Err(Ended::Clean(trailers))) => {
@@ -184,6 +201,22 @@ impl<A: Source, P: Passage> Incoming<A, P> {
 
     /// The next bytes of the body, or its end.
     pub async fn next(&mut self) -> Result<Bytes, Ended> {
+        match self.take_held() {
+            Some(held) => held,
+            None => self.fresh().await,
+        }
+    }
+
+    /// What was held back, or the end behind it.
+    fn take_held(&mut self) -> Option<Result<Bytes, Ended>> {
+        if self.held.len() > 0 {
+            return Some(Ok(std::mem::take(&mut self.held).joined()));
+        }
+        self.ended.take().map(Err)
+    }
+
+    /// The next bytes that are not held.
+    async fn fresh(&mut self) -> Result<Bytes, Ended> {
         self.timer.clear();
         std::future::poll_fn(|cx| {
             if let Poll::Ready(piece) = self.poll_next(cx) {
@@ -198,6 +231,13 @@ impl<A: Source, P: Passage> Incoming<A, P> {
                 .map(|()| Err(Ended::Broken(UnknownReason::TimedOut)))
         })
         .await
+    }
+
+    fn poll_held_or_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Ended>> {
+        match self.take_held() {
+            Some(held) => Poll::Ready(held),
+            None => self.poll_next(cx),
+        }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Ended>> {

@@ -42,6 +42,14 @@ impl Reply {
         Self::whole(Bytes::new())
     }
 
+    /// The body, where it is there already.
+    pub fn into_whole(self) -> Result<Bytes, Self> {
+        match self.content {
+            Content::Whole(bytes) => Ok(bytes),
+            Content::Streamed(_) => Err(self),
+        }
+    }
+
     /// A body that is still to come.
     pub fn streamed(body: impl Body<Data = Bytes, Error = Cut> + Send + 'static) -> Self {
         Self {
