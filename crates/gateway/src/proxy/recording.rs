@@ -106,6 +106,10 @@ impl Passage for Passing {
             false => Ok(Bytes::new()),
         }
     }
+
+    fn is_resumable(&self) -> bool {
+        self.answered.as_ref().is_some_and(Answered::is_resumable)
+    }
 }
 
 /// Follows the answer to `call`, whose session is its caller's alone.

@@ -14,6 +14,7 @@ mod exec;
 #[path = "../hostile/faults.rs"]
 mod faults;
 mod keys;
+mod mcp;
 mod mistakes;
 mod observability;
 mod observe;

@@ -67,11 +67,16 @@ impl Answered {
         self.code
     }
 
+    /// Whether a client can ask the server for what comes after the events that it has.
+    pub fn is_resumable(&self) -> bool {
+        self.events.as_ref().is_some_and(Splitter::has_ids)
+    }
+
     /// Whether it can be told in the stream that it broke off here: its reader waits for an event, and
     /// cannot ask for the rest.
     pub fn takes_an_event(&self) -> bool {
-        let takes = |events: &Splitter| events.is_between() && !events.has_ids();
-        self.events.as_ref().is_some_and(takes) && !self.is_whole()
+        let is_between = self.events.as_ref().is_some_and(Splitter::is_between);
+        is_between && !self.is_resumable() && !self.is_whole()
     }
 
     fn end_message(&mut self) {
@@ -134,7 +139,8 @@ mod tests {
         assert!(after("", true).takes_an_event());
         assert!(after(": ping\n\n", true).takes_an_event());
         assert!(!after("data: {", true).takes_an_event());
-        assert!(!after("id: 1\ndata:\n\n", true).takes_an_event());
+        let resumable = after("id: 1\ndata:\n\n", true);
+        assert!(resumable.is_resumable() && !resumable.takes_an_event());
         assert!(!after(&format!("data: {RESULT}\n\n"), true).takes_an_event());
         assert!(!after("", false).takes_an_event());
     }

@@ -31,6 +31,11 @@ pub trait Passage: Send {
     /// What is still to come where the body has ended: nothing, once all is given. An error where the
     /// body was not whole, though its framing says so.
     fn rest(&mut self) -> Result<Bytes, UnknownReason>;
+
+    /// Whether the part of a body that broke off at once is shown: its reader can ask elsewhere for the rest.
+    fn is_resumable(&self) -> bool {
+        false
+    }
 }
 
 impl Passage for () {
@@ -193,7 +198,13 @@ impl<A: Source, P: Passage> Incoming<A, P> {
                 Poll::Ready(Err(Ended::Clean(trailers))) => {
                     return Gathered::Whole(parts.joined(), trailers);
                 }
-                Poll::Ready(Err(Ended::Broken(reason))) => return Gathered::Broken(reason),
+                Poll::Ready(Err(Ended::Broken(reason))) if !self.passage.is_resumable() => {
+                    return Gathered::Broken(reason);
+                }
+                Poll::Ready(Err(broken)) => {
+                    self.ended = Some(broken);
+                    break;
+                }
             }
         }
         Gathered::Part(parts.joined())
