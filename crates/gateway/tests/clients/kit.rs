@@ -130,6 +130,16 @@ impl Provider {
         Self::start(&mut command)
     }
 
+    /// A server of the Model Context Protocol with the official SDK for Python, which answers in JSON or in
+    /// event streams.
+    pub(crate) fn mcp(in_json: bool) -> Self {
+        let mut command = Command::new(python());
+        command
+            .arg(Path::new(HERE).join("tests/clients/scripts/mcp_server.py"))
+            .arg(json!({ "json": in_json }).to_string());
+        Self::start(&mut command)
+    }
+
     /// Starts a server on a free port, and waits for the line in which it says where it is.
     fn start(command: &mut Command) -> Self {
         let process = Process::start(command.env("PYTHONUNBUFFERED", "1"), true);
@@ -364,7 +374,7 @@ impl Call {
 
     /// The next line; none at the end of the client.
     #[track_caller]
-    fn next(&self) -> Option<Value> {
+    pub(crate) fn next(&self) -> Option<Value> {
         match self.0.lines.recv_timeout(PATIENCE) {
             Ok(line) => Some(serde_json::from_str(&line).expect("a JSON line")),
             Err(mpsc::RecvTimeoutError::Disconnected) => None,

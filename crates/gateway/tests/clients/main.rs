@@ -12,6 +12,7 @@ mod fake_providers;
 mod gemini_python;
 mod kit;
 mod ledger;
+mod mcp_python;
 mod openai_node;
 mod openai_python;
 mod readme;

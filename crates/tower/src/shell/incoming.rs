@@ -212,10 +212,14 @@ impl<A: Source, P: Passage> Incoming<A, P> {
 
     /// The next bytes of the body, or its end.
     pub async fn next(&mut self) -> Result<Bytes, Ended> {
-        match self.take_held() {
-            Some(held) => held,
-            None => self.fresh().await,
+        let Some(held) = self.take_held() else {
+            return self.fresh().await;
+        };
+        if held.is_err() {
+            // Who reads is to see what came before it sees that there is no more.
+            tokio::task::yield_now().await;
         }
+        held
     }
 
     /// What was held back, or the end behind it.
