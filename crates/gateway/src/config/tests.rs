@@ -690,6 +690,70 @@ fn a_route_has_a_price_of_its_calls() {
 }
 
 #[test]
+fn a_route_of_kind_mcp_starts_from_its_preset_and_says_what_it_cannot_have() {
+    let route = |text: &str| {
+        let text = format!("{UPSTREAM}[[route]]\nupstream = \"up\"\n{text}\n");
+        read(&text).unwrap_or_else(|error| panic!("{error}")).routes[0].clone()
+    };
+    let plain = route("kind = \"mcp\"");
+    assert_eq!(plain.kind, RouteKind::Mcp);
+    assert_eq!(
+        plain.policy.mcp.release_codes,
+        [-32700, -32600, -32601, -32602]
+    );
+    assert!(plain.policy.mcp.trust_annotations && plain.policy.releases(404));
+    assert!(!route("").policy.releases(404));
+    let own = route(
+        "kind = \"mcp\"\n[route.mcp]\nrelease_codes = []\ntrust_annotations = false\n\
+         meta_keys = [\"a\"]\nprotect = [\"b\"]\npass = [\"c\"]",
+    );
+    let expected = Mcp {
+        meta_keys: vec!["a".into()],
+        release_codes: Vec::new(),
+        trust_annotations: false,
+        protect: vec!["b".into()],
+        pass: vec!["c".into()],
+    };
+    assert_eq!(own.policy.mcp, expected);
+    for (lines, message) in [
+        (
+            "kind = \"mpc\"",
+            "line 6: `kind` cannot be \"mpc\"; did you mean \"mcp\"?",
+        ),
+        (
+            "[route.mcp]\npass = [\"a\"]",
+            "line 4: [route.mcp] has no effect on a route of another kind; set kind = \"mcp\", or take \
+             it away",
+        ),
+        (
+            "kind = \"mcp\"\nkey = \"observe\"",
+            "line 4: kind = \"mcp\" cannot be with key = \"observe\": a message and its repeat differ \
+             in their ids; take key away",
+        ),
+        (
+            "kind = \"mcp\"\nfingerprint_body = \"bytes\"",
+            "line 4: kind = \"mcp\" compares calls as JSON, and fingerprint_body is \"bytes\"; take it \
+             away, or let the upstream's preset extend \"mcp\"",
+        ),
+        (
+            "kind = \"mcp\"\n[route.mcp]\nprotect = [\"a\"]\npass = [\"a\"]",
+            "line 9: `pass` names \"a\", which `protect` names too; take it out of one of the two",
+        ),
+        (
+            "kind = \"mcp\"\n[route.mcp]\nrelease_codes = [-1.5]",
+            "line 8: `release_codes`[0] is a number, and it must be a whole number; write it like \
+             -99999",
+        ),
+        (
+            "kind = \"mcp\"\n[route.mcp]\nrelease_codes = [-100000]",
+            "line 8: `release_codes`[0] is -100000; write a whole number from -99999 to 99999",
+        ),
+    ] {
+        refused_in_route(lines, message);
+    }
+}
+
+#[test]
 fn list_prices_come_from_a_file_where_one_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("prices.json");
@@ -856,7 +920,7 @@ fn an_upstreams_settings_are_checked() {
     assert_eq!(
         with("preset = \"acme-ai\""),
         "onlyonce.toml line 4: `preset` cannot be \"acme-ai\"; use one of: anthropic, bedrock, \
-         cohere, gemini, generic, mistral, openai, openrouter, stripe"
+         cohere, gemini, generic, mcp, mistral, openai, openrouter, stripe"
     );
     assert_eq!(
         with("tls_roots = \"ca.pem\""),
@@ -994,6 +1058,7 @@ fn every_policy_setting_is_read() {
         usage: policy.usage.clone(),
         include_usage: IncludeUsage::Add,
         observe_window: Duration::from_secs(300),
+        mcp: Mcp::default(),
     };
     assert_eq!(policy, expected);
     assert_eq!(policy.ignore_pointers.len(), 1);
@@ -1329,7 +1394,7 @@ fn presets_of_ones_own_extend_others() {
     refused(
         "[[preset]]\nname = \"mine\"\nextends = \"minne\"",
         "line 3: `extends` cannot be \"minne\"; use one that stands above it, or: anthropic, \
-         bedrock, cohere, gemini, generic, mistral, openai, openrouter, stripe",
+         bedrock, cohere, gemini, generic, mcp, mistral, openai, openrouter, stripe",
     );
     refused(
         "[[preset]]\nname = \"mine\"\nrelaese = [1]",
@@ -1395,11 +1460,12 @@ fn the_documentation_names_every_setting_and_its_default() {
         format!("[[preset]]\nname = \"a\"\n{nobody}"),
         format!("{UPSTREAM}{nobody}"),
         format!("{UPSTREAM}[[route]]\nupstream = \"up\"\n{nobody}"),
+        format!("{UPSTREAM}[[route]]\nupstream = \"up\"\nkind = \"mcp\"\n[route.mcp]\n{nobody}"),
     ];
     for table in tables {
         let settings = settings(&table);
         assert!(!settings.is_empty(), "{table}");
-        let tables = ["encryption", "tls", "token", "price"];
+        let tables = ["encryption", "tls", "token", "price", "mcp"];
         for setting in settings
             .iter()
             .filter(|name| !tables.contains(&name.as_str()))
