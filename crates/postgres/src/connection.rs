@@ -2,6 +2,7 @@
 
 use std::error::Error as AnyError;
 use std::fmt;
+use std::pin::Pin;
 
 use onlyonce_store::postgres::within::{Row, Statement};
 
@@ -16,23 +17,46 @@ pub trait Connection: Send {
     ) -> impl Future<Output = Result<Vec<Row>, DriverError>> + Send;
 }
 
-/// Where transactions begin: a pool, or a connection.
-pub trait Database: Send {
+/// A driver, by the transactions that it has.
+///
+/// It is a type without a lifetime, and its transactions are named for all lifetimes at once: a closure that
+/// takes one can be part of a task that moves between threads.
+pub trait Driver {
     /// A transaction. Dropped, it is rolled back.
-    type Transaction: Connection;
-
-    /// Begins one.
-    fn begin(self) -> impl Future<Output = Result<Self::Transaction, DriverError>> + Send;
+    type Transaction<'c>: Connection;
 
     /// Commits it.
-    fn commit(
-        transaction: Self::Transaction,
-    ) -> impl Future<Output = Result<(), DriverError>> + Send;
+    fn commit(transaction: Self::Transaction<'_>) -> Ending<'_>;
 
     /// Rolls it back.
-    fn rollback(
-        transaction: Self::Transaction,
-    ) -> impl Future<Output = Result<(), DriverError>> + Send;
+    fn rollback(transaction: Self::Transaction<'_>) -> Ending<'_>;
+}
+
+/// A transaction that ends.
+pub type Ending<'c> = Pin<Box<dyn Future<Output = Result<(), DriverError>> + Send + 'c>>;
+
+/// A transaction that begins. In a box, so that the compiler sees that tasks that wait for it may move
+/// between threads.
+pub type Beginning<'c, D> = Pin<
+    Box<dyn Future<Output = Result<<D as Driver>::Transaction<'c>, DriverError>> + Send + 'c>,
+>;
+
+/// Where transactions begin: a pool of connections.
+pub trait Pool: Sync {
+    /// Its driver.
+    type Driver: Driver;
+
+    /// Begins one.
+    fn begin(&self) -> Beginning<'_, Self::Driver>;
+}
+
+/// Where transactions begin: a connection that is the caller's alone.
+pub trait Session: Send {
+    /// Its driver.
+    type Driver: Driver;
+
+    /// Begins one.
+    fn begin(&mut self) -> Beginning<'_, Self::Driver>;
 }
 
 /// What a driver says went wrong.

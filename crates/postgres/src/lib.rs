@@ -54,9 +54,13 @@ mod tokio_postgres;
 mod transactions;
 
 pub use begin::{Begin, Call, Recorded};
-pub use connection::{Connection, Database, DriverError};
+pub use connection::{Beginning, Connection, Driver, DriverError, Ending, Pool, Session};
 pub use error::Error;
 pub use operation::{Completed, MAX_RESULT, Operation};
+#[cfg(feature = "sqlx")]
+pub use sqlx::Sqlx;
+#[cfg(feature = "tokio-postgres")]
+pub use tokio_postgres::TokioPostgres;
 pub use transactions::{Settings, Transactions, migrate};
 
 pub use onlyonce_core::{Key, Metered, OperationId, UnknownReason};

@@ -10,7 +10,8 @@ use sqlx::{
     Acquire, Arguments, Encode, PgConnection, PgPool, Postgres, Row as _, Transaction, Type,
 };
 
-use crate::{Connection, Database, DriverError};
+use crate::connection::{Beginning, Ending};
+use crate::{Connection, Driver, DriverError, Pool, Session};
 
 impl Connection for PgConnection {
     async fn run(&mut self, statement: &Statement<'_>) -> Result<Vec<Row>, DriverError> {
@@ -34,35 +35,35 @@ impl Connection for Transaction<'_, Postgres> {
     }
 }
 
-impl Database for &PgPool {
-    type Transaction = Transaction<'static, Postgres>;
+/// sqlx.
+#[derive(Debug)]
+pub struct Sqlx;
 
-    async fn begin(self) -> Result<Self::Transaction, DriverError> {
-        Ok(PgPool::begin(self).await?)
+impl Driver for Sqlx {
+    type Transaction<'c> = Transaction<'c, Postgres>;
+
+    fn commit(transaction: Self::Transaction<'_>) -> Ending<'_> {
+        Box::pin(async move { Ok(transaction.commit().await?) })
     }
 
-    async fn commit(transaction: Self::Transaction) -> Result<(), DriverError> {
-        Ok(transaction.commit().await?)
-    }
-
-    async fn rollback(transaction: Self::Transaction) -> Result<(), DriverError> {
-        Ok(transaction.rollback().await?)
+    fn rollback(transaction: Self::Transaction<'_>) -> Ending<'_> {
+        Box::pin(async move { Ok(transaction.rollback().await?) })
     }
 }
 
-impl<'c> Database for &'c mut PgConnection {
-    type Transaction = Transaction<'c, Postgres>;
+impl Pool for PgPool {
+    type Driver = Sqlx;
 
-    async fn begin(self) -> Result<Self::Transaction, DriverError> {
-        Ok(Acquire::begin(self).await?)
+    fn begin(&self) -> Beginning<'_, Sqlx> {
+        Box::pin(async move { Ok(Self::begin(self).await?) })
     }
+}
 
-    async fn commit(transaction: Self::Transaction) -> Result<(), DriverError> {
-        Ok(transaction.commit().await?)
-    }
+impl Session for PgConnection {
+    type Driver = Sqlx;
 
-    async fn rollback(transaction: Self::Transaction) -> Result<(), DriverError> {
-        Ok(transaction.rollback().await?)
+    fn begin(&mut self) -> Beginning<'_, Sqlx> {
+        Box::pin(async move { Ok(Acquire::begin(self).await?) })
     }
 }
 

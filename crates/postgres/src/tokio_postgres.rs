@@ -5,7 +5,8 @@ use onlyonce_store::postgres::within::{Param, Row, Statement};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Transaction};
 
-use crate::{Connection, Database, DriverError};
+use crate::connection::{Beginning, Ending};
+use crate::{Connection, Driver, DriverError, Session};
 
 type AnyError = Box<dyn std::error::Error + Sync + Send>;
 
@@ -28,19 +29,27 @@ impl Connection for Transaction<'_> {
     }
 }
 
-impl<'c> Database for &'c mut Client {
-    type Transaction = Transaction<'c>;
+/// tokio-postgres.
+#[derive(Debug)]
+pub struct TokioPostgres;
 
-    async fn begin(self) -> Result<Transaction<'c>, DriverError> {
-        Ok(self.transaction().await?)
+impl Driver for TokioPostgres {
+    type Transaction<'c> = Transaction<'c>;
+
+    fn commit(transaction: Self::Transaction<'_>) -> Ending<'_> {
+        Box::pin(async move { Ok(transaction.commit().await?) })
     }
 
-    async fn commit(transaction: Transaction<'c>) -> Result<(), DriverError> {
-        Ok(transaction.commit().await?)
+    fn rollback(transaction: Self::Transaction<'_>) -> Ending<'_> {
+        Box::pin(async move { Ok(transaction.rollback().await?) })
     }
+}
 
-    async fn rollback(transaction: Transaction<'c>) -> Result<(), DriverError> {
-        Ok(transaction.rollback().await?)
+impl Session for Client {
+    type Driver = TokioPostgres;
+
+    fn begin(&mut self) -> Beginning<'_, TokioPostgres> {
+        Box::pin(async move { Ok(self.transaction().await?) })
     }
 }
 

@@ -1,60 +1,48 @@
 //! The drivers, as the suite knows them.
 
-use onlyonce_postgres::{Connection, Database, DriverError, Row, Statement};
-use sqlx::{Connection as _, PgConnection, Postgres};
-use tokio_postgres::{Client, NoTls};
+use onlyonce_postgres::{Connection, Driver, DriverError, Row, Session, Statement};
+use sqlx::PgConnection;
+use tokio_postgres::NoTls;
 
-/// A driver that the suite runs on.
-pub trait Driver: 'static {
-    /// What a child process knows it by.
+/// A connection of a driver that the suite runs on.
+pub trait Client: Session + Sized + 'static {
+    /// What a child process knows the driver by.
     const NAME: &str;
 
-    type Connection: Send + 'static;
-    type Transaction<'c>: Connection;
-
-    async fn connect(url: &str) -> Self::Connection;
-
-    fn database(
-        connection: &mut Self::Connection,
-    ) -> impl Database<Transaction = Self::Transaction<'_>>;
+    async fn connect(url: &str) -> Self;
 }
 
-pub struct Sqlx;
+/// A transaction of such a driver.
+pub type Tx<'c, C> = <<C as Session>::Driver as Driver>::Transaction<'c>;
 
-impl Driver for Sqlx {
+impl Client for PgConnection {
     const NAME: &str = "sqlx";
 
-    type Connection = PgConnection;
-    type Transaction<'c> = sqlx::Transaction<'c, Postgres>;
-
-    async fn connect(url: &str) -> PgConnection {
-        PgConnection::connect(url).await.unwrap()
-    }
-
-    fn database(
-        connection: &mut PgConnection,
-    ) -> impl Database<Transaction = Self::Transaction<'_>> {
-        connection
+    async fn connect(url: &str) -> Self {
+        <Self as sqlx::Connection>::connect(url).await.unwrap()
     }
 }
 
-pub struct TokioPostgres;
-
-impl Driver for TokioPostgres {
+impl Client for tokio_postgres::Client {
     const NAME: &str = "tokio-postgres";
 
-    type Connection = Client;
-    type Transaction<'c> = tokio_postgres::Transaction<'c>;
-
-    async fn connect(url: &str) -> Client {
+    async fn connect(url: &str) -> Self {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
         tokio::spawn(connection);
         client
     }
+}
 
-    fn database(connection: &mut Client) -> impl Database<Transaction = Self::Transaction<'_>> {
-        connection
-    }
+pub async fn begin<C: Client>(client: &mut C) -> Tx<'_, C> {
+    client.begin().await.unwrap()
+}
+
+pub async fn commit<C: Client>(transaction: Tx<'_, C>) {
+    C::Driver::commit(transaction).await.unwrap();
+}
+
+pub async fn roll_back<C: Client>(transaction: Tx<'_, C>) {
+    C::Driver::rollback(transaction).await.unwrap();
 }
 
 /// Runs a statement without parameters.
@@ -80,14 +68,14 @@ macro_rules! on_both_drivers {
         mod with_sqlx {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name::<crate::drivers::Sqlx>().await;
+                super::$name::<sqlx::PgConnection>().await;
             })*
         }
 
         mod with_tokio_postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name::<crate::drivers::TokioPostgres>().await;
+                super::$name::<tokio_postgres::Client>().await;
             })*
         }
     };

@@ -97,6 +97,11 @@ impl Line {
         self.shared.state().units
     }
 
+    /// Whether it has stopped.
+    pub fn has_stopped(&self) -> bool {
+        self.shared.state().is_reached
+    }
+
     /// Waits until it has stopped.
     #[track_caller]
     pub fn wait_until_stopped(&self) {

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bank;
+mod child;
 mod contract;
+mod crashes;
 mod drivers;
 mod line;
+mod shared;
