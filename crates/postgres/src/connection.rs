@@ -37,9 +37,8 @@ pub type Ending<'c> = Pin<Box<dyn Future<Output = Result<(), DriverError>> + Sen
 
 /// A transaction that begins. In a box, so that the compiler sees that tasks that wait for it may move
 /// between threads.
-pub type Beginning<'c, D> = Pin<
-    Box<dyn Future<Output = Result<<D as Driver>::Transaction<'c>, DriverError>> + Send + 'c>,
->;
+pub type Beginning<'c, D> =
+    Pin<Box<dyn Future<Output = Result<<D as Driver>::Transaction<'c>, DriverError>> + Send + 'c>>;
 
 /// Where transactions begin: a pool of connections.
 pub trait Pool: Sync {

@@ -19,12 +19,7 @@ impl Transactions {
     /// # Errors
     ///
     /// What `execute` gives, or [`Error`].
-    pub async fn run<P, I, T, E, F>(
-        &self,
-        pool: &P,
-        call: Call<'_, I>,
-        execute: F,
-    ) -> Result<T, E>
+    pub async fn run<P, I, T, E, F>(&self, pool: &P, call: Call<'_, I>, execute: F) -> Result<T, E>
     where
         P: Pool,
         I: Serialize + ?Sized,
@@ -37,7 +32,8 @@ impl Transactions {
         ) -> Result<T, E>,
     {
         let transaction = pool.begin().await.map_err(Error::driver)?;
-        self.run_in::<P::Driver, I, T, E, F>(transaction, call, execute).await
+        self.run_in::<P::Driver, I, T, E, F>(transaction, call, execute)
+            .await
     }
 
     /// The same in a transaction of `session`: a `Client` of tokio-postgres, or a `PgConnection` of sqlx.
@@ -62,7 +58,8 @@ impl Transactions {
         ) -> Result<T, E>,
     {
         let transaction = session.begin().await.map_err(Error::driver)?;
-        self.run_in::<S::Driver, I, T, E, F>(transaction, call, execute).await
+        self.run_in::<S::Driver, I, T, E, F>(transaction, call, execute)
+            .await
     }
 
     async fn run_in<D, I, T, E, F>(

@@ -112,14 +112,18 @@ impl Bank {
         let schema = &self.schema;
         let only = key.map_or_else(String::new, |key| format!("WHERE key = '{key}'"));
         let cents = self.sql(&format!("SELECT cents FROM {schema}.accounts"));
-        let letters = self.sql(&format!("SELECT id FROM {schema}.outbox {only} ORDER BY id"));
+        let letters = self.sql(&format!(
+            "SELECT id FROM {schema}.outbox {only} ORDER BY id"
+        ));
         (cents[0], letters)
     }
 
     /// The operations in a state, as the store's table has them.
     pub fn operations(&self, state: i16) -> i64 {
         let store = self.store_schema();
-        self.sql(&format!("SELECT count(*) FROM {store}.operations WHERE state = {state}"))[0]
+        self.sql(&format!(
+            "SELECT count(*) FROM {store}.operations WHERE state = {state}"
+        ))[0]
     }
 
     /// The numbers that a statement gives, a row each.
@@ -151,8 +155,7 @@ pub async fn pay<C: Client>(
     connection: &mut C,
     key: &str,
 ) -> Result<i64, Error> {
-    let paying =
-        async |tx: &mut Tx<'_, C>, _: &mut Operation| write(tx, schema, key).await;
+    let paying = async |tx: &mut Tx<'_, C>, _: &mut Operation| write(tx, schema, key).await;
     once.run_on(connection, call(key), paying).await
 }
 
@@ -165,12 +168,13 @@ pub async fn write(tx: &mut impl Connection, schema: &str, key: &str) -> Result<
     Ok(number(&rows))
 }
 
-/// Whether somebody waits for the end of a transaction with a statement about this bank's store.
+/// Whether somebody waits for the end of a transaction with a statement about this bank's operations.
 pub fn waits(bank: &Bank) -> bool {
     let store = bank.store_schema();
     let waiting = bank.server.sql(&format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
-            AND wait_event = 'transactionid' AND query LIKE '%{store}.%'"
+        "SELECT count(*) FROM pg_locks w JOIN pg_locks h USING (pid)
+        WHERE NOT w.granted AND w.locktype = 'transactionid'
+            AND h.relation = '{store}.operations'::regclass"
     ));
     waiting != "0"
 }

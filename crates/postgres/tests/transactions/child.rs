@@ -58,7 +58,9 @@ impl Paying {
         let mut paid = BTreeMap::new();
         for line in lines.map_while(Result::ok) {
             // The harness writes on the same lines, and the last one may be torn.
-            let said = line.split_once("paid ").and_then(|(_, said)| said.strip_suffix(" ."));
+            let said = line
+                .split_once("paid ")
+                .and_then(|(_, said)| said.strip_suffix(" ."));
             if let Some((key, letter)) = said.and_then(|said| said.split_once(' ')) {
                 paid.insert(key.to_owned(), letter.parse().unwrap());
             }
@@ -83,7 +85,9 @@ fn child() {
 
 async fn pays<C: Client>() {
     let said = |name| env::var(name).unwrap();
-    let once = Transactions::open(&said(STORE), Settings::default()).await.unwrap();
+    let once = Transactions::open(&said(STORE), Settings::default())
+        .await
+        .unwrap();
     let mut client = C::connect(&said(BUSINESS)).await;
     for key in said(KEYS).split(',') {
         // What fails is tried again by another process.

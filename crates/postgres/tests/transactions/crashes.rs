@@ -31,7 +31,10 @@ async fn units<C: Client>(bank: &Bank, line: &Line) -> u32 {
     bank.pay(&mut client, "dry").await.unwrap();
     drop(client);
     let units = line.units();
-    assert!(units >= 7, "begin, look, claim, two writes, result, commit: {units}");
+    assert!(
+        units >= 7,
+        "begin, look, claim, two writes, result, commit: {units}"
+    );
     units
 }
 
@@ -72,7 +75,10 @@ async fn i01_a_process_killed_at_any_statement_leaves_each_effect_once<C: Client
             assert!(said.is_empty(), "{said:?}");
             block_in_place(|| bank.server.settle());
             let found = bank.told(Some(&key)).1.len();
-            assert!(effects(unit, units, point).contains(&found), "{key}: {found}");
+            assert!(
+                effects(unit, units, point).contains(&found),
+                "{key}: {found}"
+            );
             keys.push(key);
         }
     }
@@ -100,7 +106,10 @@ async fn i01_a_server_killed_at_any_statement_has_each_effect_once<C: Client>() 
                 first.join().unwrap()
             });
             let found = bank.told(Some(&key)).1.len();
-            assert!(effects(unit, units, point).contains(&found), "{key}: {found}");
+            assert!(
+                effects(unit, units, point).contains(&found),
+                "{key}: {found}"
+            );
             // Nobody is told that it is not there where it is, or the other way round.
             assert_eq!(first.is_ok(), found == 1, "{key}: {first:?}");
             let letter = again::<C>(&bank, &key).await;
@@ -150,7 +159,11 @@ async fn i14_a_commit_that_nobody_can_ask_about_is_in_doubt_and_told_by_the_next
         lock_wait: Duration::from_millis(300),
         ..Settings::default()
     };
-    let url = format!("{}?schema={}", bank.business_url(of_the_store.port()), bank.store_schema());
+    let url = format!(
+        "{}?schema={}",
+        bank.business_url(of_the_store.port()),
+        bank.store_schema()
+    );
     let url = url.replace("?sslmode=disable", "");
     let once = Transactions::open(&url, settings).await.unwrap();
     let mut client = C::connect(&bank.business_url(line.port())).await;
@@ -163,7 +176,10 @@ async fn i14_a_commit_that_nobody_can_ask_about_is_in_doubt_and_told_by_the_next
     });
     let in_doubt = pay(&once, &bank.schema, &mut client, "k").await;
     cutting.await.unwrap();
-    assert!(matches!(in_doubt, Err(Error::InDoubt { .. })), "{in_doubt:?}");
+    assert!(
+        matches!(in_doubt, Err(Error::InDoubt { .. })),
+        "{in_doubt:?}"
+    );
     let letter = again::<C>(&bank, "k").await;
     assert_eq!(bank.told(Some("k")).1, [letter]);
 }
@@ -186,7 +202,10 @@ async fn i01_random_kills_of_processes_that_race_leave_each_effect_once<C: Clien
                 })
             });
             let racers: Vec<_> = racers.collect();
-            racers.into_iter().flat_map(|racer| racer.join().unwrap()).collect()
+            racers
+                .into_iter()
+                .flat_map(|racer| racer.join().unwrap())
+                .collect()
         })
     });
     let keys: Vec<String> = (0..KEYS).map(|number| format!("k{number}")).collect();
@@ -198,7 +217,10 @@ async fn i01_random_kills_of_processes_that_race_leave_each_effect_once<C: Clien
     for (key, letter) in &told {
         assert_eq!(paid[key], *letter, "{key}");
     }
-    println!("{} were told, {before} of {KEYS} were paid under kills", told.len());
+    println!(
+        "{} were told, {before} of {KEYS} were paid under kills",
+        told.len()
+    );
     assert!(!told.is_empty() && before > 0);
 }
 

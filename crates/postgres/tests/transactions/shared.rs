@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{Head, HeaderBlock, Key, Metered, Policy, RequestLine, Scope, Source, UnknownReason};
-use onlyonce_engine::{Frame, Granted, Request, RoutePolicy, Start, Work};
+use onlyonce_core::{HeaderBlock, Key, Metered, Policy, RequestLine, Scope, Source, UnknownReason};
+use onlyonce_engine::{Frame, Granted, Request, Resolution, RoutePolicy, Start, Work};
 use onlyonce_http::{HashKeys, work};
 use onlyonce_postgres::{Begin, Error, StoreError};
 use onlyonce_store::books::{Grain, Of, SumsQuery};
@@ -99,11 +99,17 @@ async fn what_a_worker_released_is_executed_and_what_it_lost_is_unknown<C: Clien
     let engine = bank.once.engine();
     let mut client = bank.connect::<C>().await;
     let released = granted(&bank, "released", INPUT).await;
-    engine.release_work(released.id, &released.token).await.unwrap();
+    engine
+        .release_work(released.id, &released.token)
+        .await
+        .unwrap();
     let letter = bank.pay(&mut client, "released").await.unwrap();
     assert_eq!(bank.told(None), (1, vec![letter]));
     let found = engine.operation(released.id).await.unwrap().unwrap();
-    assert_eq!(found.stored.record.claim.number(), found.stored.record.epoch.number() - 1);
+    assert_eq!(
+        found.stored.record.claim.number(),
+        found.stored.record.epoch.number() - 1
+    );
     assert_eq!(found.attempts.len(), 2);
 
     let lost = granted(&bank, "lost", INPUT).await;
@@ -112,18 +118,27 @@ async fn what_a_worker_released_is_executed_and_what_it_lost_is_unknown<C: Clien
     let is_unknown = matches!(refused, Err(Error::Unknown(UnknownReason::WorkerFailed)));
     assert!(is_unknown, "{refused:?}");
     // Until somebody says what it was.
-    let answer = onlyonce_engine::Resolution::Ran {
+    let answer = Resolution::Completed {
         head: work::result_head(),
         body: Bytes::from_static(b"23"),
+        trailers: HeaderBlock::default(),
+        window: POLICY.window,
     };
-    let _ = answer;
+    engine
+        .resolve(lost.id, answer, "ada", "it is in the ledger")
+        .await
+        .unwrap();
+    assert_eq!(bank.pay(&mut client, "lost").await.unwrap(), 23);
     assert_eq!(bank.told(None), (1, vec![letter]));
 
     // Two that come at once for what was released: one executes.
     let bank = Arc::new(bank);
     let released = granted(&bank, "again", INPUT).await;
     let engine = bank.once.engine();
-    engine.release_work(released.id, &released.token).await.unwrap();
+    engine
+        .release_work(released.id, &released.token)
+        .await
+        .unwrap();
     let mut tx = begin(&mut client).await;
     let operation = executes(bank.once.begin(&mut tx, call("again")).await);
     assert_eq!(operation.id(), released.id);
@@ -142,7 +157,10 @@ async fn what_was_executed_here_answers_whoever_asks_the_engine<C: Client>() {
     let engine = bank.once.engine();
     let mut client = bank.connect::<C>().await;
     let letter = bank.pay(&mut client, "k").await.unwrap();
-    let begun = engine.begin(request(&bank, "k", INPUT), &POLICY).await.unwrap();
+    let begun = engine
+        .begin(request(&bank, "k", INPUT), &POLICY)
+        .await
+        .unwrap();
     let onlyonce_engine::Begin::Replay(mut reader) = begun else {
         panic!("it is completed");
     };
@@ -171,7 +189,10 @@ async fn i06_a_key_of_another_request_is_refused_in_any_state<C: Client>() {
     complete(&bank, &done, b"1").await;
     for key in ["running", "lost", "done"] {
         let refused = bank.pay(&mut client, key).await;
-        assert!(matches!(refused, Err(Error::KeyReused)), "{key}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::KeyReused)),
+            "{key}: {refused:?}"
+        );
     }
     complete(&bank, &running, b"1").await;
     assert_eq!(bank.told(None), (0, vec![]));
@@ -182,7 +203,9 @@ async fn i13_what_cannot_be_read_is_unknown<C: Client>() {
     let mut client = bank.connect::<C>().await;
     bank.pay(&mut client, "k").await.unwrap();
     let store = bank.store_schema();
-    bank.sql(&format!("UPDATE {store}.records SET body = set_byte(body, 20, 1 + get_byte(body, 20) % 2)"));
+    bank.sql(&format!(
+        "UPDATE {store}.records SET body = set_byte(body, 20, 1 + get_byte(body, 20) % 2)"
+    ));
     let refused = bank.pay(&mut client, "k").await;
     let is_unknown = matches!(refused, Err(Error::Unknown(UnknownReason::Unreadable)));
     assert!(is_unknown, "{refused:?}");
@@ -194,7 +217,10 @@ async fn once_the_store_moved_nothing_is_begun_and_what_runs_is_waited_for<C: Cl
     let mut client = bank.connect::<C>().await;
     let released = granted(&bank, "released", INPUT).await;
     let engine = bank.once.engine();
-    engine.release_work(released.id, &released.token).await.unwrap();
+    engine
+        .release_work(released.id, &released.token)
+        .await
+        .unwrap();
     let mut tx = begin(&mut client).await;
     let operation = executes(bank.once.begin(&mut tx, call("k")).await);
     let marking = aside(bank.clone(), async |bank| {
@@ -270,7 +296,9 @@ async fn i08_each_operation_of_a_transaction_is_in_the_books_once<C: Client>() {
         of: Of::All,
     };
     let cells = store.sums(query).await.unwrap();
-    let summed = cells.iter().map(|cell| cell.sums.get(onlyonce_core::Count::Operations));
+    let summed = cells
+        .iter()
+        .map(|cell| cell.sums.get(onlyonce_core::Count::Operations));
     assert_eq!(summed.sum::<i64>(), expected.len() as i64);
 }
 
@@ -295,7 +323,9 @@ async fn at_a_level<C: Client>(level: &str, is_told_to_retry: bool) {
     // The other one commits first.
     let mut tx = begin(&mut one).await;
     sql(&mut tx, &set).await.unwrap();
-    sql(&mut tx, &format!("SELECT 1 FROM {}.accounts", bank.schema)).await.unwrap();
+    sql(&mut tx, &format!("SELECT 1 FROM {}.accounts", bank.schema))
+        .await
+        .unwrap();
     let letter = bank.pay(&mut other, "first").await.unwrap();
     let begun = bank.once.begin(&mut tx, call("first")).await;
     assert_retried(&begun, is_told_to_retry);
