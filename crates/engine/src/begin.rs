@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{
-    Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, Policy, Record,
-    Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp, TraceId, UnknownReason, decide,
-    transition, view,
+    Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, OwnerId, Policy,
+    Record, Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp, TraceId, UnknownReason,
+    decide, transition, view,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 
@@ -40,6 +40,19 @@ pub struct Request {
     pub sdk_retry_count: Option<u32>,
     /// The trace that this attempt is seen in; one that executes is seen in that of its operation.
     pub trace: Option<TraceId>,
+}
+
+impl Request {
+    /// What there is to note of the attempt.
+    pub(crate) fn note(&self, got: Got, trace: Option<TraceId>) -> AttemptNote {
+        AttemptNote {
+            peer: self.peer.clone(),
+            sdk_retry_count: self.sdk_retry_count,
+            got,
+            trace,
+            at: None,
+        }
+    }
 }
 
 /// What the route says.
@@ -452,22 +465,12 @@ impl<S: Store> Attempt<'_, S> {
 
     /// Notes the attempt; where that fails, its number is one more than the last one known.
     async fn note(&self, id: OperationId, got: Got, known: u32) -> u32 {
-        let note = self.attempt_note(got, self.request.trace);
+        let note = self.request.note(got, self.request.trace);
         self.shared
             .store
             .note_attempt(self.address, id, note)
             .await
             .unwrap_or(known.saturating_add(1))
-    }
-
-    fn attempt_note(&self, got: Got, trace: Option<TraceId>) -> AttemptNote {
-        AttemptNote {
-            peer: self.request.peer.clone(),
-            sdk_retry_count: self.request.sdk_retry_count,
-            got,
-            trace,
-            at: None,
-        }
     }
 
     /// The lease of a claim has passed: its owner is taken for dead (L3). Says whether it wrote.
@@ -494,21 +497,13 @@ impl<S: Store> Attempt<'_, S> {
             lease: self.shared.settings.lease,
         };
         let Worker { owner, lease } = self.worker.unwrap_or(here);
-        let claim = transition::Claim {
-            id: self.shared.ids.next(now),
-            scope: self.request.scope.clone(),
-            key: self.request.key.clone(),
-            fingerprint: self.request.fingerprint,
-            request: self.request.line.clone(),
-            owner,
-            raise: self.shared.raise(),
-        };
+        let claim = self.shared.draw_claim(&self.request, owner, now);
         let Ok(record) = transition::claim(held, claim, now, lease) else {
             return Ok(None);
         };
         let record = Arc::new(record);
         let trace = self.request.trace.map(|_| record.span().trace);
-        let note = self.attempt_note(Got::Executed, trace);
+        let note = self.request.note(Got::Executed, trace);
         let Some(slot) = &mut self.slot else {
             return Ok(None);
         };
@@ -558,6 +553,24 @@ fn refuse<S: Store>(reason: UnknownReason) -> Begin<S> {
 }
 
 impl<S: Store> Shared<S> {
+    /// What the next claim for `request` is made of.
+    pub(crate) fn draw_claim(
+        &self,
+        request: &Request,
+        owner: OwnerId,
+        now: Timestamp,
+    ) -> transition::Claim {
+        transition::Claim {
+            id: self.ids.next(now),
+            scope: request.scope.clone(),
+            key: request.key.clone(),
+            fingerprint: request.fingerprint,
+            request: request.line.clone(),
+            owner,
+            raise: self.raise(),
+        }
+    }
+
     /// Writes that the owner of `record` is taken for dead. Says whether it wrote.
     pub(crate) async fn expire(
         &self,

@@ -7,6 +7,13 @@ use std::{
 
 use onlyonce_core::{OperationId, OwnerId, Timestamp};
 
+/// A number for this life of the process, or of one engine in it, which no other life has.
+pub fn owner() -> OwnerId {
+    let random = uuid::Uuid::now_v7().as_u128();
+    // The lower half of a UUIDv7 is random but for two bits.
+    OwnerId::new(u64::try_from(random & u128::from(u64::MAX)).unwrap_or_default())
+}
+
 /// Makes identities out of the store's clock, the owner's random number and a counter: no two of
 /// one life are equal, and two lives differ by their owners.
 #[derive(Debug)]

@@ -75,6 +75,7 @@ use crate::{
 mod abandoned;
 mod admission;
 mod begin;
+mod beside;
 mod books;
 mod elsewhere;
 mod execution;
@@ -98,6 +99,7 @@ mod writer;
 pub use begin::{Begin, Request, RoutePolicy, Ticket};
 pub use execution::Execution;
 pub use fate::{Ended, Fate};
+pub use ids::owner;
 pub use late::Late;
 pub use observer::Observer;
 pub use operator::{Operation, Purge, Resolution};

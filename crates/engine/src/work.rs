@@ -274,13 +274,7 @@ impl<S: Store> Engine<S> {
         if body.len() as u64 > limit {
             return Err(WorkError::OverLimit { limit });
         }
-        let last_chunk = (!body.is_empty()).then(|| body.clone());
-        let response = transition::Response {
-            head,
-            trailers: HeaderBlock::default(),
-            body_len: body.len() as u64,
-            chunks: last_chunk.is_some().into(),
-        };
+        let (response, last_chunk) = in_one_chunk(head, body);
         let metered = metered.map(Box::new);
         let written = shared.write_work(id, token, last_chunk.clone(), |stored, now| {
             let record = &*stored.record;
@@ -410,6 +404,18 @@ impl<S: Store> Engine<S> {
         let reader = Reader::live(shared, live, ticket, None);
         Ok(Some(Watch::Running(stored, reader)))
     }
+}
+
+/// A whole response, and its body as the one chunk that it has.
+pub(crate) fn in_one_chunk(head: Head, body: Bytes) -> (transition::Response, Option<Bytes>) {
+    let last_chunk = (!body.is_empty()).then(|| body.clone());
+    let response = transition::Response {
+        head,
+        trailers: HeaderBlock::default(),
+        body_len: body.len() as u64,
+        chunks: last_chunk.is_some().into(),
+    };
+    (response, last_chunk)
 }
 
 /// What to do with a record that stands under the claim that was presented.

@@ -102,7 +102,7 @@ impl<S: Store> Running<S> {
     pub(crate) fn start(config: Config, store: S, doors: Doors) -> Result<Self, Failure> {
         let addr = local_addr(&doors.requests[0])?;
         let control_addr = local_addr(&doors.control)?;
-        let owner = onlyonce_tower::shell::owner();
+        let owner = onlyonce_engine::owner();
         let shared = Shared::new(config, store, owner)?;
         let exporter = Exporter::start(&shared.telemetry, shared.config.telemetry.as_ref())?;
         let (phases, phase) = watch::channel(Phase::Serving);

@@ -18,6 +18,7 @@ pub mod problem_pages;
 pub mod query;
 mod secret;
 pub mod tenant;
+pub mod work;
 
 pub use fingerprint::{BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity};
 pub use key::{KeyError, call_key, derived_key, key_for, key_of, parse_key};

@@ -33,7 +33,8 @@ impl Pgbouncer {
             "[databases]\n* = host=127.0.0.1 port={}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = trust\nauth_file = {}\npool_mode = transaction\n\
-             default_pool_size = {connections}\nmax_client_conn = 500\n",
+             default_pool_size = {connections}\nmax_client_conn = 500\n\
+             ignore_startup_parameters = extra_float_digits\n",
             server.port(),
             users.display()
         );

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_engine::{Engine, Seldom, Settings};
+use onlyonce_engine::{Engine, Seldom, Settings, owner};
 use onlyonce_http::{HashKeys, Tenants};
 use onlyonce_store::embedded::OpenError;
 use onlyonce_store::{EmbeddedStore, MemoryStore, Store, StoreError, embedded};
@@ -13,7 +13,6 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::shell::audience::Audiences;
-use crate::shell::owner;
 
 /// At the end, how long handlers get to be dropped whose operations are settled already.
 const LAST_WORDS: Duration = Duration::from_secs(1);

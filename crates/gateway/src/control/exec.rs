@@ -22,6 +22,7 @@ use onlyonce_core::{
 use onlyonce_engine::{
     Begin, Execution, Kind, PushError, Reader, Refused, Request, RoutePolicy, Start, Unsettled,
 };
+use onlyonce_http::work::fingerprint_of;
 use onlyonce_http::{FingerprintRules, Problem, Status, key_of};
 use onlyonce_store::Store;
 use serde::Deserialize;
@@ -32,7 +33,7 @@ use super::access::{May, Working};
 use super::answer::Refusal;
 use super::desk::Desk;
 use super::recording::RecordingBody;
-use super::work::{self, conflict, fingerprint_of, peer, word};
+use super::work::{self, conflict, peer, word};
 use crate::exec::frames::{CONTENT_TYPE, Frame, Frames};
 
 const ROUTE: &str = "exec";
@@ -150,7 +151,7 @@ fn request<S: Store>(
         },
         key,
         fingerprint: fingerprint_of(
-            desk,
+            desk.hash_keys(),
             (ROUTE, METHOD, "/v1/exec"),
             &HeaderMap::new(),
             &FingerprintRules::default(),

@@ -24,17 +24,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::{Extensions, StatusCode};
 use bytes::Bytes;
 use onlyonce_core::{
-    Concurrent, Fingerprint, Head, HeaderBlock, Key, Metered, OnUnknown, OperationId, Record,
-    Refusal as Why, RequestLine, Scope, State,
+    Concurrent, Fingerprint, Key, Metered, OnUnknown, OperationId, Record, Refusal as Why,
+    RequestLine, Scope, State,
 };
 use onlyonce_engine::{
     ClaimToken, Refused, Request, RoutePolicy, Ticket, Trouble, Work, WorkError,
 };
-use onlyonce_http::{BodyRule, FingerprintBuilder, FingerprintRules, Problem, RequestIdentity};
+use onlyonce_http::Problem;
+use onlyonce_http::work::{METHOD, ROUTE, result_head};
 use onlyonce_ledger::prices::Sale;
 use onlyonce_store::Store;
 use serde_json::value::RawValue;
@@ -51,10 +51,6 @@ use super::answer::Refusal;
 use super::desk::Desk;
 use super::operations::not_json;
 use super::query::{Named, operation_id};
-
-/// The route and the method that records of workers carry. No request of a route has such a method.
-const ROUTE: &str = "work";
-const METHOD: &str = "WORK";
 
 /// The largest body that is read, in bytes: a result or an input, and what stands around it.
 const BODY_MAX: usize = 2 << 20;
@@ -155,39 +151,10 @@ fn request<S: Store>(desk: &Desk<S>, asked: &Begun, peer: Box<str>) -> Result<Re
     })
 }
 
-/// What makes two begins the same one: the input, as canonical JSON where it can be made that.
+/// What makes two begins the same one.
 fn fingerprint<S: Store>(desk: &Desk<S>, asked: &Begun) -> Fingerprint {
-    let rules = FingerprintRules {
-        body: BodyRule::Json { ignore: Vec::new() },
-        ..FingerprintRules::default()
-    };
-    let json = HeaderValue::from_static("application/json");
-    let headers = HeaderMap::from_iter([(CONTENT_TYPE, json)]);
     let input = asked.input.as_deref().map(RawValue::get);
-    let what = input.unwrap_or_default().as_bytes();
-    fingerprint_of(desk, (ROUTE, METHOD, "/v1/work"), &headers, &rules, what)
-}
-
-/// The fingerprint of `what` is to be done: `of` is the route, the method and the path that stand for it.
-pub(super) fn fingerprint_of<S: Store>(
-    desk: &Desk<S>,
-    of: (&str, &str, &str),
-    headers: &HeaderMap,
-    rules: &FingerprintRules,
-    what: &[u8],
-) -> Fingerprint {
-    let (upstream, method, path) = of;
-    let method = Method::from_bytes(method.as_bytes()).unwrap_or_default();
-    let identity = RequestIdentity {
-        method: &method,
-        upstream,
-        path,
-        query: None,
-        headers,
-    };
-    let mut fingerprint = FingerprintBuilder::new(desk.hash_keys(), &identity, rules);
-    fingerprint.body_chunk(what);
-    fingerprint.finish()
+    onlyonce_http::work::fingerprint(desk.hash_keys(), input.unwrap_or_default().as_bytes())
 }
 
 /// Where a request comes from: an address and a port, or empty.
@@ -306,15 +273,6 @@ fn written(
 ) -> Result<Json<WorkView>, Refusal> {
     let record = record.map_err(|error| Refusal::from(error).about(id))?;
     Ok(Json(WorkView::of(&record)))
-}
-
-/// What a result is recorded as.
-fn result_head() -> Head {
-    let json: [(&[u8], &[u8]); 1] = [(b"content-type", b"application/json")];
-    Head {
-        status: 200,
-        headers: HeaderBlock::pack(json).unwrap_or_default(),
-    }
 }
 
 /// What a worker says that it used, with what that costs its tenant.

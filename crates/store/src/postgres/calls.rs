@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use onlyonce_core::{Address, Epoch, OperationId, RecordingId, StateName};
-use tokio_postgres::{Row as SqlRow, types::ToSql};
+use tokio_postgres::{
+    Row as SqlRow,
+    types::{FromSql, ToSql},
+};
 
 use super::{
     Core,
@@ -23,6 +26,17 @@ pub const MOST: usize = 128;
 
 /// A parameter of a statement.
 pub type Param<'a> = &'a (dyn ToSql + Sync);
+
+/// All parameters of a statement.
+pub type Params<'a> = Vec<Box<dyn ToSql + Sync + Send + 'a>>;
+
+/// The parameters, to be sent.
+fn lent<'a>(params: &'a Params<'_>) -> Vec<Param<'a>> {
+    params
+        .iter()
+        .map(|param| -> Param<'a> { &**param })
+        .collect()
+}
 
 /// A claim where nothing counts.
 pub struct Claim {
@@ -70,25 +84,32 @@ impl Kind for Claim {
         core: &Core,
         calls: &[&Self],
     ) -> Result<Vec<Claimed>, Failed> {
-        let params: [Param; 8] = [
-            &addresses(calls),
-            &column(calls, |call| Id::from(call.id)),
-            &column(calls, |call| call.until),
-            &column(calls, |call| call.period.number()),
-            &column(calls, |call| call.tenant_tag),
-            &column(calls, |call| &call.record[..]),
-            &core.given_now(),
-            &column(calls, |call| call.attempt.as_deref()),
-        ];
+        let params = Self::params(calls, core.given_now());
         let statement = &core.statements.claim;
         let rows = core
-            .commit(session, statement, &params, calls.len())
+            .commit(session, statement, &lent(&params), calls.len())
             .await?;
         let mut written = by_address(&rows, |row| row.try_get::<_, bool>(1))?;
         Ok(column(calls, |call| match written.remove(&call.address) {
             Some(is_new) => Claimed::Done { is_new },
             None => Claimed::Lost,
         }))
+    }
+}
+
+impl Claim {
+    /// What the statement is given for a batch, in which the moment may be given.
+    pub fn params<'a>(calls: &[&'a Self], now: Option<i64>) -> Params<'a> {
+        vec![
+            Box::new(addresses(calls)),
+            Box::new(column(calls, |call| Id::from(call.id))),
+            Box::new(column(calls, |call| call.until)),
+            Box::new(column(calls, |call| call.period.number())),
+            Box::new(column(calls, |call| call.tenant_tag)),
+            Box::new(column(calls, |call| &call.record[..])),
+            Box::new(now),
+            Box::new(column(calls, |call| call.attempt.as_deref())),
+        ]
     }
 }
 
@@ -151,46 +172,59 @@ impl Kind for Change {
         core: &Core,
         calls: &[&Self],
     ) -> Result<Vec<Changed>, Failed> {
-        let params: [Param; 19] = [
-            &addresses(calls),
-            &column(calls, |call| Id::from(call.id)),
-            &column(calls, |call| call.expected),
-            &column(calls, |call| call.epoch),
-            &column(calls, |call| call.claim),
-            &column(calls, |call| call.state),
-            &column(calls, |call| call.until),
-            &column(calls, |call| call.period.number()),
-            &column(calls, |call| call.record.as_deref()),
-            &column(calls, |call| call.body.as_deref()),
-            &column(calls, |call| call.attempt.as_deref()),
-            &column(calls, |call| call.chunks),
-            &core.given_now(),
-            &entered(calls, |entry| entry.day.number()),
-            &entered(calls, |entry| entry.at),
-            &entered(calls, |entry| entry.tenant_tag),
-            &entered(calls, |entry| entry.route_tag),
-            &entered(calls, |entry| entry.model_tag),
-            &entered(calls, |entry| &entry.bytes[..]),
-        ];
+        // Alone in its transaction, it counts its entries from 1.
+        let places = (1..=calls.len() as i32).collect();
+        let params = Self::params(calls, core.given_now(), places);
         let statement = &core.statements.change;
         let rows = core
-            .commit(session, statement, &params, calls.len())
+            .commit(session, statement, &lent(&params), calls.len())
             .await?;
-        let mut found = by_address(&rows, |row| {
-            Ok((
-                row.try_get::<_, i16>(1)?,
-                row.try_get::<_, i64>(2)?,
-                row.try_get::<_, Option<i32>>(3)?,
-            ))
-        })?;
-        Ok(column(calls, |call| match found.remove(&call.address) {
-            Some((_, _, Some(attempts))) => Changed::Done { attempts },
-            Some((state, claim, None)) => Changed::Unlawful {
-                state,
-                claim: Epoch::new(claim as u64),
-            },
-            None => Changed::Lost,
+        let mut found = by_address(&rows, |row| Changed::take(row, 1))?;
+        Ok(column(calls, |call| {
+            found.remove(&call.address).unwrap_or(Changed::Lost)
         }))
+    }
+}
+
+impl Change {
+    /// What the statement is given for a batch, in which the moment may be given. The entries have `places`
+    /// within their transaction, of which no two are alike.
+    pub fn params<'a>(calls: &[&'a Self], now: Option<i64>, places: Vec<i32>) -> Params<'a> {
+        vec![
+            Box::new(addresses(calls)),
+            Box::new(column(calls, |call| Id::from(call.id))),
+            Box::new(column(calls, |call| call.expected)),
+            Box::new(column(calls, |call| call.epoch)),
+            Box::new(column(calls, |call| call.claim)),
+            Box::new(column(calls, |call| call.state)),
+            Box::new(column(calls, |call| call.until)),
+            Box::new(column(calls, |call| call.period.number())),
+            Box::new(column(calls, |call| call.record.as_deref())),
+            Box::new(column(calls, |call| call.body.as_deref())),
+            Box::new(column(calls, |call| call.attempt.as_deref())),
+            Box::new(column(calls, |call| call.chunks)),
+            Box::new(now),
+            Box::new(entered(calls, |entry| entry.day.number())),
+            Box::new(entered(calls, |entry| entry.at)),
+            Box::new(entered(calls, |entry| entry.tenant_tag)),
+            Box::new(entered(calls, |entry| entry.route_tag)),
+            Box::new(entered(calls, |entry| entry.model_tag)),
+            Box::new(entered(calls, |entry| &entry.bytes[..])),
+            Box::new(places),
+        ]
+    }
+}
+
+impl Changed {
+    /// How it ended, in three columns from `first` on.
+    pub fn take<R: Columns>(row: &R, first: usize) -> Result<Self, R::Error> {
+        Ok(match row.take(first + 2)? {
+            Some(attempts) => Self::Done { attempts },
+            None => Self::Unlawful {
+                state: row.take(first)?,
+                claim: Epoch::new(row.take::<i64>(first + 1)? as u64),
+            },
+        })
     }
 }
 
@@ -331,19 +365,36 @@ impl Kind for Load {
     }
 }
 
+/// The columns of a row, whichever way it came.
+pub trait Columns {
+    /// Why a column does not read.
+    type Error;
+
+    /// The column with this number, from 0.
+    fn take<'a, T: FromSql<'a>>(&'a self, at: usize) -> Result<T, Self::Error>;
+}
+
+impl Columns for SqlRow {
+    type Error = tokio_postgres::Error;
+
+    fn take<'a, T: FromSql<'a>>(&'a self, at: usize) -> Result<T, Self::Error> {
+        self.try_get(at)
+    }
+}
+
 /// A row of `operations` that stands in the columns from the second on.
-pub fn row(row: &SqlRow) -> Result<Row, tokio_postgres::Error> {
-    let bytes = |at| -> Result<Option<Bytes>, tokio_postgres::Error> {
-        let bytes: Option<&[u8]> = row.try_get(at)?;
+pub fn row<R: Columns>(row: &R) -> Result<Row, R::Error> {
+    let bytes = |at| -> Result<Option<Bytes>, R::Error> {
+        let bytes: Option<&[u8]> = row.take(at)?;
         Ok(bytes.map(Bytes::copy_from_slice))
     };
     Ok(Row {
-        id: OperationId::from(row.try_get::<_, Id>(1)?),
-        epoch: row.try_get::<_, i64>(2)? as u64,
-        claim: row.try_get::<_, i64>(3)? as u64,
-        state: row.try_get(4)?,
-        until: row.try_get(5)?,
-        attempts: row.try_get(6)?,
+        id: OperationId::from(row.take::<Id>(1)?),
+        epoch: row.take::<i64>(2)? as u64,
+        claim: row.take::<i64>(3)? as u64,
+        state: row.take(4)?,
+        until: row.take(5)?,
+        attempts: row.take(6)?,
         record: bytes(7)?,
         body: bytes(8)?,
     })

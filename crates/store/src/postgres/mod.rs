@@ -50,6 +50,7 @@ mod tls;
 mod values;
 mod watch;
 mod windows;
+pub mod within;
 
 use std::{
     sync::{

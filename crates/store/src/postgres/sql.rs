@@ -17,7 +17,10 @@ pub struct Statement {
 /// All that run often.
 pub struct Statements {
     pub claim: Statement,
+    pub claim_new_within: Statement,
+    pub claim_within: Statement,
     pub change: Statement,
+    pub change_within: Statement,
     pub append: Statement,
     pub note: Statement,
     pub load: Statement,
@@ -56,7 +59,10 @@ impl Statements {
         let channel = channel(schema);
         Self {
             claim: claim(schema),
+            claim_new_within: claim_new_within(schema),
+            claim_within: claim_within(schema),
             change: change(schema),
+            change_within: change_within(schema),
             append: append(schema),
             note: note(schema),
             load: load(schema),
@@ -85,53 +91,140 @@ fn statement(name: &'static str, text: String, types: &[Type]) -> Statement {
 /// A claim of a key of which nothing counts: a new row, or one in the place of what has expired. Gives
 /// the addresses that were claimed, and whether the row is a new one.
 fn claim(schema: &str) -> Statement {
-    let now = clock(7);
-    let text = format!(
-        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
-        wanted AS (
-            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int4[], $5::int4[],
-                $6::bytea[], $8::bytea[])
-            AS w (address, id, until, period, tenant_tag, record, attempt)
-        )
-        INSERT INTO {schema}.operations AS o (address, id, epoch, claim, until, period, attempts,
-            executing, tenant_tag, state, record, attempt)
-        SELECT address, id, 1, 1, until, period, (attempt IS NOT NULL)::int4,
-            (attempt IS NOT NULL)::int4, tenant_tag, 1, record, attempt
-        FROM wanted, setting ORDER BY address
-        ON CONFLICT (address) DO UPDATE SET id = excluded.id, epoch = 1, claim = 1,
+    let (ctes, last) = claiming(schema, OVER_EXPIRED);
+    let text = format!("WITH {}, {ctes} {last}", setting(7));
+    statement("claim", text, &CLAIM_TYPES)
+}
+
+/// The same within a transaction of the caller's, who waits as long as `$9` says.
+fn claim_within(schema: &str) -> Statement {
+    let text = within(7, 9, claiming(schema, OVER_EXPIRED));
+    statement("claim_within", text, &patient(&CLAIM_TYPES))
+}
+
+/// The same where a look has found nothing. Who loses has no lock on the row of who has won, and keeps
+/// nobody waiting.
+fn claim_new_within(schema: &str) -> Statement {
+    let text = within(7, 9, claiming(schema, "NOTHING"));
+    statement("claim_new_within", text, &patient(&CLAIM_TYPES))
+}
+
+const CLAIM_TYPES: [Type; 8] = [
+    Type::UUID_ARRAY,
+    Type::UUID_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT4_ARRAY,
+    Type::INT4_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::INT8,
+    Type::BYTEA_ARRAY,
+];
+
+const OVER_EXPIRED: &str = "UPDATE SET id = excluded.id, epoch = 1, claim = 1,
             until = excluded.until, period = excluded.period, attempts = excluded.attempts,
             executing = excluded.executing, chunks = 0, tenant_tag = excluded.tenant_tag,
             state = 1, beside = false,
             record = excluded.record, attempt = excluded.attempt
-        WHERE o.state IN (2, 4) AND o.until <= (SELECT now FROM setting)
-        RETURNING address, (o.xmax = 0)"
+        WHERE o.state IN (2, 4) AND o.until <= (SELECT now FROM setting)";
+
+/// What claims, and what it is made of; on a conflict it does `otherwise`.
+fn claiming(schema: &str, otherwise: &str) -> (String, String) {
+    let wanted = "wanted AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int4[], $5::int4[],
+                $6::bytea[], $8::bytea[])
+            AS w (address, id, until, period, tenant_tag, record, attempt)
+        )";
+    let last = format!(
+        "INSERT INTO {schema}.operations AS o (address, id, epoch, claim, until, period, attempts,
+            executing, tenant_tag, state, record, attempt)
+        SELECT address, id, 1, 1, until, period, (attempt IS NOT NULL)::int4,
+            (attempt IS NOT NULL)::int4, tenant_tag, 1, record, attempt
+        FROM wanted, setting ORDER BY address
+        ON CONFLICT (address) DO {otherwise}
+        RETURNING address, (o.xmax = 0) AS is_new"
     );
-    let types = [
-        Type::UUID_ARRAY,
-        Type::UUID_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-        Type::INT4_ARRAY,
-        Type::BYTEA_ARRAY,
-        Type::INT8,
-        Type::BYTEA_ARRAY,
-    ];
-    statement("claim", text, &types)
+    (wanted.to_owned(), last)
+}
+
+/// The moment, which may be given as `$now`; and the commit is durable.
+fn setting(now: u32) -> String {
+    let now = clock(now);
+    format!("setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE})")
+}
+
+/// A statement that waits for the locks of others no longer than `$patience` says, within a transaction that
+/// goes on after it with the lock time-out that it had. Each row has the number of the transaction before its
+/// own columns; where there is no row, that alone.
+///
+/// Nothing is read from `setting` before all of it is evaluated; and what is put back is so once `done` was
+/// counted, hence run.
+fn within(now: u32, patience: u32, (ctes, last): (String, String)) -> String {
+    let now = clock(now);
+    format!(
+        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE},
+            current_setting('lock_timeout') AS lock_timeout,
+            set_config('lock_timeout', ${patience}, true)),
+        {ctes},
+        done AS MATERIALIZED ({last}),
+        after AS MATERIALIZED (
+            SELECT pg_current_xact_id()::text::int8 AS xid,
+                set_config('lock_timeout', lock_timeout, true)
+            FROM setting WHERE (SELECT count(*) FROM done) >= 0
+        )
+        SELECT a.xid, d.* FROM after a LEFT JOIN done d ON true"
+    )
+}
+
+/// The types of a statement whose last parameter says how long it waits.
+fn patient(types: &[Type]) -> Vec<Type> {
+    [types, &[Type::TEXT]].concat()
 }
 
 /// A compare-and-set of a record that counts. Gives, for each whose fence stood, the state and the
 /// claim that were found, whether it was written, and the attempts. What is not an arrow of the
 /// protocol is not written, whoever asks (I8). What is written takes its entry along to the books.
 fn change(schema: &str) -> Statement {
-    let now = clock(13);
-    let text = format!(
-        "WITH setting AS MATERIALIZED (SELECT {now} AS now, {DURABLE}),
-        wanted AS (
+    let (ctes, last) = changing(schema);
+    let text = format!("WITH {}, {ctes} {last}", setting(13));
+    statement("change", text, &CHANGE_TYPES)
+}
+
+/// The same within a transaction of the caller's, who waits as long as `$21` says.
+fn change_within(schema: &str) -> Statement {
+    let text = within(13, 21, changing(schema));
+    statement("change_within", text, &patient(&CHANGE_TYPES))
+}
+
+const CHANGE_TYPES: [Type; 20] = [
+    Type::UUID_ARRAY,
+    Type::UUID_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT2_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT4_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::INT4_ARRAY,
+    Type::INT8,
+    Type::INT4_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT4_ARRAY,
+    Type::INT4_ARRAY,
+    Type::INT4_ARRAY,
+    Type::BYTEA_ARRAY,
+    Type::INT4_ARRAY,
+];
+
+fn changing(schema: &str) -> (String, String) {
+    let ctes = format!(
+        "wanted AS (
             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[],
                 $6::int2[], $7::int8[], $8::int4[], $9::bytea[], $10::bytea[], $11::bytea[],
                 $12::int4[], $14::int4[], $15::int8[], $16::int4[], $17::int4[], $18::int4[],
-                $19::bytea[])
-            WITH ORDINALITY
+                $19::bytea[], $20::int4[])
             AS w (address, id, expected, epoch, claim, state, until, period, record, body, attempt,
                 chunks, day, at, tenant_tag, route_tag, model_tag, entry, n)
         ),
@@ -179,32 +272,11 @@ fn change(schema: &str) -> Statement {
             WHERE h.attempt IS NOT NULL AND h.old_attempt IS NOT NULL
             ON CONFLICT (period, id, slot) DO UPDATE
                 SET number = excluded.number, note = excluded.note
-        )
-        SELECT h.address, h.old_state, h.old_claim, c.attempts
-        FROM held h LEFT JOIN changed c USING (address)"
+        )"
     );
-    let types = [
-        Type::UUID_ARRAY,
-        Type::UUID_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT2_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-        Type::BYTEA_ARRAY,
-        Type::BYTEA_ARRAY,
-        Type::BYTEA_ARRAY,
-        Type::INT4_ARRAY,
-        Type::INT8,
-        Type::INT4_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-        Type::INT4_ARRAY,
-        Type::INT4_ARRAY,
-        Type::BYTEA_ARRAY,
-    ];
-    statement("change", text, &types)
+    let last = "SELECT h.address, h.old_state, h.old_claim, c.attempts
+        FROM held h LEFT JOIN changed c USING (address)";
+    (ctes, last.to_owned())
 }
 
 /// Adds chunks to recordings whose claim stands; gives the addresses of those.

@@ -258,13 +258,29 @@ impl Core {
 
     /// Claims where nothing counts.
     async fn claim(&self, address: Address, write: Write) -> Result<Swap, StoreError> {
+        let attempts = u32::from(write.attempt.is_some());
+        let call = self.prepare_claim(address, write).await?;
+        let (tenant_tag, len) = (call.tenant_tag, call.record.len() as i64);
+        match self.desk.claims.ask(call, self.options.timeout).await? {
+            Claimed::Done { is_new } => {
+                if is_new {
+                    self.figures.added(tenant_tag);
+                }
+                self.figures.grew(len);
+                Ok(Swap::Done { attempts })
+            }
+            Claimed::Lost => Ok(Swap::Lost),
+        }
+    }
+
+    /// What is to be sent of a claim where nothing counts. Its partition is there.
+    pub async fn prepare_claim(&self, address: Address, write: Write) -> Result<Claim, StoreError> {
         self.check_open()?;
         let record = &write.record;
         transition::assert_arrow(None, record);
         let tenant_tag = self.tag(&record.scope.tenant);
         self.figures.check_room(self, tenant_tag)?;
         let sealer = self.sealer.as_ref();
-        let attempts = u32::from(write.attempt.is_some());
         let attempt = write
             .attempt
             .map(|note| body::close_attempt(sealer, record.id, note, record.claimed_at))
@@ -279,17 +295,7 @@ impl Core {
             attempt,
         };
         self.ensure(call.period).await?;
-        let len = call.record.len() as i64;
-        match self.desk.claims.ask(call, self.options.timeout).await? {
-            Claimed::Done { is_new } => {
-                if is_new {
-                    self.figures.added(tenant_tag);
-                }
-                self.figures.grew(len);
-                Ok(Swap::Done { attempts })
-            }
-            Claimed::Lost => Ok(Swap::Lost),
-        }
+        Ok(call)
     }
 
     /// Writes over a record that counts.
@@ -300,24 +306,48 @@ impl Core {
         write: Write,
     ) -> Result<Swap, StoreError> {
         self.check_open()?;
-        crate::assert_whole(&write);
-        let Write {
-            record,
-            last_chunk,
-            attempt,
-        } = write;
-        if !transition::may_follow(expected, &record) {
-            return self.follow_nothing(address, expected, &record).await;
+        if !transition::may_follow(expected, &write.record) {
+            return self.follow_nothing(address, expected, &write.record).await;
         }
+        let call = self.prepare_change(address, expected, &write).await?;
+        let record = write.record;
+        let len = call.body.as_ref().map_or(0, Bytes::len) as i64;
+        match self.desk.changes.ask(call, self.options.timeout).await? {
+            Changed::Done { attempts } => {
+                self.windows.learn(&record);
+                self.figures.grew(len);
+                Ok(Swap::Done {
+                    attempts: u32::try_from(attempts).unwrap_or(0),
+                })
+            }
+            Changed::Lost => Ok(Swap::Lost),
+            Changed::Unlawful { state, claim } => {
+                if record.is_new_claim() {
+                    self.refusal().await?;
+                }
+                unlawful(expected, claim, state, &record)
+            }
+        }
+    }
+
+    /// What is to be sent of a write over the record with the fence `expected`. Its partitions are there.
+    pub async fn prepare_change(
+        &self,
+        address: Address,
+        expected: Fence,
+        write: &Write,
+    ) -> Result<Change, StoreError> {
+        crate::assert_whole(write);
+        let record = &write.record;
         let sealer = self.sealer.as_ref();
         let (record_bytes, body_bytes, chunks) = match &record.state {
             State::Completed(completed) => {
-                let last_chunk = last_chunk.unwrap_or_default();
-                let body = body::close_body(sealer, address, &record, &last_chunk)?;
+                let last_chunk = write.last_chunk.as_deref().unwrap_or_default();
+                let body = body::close_body(sealer, address, record, last_chunk)?;
                 (None, Some(body), i32::try_from(completed.chunks).ok())
             }
             _ => (
-                Some(body::close_record(sealer, address, &record)?),
+                Some(body::close_record(sealer, address, record)?),
                 None,
                 None,
             ),
@@ -326,10 +356,12 @@ impl Core {
             Some(end) => Period::of(self.now(), end),
             None => self.windows.guess(&record.request.route, self.now()),
         };
-        let attempt = attempt
+        let attempt = write
+            .attempt
+            .clone()
             .map(|note| body::close_attempt(sealer, record.id, note, record.claimed_at))
             .transpose()?;
-        let entry = Entry::of(&record);
+        let entry = Entry::of(record);
         let entry = entry.map(|entry| self.enter(&entry)).transpose()?;
         let day = entry.as_ref().map(|entry| entry.day);
         let call = Change {
@@ -352,23 +384,7 @@ impl Core {
             let ensured = self.days.ensure(self, &[day]).await;
             ensured.map_err(Failed::of_a_read)?;
         }
-        let len = call.body.as_ref().map_or(0, Bytes::len) as i64;
-        match self.desk.changes.ask(call, self.options.timeout).await? {
-            Changed::Done { attempts } => {
-                self.windows.learn(&record);
-                self.figures.grew(len);
-                Ok(Swap::Done {
-                    attempts: u32::try_from(attempts).unwrap_or(0),
-                })
-            }
-            Changed::Lost => Ok(Swap::Lost),
-            Changed::Unlawful { state, claim } => {
-                if record.is_new_claim() {
-                    self.refusal().await?;
-                }
-                unlawful(expected, claim, state, &record)
-            }
-        }
+        Ok(call)
     }
 
     /// The record does not follow `expected`, so it is never written: either somebody else has written
@@ -543,7 +559,12 @@ pub fn unreadable(error: tokio_postgres::Error) -> StoreError {
 }
 
 /// The protocol has no such arrow (I8).
-fn unlawful(fence: Fence, claim: Epoch, state: i16, record: &Record) -> Result<Swap, StoreError> {
+pub fn unlawful(
+    fence: Fence,
+    claim: Epoch,
+    state: i16,
+    record: &Record,
+) -> Result<Swap, StoreError> {
     let Some(state) = body::state_name(state) else {
         let why = format!("the record stands in a state numbered {state}");
         return Err(corrupt(why));

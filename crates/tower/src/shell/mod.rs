@@ -20,12 +20,3 @@ pub mod reply;
 pub mod taking;
 pub mod telling;
 pub mod timer;
-
-use onlyonce_core::OwnerId;
-
-/// A number for this life of the process, which no other life has.
-pub fn owner() -> OwnerId {
-    let random = uuid::Uuid::now_v7().as_u128();
-    // The lower half of a UUIDv7 is random but for two bits.
-    OwnerId::new(u64::try_from(random & u128::from(u64::MAX)).unwrap_or_default())
-}
