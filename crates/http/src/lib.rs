@@ -18,7 +18,9 @@ pub mod query;
 mod secret;
 pub mod tenant;
 
-pub use fingerprint::{BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity};
+pub use fingerprint::{
+    BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity, fingerprint_of_parts,
+};
 pub use key::{KeyError, derived_key, key_for, key_of, parse_key};
 pub use marks::{Marks, Status};
 pub use problem::{Problem, ProblemContext};

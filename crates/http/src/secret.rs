@@ -12,6 +12,7 @@ pub struct HashKeys {
     pub(crate) fingerprint: [u8; 32],
     pub(crate) derived_key: [u8; 32],
     pub(crate) step: [u8; 32],
+    pub(crate) part: [u8; 32],
 }
 
 impl HashKeys {
@@ -22,6 +23,7 @@ impl HashKeys {
             fingerprint: blake3::derive_key("onlyonce 2026-11 fingerprint of a request", secret),
             derived_key: blake3::derive_key("onlyonce 2026-11 key derived from a request", secret),
             step: blake3::derive_key("onlyonce 2026-11 key of a part of an operation", secret),
+            part: blake3::derive_key("onlyonce 2026-11 fingerprint of what is no request", secret),
         }
     }
 }
