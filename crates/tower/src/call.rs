@@ -18,7 +18,7 @@ use crate::doing::{Began, BoxFuture, Came, Desk, NotDone, Recorded, Task, Undone
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::operation::Making;
-use crate::rules::{DEFAULT_STEPS_WINDOW, resume_policy};
+use crate::rules::{DEFAULT_STEPS_WINDOW, remembered, resume_policy};
 use crate::shell::attached::Attached;
 use crate::step::keep;
 use crate::{BoxError, Once, Operation, Outcome};
@@ -267,7 +267,7 @@ impl<S: Store> Once<S> {
                 join_timeout: call.join_timeout,
             },
         };
-        let resumes = call.resumes;
+        let (resumes, span) = (call.resumes, remembered(call.steps_window));
         let kept = match call.completes {
             true => Some(call.kept().map_err(RunError::BadJson)?),
             false => None,
@@ -288,7 +288,27 @@ impl<S: Store> Once<S> {
             Box::pin(execute(operation, kept, work))
         });
         let done = shared.once(task, work).await;
-        done.map_err(|not_done| error_of(not_done, resumes))
+        done.map_err(|not_done| {
+            let is_too_old = |id: OperationId| shared.now() >= id.first_claimed().after(span);
+            match error_of(not_done, resumes) {
+                RunError::Unknown {
+                    operation,
+                    reason,
+                    why,
+                    source,
+                } if resumes && operation.is_some_and(is_too_old) => RunError::Unknown {
+                    operation,
+                    reason,
+                    why: format!(
+                        "{why}; it was begun so long ago that what its steps did may be forgotten, so \
+                         it is not continued: find out what it did, and settle it"
+                    )
+                    .into(),
+                    source,
+                },
+                error => error,
+            }
+        })
     }
 }
 

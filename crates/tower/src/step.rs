@@ -333,7 +333,9 @@ pub(crate) fn kept_name(fingerprint: &onlyonce_core::Fingerprint) -> String {
 /// why that is not so.
 pub(crate) async fn keep(operation: &Operation, kept: Recorded) -> Result<(), String> {
     let name = kept_name(&operation.making().fingerprint);
-    let task = task(operation, &name, &[]).map_err(|error| error.to_string())?;
+    let mut task = task(operation, &name, &[]).map_err(|error| error.to_string())?;
+    // To keep the same twice does no harm.
+    task.policy.decision.on_unknown = OnUnknown::Resend;
     let work: Work<'_> = Box::new(|_| {
         Box::pin(std::future::ready(Came {
             result: Ok(kept),
@@ -342,8 +344,6 @@ pub(crate) async fn keep(operation: &Operation, kept: Recorded) -> Result<(), St
     });
     match operation.desk().once(task, work).await {
         Ok(_) => Ok(()),
-        // Its owner died in the middle. What is lost is only that somebody else continues it.
-        Err(NotDone::Unknown { .. }) => Ok(()),
         Err(NotDone::Trouble(trouble)) => Err(trouble.to_string()),
         Err(_) => Err("what was asked for could not be kept".to_owned()),
     }

@@ -241,11 +241,12 @@ async fn a_handler_whose_only_step_did_not_run_releases_its_key_with_its_answer(
 #[tokio::test]
 async fn an_operation_that_was_begun_too_long_ago_is_refused_with_the_reason() {
     let world = World::new();
-    let bank = Counter::default();
-    let hits = bank.clone();
+    let (bank, runs) = (Counter::default(), Counter::default());
+    let (hits, ran) = (bank.clone(), runs.clone());
     let rules = Rules::default().resume().steps_window(10 * DAY);
     let app = app(&world, rules, move |operation: Operation| {
         let bank = bank.clone();
+        runs.hit();
         async move {
             charge(&operation, &bank).await?;
             if operation.attempt() == 1 {
@@ -263,7 +264,7 @@ async fn an_operation_that_was_begun_too_long_ago_is_refused_with_the_reason() {
     assert_eq!(status, 502, "{body}");
     assert_eq!(response.headers()["x-should-retry"], "false");
     assert!(body.contains("so long ago"), "{body}");
-    assert_eq!(hits.hits(), 1);
+    assert_eq!((hits.hits(), ran.hits()), (1, 1));
 }
 
 #[tokio::test]

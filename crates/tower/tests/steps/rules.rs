@@ -359,7 +359,9 @@ async fn i11_an_operation_continues_only_while_its_steps_are_remembered() {
         });
         match (ran.await, continues) {
             (Ok(number), true) => assert_eq!(number, 1),
-            (Err(RunError::Unknown { .. }), false) => {}
+            (Err(error @ RunError::Unknown { .. }), false) => {
+                assert!(error.to_string().contains("so long ago"), "{error}");
+            }
             (ran, _) => panic!("{late:?}: {ran:?}"),
         }
         assert_eq!(bank.hits(), 1);

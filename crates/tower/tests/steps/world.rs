@@ -130,7 +130,8 @@ pub async fn charge(operation: &Operation, bank: &Counter) -> Result<usize, Step
 #[error("it broke")]
 pub struct Broke;
 
-/// Runs `work`, and expects that its outcome is unknown.
+/// Runs `work`, and expects that its outcome is unknown, and not since it panicked: what it asserts is
+/// caught as a panic of any handler is.
 pub async fn lost<W, F>(once: &Once<MemoryStore>, call: Call, work: W) -> RunError
 where
     W: FnOnce(Operation) -> F + Send + 'static,
@@ -138,5 +139,6 @@ where
 {
     let error = once.run(call, work).await.expect_err("no result");
     assert!(matches!(error, RunError::Unknown { .. }), "{error:?}");
+    assert!(!error.to_string().ends_with("say: it panicked"), "{error}");
     error
 }
