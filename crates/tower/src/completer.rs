@@ -10,6 +10,7 @@ use http::{Request, Response};
 use http_body::Body;
 use onlyonce_core::{Key, OperationId, Record, State, StateName, UnknownReason};
 use onlyonce_engine::Trouble;
+use onlyonce_http::marks::ONLYONCE_OPERATION;
 use onlyonce_store::{Query, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -109,7 +110,8 @@ impl<S: Store> Completer<S> {
     /// # Panics
     ///
     /// Where the rules of `layer` do not say
-    /// [`complete_abandoned`](crate::Rules::complete_abandoned).
+    /// [`complete_abandoned`](crate::Rules::complete_abandoned), or another service was given for their
+    /// [namespace](crate::Rules::namespace): nothing else tells whose an operation is.
     pub fn serve<B: From<Bytes> + Send + 'static>(
         mut self,
         layer: &OnceLayer<S>,
@@ -142,12 +144,22 @@ impl<S: Store> Completer<S> {
                 }
             })
         });
-        self.services.insert(rules.namespace.clone(), go_on);
+        let before = self.services.insert(rules.namespace.clone(), go_on);
+        let namespace = &rules.namespace;
+        assert!(
+            before.is_none(),
+            "the namespace {namespace} has two services; give each its own by Rules::namespace, or hand \
+             over one service with both of them"
+        );
         self
     }
 
     /// Continues [calls](Once::run) of this name by `function`, which gets the input as it was kept. It has
     /// to be what they were run with.
+    ///
+    /// # Panics
+    ///
+    /// Where there is a function of this name already.
     pub fn register<I, T, E, W, F>(mut self, name: &str, function: W) -> Self
     where
         I: DeserializeOwned + Send + 'static,
@@ -187,7 +199,8 @@ impl<S: Store> Completer<S> {
                 }
             })
         });
-        self.functions.insert(name.into(), go_on);
+        let before = self.functions.insert(name.into(), go_on);
+        assert!(before.is_none(), "there are two functions called {name}");
         self
     }
 
@@ -382,6 +395,11 @@ where
         .await
         .map_err(Into::into)?;
     let response = service.call(request).await.map_err(Into::into)?;
+    if !response.headers().contains_key(&ONLYONCE_OPERATION) {
+        return Err(
+            "the service did not hand it to the layer: give it the routes with the layer".into(),
+        );
+    }
     let status = response.status().as_u16();
     let mut body = pin!(response.into_body());
     // Whether it breaks off, the record tells.

@@ -273,6 +273,13 @@ impl<S: Store> Route<S> {
                     retry_after: COME_AGAIN,
                 }
             }
+            // It did not answer in time, and may still do so.
+            UnknownReason::TimedOut => Problem::OutcomeUnknown(reason),
+            reason if self.rules.resumes() => Problem::StepsUnknown {
+                why: format!("The operation stopped: {what}. What its steps have done is recorded"),
+                next: "Find out why it stopped. A retry with this key executes it again, and it \
+                       continues after its last finished step.",
+            },
             reason => Problem::OutcomeUnknown(reason),
         }
     }

@@ -363,6 +363,19 @@ fn a_layer_that_keeps_nothing_is_not_taken() {
 }
 
 #[test]
+#[should_panic(expected = "the namespace service has two services")]
+fn a_second_service_of_a_namespace_is_not_taken() {
+    process().block_on(async {
+        let world = World::new();
+        let [one, other] = [(); 2].map(|()| app(&world.once, &Counter::default(), None));
+        let completer = world.once.completer();
+        let _ = completer
+            .serve::<axum::body::Body>(&one.0, one.1)
+            .serve::<axum::body::Body>(&other.0, other.1);
+    });
+}
+
+#[test]
 fn it_looks_at_its_start_and_ends_with_the_shutdown() {
     let here = process();
     let world = here.block_on(async { World::new() });
