@@ -275,7 +275,7 @@ impl<S: Store> Route<S> {
             }
             // It did not answer in time, and may still do so.
             UnknownReason::TimedOut => Problem::OutcomeUnknown(reason),
-            reason if self.rules.resumes() => Problem::StepsUnknown {
+            _ if self.rules.resumes() => Problem::StepsUnknown {
                 why: format!("The operation stopped: {what}. What its steps have done is recorded"),
                 next: "Find out why it stopped. A retry with this key executes it again, and it \
                        continues after its last finished step.",

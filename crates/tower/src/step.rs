@@ -36,12 +36,15 @@ pub struct Step<'a, T> {
     name: &'a str,
     input: Input,
     honours: bool,
-    metering: Option<Box<dyn FnOnce(&T) -> Metered + Send + 'a>>,
+    metering: Option<Metering<'a, T>>,
     work: StepWork<'a, T>,
 }
 
 pub(crate) type StepWork<'a, T> =
     Box<dyn FnOnce() -> BoxFuture<'a, Result<T, Failure>> + Send + 'a>;
+
+/// What a step used, by its result.
+type Metering<'a, T> = Box<dyn FnOnce(&T) -> Metered + Send + 'a>;
 
 /// Why a step has no result. Hand it on: it says what becomes of the operation.
 #[derive(Debug, thiserror::Error)]
@@ -350,10 +353,7 @@ pub(crate) async fn keep(operation: &Operation, kept: Recorded) -> Result<(), St
 }
 
 /// What the closure of a step came to, to be recorded.
-fn came<T: Serialize>(
-    worked: Result<T, Failure>,
-    metering: Option<Box<dyn FnOnce(&T) -> Metered + Send + '_>>,
-) -> Came {
+fn came<T: Serialize>(worked: Result<T, Failure>, metering: Option<Metering<'_, T>>) -> Came {
     let result = match worked {
         Ok(result) => result,
         Err(failure) => {

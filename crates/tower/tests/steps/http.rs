@@ -40,9 +40,7 @@ where
     R: IntoResponse,
 {
     let layer = OnceLayer::new(world.once.clone(), rules);
-    Router::new()
-        .route("/reports", post(move |operation| handler(operation)))
-        .layer(layer)
+    Router::new().route("/reports", post(handler)).layer(layer)
 }
 
 #[tokio::test]
