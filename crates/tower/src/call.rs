@@ -18,7 +18,7 @@ use crate::doing::{Began, BoxFuture, Came, Desk, NotDone, Recorded, Task, Undone
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::operation::Making;
-use crate::rules::{DEFAULT_STEPS_WINDOW, remembered, resume_policy};
+use crate::rules::{DEFAULT_STEPS_WINDOW, remembered, resume_policy, steps_window};
 use crate::shell::attached::Attached;
 use crate::step::keep;
 use crate::{BoxError, Once, Operation, Outcome};
@@ -115,7 +115,7 @@ impl Call {
 
     /// As [`Rules::steps_window`](crate::Rules::steps_window); 30 days unless set.
     pub fn steps_window(mut self, span: Duration) -> Self {
-        self.steps_window = span;
+        self.steps_window = steps_window(span);
         self
     }
 

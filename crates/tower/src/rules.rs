@@ -93,6 +93,14 @@ enum Again {
 /// How long what steps have done is kept, unless set.
 pub(crate) const DEFAULT_STEPS_WINDOW: Duration = minutes(30 * 24 * 60);
 
+/// The longest that they are kept: what an operator settles is kept for longer.
+const MAX_STEPS_WINDOW: Duration = minutes(365 * 24 * 60);
+
+/// How long steps are kept that are to be kept for `span`.
+pub(crate) fn steps_window(span: Duration) -> Duration {
+    span.min(MAX_STEPS_WINDOW)
+}
+
 /// How long after its first claim an operation may be executed again: a day less than its steps are
 /// remembered at least, or a tenth less where they are not remembered for long. An execution that begins at
 /// the last moment is over by then, or its next step finds that it is too late.
@@ -201,10 +209,14 @@ impl Rules {
         self
     }
 
-    /// How long what a step has done is kept, counted from its completion; 30 days unless set. As long
-    /// ago, less a day (or a tenth, where that is less), an operation may have been begun that is continued.
+    /// How long what a step has done is kept, counted from its completion; 30 days unless set, and a year
+    /// at most. As long ago, less a day (or a tenth, where that is less), an operation may have been begun
+    /// that is continued.
+    ///
+    /// Do not raise it while operations wait to be continued that were begun under a shorter one: their steps
+    /// are kept for that.
     pub fn steps_window(mut self, span: Duration) -> Self {
-        self.steps_window = span;
+        self.steps_window = steps_window(span);
         self
     }
 

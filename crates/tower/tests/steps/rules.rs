@@ -403,6 +403,28 @@ async fn i11_a_step_is_remembered_for_longer_than_its_operation_may_be_continued
 }
 
 #[tokio::test]
+async fn i11_a_step_that_was_settled_is_remembered_for_longer_than_its_operation_may_be_continued()
+{
+    let world = World::new();
+    lost(&world.once, call(), async move |operation| {
+        let step = operation.step("charge", async || Err::<usize, _>(Failure::from(Broke)));
+        Ok(step.await?)
+    })
+    .await;
+    let step = world.step("charge").await.unwrap();
+    world.resolve(step.id, Some("41")).await;
+    world.clock.advance(28 * DAY);
+    world.store.sweep().await.unwrap();
+    let bank = Counter::default();
+    let hits = bank.clone();
+    let ran = world.once.run(call(), async move |operation| {
+        charge(&operation, &bank).await
+    });
+    assert_eq!(ran.await.unwrap(), 41);
+    assert_eq!(hits.hits(), 0);
+}
+
+#[tokio::test]
 async fn the_next_operation_under_a_key_has_steps_of_its_own() {
     let world = World::new();
     let bank = Counter::default();
