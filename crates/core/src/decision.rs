@@ -68,6 +68,20 @@ pub enum OnUnknown {
     /// It is sent again, under the same upstream key: only where the upstream honours keys, or
     /// where the configuration says in words that it may run twice.
     Resend,
+    /// The same, for an operation whose key was first claimed at this moment or later; another one is
+    /// told so. Where executing it again is right only for as long as something is remembered.
+    ResendIfClaimedSince(Timestamp),
+}
+
+impl OnUnknown {
+    /// Whether the operation of `record`, which is unknown, is sent again.
+    fn resends(self, record: &Record) -> bool {
+        match self {
+            Self::Report => false,
+            Self::Resend => true,
+            Self::ResendIfClaimedSince(moment) => record.id.first_claimed() >= moment,
+        }
+    }
 }
 
 /// What an attempt may do.
@@ -131,9 +145,9 @@ pub fn decide(held: Held<'_>, presented: &Fingerprint, policy: &Policy) -> Decis
             Concurrent::Reject => Decision::Refuse(Refusal::InFlight),
         },
         State::Completed(_) => Decision::Replay,
-        State::Unknown { reason, .. } => match policy.on_unknown {
-            OnUnknown::Report => Decision::Refuse(Refusal::Unknown(reason)),
-            OnUnknown::Resend => Decision::Execute {
+        State::Unknown { reason, .. } => match policy.on_unknown.resends(record) {
+            false => Decision::Refuse(Refusal::Unknown(reason)),
+            true => Decision::Execute {
                 after: record.epoch,
             },
         },

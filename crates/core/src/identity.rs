@@ -15,6 +15,25 @@ pub struct Scope {
     pub namespace: Box<str>,
 }
 
+/// What the namespace of steps ends with.
+const STEPS: &str = "/steps";
+
+impl Scope {
+    /// Where the steps of operations of this scope are: operations of their own, whose keys are an
+    /// operation's id and a step's name.
+    pub fn of_steps(&self) -> Self {
+        Self {
+            tenant: self.tenant.clone(),
+            namespace: format!("{}{STEPS}", self.namespace).into(),
+        }
+    }
+
+    /// Whether what is here are steps of other operations.
+    pub fn has_steps(&self) -> bool {
+        self.namespace.ends_with(STEPS)
+    }
+}
+
 /// The identity of an operation: a UUIDv7 (RFC 9562), written `op_<uuid>`.
 ///
 /// Its first 48 bits are the milliseconds at which the key was first claimed, so identities sort

@@ -364,6 +364,10 @@ numbered! {
         WorkerFailed = 12, "the worker that ran it could not say how it ended";
         /// The handler that executes within the same process failed, or said that it does not know.
         HandlerFailed = 13, "the handler failed, or could not say whether it ran";
+        /// One of the steps that its handler is made of may have run, and nobody can say.
+        StepUnknown = 14, "one of its steps may have run, and nobody can say";
+        /// Its handler stopped between two steps: the next one did not run, or may run again.
+        Unfinished = 15, "its handler stopped between two of its steps";
     }
 }
 

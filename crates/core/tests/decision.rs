@@ -87,6 +87,23 @@ fn an_unknown_outcome_is_resent_only_where_the_route_allows_it() {
 }
 
 #[test]
+fn i11_an_unknown_outcome_is_resent_only_if_its_key_was_first_claimed_since_the_moment_that_counts()
+{
+    let claimed = unknown().id.first_claimed();
+    let again = Decision::Execute {
+        after: unknown().epoch,
+    };
+    let report = Decision::Refuse(Refusal::Unknown(UnknownReason::Broke));
+    for (moment, decision) in [(claimed, again), (claimed.after(MILLISECOND), report)] {
+        let policy = Policy {
+            on_unknown: OnUnknown::ResendIfClaimedSince(moment),
+            ..Policy::default()
+        };
+        assert_eq!(at(&unknown(), NOW, policy), decision);
+    }
+}
+
+#[test]
 fn hostile_032_a_released_key_is_free_for_any_request() {
     let again = Decision::Execute {
         after: released().epoch,

@@ -92,7 +92,8 @@ impl<S: Store> Shared<S> {
     }
 
     /// The record as it goes into the books: a completed one always says something of its use, so that
-    /// it has an entry, and where no books are kept none does.
+    /// it has an entry, and where no books are kept none does. A step is part of an operation that has
+    /// an entry: it has one of its own only where it was metered.
     pub(crate) fn for_the_books(
         &self,
         mut record: Record,
@@ -101,10 +102,10 @@ impl<S: Store> Shared<S> {
         if metered.is_some() {
             record.metered = metered;
         }
-        let is_completed = record.state.name() == StateName::Completed;
+        let has_entry = record.state.name() == StateName::Completed && !record.scope.has_steps();
         match self.settings.books {
             None => record.metered = None,
-            Some(_) if is_completed && record.metered.is_none() => {
+            Some(_) if has_entry && record.metered.is_none() => {
                 record.metered = Some(Box::default());
             }
             Some(_) => {}

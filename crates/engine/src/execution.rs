@@ -123,6 +123,12 @@ impl<S: Store> Execution<S> {
         self.writer.meter(metered);
     }
 
+    /// Says in words why the outcome will be unknown, for those who follow it in this process
+    /// ([`Reader::why`](crate::Reader::why)). It is not part of the record.
+    pub fn explain(&self, why: &str) {
+        self.writer.live.state.lock().why = Some(why.into());
+    }
+
     /// Appends to the recording, after the head, and publishes. Waits while the store takes a full
     /// chunk.
     pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {

@@ -42,6 +42,8 @@ pub(crate) struct LiveState {
     pub(crate) recording: Recording,
     /// What the owner has read in its answer so far.
     pub(crate) metered: Option<Box<Metered>>,
+    /// What its owner says of why the outcome is unknown, for people.
+    pub(crate) why: Option<Arc<str>>,
     /// Attempts that have joined it in this process.
     pub(crate) joined: u32,
     /// Set before another claim may start a recording of its own: the chunks in the store are gone
@@ -92,6 +94,7 @@ impl Live {
                 record: None,
                 recording: Recording::default(),
                 metered: None,
+                why: None,
                 joined: 0,
                 doomed: false,
                 wakers: Wakers::new(),

@@ -17,6 +17,10 @@ use crate::{
 /// Records that a purge looks at in one go.
 const PURGE_PAGE: usize = 500;
 
+/// How long at least the answer of a step is kept that an operator brings: for longer than any operation
+/// that it may be a step of is continued, or it would run again.
+const SETTLED_STEP: Duration = Duration::from_secs(366 * 86_400);
+
 /// An operation, for people.
 #[derive(Clone, Debug)]
 pub struct Operation {
@@ -39,7 +43,7 @@ pub enum Resolution {
         body: Bytes,
         /// Trailers.
         trailers: HeaderBlock,
-        /// How long it answers retries from now on.
+        /// How long it answers retries from now on; a step for a year at least.
         window: Duration,
     },
 }
@@ -151,9 +155,13 @@ impl<S: Store> Engine<S> {
         // From here on a late answer comes too late.
         self.shared.late.close(address).await;
 
-        let (resolution, last_chunk, span) = self
+        let (resolution, last_chunk, mut span) = self
             .prepare(address, record.recording(), resolution)
             .await?;
+        let has_run = matches!(resolution, onlyonce_core::Resolution::Ran(_));
+        if has_run && record.scope.has_steps() {
+            span = span.max(SETTLED_STEP);
+        }
         let fence = record.fence();
         let now = self.shared.store.now();
         let next = transition::resolve(Some(&record), fence, resolution, now, span).map_err(

@@ -152,6 +152,14 @@ impl<S: Store> Reader<S> {
         &self.ticket
     }
 
+    /// What the owner, in this process, has said of why the outcome is unknown.
+    pub fn why(&self) -> Option<Arc<str>> {
+        match &self.source {
+            Source::Live { live, .. } => live.state.lock().why.clone(),
+            Source::Stored(_) => None,
+        }
+    }
+
     /// Goes to byte number `byte` of the body; beyond the end, there is only the end.
     pub fn seek(&mut self, byte: u64) {
         self.position = byte;

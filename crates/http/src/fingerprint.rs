@@ -58,6 +58,15 @@ pub struct RequestIdentity<'a> {
     pub headers: &'a HeaderMap,
 }
 
+/// The fingerprint of something to do that is no request: of its `parts`, in this order.
+pub fn fingerprint_of_parts(keys: &HashKeys, parts: &[&[u8]]) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new_keyed(&keys.part);
+    for part in parts {
+        update_prefixed(&mut hasher, part);
+    }
+    Fingerprint::from_bytes(*hasher.finalize().as_bytes())
+}
+
 /// Takes the fingerprint of one request while its body comes in.
 pub struct FingerprintBuilder<'a> {
     hasher: blake3::Hasher,

@@ -20,7 +20,9 @@ mod secret;
 pub mod tenant;
 pub mod work;
 
-pub use fingerprint::{BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity};
+pub use fingerprint::{
+    BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity, fingerprint_of_parts,
+};
 pub use key::{KeyError, call_key, derived_key, key_for, key_of, parse_key};
 pub use marks::{Marks, Status};
 pub use problem::{Problem, ProblemContext};

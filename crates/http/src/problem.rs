@@ -39,6 +39,20 @@ pub enum Problem {
     KeyMalformed(KeyError),
     /// It may have run, and nobody can say.
     OutcomeUnknown(UnknownReason),
+    /// The same of an operation that is made of steps; carries where it stopped and what to do, in words.
+    StepsUnknown {
+        /// What happened.
+        why: String,
+        /// What to do next.
+        next: &'static str,
+    },
+    /// An operation that is made of steps stopped between two of them.
+    Unfinished {
+        /// What happened, in words.
+        why: String,
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// No byte of the request was written.
     UpstreamUnreachable {
         /// The upstream's name.
@@ -142,7 +156,8 @@ impl Problem {
             Self::KeyReused => "key-reused",
             Self::KeyMissing { .. } => "key-missing",
             Self::KeyMalformed(_) => "key-malformed",
-            Self::OutcomeUnknown(_) => "outcome-unknown",
+            Self::OutcomeUnknown(_) | Self::StepsUnknown { .. } => "outcome-unknown",
+            Self::Unfinished { .. } => "operation-unfinished",
             Self::UpstreamUnreachable { .. } => "upstream-unreachable",
             Self::StoreUnavailable { .. } => "store-unavailable",
             Self::BodyTooLarge { .. } => "body-too-large",
@@ -178,8 +193,10 @@ impl Problem {
             Self::QuotaExceeded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::OutcomeUnknown(UnknownReason::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
-            Self::OutcomeUnknown(_) | Self::UpstreamUnreachable { .. } => StatusCode::BAD_GATEWAY,
-            Self::StoreUnavailable { .. } | Self::ShuttingDown { .. } => {
+            Self::OutcomeUnknown(_)
+            | Self::StepsUnknown { .. }
+            | Self::UpstreamUnreachable { .. } => StatusCode::BAD_GATEWAY,
+            Self::StoreUnavailable { .. } | Self::ShuttingDown { .. } | Self::Unfinished { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::StorageFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
@@ -191,6 +208,7 @@ impl Problem {
         match self {
             Self::OperationInFlight { .. }
             | Self::UpstreamUnreachable { .. }
+            | Self::Unfinished { .. }
             | Self::StoreUnavailable { .. }
             | Self::QuotaExceeded { .. }
             | Self::StorageFull { .. }
@@ -200,6 +218,7 @@ impl Problem {
             | Self::KeyMissing { .. }
             | Self::KeyMalformed(_)
             | Self::OutcomeUnknown(_)
+            | Self::StepsUnknown { .. }
             | Self::BodyTooLarge { .. }
             | Self::HeadersTooLarge { .. }
             | Self::CredentialMissing
@@ -215,6 +234,7 @@ impl Problem {
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::OperationInFlight { retry_after, .. }
+            | Self::Unfinished { retry_after, .. }
             | Self::StoreUnavailable { retry_after }
             | Self::QuotaExceeded { retry_after, .. }
             | Self::ShuttingDown { retry_after } => Some(*retry_after),
@@ -266,6 +286,10 @@ impl Problem {
                  further is sent under this key."
             )
             .into(),
+            Self::StepsUnknown { why, .. } => format!("{why}.").into(),
+            Self::Unfinished { why, .. } => {
+                format!("{why}. What its steps have done is recorded.").into()
+            }
             Self::UpstreamUnreachable { upstream, why } => {
                 format!("The upstream {upstream} was not reached: {why}. Nothing was sent.").into()
             }
@@ -308,6 +332,14 @@ impl Problem {
         }
     }
 
+    /// What to do next.
+    fn next(&self) -> &'static str {
+        match self {
+            Self::StepsUnknown { next, .. } => next,
+            _ => self.page().next,
+        }
+    }
+
     /// The answer: status, headers and the document. The marks are the caller's to write.
     pub fn to_response(&self, context: &ProblemContext<'_>) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from(self.document(context).to_string()));
@@ -332,7 +364,7 @@ impl Problem {
     /// The status code of gRPC that says the same.
     pub const fn grpc_code(&self) -> u16 {
         match self {
-            Self::OutcomeUnknown(_) => 2,
+            Self::OutcomeUnknown(_) | Self::StepsUnknown { .. } => 2,
             Self::KeyReused
             | Self::KeyMissing { .. }
             | Self::KeyMalformed(_)
@@ -346,6 +378,7 @@ impl Problem {
             Self::OperationInFlight { .. } => 10,
             Self::RouteNotFound => 12,
             Self::UpstreamUnreachable { .. }
+            | Self::Unfinished { .. }
             | Self::StoreUnavailable { .. }
             | Self::RequestTimeout { .. }
             | Self::ShuttingDown { .. } => 14,
@@ -362,7 +395,7 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(&GRPC_STATUS, HeaderValue::from(self.grpc_code()));
-        let message = format!("{}: {} {}", self.name(), self.detail(), self.page().next);
+        let message = format!("{}: {} {}", self.name(), self.detail(), self.next());
         let message = utf8_percent_encode(&message, ENCODED).to_string();
         if let Ok(message) = HeaderValue::from_str(&message) {
             headers.insert(&GRPC_MESSAGE, message);
@@ -428,7 +461,7 @@ impl Problem {
             "status": self.status().as_u16(),
             "detail": self.detail(),
             "money": page.money,
-            "next": page.next,
+            "next": self.next(),
         });
         if let Some(operation) = context.operation {
             document["operation"] = operation.to_string().into();
@@ -469,6 +502,10 @@ mod tests {
             },
             KeyError::List.into(),
             Problem::OutcomeUnknown(UnknownReason::Broke),
+            Problem::Unfinished {
+                why: "the step mail did not run".into(),
+                retry_after,
+            },
             Problem::UpstreamUnreachable {
                 upstream: "openai".into(),
                 why: "connection refused".into(),
@@ -642,6 +679,7 @@ mod tests {
             &["idempotency-key"],
             &["list"],
             &["broke"],
+            &["mail"],
             &["openai", "refused"],
             &[],
             &["limits.request_body", "67108864"],

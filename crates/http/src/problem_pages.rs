@@ -77,7 +77,7 @@ impl ProblemPage {
 }
 
 /// All pages.
-pub static PAGES: [ProblemPage; 19] = [
+pub static PAGES: [ProblemPage; 20] = [
     ProblemPage {
         name: "operation-in-flight",
         title: "The operation is still running",
@@ -135,6 +135,15 @@ pub static PAGES: [ProblemPage; 19] = [
                with onlyonce keys complete or onlyonce keys release. Sending it under a new key \
                may run it a second time. Every retry with this key gets this answer until it is \
                settled.",
+    },
+    ProblemPage {
+        name: "operation-unfinished",
+        title: "The operation stopped between two of its steps",
+        statuses: &[503],
+        happened: "The operation is made of steps. Some of them are done, and their results are \
+                   recorded; the next one did not run, or may run again under its own key.",
+        money: "What was done is done once, and is not done again by a retry with this key.",
+        next: "Retry with the same key: the operation continues after its last finished step.",
     },
     ProblemPage {
         name: "upstream-unreachable",

@@ -13,6 +13,7 @@ pub struct HashKeys {
     pub(crate) derived_key: [u8; 32],
     pub(crate) step: [u8; 32],
     pub(crate) call: [u8; 32],
+    pub(crate) part: [u8; 32],
 }
 
 impl HashKeys {
@@ -24,6 +25,7 @@ impl HashKeys {
             derived_key: blake3::derive_key("onlyonce 2026-11 key derived from a request", secret),
             step: blake3::derive_key("onlyonce 2026-11 key of a part of an operation", secret),
             call: blake3::derive_key("onlyonce 2026-11 key of a call in a session", secret),
+            part: blake3::derive_key("onlyonce 2026-11 fingerprint of what is no request", secret),
         }
     }
 }

@@ -17,7 +17,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower_service::Service;
 
+use crate::caught::{Panicked, caught};
+use crate::doing::{Recorded, is_resend};
+use crate::kept;
 use crate::keyed::Attempt;
+use crate::operation::Making;
 use crate::outcome::NotSent;
 use crate::service::Route;
 use crate::shell::audience::Left;
@@ -25,6 +29,7 @@ use crate::shell::first::{self, Begun};
 use crate::shell::incoming::{Incoming, Original, Patience, Source};
 use crate::shell::taking::{self, settle, take_in, take_late, while_followed};
 use crate::shell::timer::Timer;
+use crate::step::{StepError, keep};
 use crate::{BoxError, Operation, Outcome, RequestBody};
 
 /// What is to be executed, and by whom.
@@ -32,6 +37,8 @@ pub(crate) struct Order<I, B> {
     inner: I,
     request: Request<RequestBody<B>>,
     operation: Operation,
+    /// What is to be kept of the request before that.
+    kept: Option<Recorded>,
 }
 
 impl<I, B> Order<I, B> {
@@ -39,17 +46,34 @@ impl<I, B> Order<I, B> {
         attempt: Attempt,
         inner: I,
         route: &Route<S>,
+        execution: &Execution<S>,
         ticket: &Ticket,
     ) -> Self {
-        let hash_keys = &route.once.shared().hash_keys;
-        let identity = (attempt.scope, attempt.key);
-        let operation = Operation::new(ticket.id, ticket.attempt, identity, hash_keys);
+        let rules = &route.rules;
+        let kept = match rules.completes && !attempt.continues {
+            true => kept::keep(&attempt.head, &attempt.body, &rules.fingerprint.headers),
+            false => None,
+        };
+        let making = Making {
+            id: ticket.id,
+            attempt: ticket.attempt,
+            scope: attempt.scope,
+            key: attempt.key,
+            fingerprint: attempt.fingerprint,
+            resumed: is_resend(execution),
+            steps_window: rules.steps_window,
+            join_timeout: rules.join_timeout,
+        };
+        let shared = route.once.shared_handle();
+        let hash_keys = shared.hash_keys.clone();
+        let operation = Operation::new(making, &hash_keys, shared);
         let mut head = attempt.head;
         head.extensions.insert(operation.clone());
         Self {
             inner,
             request: Request::from_parts(head, RequestBody::whole(attempt.body)),
             operation,
+            kept,
         }
     }
 }
@@ -90,7 +114,7 @@ where
     };
     let mut stopping = route.once.stopping();
     let driving = async move {
-        let driving = driver.drive(execution, order.inner, order.request, left);
+        let driving = driver.drive(execution, order.inner, order.request, order.kept, left);
         tokio::select! {
             biased;
             () = driving => {}
@@ -123,6 +147,7 @@ impl<S: Store> Driver<S> {
         mut execution: Execution<S>,
         mut inner: I,
         request: Request<RequestBody<B>>,
+        kept: Option<Recorded>,
         mut left: Option<Left>,
     ) where
         I: Service<Request<RequestBody<B>>, Response = Response<R>>,
@@ -130,11 +155,19 @@ impl<S: Store> Driver<S> {
         R: Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let settled = match self.ready(&execution, &mut inner, &mut left).await {
-            Err(why) => execution.not_sent(&why).await,
+        let ready = match self.keep(kept).await {
+            Ok(()) => self.ready(&execution, &mut inner, &mut left).await,
+            Err(why) => Err(why),
+        };
+        let settled = match ready {
+            Err(why) => {
+                let ended = self.ruled(&execution, Ended::NotSent(why));
+                settle(execution, ended).await.map(drop)
+            }
             Ok(()) => {
                 let mut calling = pin!(caught(|| inner.call(request)));
                 let ended = self.run(&mut execution, calling.as_mut(), &mut left).await;
+                let ended = self.ruled(&execution, ended);
                 if let Some(metered) = self.operation.metered() {
                     // What it used before it failed was used.
                     execution.meter(metered);
@@ -151,6 +184,32 @@ impl<S: Store> Driver<S> {
         }
         // Until here, who comes can tell that its audience has left.
         drop(left);
+    }
+
+    /// Keeps the request beside the operation; or says why that was not done, and nothing ran.
+    async fn keep(&self, kept: Option<Recorded>) -> Result<(), String> {
+        match kept {
+            Some(kept) => keep(&self.operation, kept).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the steps of the operation make of how its handler ended.
+    fn ruled(&self, execution: &Execution<S>, ended: Ended) -> Ended {
+        let released = match &ended {
+            // The operation is not ours any more, or an answer may still come.
+            Ended::Fenced | Ended::Late(()) => return ended,
+            Ended::NotSent(why) => Some(&**why),
+            Ended::Release | Ended::ReleaseBroken => Some("it says that it did not run"),
+            Ended::Whole(..) | Ended::Complete(_) | Ended::Lost(_) => None,
+        };
+        match self.operation.ruling(released) {
+            None => ended,
+            Some((reason, why)) => {
+                execution.explain(&why);
+                Ended::Lost(reason)
+            }
+        }
     }
 
     /// Waits until the service is ready; or says why it was not called, and nothing ran.
@@ -253,8 +312,12 @@ impl<S: Store> Driver<S> {
     /// What an error of the service says of the outcome.
     fn failed(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Ended {
         let id = self.operation.id();
+        let stopped = StepError::in_sources(error);
         match NotSent::in_sources(error) {
             Some(NotSent { why }) => Ended::NotSent(why.clone()),
+            None if stopped.is_some_and(|stopped| stopped.outcome() == Outcome::Released) => {
+                Ended::NotSent(error.to_string())
+            }
             None => {
                 tracing::error!(operation = %id, error, "the service failed: its outcome is unknown");
                 Ended::Lost(UnknownReason::HandlerFailed)
@@ -290,6 +353,9 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let trailers = take_late(&mut late, &mut incoming, || {}).await;
+        if self.operation.ruling(None).is_some() {
+            return Ok(());
+        }
         if let Some(metered) = self.operation.metered() {
             late.meter(metered);
         }
@@ -328,23 +394,6 @@ async fn before<T>(timer: &mut Timer, mut work: Pin<&mut impl Future<Output = T>
         Poll::Ready(done) => Poll::Ready(Some(done)),
         Poll::Pending => timer.poll(cx).map(|()| None),
     })
-    .await
-}
-
-/// A handler, or its body, panicked. The panic hook has told of it.
-struct Panicked;
-
-/// What `work` comes to, unless it panics.
-async fn caught<F: Future>(work: impl FnOnce() -> F) -> Result<F::Output, Panicked> {
-    // Nothing of a handler that panicked is used again but to drop it.
-    let future = catch_unwind(AssertUnwindSafe(work)).map_err(|_| Panicked)?;
-    let mut future = pin!(future);
-    std::future::poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
-        },
-    )
     .await
 }
 

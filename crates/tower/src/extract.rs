@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{HeaderName, Request, StatusCode};
 use onlyonce_http::problem::{Problem, ProblemContext};
 
-use crate::{DidNotRun, Operation, Outcome};
+use crate::{DidNotRun, Operation, Outcome, StepError};
 
 /// Why a handler that takes an [`Operation`] was not run.
 #[derive(Clone, Debug)]
@@ -71,6 +71,15 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Operation {
             Err(NoOperation::NoKey(_)) => Ok(None),
             Err(no_layer) => Err(no_layer),
         }
+    }
+}
+
+/// What it says becomes of the operation: see [`StepError::outcome`]. The response itself is shown only to
+/// those who wait for an operation of which no step may have run.
+impl IntoResponse for StepError {
+    fn into_response(self) -> Response {
+        let response = (StatusCode::SERVICE_UNAVAILABLE, format!("{self}\n"));
+        self.outcome().of(response.into_response())
     }
 }
 

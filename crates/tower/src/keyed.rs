@@ -7,22 +7,27 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
-use onlyonce_core::{Fingerprint, Key, RequestLine, Scope};
-use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
+use onlyonce_core::{Fingerprint, Key, Refusal, RequestLine, Scope, UnknownReason};
+use onlyonce_engine::{Begin, Refused, Start, Ticket, Trouble};
 use onlyonce_http::problem::Problem;
 use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status};
 use onlyonce_store::Store;
 use tower_service::Service;
 
+use crate::completer::PEER;
+use crate::doing::owner_is_gone;
 use crate::execute::{self, Order};
+use crate::kept::Continued;
+use crate::rules::remembered;
 use crate::service::{Asking, Route};
 use crate::shell::attached::Stays;
 use crate::shell::collecting::{Coming, NoBody};
 use crate::shell::first::{self, Begun};
 use crate::shell::reply::Reply;
 use crate::shell::telling::{
-    Marking, log_trouble, marked, problem_of_refusal, problem_of_start, problem_of_trouble,
+    COME_AGAIN, Marking, log_trouble, marked, problem_of_refusal, problem_of_start,
+    problem_of_trouble,
 };
 use crate::{BoxError, RequestBody, ResponseBody};
 
@@ -50,7 +55,8 @@ where
     };
     // Whoever leaves a slow store again and again would begin anew each time, and never come to execute.
     let staying = (!route.rules.cancels).then(|| stays.stay());
-    let (shared, policy) = (route.once.shared(), route.rules.for_engine());
+    let shared = route.once.shared();
+    let policy = route.rules.for_engine(shared.engine.store().now());
     let begun = shared
         .engine
         .begin(attempt.engine_request(&route), &policy)
@@ -69,10 +75,11 @@ where
                 ticket,
                 ..Marking::default()
             };
-            return route.refuse(&problem_of_refusal(refusal), &marking, asking);
+            let problem = route.problem_of_refusal(refusal, ticket);
+            return route.refuse(&problem, &marking, asking);
         }
         Ok(Begin::Execute(execution, reader)) => {
-            let order = Order::new(attempt, inner, &route, reader.ticket());
+            let order = Order::new(attempt, inner, &route, &execution, reader.ticket());
             let begun = execute::first(&route, execution, order, reader).await;
             return route.told(begun, Status::Executed, asking);
         }
@@ -97,7 +104,9 @@ pub(crate) struct Attempt {
     pub(crate) body: Bytes,
     pub(crate) scope: Scope,
     pub(crate) key: Key,
-    fingerprint: Fingerprint,
+    pub(crate) fingerprint: Fingerprint,
+    /// Whether a completer sends it, and not a caller.
+    pub(crate) continues: bool,
 }
 
 impl Attempt {
@@ -112,7 +121,7 @@ impl Attempt {
                 path: path_of(&self.head).into(),
                 trace: None,
             },
-            peer: "".into(),
+            peer: if self.continues { PEER } else { "" }.into(),
             sdk_retry_count: onlyonce_http::headers::sdk_retry_count(&self.head.headers),
             trace: None,
         }
@@ -125,8 +134,12 @@ impl<S: Store> Route<S> {
         B: Body<Data = Bytes>,
     {
         let rules = &self.rules;
-        let (head, body) = request.into_parts();
-        let tenant = self.tenant_of(&head).ok_or(Problem::CredentialMissing)?;
+        let (mut head, body) = request.into_parts();
+        let continued = head.extensions.remove::<Continued>();
+        let tenant = match &continued {
+            Some(continued) => continued.scope.tenant.clone(),
+            None => self.tenant_of(&head).ok_or(Problem::CredentialMissing)?,
+        };
         let identity = RequestIdentity {
             method: &head.method,
             upstream: &rules.namespace,
@@ -150,7 +163,10 @@ impl<S: Store> Route<S> {
                 why: "the body did not come whole, or is not framed as it should be".into(),
             },
         })?;
-        let fingerprint = fingerprint.finish();
+        let taken = fingerprint.finish();
+        let continues = continued.is_some();
+        // What is continued is the same request, though not all of it was kept.
+        let fingerprint = continued.map_or(taken, |continued| continued.fingerprint);
         Ok(Attempt {
             head,
             body,
@@ -160,6 +176,7 @@ impl<S: Store> Route<S> {
             },
             key,
             fingerprint,
+            continues,
         })
     }
 
@@ -201,11 +218,69 @@ impl<S: Store> Route<S> {
                 let (response, _) = marked(response, kind, status, &marking_of(ticket));
                 response.map(ResponseBody::recorded)
             }
-            Begun::Nothing { start, ticket } => {
-                let problem =
-                    problem_of_start(start, &self.rules.namespace, self.rules.join_timeout);
+            Begun::Nothing { start, why, ticket } => {
+                let problem = match (&start, why) {
+                    (Start::Unknown(reason), why) => self.problem_of_unknown(*reason, why),
+                    _ => problem_of_start(start, &self.rules.namespace, self.rules.join_timeout),
+                };
                 self.refuse(&problem, &marking_of(ticket), asking)
             }
+        }
+    }
+
+    /// What an attempt is told that is refused.
+    fn problem_of_refusal(&self, refusal: Refusal, ticket: Option<Ticket>) -> Problem {
+        let span = remembered(self.rules.steps_window);
+        let now = self.once.shared().engine.store().now();
+        let is_too_old = |ticket: Ticket| ticket.id.first_claimed().after(span) < now;
+        match refusal {
+            Refusal::Unknown(reason) if self.rules.resumes() && ticket.is_some_and(is_too_old) => {
+                Problem::StepsUnknown {
+                    why: format!(
+                        "The operation stopped ({reason}), and was begun so long ago that what its \
+                         steps did may be forgotten: it is not continued"
+                    ),
+                    next: "Find out what it did. Then an operator settles the operation with \
+                           onlyonce keys complete or onlyonce keys release. Every retry with this \
+                           key gets this answer until it is settled.",
+                }
+            }
+            Refusal::Unknown(reason) => self.problem_of_unknown(reason, None),
+            refusal => problem_of_refusal(refusal),
+        }
+    }
+
+    /// What is told of an operation whose outcome is unknown; `why` is what its owner has said.
+    fn problem_of_unknown(&self, reason: UnknownReason, why: Option<Arc<str>>) -> Problem {
+        let what = match &why {
+            Some(why) => why,
+            None => reason.as_str(),
+        };
+        match reason {
+            UnknownReason::StepUnknown => Problem::StepsUnknown {
+                why: format!("The operation stopped: {what}"),
+                next: "Find out whether the step ran. Then an operator settles the step, by its own \
+                       id or its key (this operation's id, a slash and the name of the step), with \
+                       onlyonce keys complete or onlyonce keys release. A retry with this key \
+                       continues the operation after that, where its rules let it resume.",
+            },
+            reason
+                if self.rules.resumes()
+                    && (reason == UnknownReason::Unfinished || owner_is_gone(reason)) =>
+            {
+                Problem::Unfinished {
+                    why: format!("The operation stopped: {what}"),
+                    retry_after: COME_AGAIN,
+                }
+            }
+            // It did not answer in time, and may still do so.
+            UnknownReason::TimedOut => Problem::OutcomeUnknown(reason),
+            _ if self.rules.resumes() => Problem::StepsUnknown {
+                why: format!("The operation stopped: {what}. What its steps have done is recorded"),
+                next: "Find out why it stopped. A retry with this key executes it again, and it \
+                       continues after its last finished step.",
+            },
+            reason => Problem::OutcomeUnknown(reason),
         }
     }
 }
@@ -227,7 +302,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// The path that the caller asked for.
-fn path_of(head: &Parts) -> &str {
+pub(crate) fn path_of(head: &Parts) -> &str {
     // A router that is nested in another one sees only the rest of it, and two requests to different
     // routers must not look like one.
     #[cfg(feature = "axum")]

@@ -25,6 +25,10 @@ impl<S: Store> OnceLayer<S> {
             route: Arc::new(Route { once, rules }),
         }
     }
+
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.route.rules
+    }
 }
 
 impl<S: Store> Clone for OnceLayer<S> {

@@ -38,13 +38,26 @@
 //! - Callers are told apart by the credential that they send, or as [`Rules::tenant`] says.
 //! - [`Rules`] are those of one layer, so a route can have its own.
 //!
+//! - A handler may be made of [steps](Operation::step), which run once each whatever becomes of the rest:
+//!   an operation whose process died [continues](Rules::resume) after the last one that is done, when its
+//!   caller comes again, or by a [`Completer`].
+//! - [`Once::run`] does the same for functions, without HTTP: jobs, messages, tools.
+//!
 //! Where to look: `service` tells which way a request goes, `keyed` asks the engine, `execute` runs the
-//! handler, and [`shell`] is what the gateway has too.
+//! handler, `step` and `call` are what is done once without HTTP, and [`shell`] is what the gateway has
+//! too.
 
 mod body;
+mod call;
+mod caught;
+mod completer;
+mod doing;
 mod execute;
 #[cfg(feature = "axum")]
 mod extract;
+mod failure;
+mod input;
+mod kept;
 mod keyed;
 mod layer;
 mod once;
@@ -54,16 +67,21 @@ mod rules;
 mod service;
 #[doc(hidden)]
 pub mod shell;
+mod step;
 
 pub use body::{RequestBody, ResponseBody};
+pub use call::{Call, RunError};
+pub use completer::Completer;
 #[cfg(feature = "axum")]
 pub use extract::NoOperation;
+pub use failure::Failure;
 pub use layer::OnceLayer;
 pub use once::Once;
 pub use operation::Operation;
 pub use outcome::{DidNotRun, NotSent, Outcome};
 pub use rules::Rules;
 pub use service::{OnceFuture, OnceService};
+pub use step::{Step, StepError};
 
 pub use onlyonce_core::{Key, Metered, OperationId};
 pub use onlyonce_engine::{Engine, Settings};

@@ -90,9 +90,18 @@ impl<S: Store> Once<S> {
     ///
     /// Outside of a tokio runtime, and where `settings.chunk_size` is 0.
     pub fn new(store: S, settings: Settings) -> Self {
+        Self::over(Arc::new(store), settings)
+    }
+
+    /// As [`Once::new`], over a store that others in this process use too.
+    ///
+    /// # Panics
+    ///
+    /// As [`Once::new`].
+    pub fn over(store: Arc<S>, settings: Settings) -> Self {
         let hash_keys = HashKeys::from_secret(store.secret());
         let tenants = Tenants::new(&hash_keys, []).unwrap_or_else(|_| unreachable!("no tenants"));
-        let engine = Engine::new(Arc::new(store), owner(), settings.clone());
+        let engine = Engine::new(store, owner(), settings.clone());
         let upkeep = {
             let engine = engine.clone();
             tokio::spawn(async move { engine.run_upkeep().await }).abort_handle()
@@ -136,9 +145,20 @@ impl<S: Store> Once<S> {
         &self.shared
     }
 
+    /// What all clones share, to be kept.
+    pub(crate) fn shared_handle(&self) -> Arc<Shared<S>> {
+        self.shared.clone()
+    }
+
+    pub(crate) fn stopping(&self) -> Stopping {
+        self.shared.stopping()
+    }
+}
+
+impl<S: Store> Shared<S> {
     /// For as long as it is held, the shutdown waits for its holder.
     pub(crate) fn stopping(&self) -> Stopping {
-        Stopping(self.shared.stop.subscribe())
+        Stopping(self.stop.subscribe())
     }
 }
 

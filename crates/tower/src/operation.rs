@@ -1,14 +1,23 @@
 //! The operation that a handler executes.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use onlyonce_core::{Key, Metered, OperationId, Scope};
+use onlyonce_core::{Fingerprint, Key, Metered, OperationId, Scope, Timestamp, UnknownReason};
 use onlyonce_http::{HashKeys, key_for};
 use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::doing::Desk;
+use crate::failure::Failure;
+use crate::rules::remembered;
+use crate::step::{Step, StepError};
 
 /// The operation that a handler executes. It is in the extensions of every keyed request, and with the
-/// feature `axum` a handler takes it as an argument.
+/// feature `axum` a handler takes it as an argument; a function that [runs once](crate::Once::run) gets it.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] mod example {
@@ -27,75 +36,223 @@ use parking_lot::Mutex;
 #[derive(Clone)]
 pub struct Operation(Arc<Inner>);
 
+/// What an operation is made of.
+pub(crate) struct Making {
+    pub(crate) id: OperationId,
+    pub(crate) attempt: u32,
+    pub(crate) scope: Scope,
+    pub(crate) key: Key,
+    pub(crate) fingerprint: Fingerprint,
+    /// Whether it was executed before, and nobody can say how far that came.
+    pub(crate) resumed: bool,
+    pub(crate) steps_window: Duration,
+    pub(crate) join_timeout: Duration,
+}
+
 struct Inner {
-    id: OperationId,
-    attempt: u32,
-    scope: Scope,
-    key: Key,
+    making: Making,
     hash_keys: HashKeys,
+    desk: Arc<dyn Desk>,
     metered: Mutex<Option<Metered>>,
+    progress: Mutex<Progress>,
+}
+
+/// How far an execution has come.
+#[derive(Default)]
+struct Progress {
+    steps: HashMap<Box<str>, Stage>,
+    /// Why it must not go on: nobody can say what a step has done.
+    stopped: Option<Arc<str>>,
+    /// Why a step has no result, the latest.
+    failed: Option<Arc<str>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It is being claimed, or asked for.
+    Asked,
+    /// It runs, or has run.
+    MayHaveRun,
 }
 
 impl Operation {
-    pub(crate) fn new(
-        id: OperationId,
-        attempt: u32,
-        (scope, key): (Scope, Key),
-        hash_keys: &HashKeys,
-    ) -> Self {
+    pub(crate) fn new(making: Making, hash_keys: &HashKeys, desk: Arc<dyn Desk>) -> Self {
         Self(Arc::new(Inner {
-            id,
-            attempt,
-            scope,
-            key,
+            making,
             hash_keys: hash_keys.clone(),
+            desk,
             metered: Mutex::new(None),
+            progress: Mutex::default(),
         }))
     }
 
     /// Its id, as in `Onlyonce-Operation`.
     pub fn id(&self) -> OperationId {
-        self.0.id
+        self.0.making.id
     }
 
     /// The key that the caller sent.
     pub fn key(&self) -> &Key {
-        &self.0.key
+        &self.0.making.key
     }
 
     /// The number of the attempt that is executed, from 1.
     pub fn attempt(&self) -> u32 {
-        self.0.attempt
+        self.0.making.attempt
     }
 
     /// Who the caller is.
     pub fn tenant(&self) -> &str {
-        &self.0.scope.tenant
+        &self.0.making.scope.tenant
     }
 
     /// The key to send along when the operation does its part `name` elsewhere. It follows from the
     /// caller, its key and `name`, so every execution sends the same one, and a service that honours keys
     /// does that part once.
     pub fn key_for(&self, name: &str) -> Key {
-        key_for(&self.0.hash_keys, &self.0.scope, &self.0.key, name)
+        key_for(
+            &self.0.hash_keys,
+            &self.0.making.scope,
+            &self.0.making.key,
+            name,
+        )
     }
 
     /// Says what the execution used and cost: it goes into the record with the outcome, and into the
-    /// books. The last word before the end of the answer counts.
+    /// books. The last word before the end of the answer counts. What a step uses, its step says:
+    /// [`Step::metering`].
     pub fn meter(&self, metered: Metered) {
         *self.0.metered.lock() = Some(metered);
     }
 
+    /// A step: a part of the operation that runs once, whatever becomes of the rest. When it has run, its
+    /// result is recorded, and an operation that is executed again
+    /// ([`Rules::resume`](crate::Rules::resume)) gets that instead of running it.
+    ///
+    /// A step is an operation of its own: its claim is durable before `work` begins, and its result is
+    /// durable before this returns it. `name` is what tells it from the other steps: 1 to 200 visible ASCII
+    /// characters, used once in an execution.
+    ///
+    /// ```
+    /// # use onlyonce_tower::{Failure, Operation, StepError};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct Receipt;
+    /// # struct Bank; impl Bank {
+    /// #     async fn connect(&self) -> std::io::Result<()> { Ok(()) }
+    /// #     async fn charge(&self, _: u32, _: onlyonce_tower::Key) -> std::io::Result<Receipt> { Ok(Receipt) }
+    /// # }
+    /// async fn paid(operation: &Operation, bank: &Bank) -> Result<Receipt, StepError> {
+    ///     operation
+    ///         .step("charge", async || {
+    ///             bank.connect().await.map_err(Failure::did_not_run)?;
+    ///             let receipt = bank.charge(1999, operation.key_for("charge")).await?;
+    ///             Ok::<_, Failure>(receipt)
+    ///         })
+    ///         .downstream_honours_the_key()
+    ///         .await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`StepError`]; hand it on. After [`StepError::Unknown`] the operation is unknown, whatever its
+    /// handler says.
+    pub fn step<'a, T, E, W, F>(&'a self, name: &'a str, work: W) -> Step<'a, T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'a,
+        E: Into<Failure>,
+        W: FnOnce() -> F + Send + 'a,
+        F: Future<Output = Result<T, E>> + Send + 'a,
+    {
+        let work = move || async move { work().await.map_err(Into::into) };
+        Step::new(self, name, Box::new(move || Box::pin(work())))
+    }
+
     pub(crate) fn metered(&self) -> Option<Metered> {
         self.0.metered.lock().take()
+    }
+
+    pub(crate) fn making(&self) -> &Making {
+        &self.0.making
+    }
+
+    pub(crate) fn hash_keys(&self) -> &HashKeys {
+        &self.0.hash_keys
+    }
+
+    pub(crate) fn desk(&self) -> &dyn Desk {
+        &*self.0.desk
+    }
+
+    /// Until when what its steps have done is remembered for certain.
+    pub(crate) fn remembered_until(&self) -> Timestamp {
+        let making = &self.0.making;
+        making
+            .id
+            .first_claimed()
+            .after(remembered(making.steps_window))
+    }
+
+    /// A step is asked for; not twice under one name.
+    pub(crate) fn ask(&self, name: &str) -> bool {
+        let mut progress = self.0.progress.lock();
+        let is_new = !progress.steps.contains_key(name);
+        if is_new {
+            progress.steps.insert(name.into(), Stage::Asked);
+        }
+        is_new
+    }
+
+    /// From here on, the step may have run.
+    pub(crate) fn may_run(&self, name: &str) {
+        let mut progress = self.0.progress.lock();
+        progress.steps.insert(name.into(), Stage::MayHaveRun);
+    }
+
+    /// The step has not run, for certain, and may be asked for again.
+    pub(crate) fn did_not_run(&self, name: &str) {
+        self.0.progress.lock().steps.remove(name);
+    }
+
+    /// Whether the step may have run.
+    pub(crate) fn may_have_run(&self, name: &str) -> bool {
+        self.0.progress.lock().steps.get(name) == Some(&Stage::MayHaveRun)
+    }
+
+    /// Nobody can say what a step has done: whatever is said from here on, the operation is unknown.
+    pub(crate) fn stop(&self, why: &str) {
+        self.0.progress.lock().stopped.get_or_insert(why.into());
+    }
+
+    /// Notes why a step has no result.
+    pub(crate) fn failed(&self, error: &StepError) {
+        self.0.progress.lock().failed = Some(error.to_string().into());
+    }
+
+    /// What the steps make of what an execution says of itself. `released` is why it says that nothing
+    /// ran, if it does. `None` where what it says stands.
+    pub(crate) fn ruling(&self, released: Option<&str>) -> Option<(UnknownReason, Arc<str>)> {
+        let progress = self.0.progress.lock();
+        if let Some(why) = &progress.stopped {
+            return Some((UnknownReason::StepUnknown, why.clone()));
+        }
+        let why = released?;
+        let has_begun = progress
+            .steps
+            .values()
+            .any(|stage| *stage == Stage::MayHaveRun);
+        if !has_begun && !self.0.making.resumed {
+            return None;
+        }
+        let why = progress.failed.clone().unwrap_or_else(|| why.into());
+        Some((UnknownReason::Unfinished, why))
     }
 }
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Operation")
-            .field("id", &self.0.id)
-            .field("attempt", &self.0.attempt)
+            .field("id", &self.0.making.id)
+            .field("attempt", &self.0.making.attempt)
             .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, StatusCode};
-use onlyonce_core::{Concurrent, OnUnknown, Policy};
+use onlyonce_core::{Concurrent, OnUnknown, Policy, Timestamp};
 use onlyonce_engine::RoutePolicy;
 use onlyonce_http::canonical_json::Pointer;
 use onlyonce_http::{BodyRule, FingerprintRules};
@@ -32,7 +32,9 @@ pub struct Rules {
     pub(crate) tenant_of: Option<TenantOf>,
     pub(crate) allow_anonymous: bool,
     concurrent: Concurrent,
-    on_unknown: OnUnknown,
+    on_unknown: Again,
+    pub(crate) completes: bool,
+    pub(crate) steps_window: Duration,
     pub(crate) window: Duration,
     pub(crate) join_timeout: Duration,
     pub(crate) cancels: bool,
@@ -58,7 +60,9 @@ impl Default for Rules {
             tenant_of: None,
             allow_anonymous: false,
             concurrent: Concurrent::default(),
-            on_unknown: OnUnknown::default(),
+            on_unknown: Again::Never,
+            completes: false,
+            steps_window: DEFAULT_STEPS_WINDOW,
             window: minutes(24 * 60),
             join_timeout: minutes(10),
             cancels: false,
@@ -75,6 +79,40 @@ impl Default for Rules {
             public_url: None,
         }
     }
+}
+
+/// Whether a handler runs again where nobody can say whether it ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    Never,
+    Always,
+    /// For as long as what its steps have done is remembered.
+    Resumes,
+}
+
+/// How long what steps have done is kept, unless set.
+pub(crate) const DEFAULT_STEPS_WINDOW: Duration = minutes(30 * 24 * 60);
+
+/// The longest that they are kept: what an operator settles is kept for longer.
+const MAX_STEPS_WINDOW: Duration = minutes(365 * 24 * 60);
+
+/// How long steps are kept that are to be kept for `span`.
+pub(crate) fn steps_window(span: Duration) -> Duration {
+    span.min(MAX_STEPS_WINDOW)
+}
+
+/// How long after its first claim an operation may be executed again: a day less than its steps are
+/// remembered at least, or a tenth less where they are not remembered for long. An execution that begins at
+/// the last moment is over by then, or its next step finds that it is too late.
+pub(crate) fn remembered(steps_window: Duration) -> Duration {
+    steps_window - (steps_window / 10).min(minutes(24 * 60))
+}
+
+/// What becomes of an unknown operation that is made of steps.
+pub(crate) fn resume_policy(now: Timestamp, steps_window: Duration) -> OnUnknown {
+    let span = u64::try_from(remembered(steps_window).as_millis()).unwrap_or(u64::MAX);
+    let since = now.as_millis().saturating_sub(span);
+    OnUnknown::ResendIfClaimedSince(Timestamp::from_millis(since))
 }
 
 const fn minutes(count: u64) -> Duration {
@@ -153,8 +191,46 @@ impl Rules {
     ///
     /// [`Operation::key_for`]: crate::Operation::key_for
     pub fn run_again_on_unknown(mut self) -> Self {
-        self.on_unknown = OnUnknown::Resend;
+        self.on_unknown = Again::Always;
         self
+    }
+
+    /// The handler is made of [steps](crate::Operation::step), and runs again where nobody can say how far
+    /// it came: it continues after its last finished step.
+    ///
+    /// Right where everything that the handler does, and that must not be done twice, is in a step, and
+    /// what decides which steps there are follows from the request and from the results of earlier steps.
+    /// Reading, and what may be done twice, may stand outside.
+    ///
+    /// An operation that was begun longer ago than its steps are remembered for certain
+    /// ([`Rules::steps_window`], less a margin) is not continued.
+    pub fn resume(mut self) -> Self {
+        self.on_unknown = Again::Resumes;
+        self
+    }
+
+    /// How long what a step has done is kept, counted from its completion; 30 days unless set, and a year
+    /// at most. As long ago, less a day (or a tenth, where that is less), an operation may have been begun
+    /// that is continued.
+    ///
+    /// Do not raise it while operations wait to be continued that were begun under a shorter one: their steps
+    /// are kept for that.
+    pub fn steps_window(mut self, span: Duration) -> Self {
+        self.steps_window = steps_window(span);
+        self
+    }
+
+    /// The request is kept beside its operation before the handler begins, so that a
+    /// [`Completer`](crate::Completer) can continue it when the process has died. It [resumes](Self::resume)
+    /// too. It costs two more durable writes for each operation.
+    ///
+    /// Kept are the method, path and query, the body, and of the headers content type, encoding and
+    /// language, `Accept`, `Accept-Language` and [those that are compared](Self::fingerprint_headers); no
+    /// credential ever. A request whose query may hold one (`access_token`, `key` ...) is not kept. Put
+    /// none into a body.
+    pub fn complete_abandoned(mut self) -> Self {
+        self.completes = true;
+        self.resume()
     }
 
     /// The handler is dropped when everybody who waits for its answer has left, and the outcome is
@@ -248,11 +324,21 @@ impl Rules {
         self
     }
 
-    pub(crate) fn for_engine(&self) -> RoutePolicy {
+    pub(crate) fn resumes(&self) -> bool {
+        self.on_unknown == Again::Resumes
+    }
+
+    /// For an attempt that comes at the moment `now` of the store's clock.
+    pub(crate) fn for_engine(&self, now: Timestamp) -> RoutePolicy {
+        let on_unknown = match self.on_unknown {
+            Again::Never => OnUnknown::Report,
+            Again::Always => OnUnknown::Resend,
+            Again::Resumes => resume_policy(now, self.steps_window),
+        };
         RoutePolicy {
             decision: Policy {
                 concurrent: self.concurrent,
-                on_unknown: self.on_unknown,
+                on_unknown,
             },
             window: self.window,
             join_timeout: self.join_timeout,

@@ -14,6 +14,7 @@ use onlyonce_http::{key_of, marks};
 use onlyonce_store::Store;
 use tower_service::Service;
 
+use crate::kept::Continued;
 use crate::shell::attached::{Attached, Stays};
 use crate::shell::reply::Reply;
 use crate::shell::telling::Marking;
@@ -121,6 +122,11 @@ enum Way {
 
 impl<S: Store> Route<S> {
     fn way<B>(&self, request: &Request<B>) -> Way {
+        if let Some(continued) = request.extensions().get::<Continued>()
+            && continued.scope.namespace == self.rules.namespace
+        {
+            return Way::Keyed(continued.key.clone());
+        }
         // What a CONNECT carries is no body that could be collected.
         if request.method().is_safe() || *request.method() == Method::CONNECT {
             return Way::Pass;

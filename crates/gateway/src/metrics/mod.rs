@@ -390,5 +390,7 @@ pub(crate) const fn reason_label(reason: UnknownReason) -> &'static str {
         UnknownReason::BadAnswer => "bad_answer",
         UnknownReason::WorkerFailed => "worker_failed",
         UnknownReason::HandlerFailed => "handler_failed",
+        UnknownReason::StepUnknown => "step_unknown",
+        UnknownReason::Unfinished => "unfinished",
     }
 }

@@ -213,7 +213,7 @@ fn told<S: Store>(
                 .answered(&path.route, Answer::Marked(status));
             response.map(Reply::from)
         }
-        Begun::Nothing { start, ticket } => {
+        Begun::Nothing { start, ticket, .. } => {
             let marking = Marking {
                 ticket: Some(ticket),
                 ..*marking

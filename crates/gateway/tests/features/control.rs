@@ -76,6 +76,7 @@ fn every_problem_has_a_page() {
         "key-missing",
         "key-malformed",
         "outcome-unknown",
+        "operation-unfinished",
         "upstream-unreachable",
         "store-unavailable",
         "body-too-large",

@@ -1,6 +1,7 @@
 //! How an answer begins: that of the first caller, and those of all others.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use onlyonce_core::UnknownReason;
@@ -29,6 +30,8 @@ pub enum Begun {
     Nothing {
         /// Why.
         start: Start,
+        /// What the owner said of it, where it is unknown.
+        why: Option<Arc<str>>,
         /// Which attempt of which operation would have got it.
         ticket: Ticket,
     },
@@ -77,7 +80,8 @@ fn begun<S: Store>(
 ) -> Begun {
     let ticket = *reader.ticket();
     let Start::Response { head, kind } = start else {
-        return Begun::Nothing { start, ticket };
+        let why = reader.why();
+        return Begun::Nothing { start, why, ticket };
     };
     let response = match original {
         Some(original) => Some(original.response(reader, follower)),
@@ -91,6 +95,7 @@ fn begun<S: Store>(
         },
         None => Begun::Nothing {
             start: Start::Unknown(UnknownReason::Unreadable),
+            why: None,
             ticket,
         },
     }
