@@ -7,6 +7,10 @@ pub use onlyonce_tower::*;
 #[cfg(feature = "client")]
 pub use onlyonce_client as client;
 
+/// A local side effect exactly once: claim, business writes and result in one PostgreSQL transaction.
+#[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
+pub use onlyonce_postgres as transactions;
+
 /// Records in a PostgreSQL that several processes share.
 #[cfg(feature = "postgres")]
 pub use onlyonce_store::postgres;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{Count, HeaderBlock, Key, Metered, Policy, RequestLine, Scope, Source, Timestamp, UnknownReason};
+use onlyonce_core::{
+    Count, HeaderBlock, Key, Metered, Policy, RequestLine, Scope, Source, Timestamp, UnknownReason,
+};
 use onlyonce_engine::{Frame, Granted, Request, Resolution, RoutePolicy, Start, Work};
 use onlyonce_http::{HashKeys, work};
 use onlyonce_postgres::{Begin, Error, PostgresStore, StoreError};
