@@ -53,7 +53,7 @@ def once(
     does not run: it returns that result. One that comes while it runs waits, and gets the same. Where it raises, its
     outcome is unknown and nobody runs it again unasked; `DidNotRun` says that nothing ran, and frees the key.
 
-    The result is JSON: what a later call returns is what JSON makes of it (a tuple comes back as a list).
+    The result is JSON: every call, the first one too, returns what JSON makes of it (a tuple comes back as a list).
 
     Args:
         key: A format of the arguments, like ``"report-{month}"``, or a function of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import logging
 import threading
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Awaitable, Callable, Mapping, Optional, Tuple, Type, Typ
 
 from . import _errors as errors
 from . import _flows as flows
-from ._flows import Begin
+from ._flows import Begin, to_json
 from ._protocol import Claim, Flow, Replay, Retry
 from ._time import Span
 
@@ -60,7 +61,7 @@ class _Base:
         self._wait = how.wait
         self._window = how.window
         self._retry = how.retry
-        self._did_not_run = (errors.DidNotRun, *how.did_not_run)
+        self._did_not_run: Tuple[Type[BaseException], ...] = (errors.DidNotRun, *how.did_not_run)
         self._claim: Optional[Claim] = None
         self._began = False
         self._settled = False
@@ -158,8 +159,7 @@ class Operation(_Base):
     def complete(self, result: Any, *, metered: Optional[Mapping[str, Any]] = None) -> None:
         """Records `result`. Raises as `Client.complete` does; after ResultTooLarge try a shorter one."""
         self._run(flows.complete(self._open(), result, self._window, metered, self._retry))
-        self.result = result
-        self._end()
+        self._end(result)
 
     def release(self) -> None:
         """Says that nothing ran. Raises as `Client.release` does."""
@@ -183,8 +183,10 @@ class Operation(_Base):
             except errors.OnlyonceError as unsaid:
                 self._unsaid(unsaid)
 
-    def _end(self) -> None:
+    def _end(self, result: Any = None) -> None:
         self._settled = True
+        # What every other call gets: what JSON makes of it.
+        self.result = json.loads(to_json(result))
         self._stop.set()
 
     def _beat(self, claim: Claim) -> None:
@@ -218,8 +220,7 @@ class AsyncOperation(_Base):
     async def complete(self, result: Any, *, metered: Optional[Mapping[str, Any]] = None) -> None:
         """See `Operation.complete`."""
         await self._run(flows.complete(self._open(), result, self._window, metered, self._retry))
-        self.result = result
-        self._end()
+        self._end(result)
 
     async def release(self) -> None:
         """See `Operation.release`."""
@@ -244,8 +245,10 @@ class AsyncOperation(_Base):
             except errors.OnlyonceError as unsaid:
                 self._unsaid(unsaid)
 
-    def _end(self) -> None:
+    def _end(self, result: Any = None) -> None:
         self._settled = True
+        # What every other call gets: what JSON makes of it.
+        self.result = json.loads(to_json(result))
         self._stop()
 
     def _stop(self) -> None:
