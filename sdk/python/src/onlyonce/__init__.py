@@ -31,7 +31,6 @@ from ._errors import (
     Unknown,
     WindowOver,
 )
-from ._flows import ABSENT
 from ._folder import KeyFolder
 from ._once import once
 from ._operation import AsyncOperation, Operation, current
@@ -41,7 +40,6 @@ from ._tools import AsyncTools, ToolCall, Tools
 __version__ = "0.1.0"
 
 __all__ = [
-    "ABSENT",
     "ActionCall",
     "ActionKeys",
     "ActionReused",

@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Tuple, Type, TypeVar
 
 from . import _flows as flows
-from ._flows import ABSENT, Begin
+from ._flows import Begin
 from ._http import Address, send, send_async
 from ._once import F, Key, OnceOptions, once
 from ._operation import AsyncOperation, How, Operation
@@ -92,7 +92,7 @@ class Client(_Base):
         self,
         key: str,
         *,
-        input: Any = ABSENT,
+        input: Any = None,
         wait: Span = 0,
         lease: Span = 30.0,
         on_unknown: str = "report",
@@ -161,7 +161,7 @@ class Client(_Base):
         self,
         key: str,
         *,
-        input: Any = ABSENT,
+        input: Any = None,
         wait: Span = 600.0,
         lease: Span = 30.0,
         window: Optional[Span] = None,
@@ -224,7 +224,7 @@ class AsyncClient(_Base):
         self,
         key: str,
         *,
-        input: Any = ABSENT,
+        input: Any = None,
         wait: Span = 0,
         lease: Span = 30.0,
         on_unknown: str = "report",
@@ -271,7 +271,7 @@ class AsyncClient(_Base):
         self,
         key: str,
         *,
-        input: Any = ABSENT,
+        input: Any = None,
         wait: Span = 600.0,
         lease: Span = 30.0,
         window: Optional[Span] = None,

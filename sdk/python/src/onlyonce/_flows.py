@@ -36,22 +36,12 @@ _WAIT_AT_ONCE = 60.0
 _TOO_SOON = 0.05
 
 
-class Absent:
-    """No input at all, which is not the input None."""
-
-    def __repr__(self) -> str:
-        return "ABSENT"
-
-
-ABSENT = Absent()
-
-
 @dataclass(frozen=True)
 class Begin:
     """What is to be begun."""
 
     key: str
-    input: Any = ABSENT
+    input: Any = None
     namespace: Optional[str] = None
     tenant: Optional[str] = None
     name: Optional[str] = None
@@ -71,11 +61,9 @@ class Begin:
             "on_unknown": self.on_unknown,
             "lease": span_text(self.lease),
         }
-        for name in ("namespace", "tenant", "name"):
+        for name in ("input", "namespace", "tenant", "name"):
             if getattr(self, name) is not None:
                 said[name] = getattr(self, name)
-        if not isinstance(self.input, Absent):
-            said["input"] = self.input
         if wait > 0:
             said["wait"] = span_text(wait)
         return to_json(said)

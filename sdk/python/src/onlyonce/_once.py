@@ -8,7 +8,7 @@ import string
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type, TypedDict, TypeVar, Union, cast
 
 from . import _errors as errors
-from ._flows import Absent, to_json
+from ._flows import to_json
 from ._operation import AsyncOperation, Operation
 from ._time import Span
 
@@ -24,7 +24,7 @@ Key = Union[str, Callable[..., str]]
 class OnceOptions(TypedDict, total=False):
     """What `once` takes beside the key: see there."""
 
-    input: Union[None, Absent, Callable[..., Any]]
+    input: Optional[Callable[..., Any]]
     wait: Span
     lease: Span
     window: Optional[Span]
@@ -38,7 +38,7 @@ def once(
     key: Key,
     *,
     client: Optional[Union[Client, AsyncClient]] = None,
-    input: Union[None, Absent, Callable[..., Any]] = None,
+    input: Optional[Callable[..., Any]] = None,
     wait: Span = 600.0,
     lease: Span = 30.0,
     window: Optional[Span] = None,
@@ -59,7 +59,7 @@ def once(
         key: A format of the arguments, like ``"report-{month}"``, or a function of them.
         client: Whose gateway; else that of ``$ONLYONCE_CONTROL``. A coroutine function may have either kind.
         input: What makes two calls the same one: a function of the arguments. All of them unless said, which must be
-            JSON then; `ABSENT` compares nothing. The function's name is always a part of it.
+            JSON then. The function's name is always a part of it.
         wait: How long to wait where somebody else executes it.
         lease: How long this process is believed to be at it without a heartbeat.
         window: How long the result answers, from its end; 24 h unless said.
@@ -169,8 +169,6 @@ class _Arguments:
         return key, self._said(bound.arguments, args, kwargs)
 
     def _said(self, named: Dict[str, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
-        if isinstance(self._input, Absent):
-            return {"function": self._name}
         said = dict(named) if self._input is None else self._input(*args, **kwargs)
         try:
             to_json(said)
