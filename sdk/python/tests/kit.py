@@ -21,8 +21,7 @@ from typing import Any, Callable, Dict, IO, Iterator, List, Mapping, Optional, S
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[3]
-if not os.environ.get("ONLYONCE_INSTALLED"):
-    sys.path.insert(0, str(ROOT / "sdk/python/src"))
+sys.path.insert(0, str(ROOT / "sdk/python/src"))
 BINARY = os.environ.get("ONLYONCE_BINARY") or str(ROOT / "target/debug/onlyonce")
 EXAMPLES = ROOT / "sdk/python/examples"
 
@@ -251,7 +250,7 @@ def _read_message(connection: socket.socket) -> bytes:
 
 
 def _read_all(connection: socket.socket) -> bytes:
-    pieces = []
+    pieces: List[bytes] = []
     while True:
         piece = connection.recv(65536)
         if not piece:

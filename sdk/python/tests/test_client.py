@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import unittest
-from typing import Any, List
+from typing import Any, Dict, List
 
 import kit
 import onlyonce
@@ -40,7 +40,8 @@ class Operations(kit.GatewayTest):
         self.assertEqual(self.client.get(claim.operation).result, {"pages": 3})
 
     def test_a_result_that_says_nothing_is_a_result(self) -> None:
-        for result in (None, 0, False, "", [], {}, 2**53 + 1, "\u2028\U0001f600"):
+        results: List[Any] = [None, 0, False, "", [], {}, 2**53 + 1, "\u2028\U0001f600"]
+        for result in results:
             with self.subTest(result=result):
                 key = self.key()
                 self.client.complete(granted(self.client.begin(key)), result)
@@ -191,7 +192,7 @@ class Tokens(kit.GatewayTest):
 
     def test_a_token_works_for_its_tenant(self) -> None:
         key = self.key()
-        results = {}
+        results: Dict[str, Any] = {}
         for name in ("a", "b"):
             client = Client(self.gateway.control, token=f"{name}-secret-of-a-worker", retry=QUICK)
             claim = granted(client.begin(key))

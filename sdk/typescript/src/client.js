@@ -231,10 +231,19 @@ export class Client {
   async #acquire(key, options) {
     const wait = millis(options.wait ?? WAIT);
     const until = performance.now() + wait;
+    let reruns = options.onUnknown === "rerun";
     for (;;) {
       const began = performance.now();
       const left = Math.max(0, Math.min(until - began, WAIT_AT_ONCE));
-      const found = await this.begin(key, { ...options, wait: left, nonce: undefined });
+      let found;
+      try {
+        found = await this.begin(key, { ...options, wait: left, nonce: undefined });
+      } catch (error) {
+        // Whoever was waited for died: who waited shares that, and is asked once more whether it is to run again.
+        if (!reruns || !(error instanceof errors.Unknown)) throw error;
+        reruns = false;
+        continue;
+      }
       switch (found.decision) {
         case "replay":
         case "join":

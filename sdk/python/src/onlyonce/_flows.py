@@ -96,10 +96,18 @@ def acquire(
         LeaseOver: The claim had passed before it was known here.
     """
     until = now() + wait
+    reruns = asked.on_unknown == "rerun"
     while True:
         began = now()
         left = max(0.0, min(until - began, _WAIT_AT_ONCE))
-        found = yield from begin(asked, left, uuid.uuid4().hex, retry)
+        try:
+            found = yield from begin(asked, left, uuid.uuid4().hex, retry)
+        except errors.Unknown:
+            # Whoever was waited for died: who waited shares that, and is asked once more whether it is to run again.
+            if not reruns:
+                raise
+            reruns = False
+            continue
         if isinstance(found, Replay):
             return found
         if isinstance(found, Claim):
