@@ -15,4 +15,5 @@ mod ledger;
 mod openai_node;
 mod openai_python;
 mod readme;
+mod sdk;
 mod stripe_python;
