@@ -102,7 +102,7 @@ class ToolsOfARun(kit.GatewayTest):
 
     def test_a_key_tells_its_parts_apart(self) -> None:
         tools = Client(self.gateway.control).tools({}, run="run/1")
-        self.assertEqual(tools.key(2, "a b"), "run%2F1/2/a%20b")
+        self.assertEqual(tools.key(2, "a b:\u00e9!*'()~"), "run%2F1/2/a%20b%3A%C3%A9!*'()~")
         self.assertNotEqual(tools.key("2/a", "b"), tools.key("2", "a/b"))
 
     def test_a_tool_that_fails_is_not_run_again(self) -> None:

@@ -83,7 +83,7 @@ test("what is no call of a tool runs nothing", async () => {
 
 test("a key tells its parts apart, and is that of the Python package", () => {
   const tools = new Client(gw.control).tools({}, { run: "run/1" });
-  assert.equal(tools.key(2, "a b"), "run%2F1/2/a%20b");
+  assert.equal(tools.key(2, "a b:\u00e9!*'()~"), "run%2F1/2/a%20b%3A%C3%A9!*'()~");
 });
 
 test("a tool that fails is not run again", async () => {

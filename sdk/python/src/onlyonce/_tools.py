@@ -95,7 +95,8 @@ class _Base:
     def key(self, step: Step, call_id: str) -> str:
         """The key of a tool call: run id, step and tool call id."""
         parts = (self._run, str(step), call_id)
-        return "/".join(quote(part, safe="-_.~:") for part in parts)
+        # As encodeURIComponent does it: Python and Node share the keys of a run.
+        return "/".join(quote(part, safe="-_.!~*'()") for part in parts)
 
     def _asked(self, step: Step, call: ToolCall) -> Any:
         if not call.id:
