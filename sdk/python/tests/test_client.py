@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import unittest
 from typing import Any, Dict, List
@@ -10,6 +11,7 @@ from typing import Any, Dict, List
 import kit
 import onlyonce
 from onlyonce import AsyncClient, Claim, Client, Freed, Replay, Retry, Running
+from onlyonce._protocol import Response
 
 QUICK = Retry(retries=5, backoff=0.01, backoff_most=0.05)
 
@@ -112,6 +114,27 @@ class Operations(kit.GatewayTest):
         self.assertEqual(line.requests, 3)
         line.lose_answers(1)
         self.assertEqual(client.complete(claim, "once").state, "completed")
+
+    def test_a_gateway_that_is_busy_is_asked_again_with_the_same_nonce(self) -> None:
+        asked: List[Any] = []
+        decision = {"decision": "in_flight", "operation": None}
+
+        def serve(handler: Any) -> None:
+            asked.append(json.loads(handler.body))
+            busy = len(asked) < 3
+            kit.answer(handler, 503 if busy else 200, json.dumps({} if busy else decision).encode())
+
+        with kit.serving(serve) as url:
+            self.assertEqual(Client(url, retry=QUICK).begin("k"), Running(None))
+        self.assertEqual(len(asked), 3)
+        self.assertEqual(len({begin["nonce"] for begin in asked}), 1)
+
+    def test_waits_are_spread_and_what_the_gateway_asks_for_is_kept(self) -> None:
+        retry = Retry(random=lambda: 1.0)
+        self.assertEqual([retry.wait(n, None) for n in range(6)], [0.5, 1, 2, 4, 8, 8])
+        self.assertEqual(Retry(random=lambda: 0.0).wait(3, None), 0)
+        for text, wait in (("7", 7.5), ("0", 0.5), ("soon", 0.5)):
+            self.assertEqual(retry.wait(0, Response(503, {"retry-after": text}, b"")), wait)
 
     def test_a_gateway_that_does_not_answer_is_an_error_that_says_so(self) -> None:
         line = self.line()

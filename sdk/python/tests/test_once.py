@@ -87,6 +87,19 @@ class Functions(kit.GatewayTest):
         self.assertEqual(again(), "done")
         self.assertEqual(self.ran, [1, 2])
 
+    def test_who_waits_for_one_that_dies_may_ask_to_run_it_again(self) -> None:
+        key, other = self.key(), self.key()
+        # Nobody keeps these claims up.
+        self.client.begin(key, lease="1s")
+        claim = self.client.begin(other, lease="1s")
+        assert isinstance(claim, Claim)
+        with self.assertRaises(onlyonce.Unknown):
+            with self.client.operation(key):
+                self.fail("it ran")
+        with self.client.operation(other, on_unknown="rerun") as op:
+            self.assertEqual(op.id, claim.operation)
+            op.complete("done")
+
     def test_what_did_not_run_may_run_later(self) -> None:
         for error in (onlyonce.DidNotRun("no seats left"), ConnectionRefusedError("nobody there")):
             with self.subTest(error=error):

@@ -12,6 +12,7 @@ import {
   Unavailable,
   Unknown,
 } from "../src/index.js";
+import { RETRY, waitBefore } from "../src/protocol.js";
 import { Line, QUICK, eventually, gateway, key, whole } from "./kit.js";
 
 const file = whole();
@@ -107,6 +108,27 @@ test("a claim whose answer was lost is found again", async (t) => {
   assert.equal((await through.complete(claim, 1)).state, "completed");
   line.cut();
   await assert.rejects(through.get(claim.operation), Unavailable);
+});
+
+test("a gateway that is busy is asked again, with the same nonce", async () => {
+  const nonces = [];
+  const fetch = async (_, { body }) => {
+    nonces.push(JSON.parse(body).nonce);
+    return nonces.length < 3 ? new Response("{}", { status: 503 }) : Response.json({ decision: "in_flight" });
+  };
+  const found = await new Client("http://gateway", { fetch, retry: QUICK }).begin("k");
+  assert.deepEqual(found, { decision: "in_flight", operation: undefined });
+  assert.equal(nonces.length, 3);
+  assert.equal(new Set(nonces).size, 1);
+});
+
+test("waits are spread, and what the gateway asks for is kept", () => {
+  const retry = { ...RETRY, random: () => 1 };
+  assert.deepEqual([0, 1, 2, 3, 4, 5].map((n) => waitBefore(retry, n)), [500, 1000, 2000, 4000, 8000, 8000]);
+  assert.equal(waitBefore({ ...RETRY, random: () => 0 }, 3), 0);
+  for (const [text, wait] of [["7", 7500], ["0", 500], ["soon", 500]]) {
+    assert.equal(waitBefore(retry, 0, { status: 503, headers: new Headers({ "retry-after": text }), body: "" }), wait);
+  }
 });
 
 test("what is not there or not right is an error that says so", async () => {

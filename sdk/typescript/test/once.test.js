@@ -76,6 +76,19 @@ test("after an error nobody knows, and nothing runs again", async () => {
   assert.deepEqual(ran, [1, 2]);
 });
 
+test("who waits for one that dies may ask to run it again", async () => {
+  const k = key();
+  // Nobody keeps this claim up.
+  await client.begin(k, { lease: "1s" });
+  await assert.rejects(client.operation(k, {}, () => assert.fail("it ran")), Unknown);
+  const other = key();
+  const { operation } = await client.begin(other, { lease: "1s" });
+  await client.operation(other, { onUnknown: "rerun" }, async (op) => {
+    assert.equal(op.id, operation);
+    await op.complete("done");
+  });
+});
+
 test("what did not run may run later", async () => {
   for (const error of [new DidNotRun("no seats left"), new RangeError("nobody there")]) {
     const failing = [error];

@@ -106,7 +106,8 @@ function tests(name, sdk) {
   test(`${name}: nothing is sent once the window may be over`, async (t) => {
     const { keys, ran, client } = await setting(t);
     let now = 1_800_000_000_000;
-    const clocked = new ActionKeys(keys.folder.path, { clock: () => now });
+    let looks = 0;
+    const clocked = new ActionKeys(keys.folder.path, { clock: () => ((looks += 1), now) });
     const late = await clocked.client(client, "a");
     await sdk.call(late);
     // What the gateway told is long past by this clock; so look at the configured window alone.
@@ -115,7 +116,10 @@ function tests(name, sdk) {
     }
     now += 24 * 3_600_000;
     await assert.rejects(clocked.client(client, "a"), WindowOver);
+    looks = 0;
     await assert.rejects(sdk.call(late), /The server may have forgotten the key of a/);
+    // For the entry and for the window: the SDK has not tried again.
+    assert.equal(looks, 2);
     assert.equal(await ran(), 1);
   });
 
