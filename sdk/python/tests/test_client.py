@@ -211,7 +211,8 @@ class Tokens(kit.GatewayTest):
     def make_gateway(cls) -> kit.Gateway:
         token = '[[server.token]]\nname = "{0}"\ntoken = "env:TOKEN_{0}"\nrights = ["work"]\ntenant = "{0}"\n'
         secrets = {f"TOKEN_{name}": f"{name}-secret-of-a-worker" for name in ("a", "b")}
-        return kit.Gateway(secrets=secrets, extra=token.format("a") + token.format("b"))
+        route = '[[route]]\nkind = "work"\npath_prefix = "/workers"\n'
+        return kit.Gateway(secrets=secrets, extra=token.format("a") + token.format("b") + route)
 
     def test_a_token_works_for_its_tenant(self) -> None:
         key = self.key()
@@ -222,6 +223,15 @@ class Tokens(kit.GatewayTest):
             self.assertEqual(client.complete(claim, name).tenant, name)
             results[name] = client.begin(key)
         self.assertEqual({name: found.result for name, found in results.items()}, {"a": "a", "b": "b"})
+
+    def test_a_route_for_workers_is_the_same(self) -> None:
+        key = self.key()
+        token = "a-secret-of-a-worker"
+        by_route = Client(f"{self.gateway.url}/workers/", token=token, retry=QUICK)
+        by_route.complete(granted(by_route.begin(key)), "done")
+        again = Client(self.gateway.control, token=token, retry=QUICK).begin(key)
+        assert isinstance(again, Replay)
+        self.assertEqual(again.result, "done")
 
     def test_without_a_token_it_is_refused(self) -> None:
         for token in (None, "another-secret-of-nobody"):

@@ -58,7 +58,8 @@ export class Client {
   #fetch;
 
   /**
-   * A client of the control listener at `url`, else `$ONLYONCE_CONTROL`, else http://127.0.0.1:8788.
+   * A client of the control listener at `url`, else `$ONLYONCE_CONTROL`, else http://127.0.0.1:8788. Or of the gateway
+   * where it has a route for workers, with the prefix of that.
    *
    * @param {string} [url]
    * @param {ClientOptions} [options]
@@ -68,7 +69,7 @@ export class Client {
     if (!/^https?:\/\/[^/]/.test(address)) {
       throw new TypeError(`"${address}" is no URL of a control listener, like http://127.0.0.1:8788`);
     }
-    /** The control listener. */
+    /** The control listener, or a route for workers. */
     this.url = address.replace(/\/+$/, "");
     this.tenant = options.tenant;
     this.namespace = options.namespace;

@@ -71,14 +71,15 @@ export type OperationOptions = Omit<BeginOptions, "nonce"> & MoreOptions;
 /** Runs side effects of your own once, by the operations API of a gateway. */
 export declare class Client {
     #private;
-    /** The control listener. */
+    /** The control listener, or a route for workers. */
     url: string;
     tenant: string | undefined;
     namespace: string | undefined;
     /** @type {Retry} */
     retry: Retry;
     /**
-     * A client of the control listener at `url`, else `$ONLYONCE_CONTROL`, else http://127.0.0.1:8788.
+     * A client of the control listener at `url`, else `$ONLYONCE_CONTROL`, else http://127.0.0.1:8788. Or of the gateway
+     * where it has a route for workers, with the prefix of that.
      *
      * @param {string} [url]
      * @param {ClientOptions} [options]

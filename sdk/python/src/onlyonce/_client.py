@@ -42,7 +42,7 @@ class _Base:
         """A client of the control listener at `url`, else ``$ONLYONCE_CONTROL``, else http://127.0.0.1:8788.
 
         Args:
-            url: The control listener.
+            url: The control listener, or the gateway where it has a route for workers, with the prefix of that.
             token: Its token with the right ``work``; else ``$ONLYONCE_CONTROL_TOKEN``.
             tenant: Whose the keys are; else what the token says.
             namespace: Where the keys are unique, within the tenant; else ``work``.
