@@ -18,8 +18,9 @@ import sys
 import urllib.request
 from typing import Any, Optional, Tuple
 
-import onlyonce
 import psycopg
+
+import onlyonce
 
 TABLE = """
 create table if not exists jobs (

@@ -16,8 +16,9 @@ import sys
 import urllib.request
 from typing import Any, Dict, Iterator, Tuple
 
-import onlyonce
 import redis
+
+import onlyonce
 
 STREAM, GROUP = "orders", "shipping"
 # After this long without an acknowledgement a message is somebody else's, in milliseconds. It may be too short: a

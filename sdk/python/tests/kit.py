@@ -17,7 +17,7 @@ import unittest
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Callable, Dict, IO, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,10 +58,10 @@ class Process:
             self._ended = True
             self._news.notify_all()
 
-    def wait_for(self, pattern: str) -> "re.Match[str]":
+    def wait_for(self, pattern: str) -> re.Match[str]:
         """Waits for a line with `pattern` in it."""
 
-        def found() -> Optional["re.Match[str]"]:
+        def found() -> Optional[re.Match[str]]:
             matches = (re.search(pattern, line) for line in self.lines)
             return next((match for match in matches if match), None)
 
@@ -151,7 +151,7 @@ def get_json(url: str) -> Any:
 
 
 class Line:
-    """A line to the gateway that can be cut, held, and led elsewhere. Forwards connections, each of which carries one request.
+    """A line to the gateway that can be cut, held, and led elsewhere. Each connection carries one request.
 
     The answers of the next requests can be lost, or held until they are let through; while it is cut nothing passes.
     """

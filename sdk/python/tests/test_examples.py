@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import signal
 import threading
 import time
@@ -18,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Dict, List, Tuple
 
-import kit
 import psycopg
 import redis
+
+import kit
 import servers
 
 HERE = kit.ROOT / "sdk/python/tests"

@@ -18,7 +18,9 @@ class Installed(kit.GatewayTest):
         # A copy, since setuptools builds in the folder that it is given.
         checkout = folder / "python"
         source = kit.ROOT / "sdk/python"
-        shutil.copytree(source, checkout, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".mypy_cache"))
+        shutil.copytree(
+            source, checkout, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".mypy_cache")
+        )
         target = folder / "installed"
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", str(target), str(checkout)], check=True, timeout=10 * kit.PATIENCE)

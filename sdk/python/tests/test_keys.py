@@ -13,6 +13,7 @@ from typing import Any, List
 from unittest import mock
 
 import blake3
+
 import kit
 import onlyonce
 from onlyonce import ActionKeys, KeyFolder
@@ -40,7 +41,7 @@ class Shared(kit.GatewayTest):
         self.keys_folder = self.folder()
         self.url = f"{self.sandbox.url}/v1/echo"
 
-    def call(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [kit.BINARY, "call", "--keys", str(self.keys_folder), "-v", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=kit.PATIENCE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import anthropic
-import kit
-import onlyonce
 import openai
 import stripe
+
+import kit
+import onlyonce
 from onlyonce import ActionKeys
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]

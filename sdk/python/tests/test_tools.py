@@ -8,10 +8,11 @@ import unittest
 from typing import Any, Dict, List
 
 import anthropic.types
-import kit
-import onlyonce
 import openai.types.chat
 import openai.types.responses
+
+import kit
+import onlyonce
 from onlyonce import Client, Retry, ToolCall
 
 QUICK = Retry(retries=5, backoff=0.01, backoff_most=0.05)

@@ -13,7 +13,11 @@ import * as window from "./window.js";
 /** @import { Note, Taken } from "./folder.js" */
 /** @import { Span } from "./time.js" */
 
-/** A header by its name in lower case; undefined or null where it is not there. @typedef {(name: string) => string | null | undefined} Headers_ */
+/**
+ * A header by its name in lower case; undefined or null where it is not there.
+ *
+ * @typedef {(name: string) => string | null | undefined} HeaderOf
+ */
 
 export const HEADER = "Idempotency-Key";
 
@@ -165,7 +169,7 @@ export class ActionCall {
    * What cannot be noted changes nothing: the key is kept.
    *
    * @param {number} status
-   * @param {Headers_} header
+   * @param {HeaderOf} header
    * @param {string} [problem] The body, where it is a problem document.
    */
   async answered(status, header, problem) {
@@ -234,7 +238,7 @@ export class ActionCall {
  * The status of a final answer, null where the outcome is unknown, undefined where another attempt may tell more.
  *
  * @param {number} status
- * @param {Headers_} header
+ * @param {HeaderOf} header
  * @param {string | undefined} problem
  */
 function lastWord(status, header, problem) {
@@ -250,7 +254,7 @@ function lastWord(status, header, problem) {
 /**
  * Whether a body under these headers says that it is a problem document.
  *
- * @param {Headers_} header
+ * @param {HeaderOf} header
  */
 export function isProblem(header) {
   return (header("content-type") ?? "").split(";")[0].trim().toLowerCase() === "application/problem+json";
@@ -265,7 +269,7 @@ function kindOf(problem) {
   }
 }
 
-/** @param {Headers_} header */
+/** @param {HeaderOf} header */
 function expires(header) {
   try {
     return parse(header("onlyonce-expires"));

@@ -122,9 +122,5 @@ export function having(error, facts) {
  * @returns {error is OnlyonceError}
  */
 export function isLost(error) {
-  return (
-    error instanceof ClaimLost ||
-    error instanceof AlreadySettled ||
-    error instanceof NoSuchOperation
-  );
+  return error instanceof ClaimLost || error instanceof AlreadySettled || error instanceof NoSuchOperation;
 }

@@ -103,7 +103,8 @@ export class Operation {
   async leave(error) {
     const claim = this.#settled ? undefined : this.#claim;
     this.#end();
-    if (!claim || isUnheard(error)) return;
+    // Nobody is there to be told more: the lease has ended it, or will.
+    if (!claim || this.signal.aborted || isUnheard(error)) return;
     const didNotRun = error instanceof errors.DidNotRun || (error !== undefined && this.#options.didNotRun?.(error));
     try {
       await (didNotRun ? this.#client.release(claim) : this.#client.fail(claim));
@@ -186,7 +187,7 @@ export async function record(operation, value) {
 }
 
 /**
- * Whether nobody is there to be told more: the lease ends it.
+ * Whether the result could not be said, and nothing else can.
  *
  * @param {unknown} error
  */

@@ -11,7 +11,11 @@ import { record } from "./operation.js";
 /**
  * What a model asks for.
  *
- * @typedef {{ id: string, name: string, arguments: any, dialect: "plain" | "chat" | "responses" | "anthropic" }} ToolCall
+ * @typedef {object} ToolCall
+ * @property {string} id
+ * @property {string} name
+ * @property {any} arguments
+ * @property {"plain" | "chat" | "responses" | "anthropic"} dialect How it was asked, and is answered.
  */
 
 /**

@@ -40,8 +40,7 @@ export function check(action, taken, length, now) {
 
 /** @param {string} action @param {Taken} taken @param {Date} endedAt */
 function over(action, taken, endedAt) {
-  const happened =
-    `The server may have forgotten the key of ${action}: its window ends at ${endedAt.toISOString()}.`;
+  const happened = `The server may have forgotten the key of ${action}: its window ends at ${endedAt.toISOString()}.`;
   if (taken.isNew) {
     const next = "Give the keys a window that is longer than its margin.";
     return having(new WindowOver(happened, "This call sent nothing.", next), { endedAt });

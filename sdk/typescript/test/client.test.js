@@ -124,9 +124,16 @@ test("a gateway that is busy is asked again, with the same nonce", async () => {
 
 test("waits are spread, and what the gateway asks for is kept", () => {
   const retry = { ...RETRY, random: () => 1 };
-  assert.deepEqual([0, 1, 2, 3, 4, 5].map((n) => waitBefore(retry, n)), [500, 1000, 2000, 4000, 8000, 8000]);
+  assert.deepEqual(
+    [0, 1, 2, 3, 4, 5].map((n) => waitBefore(retry, n)),
+    [500, 1000, 2000, 4000, 8000, 8000],
+  );
   assert.equal(waitBefore({ ...RETRY, random: () => 0 }, 3), 0);
-  for (const [text, wait] of [["7", 7500], ["0", 500], ["soon", 500]]) {
+  for (const [text, wait] of [
+    ["7", 7500],
+    ["0", 500],
+    ["soon", 500],
+  ]) {
     assert.equal(waitBefore(retry, 0, { status: 503, headers: new Headers({ "retry-after": text }), body: "" }), wait);
   }
 });

@@ -42,7 +42,12 @@ test("npm installs it from the checkout, and it works from there, with its types
   const project = folder(t);
   writeFileSync(join(project, "package.json"), '{ "name": "app", "private": true, "type": "module" }\n');
   run("npm", ["install", "--no-audit", "--no-fund", "--install-links", HERE], project);
-  assert.deepEqual(readdirSync(join(project, "node_modules/onlyonce")).sort(), ["README.md", "package.json", "src", "types"]);
+  assert.deepEqual(readdirSync(join(project, "node_modules/onlyonce")).sort(), [
+    "README.md",
+    "package.json",
+    "src",
+    "types",
+  ]);
   writeFileSync(join(project, "app.ts"), PROGRAM);
   const options = ["--module", "nodenext", "--target", "es2022", "--strict", "--types", "node", ...TYPES];
   run(TSC, [...options, "app.ts"], project);
@@ -56,7 +61,11 @@ test("the modules are typed, strictly", () => {
 
 test("the declarations are those of the modules", (t) => {
   const made = folder(t);
-  run(TSC, ["-p", ".", ...TYPES, "--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", made], HERE);
+  run(
+    TSC,
+    ["-p", ".", ...TYPES, "--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", made],
+    HERE,
+  );
   const committed = join(HERE, "types");
   assert.deepEqual(readdirSync(made).sort(), readdirSync(committed).sort());
   for (const name of readdirSync(made)) {

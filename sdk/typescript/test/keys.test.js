@@ -49,11 +49,16 @@ test("a key of onlyonce call is used by Node, and one of Node by onlyonce call",
 
   const action = await keys.call("order-18");
   const ours = await action.key("POST", echo, "a=1");
-  await action.answered(200, (name) => (name === "onlyonce-expires" ? new Date(Date.now() + HOUR).toISOString() : null));
+  await action.answered(200, (name) =>
+    name === "onlyonce-expires" ? new Date(Date.now() + HOUR).toISOString() : null,
+  );
   const answer = await call(path, "--action", "order-18", "-d", "a=1", echo);
   assert.equal(answer.code, 0, answer.said);
   assert.match(answer.said, new RegExp(`kept key ${ours}`));
-  assert.deepEqual((await ledger()).map((entry) => entry.key), [theirs, ours]);
+  assert.deepEqual(
+    (await ledger()).map((entry) => entry.key),
+    [theirs, ours],
+  );
 
   assert.equal((await call(path, "--action", "order-18", "-d", "a=2", echo)).code, 7);
   await (await keys.call("order-18")).key("POST", echo, "a=1");
@@ -159,7 +164,9 @@ test("nothing is sent once the window may be over, whatever the clock does", asy
   await assert.rejects(ask(), ClockWentBack);
 
   now = made;
-  await (await ask("b")).answered(200, (name) => (name === "onlyonce-expires" ? new Date(made + HOUR).toISOString() : null));
+  await (
+    await ask("b")
+  ).answered(200, (name) => (name === "onlyonce-expires" ? new Date(made + HOUR).toISOString() : null));
   now = made + HOUR - 60_001;
   await ask("b");
   now += 1;

@@ -80,7 +80,10 @@ test("who waits for one that dies may ask to run it again", async () => {
   const k = key();
   // Nobody keeps this claim up.
   await client.begin(k, { lease: "1s" });
-  await assert.rejects(client.operation(k, {}, () => assert.fail("it ran")), Unknown);
+  await assert.rejects(
+    client.operation(k, {}, () => assert.fail("it ran")),
+    Unknown,
+  );
   const other = key();
   const { operation } = await client.begin(other, { lease: "1s" });
   await client.operation(other, { onUnknown: "rerun" }, async (op) => {
@@ -193,7 +196,10 @@ test("a block that is left without a result is unknown; it can be released and f
   assert.equal((await client.get(id)).state, "unknown");
   const other = key();
   await client.operation(other, {}, () => {});
-  await assert.rejects(client.operation(other, {}, () => assert.fail("it ran again")), Unknown);
+  await assert.rejects(
+    client.operation(other, {}, () => assert.fail("it ran again")),
+    Unknown,
+  );
 });
 
 test("a claim that had passed before it was known is not begun", async (t) => {

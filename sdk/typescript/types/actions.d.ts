@@ -2,10 +2,14 @@
 import { KeyFolder } from "./folder.js";
 import type { Taken } from "./folder.js";
 import type { Span } from "./time.js";
-export type Headers_ = (name: string) => string | null | undefined;
+export type HeaderOf = (name: string) => string | null | undefined;
 /** @import { Note, Taken } from "./folder.js" */
 /** @import { Span } from "./time.js" */
-/** A header by its name in lower case; undefined or null where it is not there. @typedef {(name: string) => string | null | undefined} Headers_ */
+/**
+ * A header by its name in lower case; undefined or null where it is not there.
+ *
+ * @typedef {(name: string) => string | null | undefined} HeaderOf
+ */
 export declare const HEADER = "Idempotency-Key";
 export type ActionKeysOptions = {
     /**
@@ -112,10 +116,10 @@ export declare class ActionCall {
      * What cannot be noted changes nothing: the key is kept.
      *
      * @param {number} status
-     * @param {Headers_} header
+     * @param {HeaderOf} header
      * @param {string} [problem] The body, where it is a problem document.
      */
-    answered(status: number, header: Headers_, problem?: string): Promise<void>;
+    answered(status: number, header: HeaderOf, problem?: string): Promise<void>;
     /**
      * `fetch` with the key of this call.
      *
@@ -134,6 +138,6 @@ export declare class ActionCall {
 /**
  * Whether a body under these headers says that it is a problem document.
  *
- * @param {Headers_} header
+ * @param {HeaderOf} header
  */
-export declare function isProblem(header: Headers_): boolean;
+export declare function isProblem(header: HeaderOf): boolean;

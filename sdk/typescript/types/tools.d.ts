@@ -8,6 +8,9 @@ export type ToolCall = {
     id: string;
     name: string;
     arguments: any;
+    /**
+     * How it was asked, and is answered.
+     */
     dialect: "plain" | "chat" | "responses" | "anthropic";
 };
 /** @import { Client, OperationOptions } from "./client.js" */
@@ -16,7 +19,11 @@ export type ToolCall = {
 /**
  * What a model asks for.
  *
- * @typedef {{ id: string, name: string, arguments: any, dialect: "plain" | "chat" | "responses" | "anthropic" }} ToolCall
+ * @typedef {object} ToolCall
+ * @property {string} id
+ * @property {string} name
+ * @property {any} arguments
+ * @property {"plain" | "chat" | "responses" | "anthropic"} dialect How it was asked, and is answered.
  */
 /**
  * The tools of one run of an agent. Made by `Client.tools`.

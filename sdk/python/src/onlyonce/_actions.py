@@ -38,7 +38,7 @@ class ActionKeys:
 
     def __init__(
         self,
-        folder: Union[None, KeyFolder, str, "os.PathLike[str]"] = None,
+        folder: Union[None, KeyFolder, str, os.PathLike[str]] = None,
         *,
         window: Span = "24h",
         clock: Callable[[], float] = time.time,

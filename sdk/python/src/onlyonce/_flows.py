@@ -85,9 +85,7 @@ def begin(asked: Begin, wait: float, nonce: str, retry: Retry) -> Flow[Decision]
     return decision(response, seconds(asked.lease))
 
 
-def acquire(
-    asked: Begin, wait: float, retry: Retry, now: Monotonic = time.monotonic
-) -> Flow[Union[Claim, Replay]]:
+def acquire(asked: Begin, wait: float, retry: Retry, now: Monotonic = time.monotonic) -> Flow[Union[Claim, Replay]]:
     """Begins, and waits up to `wait` seconds where somebody else executes it.
 
     Raises:

@@ -110,7 +110,7 @@ class KeyFolder:
     syncs of the disk. Everything here blocks for them.
     """
 
-    def __init__(self, path: Union[str, "os.PathLike[str]"]) -> None:
+    def __init__(self, path: Union[str, os.PathLike[str]]) -> None:
         """Opens the folder, and makes it where it is missing.
 
         Raises:

@@ -120,8 +120,9 @@ class _Base:
         if self._claim is None or self._settled:
             return None
         self._settled = True
-        if isinstance(error, errors.NotRecorded) and isinstance(error.__cause__, _UNHEARD):
-            # There is nobody to tell it to, and the lease ends it.
+        is_unheard = isinstance(error, errors.NotRecorded) and isinstance(error.__cause__, _UNHEARD)
+        if is_unheard or self.lost is not None:
+            # There is nobody to tell it to: the lease has ended it, or will.
             return None
         if isinstance(error, self._did_not_run):
             return flows.release(self._claim, self._retry)
@@ -152,7 +153,9 @@ class Operation(_Base):
         self._begin_once()
         self._enter(self._run(flows.acquire(self._asked, self._wait, self._retry)))
         if self._claim is not None:
-            self._beats = threading.Thread(target=self._beat, args=(self._claim,), daemon=True)
+            self._beats = threading.Thread(
+                target=self._beat, args=(self._claim,), name=f"onlyonce {self.key}", daemon=True
+            )
             self._beats.start()
         return self
 

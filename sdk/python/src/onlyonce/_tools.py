@@ -84,7 +84,9 @@ def _arguments(text: Any) -> Any:
 
 
 class _Base:
-    def __init__(self, begin: Callable[..., Any], tools: Mapping[str, Tool], run: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, begin: Callable[..., Any], tools: Mapping[str, Tool], run: str, options: Mapping[str, Any]
+    ) -> None:
         if not run:
             raise ValueError("the run has no id: name it by what survives a restart, like the id of its job")
         self._begin = begin
