@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List
@@ -204,7 +205,7 @@ class Functions(kit.GatewayTest):
         self.client.complete(claim, None)
 
     def test_heartbeats_keep_it_for_longer_than_its_lease(self) -> None:
-        @self.client.once(key=self.key(), lease="1s")
+        @self.client.once(key=self.key(), lease="2s")
         def work() -> str:
             operation = onlyonce.current().id
             first = self.client.get(operation).lease_until
@@ -212,7 +213,7 @@ class Functions(kit.GatewayTest):
 
             def renewed() -> bool:
                 until = self.client.get(operation).lease_until
-                return until is not None and (until - first).total_seconds() > 1.2
+                return until is not None and (until - first).total_seconds() > 2.2
 
             kit.eventually(renewed, "a lease that ends after the first one")
             return self.client.get(operation).state
@@ -257,15 +258,19 @@ class Lines(kit.GatewayTest):
         key = self.key()
         self.way.hold_answers()
 
-        @self.client.once(key=key, lease="1h")
+        @self.client.once(key=key, lease="6s")
         def work() -> str:
             return "done"
 
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(work)
             self.way.wait_for_held()
+            held = time.monotonic()
+            kit.eventually(lambda: time.monotonic() - held > 2, "a third of the lease passes")
             self.way.let_through()
             self.assertEqual(call.result(kit.PATIENCE), "done")
+        # Begin, heartbeat, complete.
+        self.assertEqual(self.way.requests, 3)
 
     def test_a_claim_that_was_lost_is_found_out_and_nothing_is_recorded(self) -> None:
         key = self.key()
@@ -423,12 +428,12 @@ class Asynchronous(kit.GatewayTest):
     async def _blocks(self) -> None:
         client = self.client.to_async()
         key = self.key()
-        async with client.operation(key, lease="1s") as op:
+        async with client.operation(key, lease="2s") as op:
             first = (await client.get(op.id)).lease_until
             while True:
                 until = (await client.get(op.id)).lease_until
                 assert first is not None and until is not None
-                if (until - first).total_seconds() > 1.2:
+                if (until - first).total_seconds() > 2.2:
                     break
                 await asyncio.sleep(0.02)
             await op.complete("done")

@@ -175,9 +175,9 @@ test("it can be told not to wait", async () => {
 });
 
 test("heartbeats keep it for longer than its lease", async () => {
-  await client.operation(key(), { lease: "1s" }, async (operation) => {
+  await client.operation(key(), { lease: "2s" }, async (operation) => {
     const { leaseUntil } = await client.get(operation.id);
-    const renewed = async () => (await client.get(operation.id)).leaseUntil - leaseUntil > 1200;
+    const renewed = async () => (await client.get(operation.id)).leaseUntil - leaseUntil > 2200;
     await eventually(renewed, "a lease that ends after the first one");
     await operation.complete(1);
   });
