@@ -40,7 +40,7 @@ import { Tools } from "./tools.js";
  *
  * @typedef {object} MoreOptions
  * @property {Span} [window] How long the result answers, from its end; 24 h unless said.
- * @property {(error: unknown) => boolean} [didNotRun] Which errors say that nothing ran, beside `DidNotRun`.
+ * @property {(error: Error) => boolean} [didNotRun] Which errors say that nothing ran, beside `DidNotRun`.
  */
 
 /** @typedef {Omit<BeginOptions, "nonce"> & MoreOptions} OperationOptions */

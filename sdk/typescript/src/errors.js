@@ -24,7 +24,8 @@ export class OnlyonceError extends Error {
  * Throw it in your own code to say that nothing ran: the key is then free for another try.
  *
  * Only where you know it. After anything that may have run, let another error through: its outcome is unknown then,
- * and nobody runs it again unasked.
+ * and nobody runs it again unasked. It is about the innermost operation alone: one around that may have done other
+ * things, and is unknown unless it catches this and throws one of its own.
  */
 export class DidNotRun extends Error {
   /** @param {string} [message] @param {ErrorOptions} [options] */

@@ -7,6 +7,9 @@ import * as errors from "./errors.js";
 /** @import { Client, MoreOptions } from "./client.js" */
 /** @import { Claim, Replay } from "./protocol.js" */
 
+/** Errors that have said of an operation that it did not run. @type {WeakSet<Error>} */
+const said = new WeakSet();
+
 /** @type {AsyncLocalStorage<Operation>} */
 const inside = new AsyncLocalStorage();
 
@@ -105,13 +108,22 @@ export class Operation {
     this.#end();
     // Nobody is there to be told more: the lease has ended it, or will.
     if (!claim || this.signal.aborted || isUnheard(error)) return;
-    const didNotRun = error instanceof errors.DidNotRun || (error !== undefined && this.#options.didNotRun?.(error));
+    const didNotRun = this.#saysThatItDidNotRun(error);
     try {
       await (didNotRun ? this.#client.release(claim) : this.#client.fail(claim));
     } catch (unsaid) {
       // The error that ended the work counts for more; the lease ends this one.
       if (!(unsaid instanceof errors.OnlyonceError)) throw unsaid;
     }
+  }
+
+  /** @param {unknown} error */
+  #saysThatItDidNotRun(error) {
+    if (!(error instanceof Error) || said.has(error)) return false;
+    if (!(error instanceof errors.DidNotRun || this.#options.didNotRun?.(error))) return false;
+    // Once it is said of this operation, it says nothing of one around it.
+    said.add(error);
+    return true;
   }
 
   #open() {

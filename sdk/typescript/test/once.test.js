@@ -105,6 +105,26 @@ test("what did not run may run later", async () => {
   }
 });
 
+test("that a part did not run says nothing of the whole", async () => {
+  const k = key();
+  const part = async () => {
+    throw new DidNotRun("no seats left");
+  };
+  const runPart = client.once(part, { key: `${k}-part` });
+  async function whole(catches) {
+    if (!catches) return runPart();
+    return runPart().catch((cause) => {
+      throw new DidNotRun("and nothing before it", { cause });
+    });
+  }
+  const run = client.once(whole, { key: () => k });
+  await assert.rejects(run(true), /nothing before it/);
+  assert.equal((await gw.operations(k))[0].state, "released");
+  await assert.rejects(run(false), /no seats/);
+  assert.equal((await gw.operations(`${k}-part`))[0].state, "released");
+  assert.equal((await gw.operations(k))[0].state, "unknown");
+});
+
 test("who waits for what did not run does not run it", async () => {
   const k = key();
   let ran = 0;

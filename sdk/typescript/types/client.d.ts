@@ -65,7 +65,7 @@ export type MoreOptions = {
     /**
      * Which errors say that nothing ran, beside `DidNotRun`.
      */
-    didNotRun?: (error: unknown) => boolean;
+    didNotRun?: (error: Error) => boolean;
 };
 export type OperationOptions = Omit<BeginOptions, "nonce"> & MoreOptions;
 /** Runs side effects of your own once, by the operations API of a gateway. */

@@ -23,7 +23,8 @@ class DidNotRun(Exception):
     """Raise it in your own code to say that nothing ran: the key is then free for another try.
 
     Only where you know it. After anything that may have run, let another exception through: its outcome is
-    unknown then, and nobody runs it again unasked.
+    unknown then, and nobody runs it again unasked. It is about the innermost operation alone: one around that may have
+    done other things, and is unknown unless it catches this and raises one of its own.
     """
 
 
@@ -52,7 +53,7 @@ class InFlight(OnlyonceError):
         self.operation = operation
 
 
-class NothingRan(OnlyonceError, DidNotRun):
+class NothingRan(OnlyonceError):
     """Whoever executed it, while this call waited, said that nothing ran. Nothing ran here either."""
 
 

@@ -29,6 +29,9 @@ _LOST: Tuple[Type[errors.OnlyonceError], ...] = (errors.ClaimLost, errors.Alread
 
 _UNHEARD: Tuple[Type[errors.OnlyonceError], ...] = (errors.Unavailable, *_LOST)
 
+# Of which operation an exception has said that it did not run.
+_SAID_OF = "_onlyonce_said_of"
+
 _current: contextvars.ContextVar[_Base] = contextvars.ContextVar("onlyonce_operation")
 
 
@@ -124,7 +127,9 @@ class _Base:
         if is_unheard or self.lost is not None:
             # There is nobody to tell it to: the lease has ended it, or will.
             return None
-        if isinstance(error, self._did_not_run):
+        if isinstance(error, self._did_not_run) and not hasattr(error, _SAID_OF):
+            # Once it is said of this operation, it says nothing of one around it.
+            setattr(error, _SAID_OF, self.id)
             return flows.release(self._claim, self._retry)
         if error is None:
             _log.warning("%s was left without complete(): its outcome is unknown now", self.key)
