@@ -16,4 +16,5 @@ mod mcp_python;
 mod openai_node;
 mod openai_python;
 mod readme;
+mod sdk;
 mod stripe_python;
