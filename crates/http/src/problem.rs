@@ -340,9 +340,18 @@ impl Problem {
         }
     }
 
+    /// All of it that a person needs, in one line.
+    fn words(&self) -> String {
+        format!("{}. {} {}", self.page().title, self.detail(), self.next())
+    }
+
     /// The answer: status, headers and the document. The marks are the caller's to write.
     pub fn to_response(&self, context: &ProblemContext<'_>) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::from(self.document(context).to_string()));
+        let mut document = self.document(context);
+        // The official SDKs of OpenAI and Stripe look for what went wrong in here; that of Stripe for Node
+        // takes a document without it for a success.
+        document["error"] = json!({ "type": self.name(), "message": self.words() });
+        let mut response = Response::new(Bytes::from(document.to_string()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(
@@ -430,10 +439,9 @@ impl Problem {
 
     /// The same error alone, as JSON in one line.
     pub fn to_json_rpc(&self, id: Option<&str>, context: &ProblemContext<'_>) -> String {
-        let page = self.page();
         let error = json!({
             "code": self.json_rpc_code(),
-            "message": format!("{}. {} {}", page.title, self.detail(), page.next),
+            "message": self.words(),
             "data": self.document(context),
         });
         // The id goes back as it came.
@@ -577,6 +585,11 @@ mod tests {
                 assert!(text.len() > 10 && !text.contains("  "), "{member}: {text}");
             }
             assert_eq!(document.get("operation"), None);
+            assert_eq!(document["error"]["type"], problem.name());
+            let message = document["error"]["message"].as_str().unwrap();
+            for member in ["title", "detail", "next"] {
+                assert!(message.contains(document[member].as_str().unwrap()));
+            }
         }
     }
 

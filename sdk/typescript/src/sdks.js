@@ -126,11 +126,8 @@ class StripeHttp {
     if (isProblem(header)) {
       const document = await answer.toJSON();
       problem = JSON.stringify(document);
-      // Stripe's client takes whatever has no `error` for a success, a refusal of the gateway's too.
-      const message = `${document.detail} ${document.next}`;
-      const told = { error: { type: "api_error", message }, ...document };
       // It can be read once alone.
-      answer.toJSON = async () => told;
+      answer.toJSON = async () => document;
     }
     await this.#call.answered(answer.getStatusCode(), header, problem);
     return answer;

@@ -334,6 +334,17 @@ impl Said {
             "no {status}: {self:?}"
         );
     }
+
+    /// Panics unless it is an error that says that nobody knows whether it ran.
+    #[track_caller]
+    pub(crate) fn is_unknown(&self) {
+        self.failed_with(502);
+        let told = "Nobody can say whether the operation ran";
+        assert!(
+            matches!(self, Self::Error(said, _) if said.contains(told)),
+            "it is not told: {self:?}"
+        );
+    }
 }
 
 impl Call {

@@ -17,4 +17,5 @@ mod openai_node;
 mod openai_python;
 mod readme;
 mod sdk;
+mod stripe_node;
 mod stripe_python;
