@@ -402,6 +402,38 @@ fn an_answer_that_says_that_nothing_ran_frees_the_key() {
     refused.expect_retry(true);
 }
 
+/// Who called was told "unknown" by then: that it did not run is an operator's word to write.
+#[test]
+fn a_late_answer_that_says_that_nothing_ran_settles_nothing() {
+    let (go, answered) = (Signal::new(), Signal::new());
+    let (wait, tell) = (go.clone(), answered.clone());
+    let upstream = Upstream::scripted(move |x| {
+        let message: Value = serde_json::from_slice(&x.read_body()).expect("JSON");
+        if message["params"]["name"] == "pay" {
+            wait.wait();
+            x.answer(200, &[JSON], error(&message, -32602).as_bytes());
+            return tell.fire();
+        }
+        tell.wait();
+        let said = said(&message, x.number).to_string();
+        x.answer(200, &[JSON], said.as_bytes());
+    });
+    let gateway = mcp(&upstream)
+        .route("first_byte_timeout = \"100ms\"")
+        .start();
+    for (tool, key) in [("pay", "not-run"), ("look", "ran")] {
+        let late = gateway.send(&post("s", &keyed(call(1, tool, json!({})), key, None)));
+        let error = expect_error(&late, 1, "outcome-unknown");
+        assert_eq!(error["data"]["status"], 504);
+    }
+    go.fire();
+    // One that comes after it, and says that it ran, completes its record.
+    gateway.control().wait_for_state("ran", "completed");
+    let again = post("s", &keyed(call(2, "pay", json!({})), "not-run", None));
+    expect_error(&gateway.send(&again), 2, "outcome-unknown");
+    assert_eq!(upstream.hits(), 2);
+}
+
 #[test]
 fn an_error_of_the_tool_itself_is_recorded() {
     let failed = |message: &Value| {
