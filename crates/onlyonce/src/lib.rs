@@ -15,3 +15,7 @@ pub use onlyonce_store::postgres;
 /// [`RedisStore`](redis::RedisStore).
 #[cfg(feature = "redis")]
 pub use onlyonce_store::redis;
+
+/// Operations whose claim, writes and result are one transaction of a PostgreSQL.
+#[cfg(any(feature = "sqlx", feature = "tokio-postgres"))]
+pub use onlyonce_postgres as transactions;
