@@ -31,7 +31,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 pub struct Operation {
     shared: Arc<Shared>,
     address: Address,
-    claim: Record,
+    claim: Box<Record>,
     transaction: Transaction,
     metered: Option<Metered>,
 }
@@ -46,7 +46,7 @@ impl Operation {
         Self {
             shared,
             address,
-            claim,
+            claim: Box::new(claim),
             transaction,
             metered: None,
         }

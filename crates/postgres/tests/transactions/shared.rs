@@ -29,6 +29,7 @@ on_both_drivers! {
     i13_what_cannot_be_read_is_unknown
     once_the_store_moved_nothing_is_begun_and_what_runs_is_waited_for
     i08_each_operation_of_a_transaction_is_in_the_books_once
+    the_business_may_have_a_role_with_fewer_rights
     read_committed_waits_and_replays
     repeatable_read_is_told_to_retry
     serializable_is_told_to_retry
@@ -307,6 +308,35 @@ async fn sums(store: &impl Books) -> i64 {
     let cells = store.sums(query).await.unwrap();
     let operations = cells.iter().map(|cell| cell.sums.get(Count::Operations));
     operations.sum()
+}
+
+async fn the_business_may_have_a_role_with_fewer_rights<C: Client>() {
+    let bank = Bank::open_alone().await;
+    let (once, schema) = (bank.store_schema(), &bank.schema);
+    // As the page says, and those of the business.
+    bank.sql(&format!(
+        "CREATE ROLE app LOGIN;
+        GRANT USAGE ON SCHEMA {once} TO app;
+        GRANT SELECT, INSERT, UPDATE ON {once}.operations TO app;
+        GRANT SELECT, INSERT ON {once}.records, {once}.ledger TO app;
+        GRANT SELECT, INSERT, UPDATE ON {once}.attempts TO app;
+        GRANT SELECT ON {once}.store TO app;
+        GRANT USAGE ON SCHEMA {schema} TO app;
+        GRANT ALL ON {schema}.accounts, {schema}.outbox TO app"
+    ));
+    let url = bank.business_url(bank.server.port());
+    let mut client = C::connect(&url.replace("postgres@", "app@")).await;
+    let released = granted(&bank, "released", INPUT).await;
+    let engine = bank.once.engine();
+    engine
+        .release_work(released.id, &released.token)
+        .await
+        .unwrap();
+    for key in ["new", "released"] {
+        let letter = bank.pay(&mut client, key).await.unwrap();
+        assert_eq!(bank.pay(&mut client, key).await.unwrap(), letter);
+        assert_eq!(bank.told(Some(key)).1, [letter]);
+    }
 }
 
 async fn read_committed_waits_and_replays<C: Client>() {
