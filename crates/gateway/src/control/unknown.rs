@@ -68,6 +68,9 @@ pub(super) fn advice(record: &Record) -> Vec<String> {
     let State::Unknown { reason, .. } = &record.state else {
         return Vec::new();
     };
+    if let UnknownReason::StepUnknown | UnknownReason::Unfinished = reason {
+        return advice_on_steps(*reason, record);
+    }
     let line = &record.request;
     let told = record.metered.as_deref();
     let id = told.map_or("", |told| &told.response_id);
@@ -98,5 +101,23 @@ pub(super) fn advice(record: &Record) -> Vec<String> {
             .to_owned(),
         "Until then a retry with this key is refused and nothing runs, unless its route resends."
             .to_owned(),
+    ]
+}
+
+/// What to do about an operation that is made of steps: nothing, but about its steps.
+fn advice_on_steps(reason: UnknownReason, record: &Record) -> Vec<String> {
+    let first = match reason {
+        UnknownReason::StepUnknown => format!(
+            "Settle the step that is unknown, and not this operation: it is listed with the method STEP, and \
+             its key begins with {}/.",
+            record.id
+        ),
+        _ => "There is nothing to find out: what its steps have done is recorded.".to_owned(),
+    };
+    vec![
+        first,
+        "A retry with its key continues it after that, or a completer does, where its rules say so."
+            .to_owned(),
+        "Do not settle it as released: once it is forgotten, its steps would be done again.".to_owned(),
     ]
 }

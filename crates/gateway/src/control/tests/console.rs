@@ -161,6 +161,24 @@ async fn an_unknown_operation_comes_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn an_operation_that_stopped_at_a_step_comes_with_what_to_do_about_the_step() {
+    let fixture = fixture();
+    for (reason, said) in [
+        (UnknownReason::StepUnknown, "Settle the step"),
+        (UnknownReason::Unfinished, "nothing to find out"),
+    ] {
+        let (execution, _reader) = fixture
+            .claim("acme", &format!("k-{}", reason.number()))
+            .await;
+        execution.lose(reason).await.unwrap();
+        let shown = fixture.get("/v1/unknown").await.expect(200).json();
+        let advice = &shown["unknown"][0]["advice"];
+        assert!(advice[0].as_str().unwrap().contains(said), "{advice}");
+        assert!(advice.to_string().contains("Do not settle it as released"));
+    }
+}
+
+#[tokio::test]
 async fn i16_the_configuration_is_shown_without_its_secrets() {
     let fixture = fixture_with(
         "control_token = \"secret-1-of-the-file\"\n[[server.token]]\nname = \"n\"\ntoken = \
