@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where keys are unique, beside the tenant. Default `transactions`. A gateway or a layer with the same
-    /// one shares the keys: see [the page](https://docs.rs/onlyonce-postgres) on what that costs it.
+    /// one shares the keys, and its claims of a key wait for the transaction that is at it.
     pub namespace: Box<str>,
     /// How long a result answers whoever comes with its key, counted from completion. Default 24 hours.
     pub window: Duration,
