@@ -59,14 +59,12 @@ fn tests() -> BTreeSet<String> {
             .components()
             .any(|part| part.as_os_str() == "conformance");
         let source = text(&file);
-        let listed = source.split_once("\non_every_server! {");
-        let listed = listed.and_then(|(_, rest)| rest.split_once('}'));
-        names.extend(
-            listed
-                .iter()
-                .flat_map(|(list, _)| list.split_whitespace())
-                .map(str::to_owned),
-        );
+        for listing in ["\non_every_server! {", "\non_both_drivers! {"] {
+            let listed = source.split_once(listing);
+            let listed = listed.and_then(|(_, rest)| rest.split_once('}'));
+            let listed = listed.map_or("", |(list, _)| list);
+            names.extend(listed.split_whitespace().map(str::to_owned));
+        }
         let mut is_test = false;
         for line in source.lines().map(str::trim_start) {
             if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {

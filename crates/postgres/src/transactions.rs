@@ -75,6 +75,16 @@ impl Transactions {
             ..Options::default()
         };
         let store = PostgresStore::connect(url, options).await?;
+        Ok(Self::new(store, settings))
+    }
+
+    /// Over a store that was connected to with options of its own, as one that is encrypted. Upkeep is as in
+    /// [`Transactions::open`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new(store: PostgresStore, settings: Settings) -> Self {
         let engine = Engine::new(
             Arc::new(store),
             owner(),
@@ -84,15 +94,19 @@ impl Transactions {
             let engine = engine.clone();
             tokio::spawn(async move { engine.run_upkeep().await }).abort_handle()
         };
-        Ok(Self::new(engine, settings, Some(upkeep)))
+        Self::with(engine, settings, Some(upkeep))
     }
 
     /// Over the store of an engine whose upkeep runs already, as that of a layer's: `once.engine()`.
     pub fn over(engine: Engine<PostgresStore>, settings: Settings) -> Self {
-        Self::new(engine, settings, None)
+        Self::with(engine, settings, None)
     }
 
-    fn new(engine: Engine<PostgresStore>, settings: Settings, upkeep: Option<AbortHandle>) -> Self {
+    fn with(
+        engine: Engine<PostgresStore>,
+        settings: Settings,
+        upkeep: Option<AbortHandle>,
+    ) -> Self {
         let hash_keys = HashKeys::from_secret(engine.store().secret());
         Self {
             shared: Arc::new(Shared {

@@ -19,7 +19,7 @@ fn a_charge_runs_once() {
     let said = run(CLIENT, &job);
     assert_eq!(said[1].marked("replayed"), said[0].marked("executed"));
     assert_eq!(sandbox.executions(), 1);
-    job["amount"] = json!(999);
+    (job["times"], job["amount"]) = (json!(1), json!(999));
     run_once(CLIENT, &job).failed_with(422);
     assert_eq!(sandbox.executions(), 1);
 }

@@ -10,8 +10,9 @@ use onlyonce_core::{
 };
 use onlyonce_engine::{Frame, Granted, Request, Resolution, RoutePolicy, Start, Work};
 use onlyonce_http::{HashKeys, work};
-use onlyonce_postgres::{Begin, Error, PostgresStore, StoreError};
+use onlyonce_postgres::{Begin, Error, Options, PostgresStore, Settings, StoreError, Transactions};
 use onlyonce_store::books::{Grain, Of, SumsQuery};
+use onlyonce_store::postgres::EncryptionKeys;
 use onlyonce_store::{Books, Mark, Store};
 use onlyonce_testkit::eventually;
 use serde_json::json;
@@ -29,6 +30,7 @@ on_both_drivers! {
     i13_what_cannot_be_read_is_unknown
     once_the_store_moved_nothing_is_begun_and_what_runs_is_waited_for
     i08_each_operation_of_a_transaction_is_in_the_books_once
+    i16_keys_and_results_at_rest_are_encrypted
     the_business_may_have_a_role_with_fewer_rights
     read_committed_waits_and_replays
     repeatable_read_is_told_to_retry
@@ -308,6 +310,39 @@ async fn sums(store: &impl Books) -> i64 {
     let cells = store.sums(query).await.unwrap();
     let operations = cells.iter().map(|cell| cell.sums.get(Count::Operations));
     operations.sum()
+}
+
+async fn i16_keys_and_results_at_rest_are_encrypted<C: Client>() {
+    let bank = Bank::open().await;
+    let options = Options {
+        encryption: Some(EncryptionKeys {
+            active: 1,
+            keys: [(1, [7; 32])].into(),
+        }),
+        ..Options::default()
+    };
+    let store = PostgresStore::connect(&bank.url, options).await.unwrap();
+    let once = Transactions::new(store, Settings::default());
+    let mut client = bank.connect::<C>().await;
+    for _ in 0..2 {
+        let result = once.run_on(&mut client, call("a-secret-key"), async |_, _| {
+            Ok::<_, Error>("a-secret-result".to_owned())
+        });
+        assert_eq!(result.await.unwrap(), "a-secret-result");
+    }
+    let dump = block_in_place(|| bank.server.dump(bank.store_schema()));
+    for secret in ["a-secret-key", "a-secret-result"] {
+        // As text, and as the bytes that a dump shows.
+        let bytes: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!dump.contains(secret) && !dump.contains(&bytes), "{secret}");
+    }
+    // Whoever has not got the key cannot read it, and does not take it for absent.
+    let refused = bank
+        .once
+        .begin(&mut begin(&mut client).await, call("a-secret-key"))
+        .await;
+    let is_unknown = matches!(refused, Err(Error::Unknown(UnknownReason::Unreadable)));
+    assert!(is_unknown, "{refused:?}");
 }
 
 async fn the_business_may_have_a_role_with_fewer_rights<C: Client>() {

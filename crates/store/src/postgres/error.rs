@@ -190,7 +190,10 @@ impl From<tokio_postgres::Error> for Failed {
             // What ends the session may come after the commit.
             Some(db) if !ends_the_session(db) => Self::Refused {
                 code: db.code().clone(),
-                why: db.message().to_owned(),
+                why: match *db.code() == SqlState::READ_ONLY_SQL_TRANSACTION {
+                    true => format!("the server takes no writes: {}", db.message()),
+                    false => db.message().to_owned(),
+                },
             },
             Some(db) => Self::Broken(db.message().to_owned()),
             None => Self::Broken(describe(&error)),
