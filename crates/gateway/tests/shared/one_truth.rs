@@ -1,7 +1,7 @@
 //! The retry may land anywhere.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use onlyonce_testkit::{Client, Response, Signal, Upstream, eventually};
 
@@ -233,7 +233,10 @@ fn i12_a_server_that_hangs_sends_nothing_and_service_resumes(server: &mut impl S
     let gateway = setup(&upstream, server).start();
     gateway.send(&post("before")).expect_status(200);
     server.pause();
-    let answer = gateway.send(&post("k"));
+    // The claim and the look for it wait for a connection that hangs, and then for a new one: 5 s each.
+    let mut client = gateway.begin(&post("k"));
+    client.patience(Duration::from_secs(40));
+    let answer = client.response();
     server.resume();
     answer.expect_status(503).expect_retry(true);
     assert_eq!(upstream.hits(), 1);
