@@ -59,8 +59,9 @@ use crate::{
     seal::Sealer,
 };
 
-/// Entries that are booked at once, up to the end of a batch of the log.
-const MOST_BOOKED: usize = 4_000;
+/// Entries that are booked at once, up to the end of a batch of the log. Each time is a sync, which those of the log
+/// wait for; and whoever reads an entry unpacks what was booked with it, up to 4 MiB.
+const MOST_BOOKED: usize = 16_000;
 /// The most entries that may wait: each takes about a quarter of a KiB. Beyond it the store takes no claim.
 const MOST_WAITING: usize = 300_000;
 /// A file that holds more is followed by the next one.

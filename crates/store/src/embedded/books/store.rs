@@ -96,7 +96,7 @@ impl Inner {
         }
     }
 
-    /// Books what waits, at most a few thousand entries. Blocks.
+    /// Books what waits, at most some thousands of entries. Blocks.
     pub fn book(&self) -> Result<Booked, StoreError> {
         self.takes_writes()?;
         let sealed = self.log.sealed_up_to();
