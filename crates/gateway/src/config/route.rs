@@ -85,15 +85,23 @@ pub struct Matcher {
 impl Matcher {
     /// Whether a request to `host` (with or without a port, in any case) for `path` is the route's.
     pub fn matches(&self, host: Option<&str>, path: &str) -> bool {
+        self.below(host, path).is_some()
+    }
+
+    /// What comes behind the prefix in `path`, where a request to `host` for it is the route's.
+    pub(crate) fn below<'a>(&self, host: Option<&str>, path: &'a str) -> Option<&'a str> {
         let host_matches = match &self.host {
             None => true,
             Some(own) => host.is_some_and(|host| host_alone(host).eq_ignore_ascii_case(own)),
         };
-        host_matches
-            && path
-                .strip_prefix(&*self.path_prefix)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        behind(path, &self.path_prefix).filter(|_| host_matches)
     }
+}
+
+/// What comes behind `prefix` in `path`, segment by segment.
+pub(crate) fn behind<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
 /// `host` without its port.

@@ -1,7 +1,7 @@
 //! Routes of the kind `work`: the operations API among the requests, for workers that reach no other port.
 
 use super::error::ConfigError;
-use super::route::Matcher;
+use super::route::{Matcher, behind};
 use super::section::Section;
 use super::server::Server;
 
@@ -31,14 +31,8 @@ impl WorkRoute {
 
     /// Where a request to `host` for `path` goes in the operations API, if this is its route.
     pub fn below<'a>(&self, host: Option<&str>, path: &'a str) -> Option<&'a str> {
-        if !self.matcher.matches(host, path) {
-            return None;
-        }
-        let below = &path[self.matcher.path_prefix.len()..];
-        let is_served = |served: &&str| {
-            let rest = below.strip_prefix(served);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
+        let below = self.matcher.below(host, path)?;
+        let is_served = |served: &&str| behind(below, served).is_some();
         SERVED.iter().any(is_served).then_some(below)
     }
 }
