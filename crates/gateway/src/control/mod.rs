@@ -103,19 +103,32 @@ struct Endpoint<S: Store> {
     handler: MethodRouter<Control<S>>,
 }
 
+impl<S: Store> Endpoint<S> {
+    fn open(path: &'static str, handler: MethodRouter<Control<S>>) -> Self {
+        Self {
+            path,
+            open: true,
+            handler,
+        }
+    }
+
+    fn closed(path: &'static str, handler: MethodRouter<Control<S>>) -> Self {
+        Self {
+            path,
+            open: false,
+            handler,
+        }
+    }
+
+    fn add_to(self, router: Router<Control<S>>) -> Router<Control<S>> {
+        router.route(self.path, self.handler)
+    }
+}
+
 /// All that the control listener serves. openapi.json describes the same list, the console's pages
 /// aside; a test compares them.
 fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
-    let open = |path, handler| Endpoint {
-        path,
-        open: true,
-        handler,
-    };
-    let closed = |path, handler| Endpoint {
-        path,
-        open: false,
-        handler,
-    };
+    let (open, closed) = (Endpoint::open, Endpoint::closed);
     let mut endpoints = for_workers();
     endpoints.extend([
         open("/healthz", get(pages::health)),
@@ -160,17 +173,13 @@ fn endpoints<S: Store>() -> Vec<Endpoint<S>> {
 
 /// The operations API, which routes of the gateway may serve too.
 fn for_workers<S: Store>() -> Vec<Endpoint<S>> {
-    let closed = |path, handler| Endpoint {
-        path,
-        open: false,
-        handler,
+    let settle = |path, handler: MethodRouter<Control<S>>| {
+        Endpoint::closed(path, handler.layer(work::body_limit()))
     };
-    let settle =
-        |path, handler: MethodRouter<Control<S>>| closed(path, handler.layer(work::body_limit()));
     vec![
-        closed("/v1/exec", post(exec::run)),
+        Endpoint::closed("/v1/exec", post(exec::run)),
         settle("/v1/work", post(work::begin)),
-        closed("/v1/work/{id}", get(work::wait)),
+        Endpoint::closed("/v1/work/{id}", get(work::wait)),
         settle("/v1/work/{id}/heartbeat", post(work::heartbeat)),
         settle("/v1/work/{id}/complete", post(work::complete)),
         settle("/v1/work/{id}/release", post(work::release)),
@@ -189,12 +198,9 @@ pub(crate) async fn serve<S: Store>(control: Control<S>, listener: TcpListener) 
 /// The operations API alone, for whoever presents a token in the header. The browser's session counts for
 /// nothing here: a page of an upstream's could make use of it.
 pub(crate) fn work_router<S: Store>(control: Control<S>) -> Router {
-    let route = |router: Router<Control<S>>, endpoint: Endpoint<S>| {
-        router.route(endpoint.path, endpoint.handler)
-    };
     for_workers()
         .into_iter()
-        .fold(Router::new(), route)
+        .fold(Router::new(), |router, endpoint| endpoint.add_to(router))
         .layer(from_fn_with_state(control.clone(), access::need_bearer))
         .fallback(pages::not_found)
         .method_not_allowed_fallback(pages::method_not_allowed)
@@ -205,18 +211,15 @@ fn router<S: Store>(control: Control<S>) -> Router {
     let (open, closed): (Vec<_>, Vec<_>) = endpoints::<S>()
         .into_iter()
         .partition(|endpoint| endpoint.open);
-    let route = |router: Router<Control<S>>, endpoint: Endpoint<S>| {
-        router.route(endpoint.path, endpoint.handler)
-    };
     // A resolution carries a whole body, as base64 within JSON.
     let largest = control.shared.config.limits.response_body / 3 * 4 + (1 << 20);
     let closed = closed
         .into_iter()
-        .fold(Router::new(), route)
+        .fold(Router::new(), |router, endpoint| endpoint.add_to(router))
         .layer(from_fn_with_state(control.clone(), access::need_token))
         .layer(from_fn_with_state(control.clone(), access::need_own_host));
     open.into_iter()
-        .fold(closed, route)
+        .fold(closed, |router, endpoint| endpoint.add_to(router))
         .layer(DefaultBodyLimit::max(
             usize::try_from(largest).unwrap_or(usize::MAX),
         ))
