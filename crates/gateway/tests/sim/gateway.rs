@@ -9,6 +9,7 @@ use onlyonce_gateway::config::{Config, Overrides, Source};
 use onlyonce_gateway::proxy::{Line, OnLines, Opening, Upstreams};
 use onlyonce_gateway::shared::{Phase, Shared};
 use parking_lot::Mutex;
+use tempfile::NamedTempFile;
 use tokio::sync::watch;
 
 use crate::gate::Gate;
@@ -226,18 +227,23 @@ impl Upstreams for Dialing {
 
 /// Read once: all gateways are configured alike.
 fn config() -> Config {
-    static CONFIGURED: OnceLock<Config> = OnceLock::new();
+    static CONFIGURED: OnceLock<(Config, NamedTempFile)> = OnceLock::new();
     let read = || {
+        // No prices: a gateway reads them at its start, and the list that it comes with is long.
+        let prices = NamedTempFile::new().expect("a file");
+        std::fs::write(&prices, "[]").expect("room for it");
+        let no_prices = format!("[prices]\nfile = {:?}\n", prices.path());
         let routes = ROUTES.iter().map(|(name, more)| {
             format!("[[route]]\nname = \"{name}\"\npath_prefix = \"/{name}\"\n{more}{EACH}\n")
         });
-        let text = format!("{CONFIG}{}", routes.collect::<String>());
+        let text = format!("{CONFIG}{no_prices}{}", routes.collect::<String>());
         let source = Source {
             name: "onlyonce.toml",
             text: &text,
             env: &|_| None,
         };
-        Config::read(&source, &Overrides::default()).unwrap_or_else(|error| panic!("{error}"))
+        let config = Config::read(&source, &Overrides::default());
+        (config.unwrap_or_else(|error| panic!("{error}")), prices)
     };
-    CONFIGURED.get_or_init(read).clone()
+    CONFIGURED.get_or_init(read).0.clone()
 }
