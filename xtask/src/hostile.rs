@@ -4,14 +4,13 @@
 //! `/// Case: .... Answer: ....`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use onlyonce_testkit::{Test, tests_of};
 
 use crate::args::Args;
 use crate::command::root;
+use crate::page::Part;
 
 /// The cases are numbered from 1 to this.
 const CASES: u16 = 96;
@@ -19,32 +18,15 @@ const CASES: u16 = 96;
 /// The crate whose tests start the real binary and speak over sockets.
 const REAL_BINARY: &str = "gateway";
 
-const BEGIN: &str = "<!-- hostile cases: written by `cargo xtask hostile` -->\n";
-const END: &str = "<!-- end of the hostile cases -->\n";
+const PART: Part = Part {
+    begin: "<!-- hostile cases: written by `cargo xtask hostile` -->\n",
+    end: "<!-- /hostile cases -->\n",
+};
 
 /// Writes the table.
 pub fn run(args: Args) -> Result<()> {
     args.finish()?;
-    let page = page();
-    let text = fs::read_to_string(&page)?;
-    let written = with_table(&text, &table(&tests_of(&root()))?)?;
-    if written != text {
-        fs::write(&page, written)?;
-        println!("{} is written", page.display());
-    }
-    Ok(())
-}
-
-fn page() -> PathBuf {
-    root().join("docs/reliability.md")
-}
-
-/// The page with this table between the marks.
-fn with_table(page: &str, table: &str) -> Result<String> {
-    let marks = || format!("docs/reliability.md has no place for the table: {BEGIN}{END}");
-    let (before, rest) = page.split_once(BEGIN).with_context(marks)?;
-    let (_, after) = rest.split_once(END).with_context(marks)?;
-    Ok(format!("{before}{BEGIN}{table}{END}{after}"))
+    PART.write(&table(&tests_of(&root()))?)
 }
 
 /// One case.
@@ -120,13 +102,14 @@ fn number(name: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page;
 
     #[test]
     fn the_page_has_the_table_that_the_tests_make() {
-        let text = fs::read_to_string(page()).unwrap();
+        let page = page::read().unwrap();
         let table = table(&tests_of(&root())).unwrap();
         assert!(
-            with_table(&text, &table).unwrap() == text,
+            PART.within(&page, &table).unwrap() == page,
             "run `cargo xtask hostile`"
         );
     }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
 use onlyonce_testkit::{Gateway, Refusing, Request, Response, Setup, Signal, Upstream};
 
 use crate::{expect_executed, expect_replay, gateway, post, program, setup};
@@ -262,6 +264,43 @@ fn hostile_064_a_late_answer_completes_the_record() {
     late.expect_status(200).expect_mark("replayed");
     assert_eq!(late.text(), "late");
     assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_064_i09_a_late_answer_changes_nothing_once_the_key_ran_again() {
+    let (go, over) = (Signal::new(), Signal::new());
+    let (wait, ended) = (go.clone(), over.clone());
+    let upstream = Upstream::scripted(move |x| {
+        if x.number > 1 {
+            return x.answer(200, &[], b"again");
+        }
+        x.read_body();
+        wait.wait();
+        x.answer(200, &[("Connection", "close")], b"late");
+        x.wait_for_close();
+        ended.fire();
+    });
+    let gateway = setup(&upstream)
+        .route("first_byte_timeout = \"200ms\"\nlate_answer = \"60s\"")
+        .start();
+    let request = post("/x", "k", "b");
+    gateway
+        .send(&request)
+        .expect_problem(504, "outcome-unknown");
+    let id = gateway.control().operation("k")["id"].clone();
+    let looked_up = json!({"outcome": "released", "reason": "looked it up"});
+    gateway
+        .control()
+        .resolve(id.as_str().unwrap(), &looked_up)
+        .expect_status(200);
+    let again = gateway.send(&request);
+    expect_executed(&again, 200);
+    assert_eq!(again.text(), "again");
+    go.fire();
+    over.wait();
+    expect_replay(&gateway.send(&request), &again);
+    assert_eq!(gateway.control().operation("k")["state"], "completed");
+    assert_eq!(upstream.hits(), 2);
 }
 
 /// Case: chunks that are cut short. Answer: a broken body, then `outcome-unknown`.
