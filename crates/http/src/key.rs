@@ -493,6 +493,25 @@ mod tests {
         assert!(cases > 200, "{cases} cases");
     }
 
+    /// The item cases of httpwg/structured-field-tests, where they are present: numbers with spaces around
+    /// them. HTTP itself takes those away (RFC 9110 section 5.5), and what is left is bare text to us.
+    #[test]
+    fn published_structured_field_items_are_read_as_bare_text() {
+        let Some(folder) = crate::shared_data("structured-fields") else {
+            return;
+        };
+        let text = std::fs::read_to_string(folder.join("item.json")).unwrap();
+        let list: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        for case in &list {
+            let raw = case["raw"][0].as_str().unwrap();
+            match raw.trim_matches([' ', '\t']) {
+                "" => assert!(key(raw).is_err(), "{}", case["name"]),
+                bare => assert_eq!(key(raw).unwrap().as_str(), bare, "{}", case["name"]),
+            }
+        }
+        assert!(list.len() >= 5, "{} cases", list.len());
+    }
+
     #[test]
     fn calls_of_one_session_are_told_apart_by_their_typed_ids() {
         let keys = HashKeys::from_secret(&[1; 32]);
