@@ -20,6 +20,7 @@ pub fn block(file: u32, entries: &[Entry], postings: Vec<Posting>) -> BytesMut {
     let (since, until) = rows.span();
     let header = BlockHeader {
         block: 1,
+        group: 1,
         entry: 1,
         entries: rows.entries.len() as u32,
         postings: rows.postings.len() as u32,
