@@ -61,7 +61,8 @@ impl Action {
         body
     }
 
-    fn bytes(&self, attempt: usize) -> Vec<u8> {
+    /// The request, as attempt number `attempt` sends it.
+    pub fn bytes(&self, attempt: usize) -> Vec<u8> {
         let body = self.body();
         let mut bytes = format!(
             "POST /{}/{} HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer credential-{}\r\n\
@@ -145,7 +146,7 @@ pub async fn attempt(
         u16::try_from(number).unwrap_or(u16::MAX),
     );
     let Some(end) = gateway.connect(peer) else {
-        world.note(|| format!("attempt {number}: nobody listens"));
+        world.attempt_over(number, action, &Heard::NoConnection);
         return Heard::NoConnection;
     };
     let mut wire = Wire::new(end);
@@ -174,7 +175,9 @@ async fn exchange(
     number: usize,
     manner: &Manner,
 ) -> Heard {
-    let end = manner.leaves_sending.map_or(bytes.len(), |at| at.min(bytes.len()));
+    let end = manner
+        .leaves_sending
+        .map_or(bytes.len(), |at| at.min(bytes.len()));
     for piece in bytes[..end].chunks(end.div_ceil(manner.pieces).max(1)) {
         if wire.write(piece).await.is_err() {
             break;

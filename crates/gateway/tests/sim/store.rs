@@ -55,6 +55,17 @@ enum Fault {
     Late,
 }
 
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unavailable => "writes: refused",
+            Self::Unacknowledged => "writes: done and not acknowledged",
+            Self::Lost => "writes: lost",
+            Self::Late => "writes: done later",
+        }
+    }
+}
+
 impl Way {
     pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, random: Random) -> Self {
         Self {
@@ -120,7 +131,9 @@ impl Way {
     ) -> Result<T, StoreError> {
         let Fortune { there, back, fault } = self.fortune(true);
         if let Some(fault) = fault {
-            self.world.note(|| format!("{}: {what} meets {fault:?}", self.from));
+            self.world.count(fault.name());
+            self.world
+                .note(|| format!("{}: {what} meets {fault:?}", self.from));
         }
         self.goes(there).await;
         let written = match fault {
@@ -190,7 +203,10 @@ impl Store for Way {
         self.write("a record", async move {
             let record = write.record.clone();
             let before = world.store.load(address).await?;
-            let swap = world.store.compare_and_set(address, expected, write).await?;
+            let swap = world
+                .store
+                .compare_and_set(address, expected, write)
+                .await?;
             world.written(&from, before.map(|stored| stored.record), &record, swap);
             Ok(swap)
         })
@@ -268,7 +284,9 @@ impl Store for Way {
         seen: Seen,
         at_most: Duration,
     ) -> Result<Option<Shown>, StoreError> {
-        let following = self.inner().follow(address, recording, owner, seen, at_most);
+        let following = self
+            .inner()
+            .follow(address, recording, owner, seen, at_most);
         self.ask(following).await
     }
 
