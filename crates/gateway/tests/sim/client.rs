@@ -61,7 +61,8 @@ impl Action {
         body
     }
 
-    fn bytes(&self, attempt: usize) -> Vec<u8> {
+    /// The request, as attempt number `attempt` sends it.
+    pub fn bytes(&self, attempt: usize) -> Vec<u8> {
         let body = self.body();
         let mut bytes = format!(
             "POST /{}/{} HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer credential-{}\r\n\
@@ -145,7 +146,7 @@ pub async fn attempt(
         u16::try_from(number).unwrap_or(u16::MAX),
     );
     let Some(end) = gateway.connect(peer) else {
-        world.note(|| format!("attempt {number}: nobody listens"));
+        world.attempt_over(number, action, &Heard::NoConnection);
         return Heard::NoConnection;
     };
     let mut wire = Wire::new(end);

@@ -162,6 +162,7 @@ impl Gateway {
             return;
         };
         self.world.note(|| format!("gateway {} dies", self.number));
+        self.world.count("gateways: killed");
         life.gate.kill();
         life.cuts.lock().iter().for_each(Cut::reset);
     }
@@ -171,6 +172,7 @@ impl Gateway {
         if let Some(life) = &self.lives.lock().now {
             self.world
                 .note(|| format!("gateway {} stands still", self.number));
+            self.world.count("gateways: stood still");
             life.gate.hold();
         }
     }
@@ -194,6 +196,7 @@ impl Gateway {
             return;
         };
         self.world.note(|| format!("gateway {} stops", self.number));
+        self.world.count("gateways: ended");
         stopping.await;
         let life = self.lives.lock().now.take();
         if let Some(life) = life {

@@ -145,6 +145,26 @@ impl World {
                 format!("attempt {number}: {status} {mark:?}, {len} bytes {problem}")
             }
         });
+        self.count(match heard {
+            Heard::NoConnection => "attempts: no connection",
+            Heard::Left => "attempts: left",
+            Heard::Broken(None, _) => "attempts: broken without an answer",
+            Heard::Broken(..) => "attempts: broken in the answer",
+            Heard::Answer(head, body) => match mark(head).as_deref() {
+                Some("executed") => "attempts: executed",
+                Some("joined") => "attempts: joined",
+                Some("replayed") => "attempts: replayed",
+                Some(_) => "attempts: told that it did not run",
+                None => match problem(body).as_str() {
+                    "operation-in-flight" => "attempts: refused, in flight",
+                    "key-reused" => "attempts: refused, another request",
+                    "outcome-unknown" => "attempts: told that nobody knows",
+                    "upstream-unreachable" => "attempts: told that nothing was sent",
+                    "store-unavailable" => "attempts: refused, no store",
+                    _ => "attempts: refused otherwise",
+                },
+            },
+        });
         match heard {
             Heard::Answer(head, body) => match mark(head).as_deref() {
                 None => self.judge_problem(number, action, head, body),

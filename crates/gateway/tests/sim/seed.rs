@@ -7,18 +7,13 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::client::{self, Action, Heard, Manner};
 use crate::gateway::{Gateway, ROUTES};
+use crate::panics;
 use crate::random::Random;
-use crate::world::{Temper, World, part_of};
+use crate::world::{Temper, Told, World, part_of};
 
 /// Once nothing goes wrong any more, how long everything may take to have an outcome (L1): the longest
 /// exchange, an answer that comes late, a lease, and what a store that fails may put off.
 const SETTLED: Duration = Duration::from_secs(25);
-
-/// What came of a seed.
-pub struct Told {
-    pub log: Vec<String>,
-    pub wrong: Vec<String>,
-}
 
 /// Runs `world` in a runtime of its own, in which time passes only where nothing else happens.
 pub fn in_time<T>(world: impl Future<Output = T>) -> T {
@@ -30,16 +25,19 @@ pub fn in_time<T>(world: impl Future<Output = T>) -> T {
         .block_on(world)
 }
 
-/// Runs one seed.
-pub fn run(seed: u64) -> Told {
+/// Runs one seed, with a log where one is wanted.
+pub fn run(seed: u64, logged: bool) -> Told {
     in_time(async {
         let mut random = part_of(seed, 1);
         let temper = Temper::drawn(&mut random);
         let actions = actions(&mut random);
-        let world = World::new(seed, temper, None, actions);
+        let world = World::new(seed, temper, None, actions, logged);
+        let before = panics::so_far();
         whole(&world, &mut random).await;
-        let (log, wrong) = world.told();
-        Told { log, wrong }
+        for panic in panics::since(before) {
+            world.wrong(format!("a panic: {panic}"));
+        }
+        world.told()
     })
 }
 
@@ -74,9 +72,8 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
     }
     sleep_until(world.calm_at()).await;
     for one in calls.into_iter().chain(troubles) {
-        if let Err(error) = one.await {
-            world.wrong(format!("a panic: {error}"));
-        }
+        // A panic is told of in the end.
+        let _ = one.await;
     }
     for gateway in gateways.iter() {
         gateway.release();

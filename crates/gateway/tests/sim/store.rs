@@ -55,6 +55,17 @@ enum Fault {
     Late,
 }
 
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unavailable => "writes: refused",
+            Self::Unacknowledged => "writes: done and not acknowledged",
+            Self::Lost => "writes: lost",
+            Self::Late => "writes: done later",
+        }
+    }
+}
+
 impl Way {
     pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, random: Random) -> Self {
         Self {
@@ -120,6 +131,7 @@ impl Way {
     ) -> Result<T, StoreError> {
         let Fortune { there, back, fault } = self.fortune(true);
         if let Some(fault) = fault {
+            self.world.count(fault.name());
             self.world
                 .note(|| format!("{}: {what} meets {fault:?}", self.from));
         }

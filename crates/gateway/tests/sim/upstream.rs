@@ -11,6 +11,9 @@ use crate::random::Random;
 use crate::wire::Wire;
 use crate::world::{Shown, World};
 
+/// For how long a connection stays open on which nothing more comes.
+const STALLS: Duration = Duration::from_secs(60);
+
 /// What becomes of one exchange with the upstream.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -34,6 +37,8 @@ pub enum How {
     Closed,
     /// Nothing more comes, and it stays open.
     Stalls,
+    /// The gateway's process is killed at this byte.
+    GatewayDies,
 }
 
 /// What is answered.
@@ -91,7 +96,11 @@ pub async fn reach(world: &Arc<World>) -> Reach {
     let mut random = world.random(100_000 + number * 100);
     let temper = &world.temper;
     let (mut room, mut takes) = (64 << 10, usize::MAX);
-    if !world.is_calm() {
+    if let Some(fixed) = &world.fixed {
+        if number == 0 {
+            takes = fixed.takes;
+        }
+    } else if !world.is_calm() {
         if random.chance(temper.refuses) {
             world.note(|| format!("upstream refuses connection {number}"));
             return Reach::Refused;
@@ -137,7 +146,7 @@ async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Resul
         Ok(_) => {}
     }
     if wire.read == start {
-        end(wire, plan.request_ends).await;
+        end(world, wire, plan.request_ends).await;
         return Ok(false);
     }
     let number = world.exchange_begins(plan);
@@ -149,7 +158,7 @@ async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Resul
             format!("exchange {number}: {seen} bytes of a request came, {plan:?}")
         });
         world.exchange_over(number);
-        end(wire, plan.request_ends).await;
+        end(world, wire, plan.request_ends).await;
         return Ok(false);
     }
     sleep(plan.thinks).await;
@@ -158,17 +167,21 @@ async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Resul
     match (whole?, plan.answer_ends) {
         (true, None) => Ok(plan.answer != Kind::Noise),
         (_, how) => {
-            end(wire, how).await;
+            end(world, wire, how).await;
             Ok(false)
         }
     }
 }
 
 /// The connection ends as it is to end; closed, when it is dropped.
-async fn end(wire: &mut Wire, how: Option<(usize, How)>) {
+async fn end(world: &World, wire: &mut Wire, how: Option<(usize, How)>) {
     match how {
         Some((_, How::Reset)) => wire.cut().reset(),
-        Some((_, How::Stalls)) => sleep(Duration::from_secs(60)).await,
+        Some((_, How::Stalls)) => sleep(STALLS).await,
+        Some((_, How::GatewayDies)) => {
+            world.gateway_dies.notify_one();
+            sleep(STALLS).await;
+        }
         Some((_, How::Closed)) | None => {}
     }
 }
@@ -253,6 +266,11 @@ fn head(kind: Kind, number: usize, status: u16) -> Vec<u8> {
          X-Twice: a\r\nX-Twice: b\r\n{framing}\r\n"
     )
     .into_bytes()
+}
+
+/// The bytes of the first exchange's answer.
+pub fn answer_len(kind: Kind) -> usize {
+    head(kind, 0, 200).len() + framed(kind, &body(kind, 0)).len()
 }
 
 /// The body of an answer: no two exchanges have the same.

@@ -47,10 +47,6 @@ impl Wire {
         Ok(())
     }
 
-    pub async fn end_writing(&mut self) -> io::Result<()> {
-        self.end.shutdown().await
-    }
-
     /// Reads more; an error at the end, and where no more is to be read.
     pub async fn fill(&mut self) -> io::Result<()> {
         let mut some = [0; 4096];
@@ -65,11 +61,6 @@ impl Wire {
         self.read += read;
         self.buffer.extend_from_slice(&some[..read]);
         Ok(())
-    }
-
-    /// What was read and not taken.
-    pub fn held(&self) -> &[u8] {
-        &self.buffer
     }
 
     async fn line_end(&mut self, mark: &[u8]) -> io::Result<usize> {

@@ -1,5 +1,6 @@
 //! What a simulated world is made of, and the log of what happens in it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use onlyonce_core::{Key, Record, Scope, StateName, Timestamp};
 use onlyonce_store::clock::Clock;
 use onlyonce_store::{MemoryStore, Store as _, address};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::client::Action;
@@ -41,23 +43,46 @@ pub struct Temper {
     pub troubles: usize,
 }
 
+/// What the first connection to the upstream is to be.
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    /// It takes so many bytes, and breaks at the next one.
+    pub takes: usize,
+    pub exchange: Plan,
+}
+
 /// A key, and what the store held of it.
 pub type Shown = (usize, String, Option<StateName>);
+
+/// How often what happened.
+pub type Counts = BTreeMap<&'static str, u64>;
 
 /// What everything in a simulation shares.
 pub struct World {
     pub seed: u64,
     pub temper: Temper,
     pub store: Arc<MemoryStore>,
-    /// What each exchange with the upstream is to be, where it does not follow from the seed.
-    pub fixed: Option<Plan>,
+    /// What the first exchange with the upstream is to be, where it does not follow from the seed. The others
+    /// are plain then.
+    pub fixed: Option<Fixed>,
     pub actions: Vec<Action>,
+    /// Told where a gateway is to die at a byte of an exchange.
+    pub gateway_dies: Notify,
     began: Instant,
     connections: AtomicU64,
-    log: Mutex<Vec<String>>,
+    /// `None` where nobody wants to read it.
+    log: Option<Mutex<Vec<String>>>,
+    counts: Mutex<Counts>,
     wrong: Mutex<Vec<String>>,
     ledger: Mutex<Vec<Exchange>>,
     attempts: Mutex<Vec<Attempt>>,
+}
+
+/// What came of a world.
+pub struct Told {
+    pub log: Option<Vec<String>>,
+    pub counts: Counts,
+    pub wrong: Vec<String>,
 }
 
 /// One attempt of a caller's.
@@ -79,7 +104,13 @@ impl Clock for Simulated {
 
 impl World {
     /// A world in which nothing has happened. Made within a runtime whose clock stands still.
-    pub fn new(seed: u64, temper: Temper, fixed: Option<Plan>, actions: Vec<Action>) -> Arc<Self> {
+    pub fn new(
+        seed: u64,
+        temper: Temper,
+        fixed: Option<Fixed>,
+        actions: Vec<Action>,
+        logged: bool,
+    ) -> Arc<Self> {
         let began = Instant::now();
         Arc::new(Self {
             seed,
@@ -87,9 +118,11 @@ impl World {
             store: Arc::new(MemoryStore::with_clock(Simulated(began))),
             fixed,
             actions,
+            gateway_dies: Notify::new(),
             began,
             connections: AtomicU64::new(0),
-            log: Mutex::default(),
+            log: logged.then(Mutex::default),
+            counts: Mutex::default(),
             wrong: Mutex::default(),
             ledger: Mutex::default(),
             attempts: Mutex::default(),
@@ -113,8 +146,15 @@ impl World {
 
     /// Writes a line of the log.
     pub fn note(&self, line: impl FnOnce() -> String) {
-        let millis = self.began.elapsed().as_millis();
-        self.log.lock().push(format!("{millis:>6} {}", line()));
+        if let Some(log) = &self.log {
+            let millis = self.began.elapsed().as_millis();
+            log.lock().push(format!("{millis:>6} {}", line()));
+        }
+    }
+
+    /// Counts what happened.
+    pub fn count(&self, what: &'static str) {
+        *self.counts.lock().entry(what).or_default() += 1;
     }
 
     /// Says that a guarantee is broken.
@@ -123,10 +163,15 @@ impl World {
         self.wrong.lock().push(what);
     }
 
-    /// What happened, and what of it was wrong.
-    pub fn told(&self) -> (Vec<String>, Vec<String>) {
-        let take = |lines: &Mutex<Vec<String>>| std::mem::take(&mut *lines.lock());
-        (take(&self.log), take(&self.wrong))
+    /// What there is to tell of it in the end.
+    pub fn told(&self) -> Told {
+        let mut counts = std::mem::take(&mut *self.counts.lock());
+        counts.insert("simulated seconds", self.began.elapsed().as_secs());
+        Told {
+            log: self.log.as_ref().map(|log| log.lock().clone()),
+            counts,
+            wrong: self.wrong.lock().clone(),
+        }
     }
 
     /// What the store holds of a key, if that counts.
@@ -163,7 +208,8 @@ impl World {
     /// What exchange number `turn` is to be.
     pub fn plan(&self, turn: u64) -> Plan {
         match &self.fixed {
-            Some(plan) => plan.clone(),
+            Some(fixed) if turn == 0 => fixed.exchange.clone(),
+            Some(_) => Plan::plain(),
             None => Plan::drawn(self, &mut self.random(10_000_000 + turn)),
         }
     }
@@ -192,7 +238,20 @@ impl World {
     }
 
     pub fn exchange_over(&self, number: usize) {
-        self.exchange(number, |one| one.over = Some(Instant::now()));
+        let what = self.exchange(number, |one| {
+            one.over = Some(Instant::now());
+            match one {
+                Exchange { whole: true, .. } if one.declined() => "exchanges: declined",
+                Exchange { whole: true, .. } => "exchanges: answered",
+                Exchange { answered: true, .. } => "exchanges: broken in the answer's body",
+                Exchange {
+                    request: Some(Request { body: Some(_), .. }),
+                    ..
+                } => "exchanges: broken before the answer's head was whole",
+                _ => "exchanges: broken in the request",
+            }
+        });
+        self.count(what);
     }
 
     /// The upstream knows which request it is.
