@@ -6,6 +6,7 @@
 
 mod exports;
 pub mod figures;
+mod fuzz;
 mod kills;
 mod page;
 mod power_cuts;
@@ -29,7 +30,19 @@ use figures::Figures;
 use runs::{Run, Runs};
 
 /// All of them, in the order of the page.
-const ALL: &[Campaign] = &[kills::CAMPAIGN, power_cuts::CAMPAIGN, exports::CAMPAIGN];
+const ALL: &[Campaign] = &[
+    kills::CAMPAIGN,
+    power_cuts::CAMPAIGN,
+    exports::CAMPAIGN,
+    fuzz::KEY,
+    fuzz::FINGERPRINT,
+    fuzz::RECORDS,
+    fuzz::FILES,
+    fuzz::HTTP1,
+    fuzz::HEADERS,
+    fuzz::EVENTS,
+    fuzz::CONFIG,
+];
 
 /// How many violations are shown.
 const SHOWN: usize = 20;
@@ -222,6 +235,6 @@ fn find(name: &str) -> Result<&'static Campaign> {
 
 fn list() {
     for campaign in ALL {
-        println!("{:<14} {}", campaign.name, campaign.about);
+        println!("{:<17} {}", campaign.name, campaign.about);
     }
 }
