@@ -6,7 +6,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     Epoch, Fence, Fingerprint, Key, Metered, OperationId, OwnerId, RecordingId, Scope, Timestamp,
-    TraceId, numbered::numbered, transition::Standing,
+    TraceId,
+    numbered::numbered,
+    planted::{Bug, planted},
+    transition::Standing,
 };
 
 /// The stored state of an operation.
@@ -105,6 +108,9 @@ impl Record {
         match &self.state {
             State::Completed(completed) => Some(completed.expires_at),
             State::Released { forget_at, .. } => Some(*forget_at),
+            State::InFlight { lease_until, .. } if planted(Bug::RunningExpires) => {
+                Some(*lease_until)
+            }
             State::InFlight { .. } | State::Unknown { .. } => None,
         }
     }
