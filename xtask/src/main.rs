@@ -8,6 +8,7 @@ mod clients;
 mod command;
 mod faults;
 mod prices;
+mod process;
 mod test;
 
 use anyhow::{Result, bail};
