@@ -4,8 +4,12 @@
 //! campaign goes on where it stopped. What it has done is kept in `docs/reliability/NAME.json`, and
 //! `docs/reliability.md` shows it.
 
+mod block_cuts;
+mod crowds;
 mod exports;
+mod failing_calls;
 pub mod figures;
+mod flood;
 mod fuzz;
 mod kills;
 mod page;
@@ -16,6 +20,7 @@ mod power_cuts;
 )]
 mod program;
 mod runs;
+mod soak;
 
 use std::cell::OnceCell;
 use std::path::PathBuf;
@@ -33,6 +38,11 @@ use runs::{Run, Runs};
 const ALL: &[Campaign] = &[
     kills::CAMPAIGN,
     power_cuts::CAMPAIGN,
+    block_cuts::CAMPAIGN,
+    failing_calls::CAMPAIGN,
+    soak::CAMPAIGN,
+    flood::CAMPAIGN,
+    crowds::CAMPAIGN,
     exports::CAMPAIGN,
     fuzz::KEY,
     fuzz::FINGERPRINT,
@@ -45,7 +55,7 @@ const ALL: &[Campaign] = &[
 ];
 
 /// How many violations are shown.
-const SHOWN: usize = 20;
+pub const SHOWN: usize = 20;
 
 /// One way to look for what nobody thought of.
 pub struct Campaign {
