@@ -8,6 +8,7 @@ mod exports;
 pub mod figures;
 mod fuzz;
 mod kills;
+mod mutants;
 mod page;
 mod power_cuts;
 #[cfg_attr(
@@ -42,6 +43,7 @@ const ALL: &[Campaign] = &[
     fuzz::HEADERS,
     fuzz::EVENTS,
     fuzz::CONFIG,
+    mutants::CAMPAIGN,
 ];
 
 /// How many violations are shown.
