@@ -24,7 +24,7 @@ pub mod work;
 pub use fingerprint::{
     BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity, fingerprint_of_parts,
 };
-pub use key::{KeyError, call_key, derived_key, key_for, key_of, parse_key};
+pub use key::{KeyError, call_key, derived_key, key_for, key_for_part, key_of, parse_key};
 pub use marks::{Marks, Status};
 pub use problem::{Problem, ProblemContext};
 pub use secret::HashKeys;

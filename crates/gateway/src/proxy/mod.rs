@@ -50,10 +50,10 @@ use onlyonce_tower::shell::audience::Audiences;
 use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
+use self::lines::Dial;
 pub use self::lines::{ByteStream, Line, OnLines, Opening, Upstreams};
 pub(crate) use self::metering::Meters;
 pub(crate) use self::tls::{UpstreamTls, service_tls};
-use self::lines::Dial;
 use self::worker::Worker;
 use crate::config::Config;
 use crate::failure::Failure;
