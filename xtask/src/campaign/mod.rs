@@ -12,6 +12,7 @@ pub mod figures;
 mod flood;
 mod fuzz;
 mod kills;
+mod mutants;
 mod page;
 mod power_cuts;
 #[cfg_attr(
@@ -52,6 +53,7 @@ const ALL: &[Campaign] = &[
     fuzz::HEADERS,
     fuzz::EVENTS,
     fuzz::CONFIG,
+    mutants::CAMPAIGN,
 ];
 
 /// How many violations are shown.
