@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use onlyonce_testkit::{Signal, Upstream, eventually};
 
 use crate::faults::Faults;
-use crate::{expect_executed, expect_replay, gateway, noise, post, setup};
+use crate::{expect_executed, expect_replay, gateway, memory_of, noise, post, setup};
 
 #[test]
 fn i02_the_claim_is_durable_before_the_first_byte_goes_upstream() {
@@ -196,11 +196,11 @@ fn i15_a_reader_that_stands_still_does_not_hold_a_body_in_memory() {
         }
     });
     let gateway = setup(&upstream).store("cache_bytes = \"4MiB\"").start();
-    let before = resident_bytes(gateway.pid());
+    let before = memory_of(gateway.pid(), "VmRSS:");
     let mut slow = gateway.begin(&post("/x", "k", "b"));
     slow.read_head();
     gateway.control().wait_for_state("k", "completed");
-    let growth = resident_bytes(gateway.pid()).saturating_sub(before);
+    let growth = memory_of(gateway.pid(), "VmRSS:").saturating_sub(before);
     assert!(
         growth < SIZE / 2,
         "{growth} bytes more for a body of {SIZE}"
@@ -210,20 +210,6 @@ fn i15_a_reader_that_stands_still_does_not_hold_a_body_in_memory() {
     assert!(answer.whole(), "{:?}", answer.end);
     assert_eq!(answer.body.len(), SIZE);
     assert_eq!(upstream.hits(), 1);
-}
-
-fn resident_bytes(pid: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
-        * 1024
 }
 
 /// The files below a folder that contain these bytes.

@@ -36,6 +36,8 @@ pub struct Manner {
     pub leaves_after: Option<Duration>,
     /// It leaves after it has read so many bytes.
     pub leaves_reading: Option<usize>,
+    /// It says that it will send no more.
+    pub half_closes: bool,
     /// It sends in so many pieces, with a pause after each.
     pub pieces: usize,
     pub pause: Duration,
@@ -95,6 +97,7 @@ impl Manner {
             manner.pieces = 1 + random.below(4);
             manner.pause = Duration::from_millis(random.next() % 400);
         }
+        manner.half_closes = random.chance(temper.leaves / 4);
         if random.chance(temper.leaves) {
             match random.below(3) {
                 0 => manner.leaves_sending = Some(random.below(400)),
@@ -190,6 +193,9 @@ async fn exchange(
         return Heard::Left;
     }
     world.attempt_sent(number);
+    if manner.half_closes && wire.end_writing().await.is_err() {
+        return Heard::Broken(None, Vec::new());
+    }
     if let Some(most) = manner.leaves_reading {
         wire.reads_at_most = most;
     }

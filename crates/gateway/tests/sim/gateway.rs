@@ -51,8 +51,9 @@ join_timeout = "8s"
 "#;
 
 /// The routes, by the first segment of their paths, with what each has of its own.
-pub const ROUTES: [(&str, &str); 5] = [
+pub const ROUTES: [(&str, &str); 6] = [
     ("join", ""),
+    ("brief", "window = \"3s\""),
     ("reject", "concurrent = \"reject\""),
     ("cancel", "client_gone = \"cancel\""),
     ("durable", "forward = \"after-durable\""),

@@ -48,7 +48,7 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
     let gateways: Arc<[_]> = (0..count).map(|n| Gateway::start(world, n)).collect();
     let mut calls = Vec::new();
     for action in &world.actions {
-        for _ in 0..1 + random.below(4) {
+        for _ in 0..1 + random.below(6) {
             let mut action = action.clone();
             if random.chance(4) {
                 action.version = 1;
@@ -64,6 +64,19 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
         }
     }
     let mut troubles = Vec::new();
+    let (all, death) = (Arc::clone(&gateways), Arc::clone(world));
+    let dying = tokio::spawn(async move {
+        loop {
+            death.gateway_dies.notified().await;
+            for gateway in all.iter() {
+                gateway.kill();
+            }
+            sleep(Duration::from_millis(700)).await;
+            for gateway in all.iter() {
+                gateway.starts();
+            }
+        }
+    });
     for gateway in gateways.iter() {
         if random.chance(temper.troubles) {
             let own = Random::new(random.next());
@@ -75,6 +88,7 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
         // A panic is told of in the end.
         let _ = one.await;
     }
+    dying.abort();
     for gateway in gateways.iter() {
         gateway.release();
         gateway.starts();
@@ -160,7 +174,7 @@ impl Temper {
         };
         let (stalls, slow) = (some(6), some(40));
         Self {
-            store_faults: some(15),
+            store_faults: some(40),
             store_stalls: stalls,
             store_slow: slow,
             claims_first: some(1) == 1,
@@ -171,6 +185,7 @@ impl Temper {
             dawdles: some(40),
             leaves: some(40),
             troubles: some(100),
+            skew: Duration::from_millis(some(1_000) as u64),
             calm_after: Duration::from_millis(6_000 + random.next() % 8_000),
         }
     }

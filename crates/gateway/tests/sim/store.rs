@@ -34,6 +34,8 @@ pub struct Way {
     from: Arc<str>,
     gate: Arc<Gate>,
     random: Mutex<Random>,
+    /// How much later than the store it takes the time to be, less the world's skew.
+    skew: Duration,
 }
 
 /// What becomes of one call.
@@ -67,8 +69,11 @@ impl Fault {
 }
 
 impl Way {
-    pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, random: Random) -> Self {
+    pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, mut random: Random) -> Self {
+        let skew = world.temper.skew.as_millis() as u64;
+        let skew = Duration::from_millis(random.next() % (2 * skew + 1));
         Self {
+            skew,
             world: Arc::clone(world),
             from,
             gate: Arc::clone(gate),
@@ -174,7 +179,8 @@ fn in_doubt() -> StoreError {
 
 impl Store for Way {
     fn now(&self) -> Timestamp {
-        self.inner().now()
+        let now = self.inner().now().after(self.skew).as_millis();
+        Timestamp::from_millis(now - self.world.temper.skew.as_millis() as u64)
     }
 
     fn secret(&self) -> &[u8; 32] {

@@ -47,6 +47,10 @@ impl Wire {
         Ok(())
     }
 
+    pub async fn end_writing(&mut self) -> io::Result<()> {
+        self.end.shutdown().await
+    }
+
     /// Reads more; an error at the end, and where no more is to be read.
     pub async fn fill(&mut self) -> io::Result<()> {
         let mut some = [0; 4096];

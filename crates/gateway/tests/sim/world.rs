@@ -1,6 +1,6 @@
 //! What a simulated world is made of, and the log of what happens in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -41,6 +41,17 @@ pub struct Temper {
     pub leaves: usize,
     /// Gateways die, stand still and end.
     pub troubles: usize,
+    /// By how much gateways may be wrong about the store's clock, either way.
+    pub skew: Duration,
+}
+
+/// The windows of one key.
+#[derive(Default)]
+struct Window {
+    /// How many have ended before a claim of the key.
+    ended: usize,
+    /// When the one that was opened last ends.
+    until: Option<Timestamp>,
 }
 
 /// What the first connection to the upstream is to be.
@@ -76,6 +87,7 @@ pub struct World {
     wrong: Mutex<Vec<String>>,
     ledger: Mutex<Vec<Exchange>>,
     attempts: Mutex<Vec<Attempt>>,
+    windows: Mutex<HashMap<(usize, String), Window>>,
 }
 
 /// What came of a world.
@@ -126,6 +138,7 @@ impl World {
             wrong: Mutex::default(),
             ledger: Mutex::default(),
             attempts: Mutex::default(),
+            windows: Mutex::default(),
         })
     }
 
@@ -201,6 +214,31 @@ impl World {
         held.collect()
     }
 
+    /// How many windows of a key have ended before its latest claim.
+    pub fn window(&self, tenant: usize, key: &str) -> usize {
+        let windows = self.windows.lock();
+        windows
+            .get(&(tenant, key.to_owned()))
+            .map_or(0, |window| window.ended)
+    }
+
+    /// A key was claimed anew: if its window has ended, with every right.
+    pub fn claimed(&self, tenant: usize, key: &str) {
+        let (mut windows, now) = (self.windows.lock(), self.store.now());
+        let window = windows.entry((tenant, key.to_owned())).or_default();
+        if window.until.is_some_and(|until| now >= until) {
+            window.ended += 1;
+            window.until = None;
+        }
+    }
+
+    /// A key was completed, and answers until then.
+    pub fn completed(&self, tenant: usize, key: &str, until: Timestamp) {
+        let mut windows = self.windows.lock();
+        let window = windows.entry((tenant, key.to_owned())).or_default();
+        window.until = Some(until);
+    }
+
     pub fn next_connection(&self) -> u64 {
         self.connections.fetch_add(1, Relaxed)
     }
@@ -229,6 +267,7 @@ impl World {
             body: upstream::body(plan.answer, number),
             answered: false,
             whole: false,
+            window: 0,
         });
         number
     }
@@ -245,7 +284,7 @@ impl World {
                 Exchange { whole: true, .. } => "exchanges: answered",
                 Exchange { answered: true, .. } => "exchanges: broken in the answer's body",
                 Exchange {
-                    request: Some(Request { body: Some(_), .. }),
+                    request: Some(Request { whole: true, .. }),
                     ..
                 } => "exchanges: broken before the answer's head was whole",
                 _ => "exchanges: broken in the request",
@@ -261,7 +300,11 @@ impl World {
             format!("exchange {number}: t{tenant}/{key}, attempt {attempt}")
         });
         self.judge_request(number, &request);
-        self.exchange(number, |one| one.request = Some(request));
+        let window = self.window(request.tenant, &request.key);
+        self.exchange(number, |one| {
+            one.request = Some(request);
+            one.window = window;
+        });
     }
 
     /// A look at every exchange so far.
