@@ -7,13 +7,10 @@
 mod exports;
 pub mod figures;
 mod fuzz;
+mod gateway_seeds;
 mod kills;
 mod page;
 mod power_cuts;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for campaigns whose work is a program of its own")
-)]
 mod program;
 mod runs;
 
@@ -34,6 +31,7 @@ const ALL: &[Campaign] = &[
     kills::CAMPAIGN,
     power_cuts::CAMPAIGN,
     exports::CAMPAIGN,
+    gateway_seeds::CAMPAIGN,
     fuzz::KEY,
     fuzz::FINGERPRINT,
     fuzz::RECORDS,
