@@ -35,6 +35,12 @@ impl Figures {
         self.by_name.get(name).copied().unwrap_or_default()
     }
 
+    /// Of all whose names begin so, together.
+    pub fn of_kind(&self, beginning: &str) -> u64 {
+        let of_kind = |(name, _): &(&String, &u64)| name.starts_with(beginning);
+        self.by_name.iter().filter(of_kind).map(|(_, n)| n).sum()
+    }
+
     /// As it stands in a file.
     pub fn to_json(&self) -> Value {
         let numbers = self.by_name.iter();

@@ -11,14 +11,11 @@ mod failing_calls;
 pub mod figures;
 mod flood;
 mod fuzz;
+mod gateway_seeds;
 mod kills;
 mod mutants;
 mod page;
 mod power_cuts;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for campaigns whose work is a program of its own")
-)]
 mod program;
 mod runs;
 mod soak;
@@ -45,6 +42,7 @@ const ALL: &[Campaign] = &[
     flood::CAMPAIGN,
     crowds::CAMPAIGN,
     exports::CAMPAIGN,
+    gateway_seeds::CAMPAIGN,
     fuzz::KEY,
     fuzz::FINGERPRINT,
     fuzz::RECORDS,
