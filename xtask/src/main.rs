@@ -7,6 +7,8 @@ mod campaign;
 mod clients;
 mod command;
 mod faults;
+mod hostile;
+mod page;
 mod prices;
 mod process;
 mod test;
@@ -28,6 +30,7 @@ cargo xtask COMMAND
                            docs/reliability/NAME.json what was done
   campaign NAME --seed S   from another seed; notes nothing. --short does a small, fixed piece
   campaign --docs          writes the table in docs/reliability.md from these files
+  hostile                  writes the table of the hostile cases in docs/reliability.md from their tests
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
                            against nginx and a published peer; writes bench/RESULTS.md. The parts:
                            throughput, single, streams, joined, million, ledger, console. --quick shows in a minute
@@ -46,6 +49,7 @@ fn run() -> Result<()> {
     match args.command().as_deref() {
         Some("test") => test::run(args),
         Some("campaign") => campaign::run(args),
+        Some("hostile") => hostile::run(args),
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),

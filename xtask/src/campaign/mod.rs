@@ -10,7 +10,9 @@ mod exports;
 mod failing_calls;
 pub mod figures;
 mod flood;
+mod fuzz;
 mod kills;
+mod mutants;
 mod page;
 mod power_cuts;
 #[cfg_attr(
@@ -43,6 +45,15 @@ const ALL: &[Campaign] = &[
     flood::CAMPAIGN,
     crowds::CAMPAIGN,
     exports::CAMPAIGN,
+    fuzz::KEY,
+    fuzz::FINGERPRINT,
+    fuzz::RECORDS,
+    fuzz::FILES,
+    fuzz::HTTP1,
+    fuzz::HEADERS,
+    fuzz::EVENTS,
+    fuzz::CONFIG,
+    mutants::CAMPAIGN,
 ];
 
 /// How many violations are shown.
@@ -236,6 +247,6 @@ fn find(name: &str) -> Result<&'static Campaign> {
 
 fn list() {
     for campaign in ALL {
-        println!("{:<14} {}", campaign.name, campaign.about);
+        println!("{:<17} {}", campaign.name, campaign.about);
     }
 }

@@ -1,40 +1,22 @@
 //! The table in `docs/reliability.md`: what the campaigns have done, from their files.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::Campaign;
 use super::figures::{Figures, grouped};
 use super::runs::{Run, Runs};
-use crate::command::root;
+use crate::page::Part;
 
-const BEGIN: &str = "<!-- campaigns: written by `cargo xtask campaign --docs` -->\n";
-const END: &str = "<!-- /campaigns -->\n";
+const PART: Part = Part {
+    begin: "<!-- campaigns: written by `cargo xtask campaign --docs` -->\n",
+    end: "<!-- /campaigns -->\n",
+};
 
 /// Writes the table into the page.
 pub fn write(campaigns: &[Campaign]) -> Result<()> {
-    let file = file();
-    let page = fs::read_to_string(&file)?;
-    let page = with_table(&page, &table(campaigns)?)?;
-    fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))
-}
-
-fn file() -> PathBuf {
-    root().join("docs/reliability.md")
-}
-
-/// The page with this table between its marks.
-fn with_table(page: &str, table: &str) -> Result<String> {
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .context("the page has no first mark")?;
-    let (_, after) = rest
-        .split_once(END)
-        .context("the page has no second mark")?;
-    Ok(format!("{before}{BEGIN}{table}{END}{after}"))
+    PART.write(&table(campaigns)?)
 }
 
 fn table(campaigns: &[Campaign]) -> Result<String> {
@@ -106,17 +88,16 @@ fn positions(runs: &[Run]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use super::{file, row, table, with_table};
+    use super::{PART, row, table};
     use crate::campaign::figures::Figures;
     use crate::campaign::runs::Run;
     use crate::campaign::{ALL, Campaign, Ended};
+    use crate::page;
 
     #[test]
     fn the_page_says_what_the_files_say() {
-        let page = fs::read_to_string(file()).unwrap();
-        let written = with_table(&page, &table(ALL).unwrap()).unwrap();
+        let page = page::read().unwrap();
+        let written = PART.within(&page, &table(ALL).unwrap()).unwrap();
         assert!(page == written, "run `cargo xtask campaign --docs`");
     }
 
