@@ -7,6 +7,7 @@ mod clients;
 mod command;
 mod exports;
 mod faults;
+mod planted;
 mod powercut;
 mod prices;
 mod test;
@@ -30,6 +31,8 @@ cargo xtask COMMAND
                            counted once, is what the ledger and the upstream say to the last token
   powercut [--images N] [--seed S] [--release | --binary FILE]
                            power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
+  planted [--table]        plants bugs, one at a time, of which the tests have to catch each; --table
+                           prints them as docs/reliability.md shows them
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
                            against nginx and a published peer; writes bench/RESULTS.md. The parts:
                            throughput, single, streams, joined, million, ledger, console. --quick shows in a minute
@@ -50,6 +53,7 @@ fn run() -> Result<()> {
         Some("torture") => torture::run(args),
         Some("exports") => exports::run(args),
         Some("powercut") => powercut::run(args),
+        Some("planted") => planted::run(args),
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),

@@ -1,0 +1,182 @@
+//! The test programs, built with the bugs in them, and what a run of one says.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use onlyonce_core::planted::{Bug, VARIABLE};
+use serde_json::Value;
+
+use super::hunters::{Hunter, Program, SEEDS};
+use crate::command::{cargo, headline, quietly, target_dir};
+
+/// How long one run of a test may take.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Where the programs are, and the folders that they are run in.
+pub struct Programs {
+    by_program: BTreeMap<Program, (PathBuf, PathBuf)>,
+}
+
+/// What a run of some tests came to.
+#[derive(Debug)]
+pub struct Ran {
+    /// The tests that passed.
+    pub passed: u64,
+    /// The tests that failed.
+    pub failed: u64,
+    /// All that it printed.
+    pub output: String,
+}
+
+impl Programs {
+    /// Builds them.
+    pub fn build() -> Result<Self> {
+        headline("building the tests with the planted bugs in them");
+        let mut by_program = BTreeMap::new();
+        // The unit tests come by themselves: asked for together, those of all packages would be built.
+        let (tests, units): (Vec<Program>, Vec<Program>) = Program::ALL
+            .into_iter()
+            .partition(|one| one.target().1.is_some());
+        for programs in [tests, units] {
+            let mut build = cargo();
+            build.args(["test", "--locked", "--no-run"]);
+            build.args(["--message-format", "json-render-diagnostics"]);
+            for program in &programs {
+                let (package, test) = program.target();
+                build.args(["--package", package]);
+                build.args(["--features", &format!("{package}/planted")]);
+                match test {
+                    Some(test) => build.args(["--test", test]),
+                    None => build.arg("--lib"),
+                };
+            }
+            let said = quietly("cargo test --no-run", &mut build)?;
+            for line in said.lines() {
+                let Ok(message) = serde_json::from_str::<Value>(line) else {
+                    continue;
+                };
+                if let Some((program, place)) = built(&message, &programs) {
+                    by_program.insert(program, place);
+                }
+            }
+        }
+        for program in Program::ALL {
+            if !by_program.contains_key(&program) {
+                bail!("cargo did not say where the tests {program:?} are");
+            }
+        }
+        Ok(Self { by_program })
+    }
+
+    /// Runs the tests of `hunters`, which are all of one program, with `bug` or with none.
+    pub fn run(&self, hunters: &[Hunter], bug: Option<Bug>, seeds: u64) -> Result<Ran> {
+        let program = hunters.first().context("no test to run")?.program;
+        let (binary, folder) = self.by_program.get(&program).context("it was not built")?;
+        let mut command = Command::new(binary);
+        command
+            .current_dir(folder)
+            .env_remove(VARIABLE)
+            .env("RUST_BACKTRACE", "0")
+            .env("ONLYONCE_SEEDS", seeds.to_string());
+        if let Some(bug) = bug {
+            command.env(VARIABLE, bug.name());
+        }
+        command.arg("--exact");
+        command.args(hunters.iter().map(|hunter| hunter.test));
+        if hunters.contains(&SEEDS) {
+            command.arg("--nocapture");
+        }
+        let output = output_of(&mut command)?;
+        let (passed, failed) = counts(&output)
+            .with_context(|| format!("{program:?} ended before its tests were over:\n{output}"))?;
+        if passed + failed != hunters.len() as u64 {
+            bail!(
+                "{} tests of {program:?} were asked for, and {} ran",
+                hunters.len(),
+                passed + failed
+            );
+        }
+        Ok(Ran {
+            passed,
+            failed,
+            output,
+        })
+    }
+}
+
+/// The program that a message of cargo says is built.
+fn built(message: &Value, wanted: &[Program]) -> Option<(Program, (PathBuf, PathBuf))> {
+    let executable = message["executable"].as_str()?;
+    let (target, is_test) = (&message["target"], message["profile"]["test"].as_bool()?);
+    let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+    let folder = manifest.parent()?.to_owned();
+    let program = wanted.iter().find(|program| {
+        let (package, test) = program.target();
+        let name = test.map_or_else(|| package.replace('-', "_"), str::to_owned);
+        is_test && target["name"] == name.as_str()
+    })?;
+    Some((*program, (executable.into(), folder)))
+}
+
+/// Runs a program to its end, and gives all that it printed. One that does not end is killed.
+fn output_of(command: &mut Command) -> Result<String> {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let file = target_dir().join(format!("planted-{}-{number}", std::process::id()));
+    let out = File::create(&file)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(out)
+        .spawn()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let start = Instant::now();
+    let ended = loop {
+        if child.try_wait()?.is_some() {
+            break true;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            break false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let output = String::from_utf8_lossy(&fs::read(&file)?).into_owned();
+    fs::remove_file(&file)?;
+    if !ended {
+        bail!("it did not end within {} s:\n{output}", PATIENCE.as_secs());
+    }
+    Ok(output)
+}
+
+/// How many tests passed and failed, by the line that every program of tests ends with.
+fn counts(output: &str) -> Option<(u64, u64)> {
+    let line = output
+        .lines()
+        .find(|line| line.starts_with("test result: "))?;
+    let before = |word: &str| -> Option<u64> {
+        let text = line.split_once(word)?.0.trim_end();
+        text.rsplit(' ').next()?.parse().ok()
+    };
+    Some((before(" passed;")?, before(" failed;")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn a_program_that_did_not_come_to_its_end_has_no_counts() {
+        let ended =
+            "test a ... FAILED\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured";
+        assert_eq!(counts(ended), Some((2, 1)));
+        assert_eq!(counts("error: could not compile"), None);
+    }
+}
