@@ -86,6 +86,14 @@ pub fn quietly(what: &str, command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// What a short command says on its standard output.
+pub fn said_by(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+}
+
 /// Runs a command and hands over every line of its standard output; returns whether it succeeded.
 pub fn each_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
     let program = command.get_program().to_os_string();

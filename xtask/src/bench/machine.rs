@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::peers::nginx_program;
-use crate::command::target_dir;
+use crate::command::{said_by, target_dir};
 
 /// How many cores this machine has.
 pub fn cores() -> usize {
@@ -128,13 +128,6 @@ fn name_and_number(said: &str) -> String {
     let number = words.find(is_number).unwrap_or("of an unknown version");
     let number = number.split('-').next().unwrap_or_default();
     format!("{name} {number}")
-}
-
-fn said_by(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
 #[cfg(test)]

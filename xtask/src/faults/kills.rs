@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::gateway::{Gateway, Setup, Starting};
 use super::load::{Shared, settle};
 use super::random::Random;
+use crate::campaign::figures::Figures;
 
 /// Gateways that are started and killed, one after the other on the same data.
 pub struct Kills {
@@ -17,11 +18,11 @@ pub struct Kills {
     /// Of the gateway that was started last, from 1.
     pub generation: u64,
     /// How many were killed.
-    pub count: u64,
+    count: u64,
     /// Of those, the ones that were still starting.
-    pub early: u64,
+    early: u64,
     /// The longest that one took to be ready.
-    pub longest_start: Duration,
+    longest_start: Duration,
 }
 
 impl Kills {
@@ -35,6 +36,16 @@ impl Kills {
             early: 0,
             longest_start: Duration::ZERO,
         }
+    }
+
+    /// What was counted.
+    pub fn figures(&self) -> Figures {
+        let longest = u64::try_from(self.longest_start.as_millis()).unwrap_or(u64::MAX);
+        Figures::from([
+            ("kills", self.count),
+            ("kills during a start", self.early),
+            ("longest start in ms", longest),
+        ])
     }
 
     /// Starts and kills until `is_over`, which is asked after each kill.

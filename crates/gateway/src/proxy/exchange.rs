@@ -150,6 +150,7 @@ mod tests {
 
     use bytes::Bytes;
 
+    use super::super::lines::Dial;
     use super::*;
     use crate::config::{Config, Overrides, Source};
 
@@ -163,7 +164,7 @@ mod tests {
         };
         let config = Config::read(&source, &Overrides::default()).expect("a configuration");
         let upstream = config.upstreams.into_iter().next().expect("an upstream");
-        Arc::new(Pool::new(upstream, None).expect("a pool"))
+        Arc::new(Pool::new(upstream, Dial::Tcp, None).expect("a pool"))
     }
 
     #[tokio::test]

@@ -3,15 +3,15 @@
 //! ```text
 //! file      [header 44][block]...
 //! header    ["1ONCEBOK"][format u32][file u32][block u64][entry u64][booked u64][crc u32]
-//! block     [magic u32][block u64][entry u64][entries u32][postings u32][booked u64]
-//!           [since u64][until u64][flags u8][len u32][body crc u32][head crc u32]     65 bytes
+//! block     [magic u32][block u64][group u64][entry u64][entries u32][postings u32][booked u64]
+//!           [since u64][until u64][flags u8][len u32][body crc u32][head crc u32]     73 bytes
 //!           [body]                                                                    len bytes
 //! body      [length varint][entry]... [length varint][posting]...     packed, then sealed
 //! posting   [at varint][account: 4 texts][sums: count u8, of each [number u8][sum varint]]
 //! ```
 //!
-//! `block` numbers the blocks of all files without a gap, `entry` the entries. `booked` is the last
-//! batch of the log whose entries are in the books then; `since` and `until` are the first and the last
+//! `block` numbers the blocks of all files without a gap, `entry` the entries. `group` is the first of the blocks
+//! that one sync made durable together with this one. `booked` is the last batch of the log whose entries are in the books then; `since` and `until` are the first and the last
 //! time in a block. What a file holds of the next file's first block, or behind it, does not count: it was
 //! written to the next file again, since the write to this one had failed.
 
@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub const FILE_HEADER: usize = 44;
-pub const BLOCK_HEADER: usize = 65;
+pub const BLOCK_HEADER: usize = 73;
 const FILE_MAGIC: &[u8; 8] = b"1ONCEBOK";
 /// Not in any text.
 const BLOCK_MAGIC: [u8; 4] = [0xff, 0xb0, 0x0c, 0x01];
@@ -105,6 +105,8 @@ pub fn read_front(file: u32, bytes: &[u8]) -> Front {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockHeader {
     pub block: u64,
+    /// The first block that became durable with it: those before that one were so already.
+    pub group: u64,
     /// The number of its first entry.
     pub entry: u64,
     pub entries: u32,
@@ -150,6 +152,7 @@ pub fn put(
     let at = out.len();
     out.put_slice(&BLOCK_MAGIC);
     out.put_u64(header.block);
+    out.put_u64(header.group);
     out.put_u64(header.entry);
     out.put_u32(header.entries);
     out.put_u32(header.postings);
@@ -243,6 +246,7 @@ fn read_block(file: u32, bytes: &Bytes, start: usize) -> Option<Block> {
     let mut rest = &covered[BLOCK_MAGIC.len()..];
     let header = BlockHeader {
         block: rest.get_u64(),
+        group: rest.get_u64(),
         entry: rest.get_u64(),
         entries: rest.get_u32(),
         postings: rest.get_u32(),

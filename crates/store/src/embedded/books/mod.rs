@@ -8,15 +8,15 @@
 //!
 //! A record that completes an operation stands in the log, and its entry follows from it; nothing more
 //! is written for it there. Once the batch is synced, its entries wait in memory. [`Ledger::book`]
-//! writes what waits as one block, syncs it once, and then adds it to the sums in memory. A block says
-//! up to which batch of the log everything is in the books, so that an entry is booked exactly once: at
-//! a start, what the log holds behind that batch waits again. Until then its segments stay.
+//! writes what waits as a few blocks, syncs them once, and then adds them to the sums in memory. A block
+//! says up to which batch of the log everything is in the books, so that an entry is booked exactly once:
+//! at a start, what the log holds behind that batch waits again. Until then its segments stay.
 //!
 //! Sums are what the blocks add up to, and nothing else. The snapshot spares a start from adding all of
 //! them up again; it is written when what came since is as large as it.
 //!
-//! A write that fails may have reached the disk. So the block is written again to a new file, and that
-//! one's header says that it begins with that block: what the former file holds of it does not count.
+//! A write that fails may have reached the disk. So its blocks are written again to a new file, and that
+//! one's header says with which block it begins: what the former file holds from there on does not count.
 
 mod block;
 mod cells;
@@ -59,9 +59,10 @@ use crate::{
     seal::Sealer,
 };
 
-/// Entries that are booked at once, up to the end of a batch of the log. Each time is a sync, which those of the log
-/// wait for; and whoever reads an entry unpacks what was booked with it, up to 4 MiB.
-const MOST_BOOKED: usize = 16_000;
+/// Entries of a block, up to the end of a batch of the log: whoever reads one unpacks its block.
+const BLOCK: usize = 4_000;
+/// Entries that are booked with one sync, which those of the log wait for.
+const MOST_BOOKED: usize = 64_000;
 /// The most entries that may wait: each takes about a quarter of a KiB. Beyond it the store takes no claim.
 const MOST_WAITING: usize = 300_000;
 /// A file that holds more is followed by the next one.
@@ -121,10 +122,52 @@ struct Open {
 }
 
 struct Taken {
-    rows: Rows,
-    /// Up to which batch of the log everything is in the books with it.
-    booked: u64,
+    /// Of each block its rows, and up to which batch of the log everything is in the books with it.
+    blocks: Vec<(Rows, u64)>,
     more: bool,
+}
+
+impl Taken {
+    /// Appends the blocks to `out`, which comes next in `open`.
+    fn put(
+        &self,
+        out: &mut BytesMut,
+        writer: &Writer,
+        open: &Open,
+        sealer: Option<&Sealer>,
+    ) -> Result<Vec<(BlockHeader, Spot)>, StoreError> {
+        let (group, mut entry) = (writer.next_block, writer.next_entry);
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for ((rows, booked), block) in self.blocks.iter().zip(group..) {
+            let (since, until) = rows.span();
+            let header = BlockHeader {
+                block,
+                group,
+                entry,
+                entries: rows.entries.len() as u32,
+                postings: rows.postings.len() as u32,
+                booked: *booked,
+                since,
+                until,
+            };
+            let start = out.len() as u64;
+            block::put(out, open.number, &header, rows, sealer)?;
+            let spot = Spot {
+                file: open.number,
+                offset: open.len + start,
+                len: out.len() as u64 - start,
+            };
+            blocks.push((header, spot));
+            entry += u64::from(header.entries);
+        }
+        Ok(blocks)
+    }
+
+    /// The last time in it, in milliseconds; 0 where there is none.
+    fn until(&self) -> u64 {
+        let untils = self.blocks.iter().map(|(rows, _)| rows.span().1);
+        untils.max().unwrap_or(0)
+    }
 }
 
 impl Ledger {
@@ -180,18 +223,22 @@ impl Ledger {
         let Some(taken) = writer.taken.clone() else {
             return Ok(Booked::default());
         };
-        let (header, spot) = self.write(&mut writer, &taken, sealer)?;
+        let written = self.write(&mut writer, &taken, sealer)?;
         // Until here it was tried again, whatever happened; from here on it never is.
         writer.taken = None;
-        self.shelf.lock().add(&spot, &header, &taken.rows);
-        let booked = Booked {
-            entries: taken.rows.entries.len() as u64,
+        let mut booked = Booked {
             more: taken.more,
-            oldest: taken.rows.entries.span().map(|(since, _)| since),
+            ..Booked::default()
         };
+        for ((rows, _), (header, spot)) in taken.blocks.iter().zip(&written) {
+            self.shelf.lock().add(spot, header, rows);
+            booked.entries += rows.entries.len() as u64;
+            let oldest = rows.entries.span().map(|(since, _)| since);
+            booked.oldest = booked.oldest.into_iter().chain(oldest).min();
+        }
         self.backlog
             .fetch_sub(booked.entries as usize, Ordering::Relaxed);
-        self.settled.fetch_max(header.booked, Ordering::AcqRel);
+        self.settled.fetch_max(writer.booked, Ordering::AcqRel);
         if writer.unsaved > writer.snapshot.max(LEAST_UNSAVED) {
             self.save(&mut writer, sealer);
         }
@@ -202,45 +249,46 @@ impl Ledger {
     /// says so too where that `matters`.
     fn take(&self, matters: bool) -> Option<Taken> {
         let mut waiting = self.waiting.lock();
+        let mut blocks = Vec::new();
         let mut rows = Rows::default();
         let mut booked = waiting.committed;
+        let mut left = MOST_BOOKED;
         while let Some((seq, entries)) = waiting.batches.pop_front() {
+            left = left.saturating_sub(entries.len());
             rows.entries.append(&entries);
-            if rows.entries.len() >= MOST_BOOKED && !waiting.batches.is_empty() {
+            if waiting.batches.is_empty() {
+                break;
+            }
+            if left == 0 {
                 booked = seq;
                 break;
             }
+            if rows.entries.len() >= BLOCK {
+                blocks.push((std::mem::take(&mut rows), seq));
+            }
         }
+        let more = !waiting.batches.is_empty();
         let postings = std::mem::take(&mut waiting.postings).into_iter();
+        drop(waiting);
         rows.postings = postings
             .map(|((_, account), (at, sums))| Posting { at, account, sums })
             .collect();
-        let more = !waiting.batches.is_empty();
-        drop(waiting);
         if rows.is_empty() && !matters {
             self.settled.fetch_max(booked, Ordering::AcqRel);
             return None;
         }
-        Some(Taken { rows, booked, more })
+        blocks.push((rows, booked));
+        Some(Taken { blocks, more })
     }
 
-    /// Writes a block, durable when it returns; where it stands then.
+    /// Writes blocks, durable when it returns; where they stand then.
     fn write(
         &self,
         writer: &mut Writer,
         taken: &Taken,
         sealer: Option<&Sealer>,
-    ) -> Result<(BlockHeader, Spot), StoreError> {
-        let (since, until) = taken.rows.span();
-        let header = BlockHeader {
-            block: writer.next_block,
-            entry: writer.next_entry,
-            entries: taken.rows.entries.len() as u32,
-            postings: taken.rows.postings.len() as u32,
-            booked: taken.booked,
-            since,
-            until,
-        };
+    ) -> Result<Vec<(BlockHeader, Spot)>, StoreError> {
+        let until = taken.until();
         let day = Grain::Day.period(Timestamp::from_millis(until));
         let is_over = |open: &Open| {
             open.len >= LARGE_FILE || (until > 0 && open.day.is_some_and(|held| held < day))
@@ -250,7 +298,7 @@ impl Ledger {
             None => self.begin_file(writer).map_err(unavailable)?,
         };
         let mut bytes = BytesMut::new();
-        block::put(&mut bytes, open.number, &header, &taken.rows, sealer)?;
+        let blocks = taken.put(&mut bytes, writer, &open, sealer)?;
         let written = open.file.write_all_at(&bytes, open.len);
         if let Err(error) = written.and_then(|()| open.file.sync_data()) {
             // Nothing more goes to this file. Where it holds no block, it is made anew.
@@ -259,21 +307,18 @@ impl Ledger {
             }
             return Err(unavailable(error));
         }
-        let spot = Spot {
-            file: open.number,
-            offset: open.len,
-            len: bytes.len() as u64,
-        };
-        open.len += spot.len;
+        open.len += bytes.len() as u64;
         if until > 0 {
             open.day = open.day.max(Some(day));
         }
         writer.file = Some(open);
-        writer.next_block += 1;
-        writer.next_entry += u64::from(header.entries);
-        writer.booked = header.booked;
-        writer.unsaved += spot.len;
-        Ok((header, spot))
+        writer.unsaved += bytes.len() as u64;
+        for (header, _) in &blocks {
+            writer.next_block = header.block + 1;
+            writer.next_entry = header.entry + u64::from(header.entries);
+            writer.booked = header.booked;
+        }
+        Ok(blocks)
     }
 
     /// Makes the next file, durable with its name.

@@ -2,7 +2,8 @@
 //!
 //! The snapshot says what all but the last blocks add up to; those behind it are read. What stands at
 //! the end of the last file and is not whole was torn, and nobody was told of it: its entries are in the
-//! log still. A block that is damaged in the middle is lost, with an error in the log.
+//! log still, and so are those of what was to become durable with it and stands behind it. A block that is
+//! damaged before that is lost, with an error in the log.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -181,21 +182,30 @@ impl Reading {
             Front::Damaged => self.lost += 1,
         }
         let before = match next {
-            Front::Ours(next) => next.block,
-            _ => u64::MAX,
+            Front::Ours(next) => Some(next.block),
+            _ => None,
         };
         let read = self.shelf.groups.back().filter(|group| group.file == file);
-        let mut at = read.map_or(FILE_HEADER as u64, |group| group.offset + group.len) as usize;
-        let mut end = at;
+        let mut end = read.map_or(FILE_HEADER as u64, |group| group.offset + group.len) as usize;
+        let mut at = end;
+        let mut whole = Vec::new();
         while let Some(found) = block::next_block(file, bytes, at) {
             at = found.end;
-            if found.header.block < self.next.next_block || found.header.block >= before {
-                continue;
+            let number = found.header.block;
+            let counts = number >= self.next.next_block && before.is_none_or(|end| number < end);
+            if counts && found.is_whole() {
+                whole.push(found);
             }
-            if !found.is_whole() {
-                continue;
+        }
+        // All before it were synced, so what is missing among them was damaged since.
+        let groups = whole.iter().map(|found| found.header.group);
+        let durable = groups.chain(before).max().unwrap_or(0);
+        for found in whole {
+            let missing = found.header.block - self.next.next_block;
+            if missing > 0 && self.next.next_block >= durable {
+                break;
             }
-            self.lost += found.header.block - self.next.next_block;
+            self.lost += missing;
             self.add(
                 file,
                 &found.header,

@@ -96,7 +96,7 @@ impl Inner {
         }
     }
 
-    /// Books what waits, at most some thousands of entries. Blocks.
+    /// Books what waits, or the first tens of thousands of entries of it. Blocks.
     pub fn book(&self) -> Result<Booked, StoreError> {
         self.takes_writes()?;
         let sealed = self.log.sealed_up_to();

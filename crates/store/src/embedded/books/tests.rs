@@ -214,6 +214,46 @@ fn a_damaged_block_in_the_middle_costs_its_own_entries_alone() {
     }
 }
 
+/// Three blocks were to become durable together, and the power went: any of them may be missing, and
+/// nobody was told of any. Then those behind it do not count, and all is booked once from the log.
+#[test]
+fn what_was_torn_and_what_stands_behind_it_is_booked_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ledger = open(folder.path(), 0);
+    book(&ledger, 0, 10, 1);
+    let many = (3 * super::BLOCK) as u64;
+    let keep = |ledger: &Ledger| {
+        for number in ledger.settled()..10 + many {
+            ledger.keep(number + 1, [entry(number, 1)].iter().collect());
+        }
+    };
+    keep(&ledger);
+    assert_eq!(ledger.book(None, 0).expect("booked").entries, many);
+    let path = file_path(folder.path(), 1);
+    let bytes = Bytes::from(fs::read(&path).expect("a file"));
+    let mut blocks = Vec::new();
+    while let Some(found) = block::next_block(1, &bytes, blocks.last().map_or(0, |&(_, end)| end)) {
+        blocks.push((found.start, found.end));
+    }
+    assert_eq!(blocks.len(), 4);
+    for (torn, &(start, end)) in blocks.iter().enumerate().skip(1) {
+        for lost in [start..end, start..start + 1, end - 1..end] {
+            let mut left = bytes.to_vec();
+            left[lost].iter_mut().for_each(|byte| *byte = !*byte);
+            fs::write(&path, left).expect("written");
+            let again = open(folder.path(), 10 + many);
+            let settled = 10 + (torn as u64 - 1) * super::BLOCK as u64;
+            assert_eq!(again.settled(), settled, "block {torn}");
+            keep(&again);
+            again.book(None, 0).expect("booked");
+            for ledger in [&again, &open(folder.path(), 10 + many)] {
+                assert_eq!(numbers(ledger), (0..10 + many).collect::<Vec<_>>());
+                assert_eq!(operations(ledger), 10 + many as i64);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_was_trimmed_does_not_come_back() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -318,6 +358,7 @@ fn i16_sealed_blocks_show_nothing_and_open_with_their_key_alone() {
     let (since, until) = rows.span();
     let header = BlockHeader {
         block: 5,
+        group: 4,
         entry: 1,
         entries: 2,
         postings: 1,

@@ -39,6 +39,12 @@ impl Program {
             Self::Hostile => ("onlyonce-gateway", Some("hostile")),
         }
     }
+
+    /// What cargo calls it.
+    pub fn name(self) -> String {
+        let (package, test) = self.target();
+        test.map_or_else(|| package.replace('-', "_"), str::to_owned)
+    }
 }
 
 /// One test that has to fail with a bug, and to pass without.

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::disk::{Disk, Rules};
 use super::image::Image;
 use super::mount::Mounted;
-use super::{Plan, SHOWN};
+use crate::campaign::figures::Figures;
+use crate::campaign::{Done, SHOWN};
 use crate::command::target_dir;
 use crate::faults::gateway::{Gateway, Setup, Starting};
 use crate::faults::history::History;
@@ -33,33 +34,6 @@ const ROUND_LIMIT: Duration = Duration::from_secs(4);
 /// With this many keys a round starts again from an empty disk.
 const KEYS_LIMIT: usize = 1_500;
 
-/// What a campaign counts.
-#[derive(Default)]
-pub struct Tally {
-    /// Distinct images that were checked.
-    pub images: u64,
-    /// Images taken of a gateway that was cut while it recovered from an image.
-    pub recovery_cuts: u64,
-    /// Images in which bits were flipped.
-    pub rotten: u64,
-    /// Of these, the ones with which the gateway refused to start.
-    pub refused: u64,
-    /// Keys checked, over all images.
-    pub keys: usize,
-    /// Of these, completed.
-    pub completed: usize,
-    /// Of these, unknown.
-    pub unknown: usize,
-    /// Changes and syncs before the cuts.
-    pub operations: u64,
-    /// Of these, syncs.
-    pub syncs: u64,
-    /// The longest start of a gateway.
-    pub longest_start: Duration,
-    /// What went wrong.
-    pub violations: Vec<String>,
-}
-
 /// What is known at one moment: the disk, the clients' view and the upstream's.
 #[derive(Clone, Default)]
 struct World {
@@ -69,37 +43,59 @@ struct World {
     next_key: u64,
 }
 
-/// A running campaign.
-pub struct Campaign {
+/// Cuts of one seed.
+pub struct Cuts {
     binary: PathBuf,
     seed: u64,
     wanted: u64,
+    /// Distinct images that were checked.
+    images: u64,
     folder: PathBuf,
     upstream: Upstream,
     generation: u64,
     fingerprints: BTreeSet<u64>,
     world: World,
-    /// What was counted.
-    pub tally: Tally,
+    figures: Figures,
+    violations: Vec<String>,
 }
 
-impl Campaign {
-    /// Prepares a campaign; fails where FUSE does not work.
-    pub fn start(plan: &Plan) -> Result<Self> {
-        let folder = target_dir().join(format!("powercut-{}", std::process::id()));
+impl Cuts {
+    /// None yet, of so many; fails where FUSE does not work.
+    pub fn start(binary: &Path, seed: u64, wanted: u64) -> Result<Self> {
+        let folder = target_dir().join(format!("power-cuts-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join("disk"))?;
         Mounted::mount(Disk::new(Rules::Strict), &folder.join("disk"))?.unmount()?;
         Ok(Self {
-            binary: plan.binary.clone(),
-            seed: plan.seed,
-            wanted: plan.images,
+            binary: binary.to_path_buf(),
+            seed,
+            wanted,
+            images: 0,
             folder,
             upstream: Upstream::start()?,
             generation: 0,
             fingerprints: BTreeSet::new(),
             world: World::default(),
-            tally: Tally::default(),
+            figures: Figures::default(),
+            violations: Vec::new(),
+        })
+    }
+
+    /// Whether all images that were wanted were checked, or too much was violated to go on.
+    pub fn is_over(&self) -> bool {
+        self.images >= self.wanted || self.violations.len() > SHOWN
+    }
+
+    /// What was counted and violated; an error if nothing was tested.
+    pub fn conclude(mut self) -> Result<Done> {
+        self.figures.add("images", self.images);
+        if self.figures.of("keys completed") == 0 {
+            bail!("no key was completed: nothing was tested");
+        }
+        Ok(Done {
+            to: self.seed + 1,
+            figures: std::mem::take(&mut self.figures),
+            violations: std::mem::take(&mut self.violations),
         })
     }
 
@@ -135,7 +131,7 @@ impl Campaign {
                 &format!("{label}, image {index}"),
                 &mut random,
             )?;
-            if self.tally.images >= self.wanted {
+            if self.images >= self.wanted {
                 break;
             }
         }
@@ -167,18 +163,18 @@ impl Campaign {
                 if !self.fingerprints.insert(world.image.fingerprint()) {
                     return Ok(());
                 }
-                self.tally.recovery_cuts += 1;
+                self.figures.add("images of a cut during recovery", 1);
             }
             3 => {
                 if let Some(place) = world.image.rot(random) {
                     label = format!("{label}, flipped bits in {place}");
                     rotten = true;
-                    self.tally.rotten += 1;
+                    self.figures.add("images with flipped bits", 1);
                 }
             }
             _ => {}
         }
-        self.tally.images += 1;
+        self.images += 1;
         let after = self.check(&world, &label, rotten)?;
         // The next round goes on from an image that was recovered from.
         if let Some(after) = after
@@ -228,8 +224,10 @@ impl Campaign {
         }
         self.upstream.wait_until_idle()?;
         let disk = mounted.unmount()?;
-        self.tally.operations += disk.operations;
-        self.tally.syncs += disk.syncs;
+        self.figures.add("cuts", 1);
+        self.figures
+            .add("changes before the cuts", disk.operations - disk.syncs);
+        self.figures.add("syncs before the cuts", disk.syncs);
         let world = World {
             image: Image::default(),
             history: self.take_history(&shared, "before the cut"),
@@ -248,12 +246,12 @@ impl Campaign {
         let shared = self.shared(world);
         lock(&shared.history).rotten = rotten;
         lock(&shared.history).failing_disk = false;
-        let violations = self.tally.violations.len();
+        let violations = self.violations.len();
         for _ in 0..2 {
             let gateway = match Gateway::start(&setup) {
                 Ok(gateway) => gateway,
                 Err(_) if rotten => {
-                    self.tally.refused += 1;
+                    self.figures.add("of them refused", 1);
                     return Ok(None);
                 }
                 Err(error) => {
@@ -262,7 +260,8 @@ impl Campaign {
                     return Ok(None);
                 }
             };
-            self.tally.longest_start = self.tally.longest_start.max(gateway.start_up);
+            let start_up = u64::try_from(gateway.start_up.as_millis())?;
+            self.figures.add("longest start in ms", start_up);
             self.generation += 1;
             shared.target.set(Some((gateway.address, self.generation)));
             settle(&shared, CLIENTS as usize);
@@ -274,10 +273,14 @@ impl Campaign {
         lock(&shared.history).check_ledger(&ledger);
         let history = self.take_history(&shared, label);
         let (completed, unknown) = history.outcomes();
-        self.tally.keys += history.keys().len();
-        self.tally.completed += completed;
-        self.tally.unknown += unknown;
-        if self.tally.violations.len() > violations {
+        for (name, number) in [
+            ("keys", history.keys().len()),
+            ("keys completed", completed),
+            ("keys unknown", unknown),
+        ] {
+            self.figures.add(name, number as u64);
+        }
+        if self.violations.len() > violations {
             self.keep(&world.image)?;
             return Ok(None);
         }
@@ -311,7 +314,7 @@ impl Campaign {
         }
     }
 
-    /// Takes the history, and its violations to the tally.
+    /// Takes the history, and its violations to the others.
     fn take_history(&mut self, shared: &Shared, label: &str) -> History {
         let mut history = std::mem::take(&mut *lock(&shared.history));
         for violation in history.violations.drain(..) {
@@ -321,24 +324,19 @@ impl Campaign {
     }
 
     fn violated(&mut self, what: &str) {
-        if self.tally.violations.len() < SHOWN {
-            println!("   VIOLATED {what}");
-        }
-        self.tally.violations.push(what.to_string());
+        self.violations.push(format!("seed {}: {what}", self.seed));
     }
 
     /// Keeps an image for whoever has to find out why.
     fn keep(&self, image: &Image) -> Result<()> {
-        let place = self
-            .folder
-            .with_extension(format!("image-{}", self.tally.images));
+        let place = self.folder.with_extension(format!("image-{}", self.images));
         image.write_to(&place).context("cannot keep the image")?;
         println!("   the image is in {}", place.display());
         Ok(())
     }
 }
 
-impl Drop for Campaign {
+impl Drop for Cuts {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(Path::new(&self.folder));
     }

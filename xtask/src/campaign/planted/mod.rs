@@ -1,4 +1,4 @@
-//! `cargo xtask planted`: bugs are planted, one at a time, and the tests have to catch each.
+//! Bugs are planted, one at a time, and the tests have to catch each.
 //!
 //! A test that cannot fail proves nothing. So each bug of [`Bug::ALL`] names the tests that must fail with it
 //! (`hunters`); they run with the bug, and without any, where they must pass.
@@ -10,82 +10,85 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 use onlyonce_core::planted::Bug;
 
+use super::figures::Figures;
+use super::{Batch, Binary, Campaign, Done, Ended, short};
 use crate::args::Args;
-use crate::command::headline;
 use hunters::{Hunter, Program, SEEDS, hunters};
-use programs::{Programs, Ran};
+use programs::{Programs, Ran, Seeds};
+
+/// The campaign.
+pub const CAMPAIGN: Campaign = Campaign {
+    name: NAME,
+    about: "bugs are planted, one at a time, and the tests have to catch each within their budget",
+    targets: &[(20, "bugs caught")],
+    batch,
+};
+
+const NAME: &str = "planted";
 
 /// How many seeds of the model a bug may take, over each kind of store.
-const SEEDS_A_STORE: u64 = 5_000;
+const SEEDS_A_STORE: u64 = 20_000;
 
 /// How many run at the same time.
 const AT_ONCE: usize = 2;
 
-/// Runs the hunt that the command line asks for.
-pub fn run(mut args: Args) -> Result<()> {
-    let table = args.flag("--table");
+/// `cargo xtask planted`.
+pub fn run(args: Args) -> Result<()> {
     args.finish()?;
-    if table {
-        print!("{}", as_table());
-        return Ok(());
-    }
-    hunt().map(drop)
+    short(NAME, &Binary::new(None, false)).map(drop)
 }
 
-/// Hunts every bug; gives their number, or an error where one was not caught.
-pub fn hunt() -> Result<usize> {
+/// Hunts every bug, in other seeds each time.
+fn batch(batch: &Batch<'_>) -> Result<Ended> {
     let programs = Programs::build()?;
-    headline(&format!(
-        "{} planted bugs, {SEEDS_A_STORE} seeds over each store",
-        Bug::ALL.len()
-    ));
-    let start = Instant::now();
-    control(&programs)?;
+    let seeds = Seeds {
+        from: (batch.from - 1) * SEEDS_A_STORE,
+        number: SEEDS_A_STORE,
+    };
+    control(&programs, seeds)?;
     let cases: Vec<(Bug, Hunter)> = Bug::ALL
         .iter()
         .flat_map(|&bug| hunters(bug).into_iter().map(move |hunter| (bug, hunter)))
         .collect();
     let verdicts = in_parallel(&cases, |&(bug, hunter)| {
-        let ran = programs.run(&[hunter], Some(bug), SEEDS_A_STORE);
-        Verdict::of(hunter, ran)
+        Verdict::of(hunter, programs.run(&[hunter], Some(bug), seeds))
     });
+    let mut violations = Vec::new();
     let mut escaped = BTreeSet::new();
-    for ((bug, _), verdict) in cases.iter().zip(&verdicts) {
-        let (how, text) = match verdict {
-            Verdict::Caught(how) => ("caught", how),
-            Verdict::Escaped(why) => ("ESCAPED", why),
-        };
-        println!("   {:<28} {how} by {text}", bug.name());
-        if how == "ESCAPED" {
-            escaped.insert(bug.name());
+    for ((bug, _), verdict) in cases.iter().zip(verdicts) {
+        let name = bug.name();
+        match verdict {
+            Verdict::Caught(by) => println!("   {name:<28} caught by {by}"),
+            Verdict::Escaped(from) => {
+                escaped.insert(name);
+                violations.push(format!("{name} escapes from {from}"));
+            }
         }
     }
     let caught = Bug::ALL.len() - escaped.len();
-    println!(
-        "   {caught} of {} caught in {} s",
-        Bug::ALL.len(),
-        start.elapsed().as_secs()
-    );
-    if !escaped.is_empty() {
-        bail!("not caught: {escaped:?}");
-    }
-    Ok(caught)
+    Ok(Ended::Done(Done {
+        to: batch.from + 1,
+        figures: Figures::from([
+            ("bugs planted", Bug::ALL.len() as u64),
+            ("bugs caught", caught as u64),
+        ]),
+        violations,
+    }))
 }
 
 /// Without a bug, the same tests complain of nothing.
-fn control(programs: &Programs) -> Result<()> {
+fn control(programs: &Programs, seeds: Seeds) -> Result<()> {
     let mut by_program: BTreeMap<Program, BTreeSet<Hunter>> = BTreeMap::new();
     for hunter in Bug::ALL.iter().flat_map(|&bug| hunters(bug)) {
         by_program.entry(hunter.program).or_default().insert(hunter);
     }
     for (program, hunters) in by_program {
         let hunters: Vec<_> = hunters.into_iter().collect();
-        let ran = programs.run(&hunters, None, SEEDS_A_STORE)?;
+        let ran = programs.run(&hunters, None, seeds)?;
         if ran.failed > 0 {
             bail!("{program:?} complains without a bug:\n{}", ran.output);
         }
@@ -153,7 +156,7 @@ fn in_parallel<C: Sync, T: Send>(cases: &[C], work: impl Fn(&C) -> T + Sync) -> 
 }
 
 /// The bugs, as `docs/reliability.md` shows them.
-fn as_table() -> String {
+pub fn table() -> String {
     let mut table = String::from("| bug | what it does | caught by |\n|---|---|---|\n");
     for &bug in Bug::ALL {
         let hunters = hunters(bug);
@@ -178,18 +181,7 @@ fn as_table() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{as_table, in_parallel, seed_in};
-    use crate::command::root;
-
-    #[test]
-    fn the_page_shows_every_planted_bug() {
-        let page = std::fs::read_to_string(root().join("docs/reliability.md")).unwrap();
-        let table = as_table();
-        assert!(
-            page.contains(&table),
-            "docs/reliability.md should hold this table (`cargo xtask planted --table`):\n{table}"
-        );
-    }
+    use super::{in_parallel, seed_in};
 
     #[test]
     fn the_seed_and_what_it_broke_are_found() {

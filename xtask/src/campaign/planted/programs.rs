@@ -10,17 +10,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use onlyonce_core::planted::{Bug, VARIABLE};
-use serde_json::Value;
 
 use super::hunters::{Hunter, Program, SEEDS};
-use crate::command::{cargo, headline, quietly, target_dir};
+use crate::campaign::program::{Tests, build_tests};
+use crate::command::{headline, target_dir};
+use crate::faults::gateway;
 
 /// How long one run of a test may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Where the programs are, and the folders that they are run in.
 pub struct Programs {
-    by_program: BTreeMap<Program, (PathBuf, PathBuf)>,
+    by_program: BTreeMap<Program, Tests>,
+    /// The gateway with the bugs in it.
+    gateway: PathBuf,
+}
+
+/// The seeds that the model runs over each kind of store.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds {
+    /// The first.
+    pub from: u64,
+    /// How many.
+    pub number: u64,
 }
 
 /// What a run of some tests came to.
@@ -44,25 +56,10 @@ impl Programs {
             .into_iter()
             .partition(|one| one.target().1.is_some());
         for programs in [tests, units] {
-            let mut build = cargo();
-            build.args(["test", "--locked", "--no-run"]);
-            build.args(["--message-format", "json-render-diagnostics"]);
-            for program in &programs {
-                let (package, test) = program.target();
-                build.args(["--package", package]);
-                build.args(["--features", &format!("{package}/planted")]);
-                match test {
-                    Some(test) => build.args(["--test", test]),
-                    None => build.arg("--lib"),
-                };
-            }
-            let said = quietly("cargo test --no-run", &mut build)?;
-            for line in said.lines() {
-                let Ok(message) = serde_json::from_str::<Value>(line) else {
-                    continue;
-                };
-                if let Some((program, place)) = built(&message, &programs) {
-                    by_program.insert(program, place);
+            let wanted: Vec<_> = programs.iter().flat_map(|one| arguments(*one)).collect();
+            for tests in build_tests(&wanted)? {
+                if let Some(program) = programs.iter().find(|one| one.name() == tests.name) {
+                    by_program.insert(*program, tests);
                 }
             }
         }
@@ -71,19 +68,24 @@ impl Programs {
                 bail!("cargo did not say where the tests {program:?} are");
             }
         }
-        Ok(Self { by_program })
+        let gateway = put_aside()?;
+        Ok(Self {
+            by_program,
+            gateway,
+        })
     }
 
     /// Runs the tests of `hunters`, which are all of one program, with `bug` or with none.
-    pub fn run(&self, hunters: &[Hunter], bug: Option<Bug>, seeds: u64) -> Result<Ran> {
+    pub fn run(&self, hunters: &[Hunter], bug: Option<Bug>, seeds: Seeds) -> Result<Ran> {
         let program = hunters.first().context("no test to run")?.program;
-        let (binary, folder) = self.by_program.get(&program).context("it was not built")?;
-        let mut command = Command::new(binary);
+        let tests = self.by_program.get(&program).context("it was not built")?;
+        let mut command = tests.command();
         command
-            .current_dir(folder)
             .env_remove(VARIABLE)
             .env("RUST_BACKTRACE", "0")
-            .env("ONLYONCE_SEEDS", seeds.to_string());
+            .env("ONLYONCE_HOSTILE_PROGRAM", &self.gateway)
+            .env("ONLYONCE_FROM", seeds.from.to_string())
+            .env("ONLYONCE_SEEDS", seeds.number.to_string());
         if let Some(bug) = bug {
             command.env(VARIABLE, bug.name());
         }
@@ -110,18 +112,27 @@ impl Programs {
     }
 }
 
-/// The program that a message of cargo says is built.
-fn built(message: &Value, wanted: &[Program]) -> Option<(Program, (PathBuf, PathBuf))> {
-    let executable = message["executable"].as_str()?;
-    let (target, is_test) = (&message["target"], message["profile"]["test"].as_bool()?);
-    let manifest = PathBuf::from(message["manifest_path"].as_str()?);
-    let folder = manifest.parent()?.to_owned();
-    let program = wanted.iter().find(|program| {
-        let (package, test) = program.target();
-        let name = test.map_or_else(|| package.replace('-', "_"), str::to_owned);
-        is_test && target["name"] == name.as_str()
-    })?;
-    Some((*program, (executable.into(), folder)))
+/// Cargo leaves the binary that it built last where everybody looks for the gateway. That is to be the one
+/// without bugs.
+fn put_aside() -> Result<PathBuf> {
+    let aside = target_dir().join("onlyonce-planted");
+    let _ = fs::remove_file(&aside);
+    fs::hard_link(target_dir().join("debug/onlyonce"), &aside)
+        .with_context(|| format!("cannot link {}", aside.display()))?;
+    gateway::binary(None, false)?;
+    Ok(aside)
+}
+
+/// What `cargo test` is told to build it.
+fn arguments(program: Program) -> Vec<String> {
+    let (package, test) = program.target();
+    let features = format!("{package}/planted");
+    let mut arguments = vec!["--package", package, "--features", &features];
+    match test {
+        Some(test) => arguments.extend(["--test", test]),
+        None => arguments.push("--lib"),
+    }
+    arguments.into_iter().map(str::to_owned).collect()
 }
 
 /// Runs a program to its end, and gives all that it printed. One that does not end is killed.
