@@ -7,6 +7,8 @@ mod campaign;
 mod clients;
 mod command;
 mod faults;
+mod hostile;
+mod page;
 mod prices;
 mod test;
 
@@ -28,6 +30,7 @@ cargo xtask COMMAND
   campaign NAME --seed S   from another seed; notes nothing. --short does a small, fixed piece
   campaign --docs          writes the table in docs/reliability.md from these files
   planted                  plants bugs, one at a time, each of which the tests have to catch
+  hostile                  writes the table of the hostile cases in docs/reliability.md from their tests
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
                            against nginx and a published peer; writes bench/RESULTS.md. The parts:
                            throughput, single, streams, joined, million, ledger, console. --quick shows in a minute
@@ -47,6 +50,7 @@ fn run() -> Result<()> {
         Some("test") => test::run(args),
         Some("campaign") => campaign::run(args),
         Some("planted") => campaign::planted::run(args),
+        Some("hostile") => hostile::run(args),
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),

@@ -15,22 +15,22 @@ pub struct Scope {
     pub namespace: Box<str>,
 }
 
-/// What the namespace of steps ends with.
-const STEPS: &str = "/steps";
-
 impl Scope {
+    /// What the namespace of steps ends with, and no other namespace.
+    pub const STEPS: &'static str = "/steps";
+
     /// Where the steps of operations of this scope are: operations of their own, whose keys are an
     /// operation's id and a step's name.
     pub fn of_steps(&self) -> Self {
         Self {
             tenant: self.tenant.clone(),
-            namespace: format!("{}{STEPS}", self.namespace).into(),
+            namespace: format!("{}{}", self.namespace, Self::STEPS).into(),
         }
     }
 
     /// Whether what is here are steps of other operations.
     pub fn has_steps(&self) -> bool {
-        self.namespace.ends_with(STEPS)
+        self.namespace.ends_with(Self::STEPS)
     }
 }
 

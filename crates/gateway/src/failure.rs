@@ -24,12 +24,12 @@ pub enum Failure {
         /// What to do.
         next: String,
     },
-    /// `onlyonce call` has no good answer. One line of its own, and its own exit code.
+    /// `onlyonce call` has no good answer, or `onlyonce verify` no verdict. One line of its own, and its own exit code.
     #[error("{text}")]
     Call {
         /// What happened, what it means for the caller's money, and what to do.
         text: String,
-        /// The exit code, as `onlyonce call --help` lists them.
+        /// The exit code, as the help of either lists them.
         code: u8,
     },
 }

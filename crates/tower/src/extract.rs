@@ -75,10 +75,14 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Operation {
 }
 
 /// What it says becomes of the operation: see [`StepError::outcome`]. The response itself is shown only to
-/// those who wait for an operation of which no step may have run.
+/// those who wait for an operation of which no step may have run, and does not say what the step failed
+/// with: that is in the log.
 impl IntoResponse for StepError {
     fn into_response(self) -> Response {
-        let response = (StatusCode::SERVICE_UNAVAILABLE, format!("{self}\n"));
+        let response = (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", self.told()),
+        );
         self.outcome().of(response.into_response())
     }
 }

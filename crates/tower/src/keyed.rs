@@ -86,6 +86,9 @@ where
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
     };
+    if route.rules.after_durable {
+        reader.hold_until_durable();
+    }
     let mut follower = None;
     if route.rules.cancels && status == Status::Joined {
         follower = shared.audiences.join(reader.ticket().id, None);

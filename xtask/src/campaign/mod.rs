@@ -7,6 +7,7 @@
 mod core_seeds;
 mod exports;
 pub mod figures;
+mod fuzz;
 mod kills;
 mod page;
 pub mod planted;
@@ -33,6 +34,14 @@ const ALL: &[Campaign] = &[
     exports::CAMPAIGN,
     core_seeds::CAMPAIGN,
     planted::CAMPAIGN,
+    fuzz::KEY,
+    fuzz::FINGERPRINT,
+    fuzz::RECORDS,
+    fuzz::FILES,
+    fuzz::HTTP1,
+    fuzz::HEADERS,
+    fuzz::EVENTS,
+    fuzz::CONFIG,
 ];
 
 /// How many violations are shown.
@@ -226,6 +235,6 @@ fn find(name: &str) -> Result<&'static Campaign> {
 
 fn list() {
     for campaign in ALL {
-        println!("{:<14} {}", campaign.name, campaign.about);
+        println!("{:<17} {}", campaign.name, campaign.about);
     }
 }

@@ -1,59 +1,23 @@
-//! The tables in `docs/reliability.md`: what the campaigns have done, from their files, and the planted bugs.
+//! The table in `docs/reliability.md`: what the campaigns have done, from their files.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::figures::{Figures, grouped};
 use super::runs::{Run, Runs};
 use super::{Campaign, planted};
-use crate::command::root;
+use crate::page::Part;
 
-/// What a table of the page stands between.
-struct Marks {
-    begin: &'static str,
-    end: &'static str,
-}
-
-const CAMPAIGNS: Marks = Marks {
+const PART: Part = Part {
     begin: "<!-- campaigns: written by `cargo xtask campaign --docs` -->\n",
     end: "<!-- /campaigns -->\n",
 };
 
-const PLANTED: Marks = Marks {
-    begin: "<!-- planted bugs: written by `cargo xtask campaign --docs` -->\n",
-    end: "<!-- /planted bugs -->\n",
-};
-
-/// Writes the tables into the page.
+/// Writes the table into the page, and that of the planted bugs.
 pub fn write(campaigns: &[Campaign]) -> Result<()> {
-    let file = file();
-    let page = with_tables(&fs::read_to_string(&file)?, campaigns)?;
-    fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))
-}
-
-fn file() -> PathBuf {
-    root().join("docs/reliability.md")
-}
-
-/// The page with its tables as they should be.
-fn with_tables(page: &str, campaigns: &[Campaign]) -> Result<String> {
-    let page = with_table(page, &CAMPAIGNS, &table(campaigns)?)?;
-    with_table(&page, &PLANTED, &planted::table())
-}
-
-/// The page with this table between its marks.
-fn with_table(page: &str, marks: &Marks, table: &str) -> Result<String> {
-    let Marks { begin, end } = marks;
-    let (before, rest) = page
-        .split_once(begin)
-        .with_context(|| format!("the page has no {begin}"))?;
-    let (_, after) = rest
-        .split_once(end)
-        .with_context(|| format!("the page has no {end}"))?;
-    Ok(format!("{before}{begin}{table}{end}{after}"))
+    PART.write(&table(campaigns)?)?;
+    planted::PART.write(&planted::table())
 }
 
 fn table(campaigns: &[Campaign]) -> Result<String> {
@@ -125,17 +89,16 @@ fn positions(runs: &[Run]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use super::{file, row, with_tables};
+    use super::{PART, row, table};
     use crate::campaign::figures::Figures;
     use crate::campaign::runs::Run;
     use crate::campaign::{ALL, Campaign, Ended};
+    use crate::page;
 
     #[test]
     fn the_page_says_what_the_files_say() {
-        let page = fs::read_to_string(file()).unwrap();
-        let written = with_tables(&page, ALL).unwrap();
+        let page = page::read().unwrap();
+        let written = PART.within(&page, &table(ALL).unwrap()).unwrap();
         assert!(page == written, "run `cargo xtask campaign --docs`");
     }
 

@@ -200,7 +200,8 @@ impl Call {
     }
 }
 
-fn header(line: &str) -> Option<(HeaderName, HeaderValue)> {
+/// A header, as it is typed.
+pub(crate) fn header(line: &str) -> Option<(HeaderName, HeaderValue)> {
     let (name, value) = line.split_once(':')?;
     let value = HeaderValue::from_str(value.trim()).ok()?;
     Some((name.trim().parse().ok()?, value))
@@ -221,7 +222,8 @@ fn read(file: &str) -> Result<Vec<u8>, Failure> {
     })
 }
 
-fn url(text: &str) -> Result<Uri, &'static str> {
+/// A URL of HTTP.
+pub(crate) fn url(text: &str) -> Result<Uri, &'static str> {
     let wrong = "write it like https://api.example.com/v1/charges";
     let url: Uri = text.parse().map_err(|_| wrong)?;
     let is_http = matches!(url.scheme_str(), Some("http" | "https"));
@@ -231,6 +233,7 @@ fn url(text: &str) -> Result<Uri, &'static str> {
     }
 }
 
-fn span(text: &str) -> Result<Duration, &'static str> {
+/// A span of time.
+pub(crate) fn span(text: &str) -> Result<Duration, &'static str> {
     parse_duration(text).ok_or("write a span like 30s, 10m or 24h")
 }

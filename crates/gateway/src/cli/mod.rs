@@ -17,7 +17,7 @@ use crate::config::{Config, Overrides, parse_address};
 use crate::failure::Failure;
 use crate::ledger_command::Ledger;
 use crate::store_command::StoreCommand;
-use crate::{call, demo, doctor, exec, keys, ledger_command, start, store_command};
+use crate::{call, demo, doctor, exec, keys, ledger_command, start, store_command, verify};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -56,6 +56,8 @@ enum Command {
     Exec(exec::Exec),
     /// Send one request that runs once, however often it is tried
     Call(call::Call),
+    /// Drive a running gateway with faults of its own, and judge it by its upstream's ledger
+    Verify(Box<verify::Verify>),
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +74,7 @@ struct Serve {
 
 /// Runs the command line `words`, the program's name first, and gives its exit code: 0 when all
 /// went well, 2 for a mistake in the words or the configuration, 1 for everything else; those of `call`
-/// are its own.
+/// and `verify` are their own.
 pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
     let result = match Cli::try_parse_from(words) {
         Ok(cli) => dispatch(cli.command),
@@ -91,6 +93,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         // Its exit code is that of the command that it runs.
         Command::Exec(words) => return Ok(exec::run(&words)),
+        // 2 where it could not judge.
+        Command::Verify(words) => return verify::run(*words),
         Command::Serve(words) => start::serve(words.config()?),
         Command::Check { file } => check(&file),
         Command::Doctor(served) => doctor::run(served),
@@ -219,7 +223,7 @@ mod tests {
             commands(),
             [
                 "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store", "exec",
-                "call"
+                "call", "verify"
             ]
         );
     }

@@ -11,6 +11,7 @@ use http::Response;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use onlyonce_http::problem::{Problem, ProblemContext};
+use onlyonce_http::scan::{Fault, Scan};
 use onlyonce_store::Store;
 use onlyonce_tower::shell::timer::Timer;
 use tokio::io::AsyncReadExt;
@@ -19,7 +20,6 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::gate::Gate;
-use super::scan::{Fault, Scan};
 use super::service::{Caller, Service};
 use super::transport::Stream;
 use super::watch::{Deadlines, Due, Watch};

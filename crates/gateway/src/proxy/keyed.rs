@@ -25,7 +25,7 @@ use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
 use super::spool::{self, BodyLimits, Collected, NoBody, problem_of_no_body};
 use super::worker::Worker;
-use crate::config::{ClientGone, Route};
+use crate::config::{ClientGone, Forward, Route};
 use crate::metrics::Answer;
 use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin, Traces};
 
@@ -145,6 +145,9 @@ async fn answer_in<S: Store>(
     note(span, got, Some(reader.ticket()));
     if followed == Status::Joined {
         shared.metrics.joined(&path.route);
+    }
+    if path.route.policy.forward == Forward::AfterDurable {
+        reader.hold_until_durable();
     }
     let mut follower = None;
     if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {

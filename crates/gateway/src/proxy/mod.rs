@@ -31,7 +31,6 @@ mod path;
 mod pool;
 mod recording;
 mod reply;
-mod scan;
 mod service;
 mod spool;
 mod tls;

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::task::Waker;
 use std::time::Duration;
 
+use onlyonce_http::scan::Place;
 use onlyonce_tower::shell::audience::Presence;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use super::scan::Place;
 
 /// The deadlines of a connection.
 #[derive(Clone, Copy, Debug)]

@@ -36,6 +36,8 @@ pub struct Manner {
     pub leaves_after: Option<Duration>,
     /// It leaves after it has read so many bytes.
     pub leaves_reading: Option<usize>,
+    /// It says that it will send no more.
+    pub half_closes: bool,
     /// It sends in so many pieces, with a pause after each.
     pub pieces: usize,
     pub pause: Duration,
@@ -61,7 +63,8 @@ impl Action {
         body
     }
 
-    fn bytes(&self, attempt: usize) -> Vec<u8> {
+    /// The request, as attempt number `attempt` sends it.
+    pub fn bytes(&self, attempt: usize) -> Vec<u8> {
         let body = self.body();
         let mut bytes = format!(
             "POST /{}/{} HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer credential-{}\r\n\
@@ -94,6 +97,7 @@ impl Manner {
             manner.pieces = 1 + random.below(4);
             manner.pause = Duration::from_millis(random.next() % 400);
         }
+        manner.half_closes = random.chance(temper.leaves / 4);
         if random.chance(temper.leaves) {
             match random.below(3) {
                 0 => manner.leaves_sending = Some(random.below(400)),
@@ -145,7 +149,7 @@ pub async fn attempt(
         u16::try_from(number).unwrap_or(u16::MAX),
     );
     let Some(end) = gateway.connect(peer) else {
-        world.note(|| format!("attempt {number}: nobody listens"));
+        world.attempt_over(number, action, &Heard::NoConnection);
         return Heard::NoConnection;
     };
     let mut wire = Wire::new(end);
@@ -189,6 +193,9 @@ async fn exchange(
         return Heard::Left;
     }
     world.attempt_sent(number);
+    if manner.half_closes && wire.end_writing().await.is_err() {
+        return Heard::Broken(None, Vec::new());
+    }
     if let Some(most) = manner.leaves_reading {
         wire.reads_at_most = most;
     }

@@ -52,14 +52,6 @@ impl Gate {
         self.to(Mode::Dead);
     }
 
-    pub fn is_open(&self) -> bool {
-        self.0.lock().mode == Mode::Open
-    }
-
-    pub fn is_dead(&self) -> bool {
-        self.0.lock().mode == Mode::Dead
-    }
-
     /// `work`, which stands still while the gateway does, and is dropped by nobody.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);

@@ -51,8 +51,9 @@ join_timeout = "8s"
 "#;
 
 /// The routes, by the first segment of their paths, with what each has of its own.
-pub const ROUTES: [(&str, &str); 5] = [
+pub const ROUTES: [(&str, &str); 6] = [
     ("join", ""),
+    ("brief", "window = \"3s\""),
     ("reject", "concurrent = \"reject\""),
     ("cancel", "client_gone = \"cancel\""),
     ("durable", "forward = \"after-durable\""),
@@ -162,6 +163,7 @@ impl Gateway {
             return;
         };
         self.world.note(|| format!("gateway {} dies", self.number));
+        self.world.count("gateways: killed");
         life.gate.kill();
         life.cuts.lock().iter().for_each(Cut::reset);
     }
@@ -171,6 +173,7 @@ impl Gateway {
         if let Some(life) = &self.lives.lock().now {
             self.world
                 .note(|| format!("gateway {} stands still", self.number));
+            self.world.count("gateways: stood still");
             life.gate.hold();
         }
     }
@@ -194,6 +197,7 @@ impl Gateway {
             return;
         };
         self.world.note(|| format!("gateway {} stops", self.number));
+        self.world.count("gateways: ended");
         stopping.await;
         let life = self.lives.lock().now.take();
         if let Some(life) = life {

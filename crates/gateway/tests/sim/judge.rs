@@ -34,9 +34,10 @@ impl World {
     pub fn judge_request(&self, number: usize, request: &Request) {
         let Request { tenant, key, .. } = request;
         let (ran, held) = self.ledger(|ledger| {
-            let ran = ledger[..number]
-                .iter()
-                .position(|before| before.is_for(*tenant, key) && !before.declined());
+            let window = self.window(*tenant, key);
+            let ran = ledger[..number].iter().position(|before| {
+                before.is_for(*tenant, key) && !before.declined() && before.window == window
+            });
             let held = ledger[number]
                 .held
                 .iter()
@@ -88,6 +89,7 @@ impl World {
         match &record.state {
             State::Released { .. } => self.judge_release(from, tenant, key.as_str()),
             State::Completed(completed) => {
+                self.completed(tenant, key.as_str(), completed.expires_at);
                 let exchange = completed
                     .head
                     .headers
@@ -96,15 +98,17 @@ impl World {
                     .and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
                 self.judge_completion(from, exchange, completed.body_len);
             }
+            State::InFlight { .. } if record.is_new_claim() => self.claimed(tenant, key.as_str()),
             State::InFlight { .. } | State::Unknown { .. } => {}
         }
     }
 
     fn judge_release(&self, from: &str, tenant: usize, key: &str) {
+        let window = self.window(tenant, key);
         let ran = self.ledger(|ledger| {
             ledger
                 .iter()
-                .position(|one| one.is_for(tenant, key) && !one.declined())
+                .position(|one| one.is_for(tenant, key) && !one.declined() && one.window == window)
         });
         if let Some(ran) = ran {
             self.wrong(format!(
@@ -145,6 +149,26 @@ impl World {
                 format!("attempt {number}: {status} {mark:?}, {len} bytes {problem}")
             }
         });
+        self.count(match heard {
+            Heard::NoConnection => "attempts: no connection",
+            Heard::Left => "attempts: left",
+            Heard::Broken(None, _) => "attempts: broken without an answer",
+            Heard::Broken(..) => "attempts: broken in the answer",
+            Heard::Answer(head, body) => match mark(head).as_deref() {
+                Some("executed") => "attempts: executed",
+                Some("joined") => "attempts: joined",
+                Some("replayed") => "attempts: replayed",
+                Some(_) => "attempts: told that it did not run",
+                None => match problem(body).as_str() {
+                    "operation-in-flight" => "attempts: refused, in flight",
+                    "key-reused" => "attempts: refused, another request",
+                    "outcome-unknown" => "attempts: told that nobody knows",
+                    "upstream-unreachable" => "attempts: told that nothing was sent",
+                    "store-unavailable" => "attempts: refused, no store",
+                    _ => "attempts: refused otherwise",
+                },
+            },
+        });
         match heard {
             Heard::Answer(head, body) => match mark(head).as_deref() {
                 None => self.judge_problem(number, action, head, body),
@@ -164,11 +188,27 @@ impl World {
         }
     }
 
+    /// The body that an attempt was to have.
+    fn asked(&self, attempt: usize) -> Option<Vec<u8>> {
+        self.attempts(|attempts| attempts.get(attempt).map(|one| one.action.body()))
+    }
+
+    /// The body of a request has come to the upstream whole (I17).
+    pub fn judge_body(&self, number: usize, attempt: usize, body: &[u8]) {
+        if self.asked(attempt).as_deref() != Some(body) {
+            self.wrong(format!(
+                "I17: exchange {number} has another body than attempt {attempt}"
+            ));
+        }
+    }
+
     /// Who has heard the end hears it from the record (I3).
     fn judge_end(&self, number: usize, action: &Action) {
         let record = self.record(action.tenant, &action.key);
         let state = record.map(|record| record.state.name());
-        if state != Some(StateName::Completed) {
+        // Who reads slowly may come to the end after the window.
+        let over = state.is_none() && ROUTES[action.route].0 == "brief";
+        if state != Some(StateName::Completed) && !over {
             let (tenant, key) = (action.tenant, &action.key);
             self.wrong(format!(
                 "I3: attempt {number} has heard the end of t{tenant}/{key}, which is {state:?}"
@@ -190,8 +230,8 @@ impl World {
             if !one.is_for(action.tenant, &action.key) {
                 faults.push("I7: it was for another key");
             }
-            let asked = one.request.as_ref().and_then(|one| one.body.as_ref());
-            if asked.is_none_or(|asked| *asked != action.body()) {
+            let asked = one.request.as_ref().map(|one| self.asked(one.attempt));
+            if asked.flatten() != Some(action.body()) {
                 faults.push("I6: it was asked for with another body");
             }
             if one.status != head.status() {
@@ -272,7 +312,7 @@ impl World {
                     let sent = attempts.get(request.attempt).and_then(|one| one.sent);
                     for (earlier, before) in ledger[..number].iter().enumerate() {
                         let Some(over) = before.over else { continue };
-                        let same = before.request.as_ref().is_some_and(|before| {
+                        let same = before.window == one.window && before.request.as_ref().is_some_and(|before| {
                             before.attempt != request.attempt
                                 && before.tenant == request.tenant
                                 && before.key == request.key

@@ -7,18 +7,13 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::client::{self, Action, Heard, Manner};
 use crate::gateway::{Gateway, ROUTES};
+use crate::panics;
 use crate::random::Random;
-use crate::world::{Temper, World, part_of};
+use crate::world::{Temper, Told, World, part_of};
 
 /// Once nothing goes wrong any more, how long everything may take to have an outcome (L1): the longest
 /// exchange, an answer that comes late, a lease, and what a store that fails may put off.
 const SETTLED: Duration = Duration::from_secs(25);
-
-/// What came of a seed.
-pub struct Told {
-    pub log: Vec<String>,
-    pub wrong: Vec<String>,
-}
 
 /// Runs `world` in a runtime of its own, in which time passes only where nothing else happens.
 pub fn in_time<T>(world: impl Future<Output = T>) -> T {
@@ -30,16 +25,19 @@ pub fn in_time<T>(world: impl Future<Output = T>) -> T {
         .block_on(world)
 }
 
-/// Runs one seed.
-pub fn run(seed: u64) -> Told {
+/// Runs one seed, with a log where one is wanted.
+pub fn run(seed: u64, logged: bool) -> Told {
     in_time(async {
         let mut random = part_of(seed, 1);
         let temper = Temper::drawn(&mut random);
         let actions = actions(&mut random);
-        let world = World::new(seed, temper, None, actions);
+        let world = World::new(seed, temper, None, actions, logged);
+        let before = panics::so_far();
         whole(&world, &mut random).await;
-        let (log, wrong) = world.told();
-        Told { log, wrong }
+        for panic in panics::since(before) {
+            world.wrong(format!("a panic: {panic}"));
+        }
+        world.told()
     })
 }
 
@@ -50,7 +48,7 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
     let gateways: Arc<[_]> = (0..count).map(|n| Gateway::start(world, n)).collect();
     let mut calls = Vec::new();
     for action in &world.actions {
-        for _ in 0..1 + random.below(4) {
+        for _ in 0..1 + random.below(6) {
             let mut action = action.clone();
             if random.chance(4) {
                 action.version = 1;
@@ -66,6 +64,19 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
         }
     }
     let mut troubles = Vec::new();
+    let (all, death) = (Arc::clone(&gateways), Arc::clone(world));
+    let dying = tokio::spawn(async move {
+        loop {
+            death.gateway_dies.notified().await;
+            for gateway in all.iter() {
+                gateway.kill();
+            }
+            sleep(Duration::from_millis(700)).await;
+            for gateway in all.iter() {
+                gateway.starts();
+            }
+        }
+    });
     for gateway in gateways.iter() {
         if random.chance(temper.troubles) {
             let own = Random::new(random.next());
@@ -74,10 +85,10 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
     }
     sleep_until(world.calm_at()).await;
     for one in calls.into_iter().chain(troubles) {
-        if let Err(error) = one.await {
-            world.wrong(format!("a panic: {error}"));
-        }
+        // A panic is told of in the end.
+        let _ = one.await;
     }
+    dying.abort();
     for gateway in gateways.iter() {
         gateway.release();
         gateway.starts();
@@ -163,7 +174,7 @@ impl Temper {
         };
         let (stalls, slow) = (some(6), some(40));
         Self {
-            store_faults: some(15),
+            store_faults: some(40),
             store_stalls: stalls,
             store_slow: slow,
             claims_first: some(1) == 1,
@@ -174,6 +185,7 @@ impl Temper {
             dawdles: some(40),
             leaves: some(40),
             troubles: some(100),
+            skew: Duration::from_millis(some(1_000) as u64),
             calm_after: Duration::from_millis(6_000 + random.next() % 8_000),
         }
     }

@@ -34,6 +34,8 @@ pub struct Way {
     from: Arc<str>,
     gate: Arc<Gate>,
     random: Mutex<Random>,
+    /// How much later than the store it takes the time to be, less the world's skew.
+    skew: Duration,
 }
 
 /// What becomes of one call.
@@ -55,9 +57,23 @@ enum Fault {
     Late,
 }
 
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unavailable => "writes: refused",
+            Self::Unacknowledged => "writes: done and not acknowledged",
+            Self::Lost => "writes: lost",
+            Self::Late => "writes: done later",
+        }
+    }
+}
+
 impl Way {
-    pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, random: Random) -> Self {
+    pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, mut random: Random) -> Self {
+        let skew = world.temper.skew.as_millis() as u64;
+        let skew = Duration::from_millis(random.next() % (2 * skew + 1));
         Self {
+            skew,
             world: Arc::clone(world),
             from,
             gate: Arc::clone(gate),
@@ -120,6 +136,7 @@ impl Way {
     ) -> Result<T, StoreError> {
         let Fortune { there, back, fault } = self.fortune(true);
         if let Some(fault) = fault {
+            self.world.count(fault.name());
             self.world
                 .note(|| format!("{}: {what} meets {fault:?}", self.from));
         }
@@ -162,7 +179,8 @@ fn in_doubt() -> StoreError {
 
 impl Store for Way {
     fn now(&self) -> Timestamp {
-        self.inner().now()
+        let now = self.inner().now().after(self.skew).as_millis();
+        Timestamp::from_millis(now - self.world.temper.skew.as_millis() as u64)
     }
 
     fn secret(&self) -> &[u8; 32] {

@@ -11,12 +11,19 @@ use crate::random::Random;
 use crate::wire::Wire;
 use crate::world::{Shown, World};
 
+/// For how long a connection stays open on which nothing more comes.
+const STALLS: Duration = Duration::from_secs(60);
+
 /// What becomes of one exchange with the upstream.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The request is read to this byte and no further.
     pub request_ends: Option<(usize, How)>,
+    /// It answers as soon as it has the head of the request.
+    pub early: bool,
     pub thinks: Duration,
+    /// An interim answer comes first.
+    pub hints: bool,
     pub answer: Kind,
     /// The answer is written to this byte and no further.
     pub answer_ends: Option<(usize, How)>,
@@ -34,6 +41,8 @@ pub enum How {
     Closed,
     /// Nothing more comes, and it stays open.
     Stalls,
+    /// The gateway's process is killed at this byte.
+    GatewayDies,
 }
 
 /// What is answered.
@@ -43,6 +52,8 @@ pub enum Kind {
     Counted { status: u16, len: usize },
     /// In chunks of events.
     Events { count: usize, trailers: bool },
+    /// Without a length: only the end of the connection says where it ends, or where it broke.
+    UntilClosed { len: usize },
     /// What is not HTTP.
     Noise,
 }
@@ -64,8 +75,10 @@ pub struct Exchange {
     pub body: Vec<u8>,
     /// Whether the head of the answer was written whole.
     pub answered: bool,
-    /// Whether all of it was.
+    /// Whether all of it was, and can be known to be.
     pub whole: bool,
+    /// How many windows of its key had ended before.
+    pub window: usize,
 }
 
 /// What a request said of itself.
@@ -75,8 +88,8 @@ pub struct Request {
     pub key: String,
     /// The number of the attempt that it came with.
     pub attempt: usize,
-    /// `None` where it did not come whole.
-    pub body: Option<Vec<u8>>,
+    /// Whether its body has come whole.
+    pub whole: bool,
 }
 
 /// What a gateway finds where the upstream is.
@@ -91,7 +104,11 @@ pub async fn reach(world: &Arc<World>) -> Reach {
     let mut random = world.random(100_000 + number * 100);
     let temper = &world.temper;
     let (mut room, mut takes) = (64 << 10, usize::MAX);
-    if !world.is_calm() {
+    if let Some(fixed) = &world.fixed {
+        if number == 0 {
+            takes = fixed.takes;
+        }
+    } else if !world.is_calm() {
         if random.chance(temper.refuses) {
             world.note(|| format!("upstream refuses connection {number}"));
             return Reach::Refused;
@@ -137,11 +154,11 @@ async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Resul
         Ok(_) => {}
     }
     if wire.read == start {
-        end(wire, plan.request_ends).await;
+        end(world, wire, plan.request_ends).await;
         return Ok(false);
     }
     let number = world.exchange_begins(plan);
-    let told = request(world, wire, number).await;
+    let told = request(world, wire, number, plan.early).await;
     world.exchange(number, |one| one.seen = wire.read - start);
     if told.is_err() {
         world.note(|| {
@@ -149,49 +166,63 @@ async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Resul
             format!("exchange {number}: {seen} bytes of a request came, {plan:?}")
         });
         world.exchange_over(number);
-        end(wire, plan.request_ends).await;
+        end(world, wire, plan.request_ends).await;
         return Ok(false);
     }
     sleep(plan.thinks).await;
     let whole = answer(world, wire, number, plan).await;
     world.exchange_over(number);
     match (whole?, plan.answer_ends) {
-        (true, None) => Ok(plan.answer != Kind::Noise),
+        (true, None) => Ok(!plan.early && plan.answer.keeps_the_connection()),
         (_, how) => {
-            end(wire, how).await;
+            end(world, wire, how).await;
             Ok(false)
         }
     }
 }
 
 /// The connection ends as it is to end; closed, when it is dropped.
-async fn end(wire: &mut Wire, how: Option<(usize, How)>) {
+async fn end(world: &World, wire: &mut Wire, how: Option<(usize, How)>) {
     match how {
         Some((_, How::Reset)) => wire.cut().reset(),
-        Some((_, How::Stalls)) => sleep(Duration::from_secs(60)).await,
+        Some((_, How::Stalls)) => sleep(STALLS).await,
+        Some((_, How::GatewayDies)) => {
+            world.gateway_dies.notify_one();
+            sleep(STALLS).await;
+        }
         Some((_, How::Closed)) | None => {}
     }
 }
 
 /// Reads a request to its end.
-async fn request(world: &Arc<World>, wire: &mut Wire, number: usize) -> io::Result<()> {
+async fn request(
+    world: &Arc<World>,
+    wire: &mut Wire,
+    number: usize,
+    head_only: bool,
+) -> io::Result<()> {
     let head = wire.head().await?;
     let text = |name| head.header(name).unwrap_or_default();
     let request = Request {
         tenant: usize::from(text("authorization").ends_with('1')),
         key: text("idempotency-key").to_owned(),
         attempt: text("x-attempt").parse().unwrap_or(usize::MAX),
-        body: None,
+        whole: false,
     };
+    let attempt = request.attempt;
     world.request_known(number, request);
+    if head_only {
+        return Ok(());
+    }
     let body = wire.body(&head).await;
     if !body.whole {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    world.judge_body(number, attempt, &body.bytes);
     world.exchange(number, |one| {
-        one.request.iter_mut().for_each(|request| {
-            request.body = Some(body.bytes.clone());
-        });
+        one.request
+            .iter_mut()
+            .for_each(|request| request.whole = true);
     });
     Ok(())
 }
@@ -208,6 +239,10 @@ async fn answer(
         (head, framed(plan.answer, &one.body))
     });
     let head_len = head.len();
+    if plan.hints {
+        wire.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+            .await?;
+    }
     let mut bytes = head;
     bytes.extend_from_slice(&body);
     let end = match plan.answer_ends {
@@ -232,7 +267,7 @@ async fn answer(
             sleep(plan.pause).await;
         }
     }
-    if whole {
+    if whole && !matches!(plan.answer, Kind::UntilClosed { .. }) {
         world.exchange(number, |one| one.whole = true);
     }
     Ok(whole)
@@ -244,6 +279,7 @@ fn head(kind: Kind, number: usize, status: u16) -> Vec<u8> {
         Kind::Counted { len, .. } => {
             format!("Content-Type: text/plain\r\nContent-Length: {len}\r\n")
         }
+        Kind::UntilClosed { .. } => "Content-Type: text/plain\r\n".to_owned(),
         Kind::Events { .. } => {
             "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n".to_owned()
         }
@@ -255,11 +291,16 @@ fn head(kind: Kind, number: usize, status: u16) -> Vec<u8> {
     .into_bytes()
 }
 
+/// The bytes of the first exchange's answer.
+pub fn answer_len(kind: Kind) -> usize {
+    head(kind, 0, 200).len() + framed(kind, &body(kind, 0)).len()
+}
+
 /// The body of an answer: no two exchanges have the same.
 pub fn body(kind: Kind, number: usize) -> Vec<u8> {
     match kind {
         Kind::Noise => Vec::new(),
-        Kind::Counted { len, .. } => {
+        Kind::Counted { len, .. } | Kind::UntilClosed { len } => {
             let mut body = format!("answer {number}. ").into_bytes();
             body.resize(len, b'.');
             body
@@ -295,11 +336,19 @@ fn framed(kind: Kind, body: &[u8]) -> Vec<u8> {
     framed
 }
 
+impl Kind {
+    fn keeps_the_connection(self) -> bool {
+        !matches!(self, Self::Noise | Self::UntilClosed { .. })
+    }
+}
+
 impl Plan {
     /// Answers at once, and whole.
     pub fn plain() -> Self {
         Self {
             request_ends: None,
+            early: false,
+            hints: false,
             thinks: Duration::ZERO,
             answer: Kind::Counted {
                 status: 200,
@@ -353,11 +402,15 @@ impl Plan {
             let most = [20, 500, 2_600][random.below(3)];
             plan.pause = Duration::from_millis(random.next() % most);
         }
-        let how = |random: &mut Random| match random.below(5) {
-            0 | 1 => How::Reset,
-            2 | 3 => How::Closed,
-            _ => How::Stalls,
+        let how = |random: &mut Random| match random.below(11) {
+            0..4 => How::Reset,
+            4..8 => How::Closed,
+            8..10 => How::Stalls,
+            _ if temper.troubles > 0 => How::GatewayDies,
+            _ => How::Reset,
         };
+        plan.hints = random.chance(temper.breaks / 4);
+        plan.early = random.chance(temper.breaks / 4);
         if random.chance(temper.breaks) {
             let most = [40, 400][random.below(2)];
             plan.request_ends = Some((random.below(most), how(random)));
@@ -366,7 +419,12 @@ impl Plan {
             let most = [200, 600, 70_000][random.below(3)];
             plan.answer_ends = Some((random.below(most), how(random)));
         } else if random.chance(temper.breaks / 4) {
-            plan.answer = Kind::Noise;
+            plan.answer = match random.below(2) {
+                0 => Kind::Noise,
+                _ => Kind::UntilClosed {
+                    len: random.below(100),
+                },
+            };
         }
         plan
     }
@@ -374,7 +432,7 @@ impl Plan {
     pub fn status(&self) -> u16 {
         match self.answer {
             Kind::Counted { status, .. } => status,
-            Kind::Events { .. } | Kind::Noise => 200,
+            Kind::Events { .. } | Kind::UntilClosed { .. } | Kind::Noise => 200,
         }
     }
 }

@@ -67,11 +67,6 @@ impl Wire {
         Ok(())
     }
 
-    /// What was read and not taken.
-    pub fn held(&self) -> &[u8] {
-        &self.buffer
-    }
-
     async fn line_end(&mut self, mark: &[u8]) -> io::Result<usize> {
         let mut looked = 0_usize;
         loop {

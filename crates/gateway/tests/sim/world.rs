@@ -1,5 +1,6 @@
 //! What a simulated world is made of, and the log of what happens in it.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use onlyonce_core::{Key, Record, Scope, StateName, Timestamp};
 use onlyonce_store::clock::Clock;
 use onlyonce_store::{MemoryStore, Store as _, address};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::client::Action;
@@ -39,25 +41,60 @@ pub struct Temper {
     pub leaves: usize,
     /// Gateways die, stand still and end.
     pub troubles: usize,
+    /// By how much gateways may be wrong about the store's clock, either way.
+    pub skew: Duration,
+}
+
+/// The windows of one key.
+#[derive(Default)]
+struct Window {
+    /// How many have ended before a claim of the key.
+    ended: usize,
+    /// When the one that was opened last ends.
+    until: Option<Timestamp>,
+}
+
+/// What the first connection to the upstream is to be.
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    /// It takes so many bytes, and breaks at the next one.
+    pub takes: usize,
+    pub exchange: Plan,
 }
 
 /// A key, and what the store held of it.
 pub type Shown = (usize, String, Option<StateName>);
+
+/// How often what happened.
+pub type Counts = BTreeMap<&'static str, u64>;
 
 /// What everything in a simulation shares.
 pub struct World {
     pub seed: u64,
     pub temper: Temper,
     pub store: Arc<MemoryStore>,
-    /// What each exchange with the upstream is to be, where it does not follow from the seed.
-    pub fixed: Option<Plan>,
+    /// What the first exchange with the upstream is to be, where it does not follow from the seed. The others
+    /// are plain then.
+    pub fixed: Option<Fixed>,
     pub actions: Vec<Action>,
+    /// Told where a gateway is to die at a byte of an exchange.
+    pub gateway_dies: Notify,
     began: Instant,
     connections: AtomicU64,
-    log: Mutex<Vec<String>>,
+    /// `None` where nobody wants to read it.
+    log: Option<Mutex<Vec<String>>>,
+    counts: Mutex<Counts>,
     wrong: Mutex<Vec<String>>,
     ledger: Mutex<Vec<Exchange>>,
     attempts: Mutex<Vec<Attempt>>,
+    windows: Mutex<HashMap<(usize, String), Window>>,
+}
+
+/// What came of a world.
+pub struct Told {
+    pub log: Option<Vec<String>>,
+    pub counts: Counts,
+    pub wrong: Vec<String>,
 }
 
 /// One attempt of a caller's.
@@ -79,7 +116,13 @@ impl Clock for Simulated {
 
 impl World {
     /// A world in which nothing has happened. Made within a runtime whose clock stands still.
-    pub fn new(seed: u64, temper: Temper, fixed: Option<Plan>, actions: Vec<Action>) -> Arc<Self> {
+    pub fn new(
+        seed: u64,
+        temper: Temper,
+        fixed: Option<Fixed>,
+        actions: Vec<Action>,
+        logged: bool,
+    ) -> Arc<Self> {
         let began = Instant::now();
         Arc::new(Self {
             seed,
@@ -87,12 +130,15 @@ impl World {
             store: Arc::new(MemoryStore::with_clock(Simulated(began))),
             fixed,
             actions,
+            gateway_dies: Notify::new(),
             began,
             connections: AtomicU64::new(0),
-            log: Mutex::default(),
+            log: logged.then(Mutex::default),
+            counts: Mutex::default(),
             wrong: Mutex::default(),
             ledger: Mutex::default(),
             attempts: Mutex::default(),
+            windows: Mutex::default(),
         })
     }
 
@@ -113,8 +159,15 @@ impl World {
 
     /// Writes a line of the log.
     pub fn note(&self, line: impl FnOnce() -> String) {
-        let millis = self.began.elapsed().as_millis();
-        self.log.lock().push(format!("{millis:>6} {}", line()));
+        if let Some(log) = &self.log {
+            let millis = self.began.elapsed().as_millis();
+            log.lock().push(format!("{millis:>6} {}", line()));
+        }
+    }
+
+    /// Counts what happened.
+    pub fn count(&self, what: &'static str) {
+        *self.counts.lock().entry(what).or_default() += 1;
     }
 
     /// Says that a guarantee is broken.
@@ -123,10 +176,15 @@ impl World {
         self.wrong.lock().push(what);
     }
 
-    /// What happened, and what of it was wrong.
-    pub fn told(&self) -> (Vec<String>, Vec<String>) {
-        let take = |lines: &Mutex<Vec<String>>| std::mem::take(&mut *lines.lock());
-        (take(&self.log), take(&self.wrong))
+    /// What there is to tell of it in the end.
+    pub fn told(&self) -> Told {
+        let mut counts = std::mem::take(&mut *self.counts.lock());
+        counts.insert("simulated seconds", self.began.elapsed().as_secs());
+        Told {
+            log: self.log.as_ref().map(|log| log.lock().clone()),
+            counts,
+            wrong: self.wrong.lock().clone(),
+        }
     }
 
     /// What the store holds of a key, if that counts.
@@ -156,6 +214,31 @@ impl World {
         held.collect()
     }
 
+    /// How many windows of a key have ended before its latest claim.
+    pub fn window(&self, tenant: usize, key: &str) -> usize {
+        let windows = self.windows.lock();
+        windows
+            .get(&(tenant, key.to_owned()))
+            .map_or(0, |window| window.ended)
+    }
+
+    /// A key was claimed anew: if its window has ended, with every right.
+    pub fn claimed(&self, tenant: usize, key: &str) {
+        let (mut windows, now) = (self.windows.lock(), self.store.now());
+        let window = windows.entry((tenant, key.to_owned())).or_default();
+        if window.until.is_some_and(|until| now >= until) {
+            window.ended += 1;
+            window.until = None;
+        }
+    }
+
+    /// A key was completed, and answers until then.
+    pub fn completed(&self, tenant: usize, key: &str, until: Timestamp) {
+        let mut windows = self.windows.lock();
+        let window = windows.entry((tenant, key.to_owned())).or_default();
+        window.until = Some(until);
+    }
+
     pub fn next_connection(&self) -> u64 {
         self.connections.fetch_add(1, Relaxed)
     }
@@ -163,7 +246,8 @@ impl World {
     /// What exchange number `turn` is to be.
     pub fn plan(&self, turn: u64) -> Plan {
         match &self.fixed {
-            Some(plan) => plan.clone(),
+            Some(fixed) if turn == 0 => fixed.exchange.clone(),
+            Some(_) => Plan::plain(),
             None => Plan::drawn(self, &mut self.random(10_000_000 + turn)),
         }
     }
@@ -183,6 +267,7 @@ impl World {
             body: upstream::body(plan.answer, number),
             answered: false,
             whole: false,
+            window: 0,
         });
         number
     }
@@ -192,7 +277,20 @@ impl World {
     }
 
     pub fn exchange_over(&self, number: usize) {
-        self.exchange(number, |one| one.over = Some(Instant::now()));
+        let what = self.exchange(number, |one| {
+            one.over = Some(Instant::now());
+            match one {
+                Exchange { whole: true, .. } if one.declined() => "exchanges: declined",
+                Exchange { whole: true, .. } => "exchanges: answered",
+                Exchange { answered: true, .. } => "exchanges: broken in the answer's body",
+                Exchange {
+                    request: Some(Request { whole: true, .. }),
+                    ..
+                } => "exchanges: broken before the answer's head was whole",
+                _ => "exchanges: broken in the request",
+            }
+        });
+        self.count(what);
     }
 
     /// The upstream knows which request it is.
@@ -202,7 +300,11 @@ impl World {
             format!("exchange {number}: t{tenant}/{key}, attempt {attempt}")
         });
         self.judge_request(number, &request);
-        self.exchange(number, |one| one.request = Some(request));
+        let window = self.window(request.tenant, &request.key);
+        self.exchange(number, |one| {
+            one.request = Some(request);
+            one.window = window;
+        });
     }
 
     /// A look at every exchange so far.

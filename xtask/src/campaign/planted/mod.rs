@@ -17,6 +17,7 @@ use onlyonce_core::planted::Bug;
 use super::figures::Figures;
 use super::{Batch, Binary, Campaign, Done, Ended, short};
 use crate::args::Args;
+use crate::page::Part;
 use hunters::{Hunter, Program, SEEDS, hunters};
 use programs::{Programs, Ran, Seeds};
 
@@ -29,6 +30,12 @@ pub const CAMPAIGN: Campaign = Campaign {
 };
 
 const NAME: &str = "planted";
+
+/// Where the page shows the bugs.
+pub const PART: Part = Part {
+    begin: "<!-- planted bugs: written by `cargo xtask campaign --docs` -->\n",
+    end: "<!-- /planted bugs -->\n",
+};
 
 /// How many seeds of the model a bug may take, over each kind of store.
 const SEEDS_A_STORE: u64 = 20_000;
@@ -181,7 +188,15 @@ pub fn table() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{in_parallel, seed_in};
+    use super::{PART, in_parallel, seed_in, table};
+    use crate::page;
+
+    #[test]
+    fn the_page_shows_every_planted_bug() {
+        let page = page::read().unwrap();
+        let written = PART.within(&page, &table()).unwrap();
+        assert!(page == written, "run `cargo xtask campaign --docs`");
+    }
 
     #[test]
     fn the_seed_and_what_it_broke_are_found() {
