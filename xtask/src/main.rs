@@ -10,6 +10,7 @@ mod faults;
 mod hostile;
 mod page;
 mod prices;
+mod process;
 mod test;
 
 use anyhow::{Result, bail};

@@ -39,6 +39,9 @@ fn campaigns(total: &mut Count) {
     total.note(campaign::short("kills", &gateway));
     total.note(campaign::short("exports", &gateway));
     total.note(campaign::short("power-cuts", &gateway));
+    total.note(campaign::short("block-cuts", &gateway));
+    total.note(campaign::short("failing-calls", &gateway));
+    total.note(campaign::short("crowds", &gateway));
     total.note(campaign::short("planted", &gateway));
 }
 

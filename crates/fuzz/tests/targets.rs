@@ -7,7 +7,7 @@ use std::path::Path;
 use onlyonce_fuzz::{Target, mutate::Mutator, target};
 
 /// How many changed inputs each target gets, unless `ONLYONCE_FUZZ_RUNS` says otherwise.
-const RUNS: usize = 3_000;
+const RUNS: usize = 20_000;
 
 fn check(name: &str, weight: usize) {
     let target = target(name).expect("a target of that name");

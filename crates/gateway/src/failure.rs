@@ -2,14 +2,14 @@
 
 use crate::config::ConfigError;
 
-/// Why a command failed. Reads `<what happened>; <what to do>`.
+/// Why a command failed. Reads `<what happened>; <what to do>`, or as two sentences where the first is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The words of the command line are.
-    #[error("{what}; {next}")]
+    #[error("{}", joined(.what, .next))]
     Usage {
         /// What is wrong.
         what: String,
@@ -17,7 +17,7 @@ pub enum Failure {
         next: String,
     },
     /// The world is: a port, a folder, a peer.
-    #[error("{what}; {next}")]
+    #[error("{}", joined(.what, .next))]
     Other {
         /// What happened.
         what: String,
@@ -66,6 +66,13 @@ impl Failure {
             Self::Other { .. } => 1,
             Self::Call { code, .. } => *code,
         }
+    }
+}
+
+fn joined(what: &str, next: &str) -> String {
+    match what.ends_with('.') {
+        true => format!("{what} {next}"),
+        false => format!("{what}; {next}"),
     }
 }
 

@@ -57,22 +57,6 @@ fn processor_times() -> Result<(u64, u64)> {
     Ok((idle, ticks.iter().sum()))
 }
 
-/// Lets this process and its children open as many files as the system allows at all: 500 streams
-/// are 1,000 sockets, and some systems start with less.
-pub fn raise_open_files() {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"));
-    if let Some(most) = line.and_then(|line| line.split_whitespace().nth(1)) {
-        // Where that is not possible, the part that needs it says what failed.
-        let _ = Command::new("prlimit")
-            .arg(format!("--pid={}", std::process::id()))
-            .arg(format!("--nofile={most}:{most}"))
-            .status();
-    }
-}
-
 fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info

@@ -62,12 +62,15 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         config: folder.join("onlyonce.toml"),
         data: folder.join("data"),
         upstream: upstream.address(),
+        server: String::new(),
         more: telling(&receiver),
+        environment: Vec::new(),
     };
     let shared = Shared {
         target: Target::default(),
         history: Arc::new(Mutex::new(History::default())),
         next_key: Arc::new(AtomicU64::new(0)),
+        reach: u64::MAX,
         seed,
     };
 
@@ -92,7 +95,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
     figures.add_all(&kills.figures());
     for (name, number) in [
         ("events told", told.operations as u64),
-        ("of them before the last kill", told_between_kills as u64),
+        ("events before the last kill", told_between_kills as u64),
         ("requests to the sink", receiver.came_in_all() as u64),
         ("input tokens", u64::try_from(told.used.input)?),
         ("output tokens", u64::try_from(told.used.output)?),

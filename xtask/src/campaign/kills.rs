@@ -46,12 +46,15 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         config: folder.join("onlyonce.toml"),
         data: folder.join("data"),
         upstream: upstream.address(),
+        server: String::new(),
         more: String::new(),
+        environment: Vec::new(),
     };
     let shared = Shared {
         target: Target::default(),
         history: Arc::new(Mutex::new(History::default())),
         next_key: Arc::new(AtomicU64::new(0)),
+        reach: u64::MAX,
         seed,
     };
 

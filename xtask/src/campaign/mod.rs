@@ -4,16 +4,22 @@
 //! campaign goes on where it stopped. What it has done is kept in `docs/reliability/NAME.json`, and
 //! `docs/reliability.md` shows it.
 
+mod block_cuts;
 mod core_seeds;
+mod crowds;
 mod exports;
+mod failing_calls;
 pub mod figures;
+mod flood;
 mod fuzz;
 mod kills;
+mod mutants;
 mod page;
 pub mod planted;
 mod power_cuts;
 mod program;
 mod runs;
+mod soak;
 
 use std::cell::OnceCell;
 use std::path::PathBuf;
@@ -31,6 +37,11 @@ use runs::{Run, Runs};
 const ALL: &[Campaign] = &[
     kills::CAMPAIGN,
     power_cuts::CAMPAIGN,
+    block_cuts::CAMPAIGN,
+    failing_calls::CAMPAIGN,
+    soak::CAMPAIGN,
+    flood::CAMPAIGN,
+    crowds::CAMPAIGN,
     exports::CAMPAIGN,
     core_seeds::CAMPAIGN,
     planted::CAMPAIGN,
@@ -42,10 +53,11 @@ const ALL: &[Campaign] = &[
     fuzz::HEADERS,
     fuzz::EVENTS,
     fuzz::CONFIG,
+    mutants::CAMPAIGN,
 ];
 
 /// How many violations are shown.
-const SHOWN: usize = 20;
+pub const SHOWN: usize = 20;
 
 /// One way to look for what nobody thought of.
 pub struct Campaign {

@@ -198,6 +198,20 @@ impl History {
         first == Some(attempt.generation) && !self.rotten && !self.failing_disk
     }
 
+    /// Adds to a ledger each execution that a client had the answer of and that another ledger tells of.
+    pub fn add_executions(&self, other: &Ledger, ledger: &mut Ledger) {
+        for (key, history) in &self.keys {
+            let Some(complete) = &history.complete else {
+                continue;
+            };
+            let ran = Sent::Ran(complete.execution);
+            let tells = |ledger: &Ledger| ledger.get(key).is_some_and(|sent| sent.contains(&ran));
+            if tells(other) && !tells(ledger) {
+                ledger.entry(key.clone()).or_default().push(ran);
+            }
+        }
+    }
+
     /// Compares the whole campaign with what the upstream received.
     pub fn check_ledger(&mut self, ledger: &Ledger) {
         for (key, sent) in ledger {
@@ -319,6 +333,7 @@ fn mark(answer: &Answer) -> Mark {
         "upstream-unreachable",
         "shutting-down",
         "store-unavailable",
+        "storage-full",
     ];
     if passing.iter().any(|name| problem(name)) {
         Mark::Busy

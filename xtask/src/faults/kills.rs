@@ -23,6 +23,8 @@ pub struct Kills {
     early: u64,
     /// The longest that one took to be ready.
     longest_start: Duration,
+    /// How long the last start took.
+    last_start: Duration,
 }
 
 impl Kills {
@@ -35,6 +37,7 @@ impl Kills {
             count: 0,
             early: 0,
             longest_start: Duration::ZERO,
+            last_start: Duration::from_millis(40),
         }
     }
 
@@ -62,14 +65,23 @@ impl Kills {
             self.generation += 1;
             if self.random.percent(15) {
                 let starting = Starting::spawn(setup)?;
-                thread::sleep(Duration::from_micros(self.random.below(40_000)));
+                // Anywhere in it: recovery is cut off as often as what comes before and after.
+                let start = self.last_start.as_micros().max(1) as u64;
+                thread::sleep(Duration::from_micros(self.random.below(start)));
                 starting.kill()?;
                 self.early += 1;
             } else {
                 let gateway = Gateway::start(setup)?;
+                self.last_start = gateway.start_up;
                 self.longest_start = self.longest_start.max(gateway.start_up);
                 shared.target.set(Some((gateway.address, self.generation)));
-                thread::sleep(Duration::from_micros(self.random.between(5_000, longest)));
+                // Half of them soon, so that there are many.
+                let within = if self.random.percent(50) {
+                    longest
+                } else {
+                    longest / 10
+                };
+                thread::sleep(Duration::from_micros(self.random.between(5_000, within)));
                 gateway.kill()?;
                 shared.target.set(None);
             }

@@ -36,7 +36,7 @@ pub(crate) struct Call {
     /// Your own name of what is to happen once: order-17/charge. Each action has one key, which is kept
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     action: String,
-    /// [default: POST]
+    /// [default: GET, or POST with --data]
     #[arg(short = 'X', long, value_name = "METHOD")]
     request: Option<Method>,
     /// A header, or the lines of a file
@@ -131,7 +131,12 @@ impl Call {
         let action = self.action()?;
         let body = self.body()?;
         let mut request = Request::new(Full::from(body));
-        *request.method_mut() = self.request.clone().unwrap_or(Method::POST);
+        // As curl has it.
+        let usual = match self.data.is_empty() {
+            true => Method::GET,
+            false => Method::POST,
+        };
+        *request.method_mut() = self.request.clone().unwrap_or(usual);
         *request.uri_mut() = self.url();
         *request.headers_mut() = self.headers()?;
         request.extensions_mut().insert(action);

@@ -24,9 +24,12 @@ use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Frame as BodyFrame;
 use http_body_util::StreamBody;
 use hyper::body::Incoming;
+use onlyonce_core::Key;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::complain;
+use crate::config::parse_duration;
+use crate::control::WINDOWS;
 use crate::control_client::{Client, Listener, query};
 use crate::failure::Failure;
 
@@ -46,7 +49,7 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "KEY")]
     key: String,
     /// How long later runs get the recorded one, counted from its end [default: 24h]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = window)]
     window: Option<String>,
     /// What to do where nobody knows whether it ran: say so, or run it again, a second time perhaps
     #[arg(long, value_name = "WHAT", default_value = "report")]
@@ -63,6 +66,14 @@ pub(crate) struct Exec {
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// A span that the gateway takes: a mistake in it is one of the command line.
+fn window(text: &str) -> Result<String, String> {
+    match parse_duration(text) {
+        Some(span) if WINDOWS.contains(&span) => Ok(text.to_owned()),
+        _ => Err("write a span from 1ms to 3650d, like 12h or 1h30m".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -161,7 +172,7 @@ fn request(
     let body = StreamBody::new(Box::pin(pieces) as stream::BoxStream<'static, _>);
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
-    let key = HeaderValue::from_str(&words.key).map_err(|_| {
+    let key = key(&words.key).ok_or_else(|| {
         Failure::usage(
             format!("--key cannot be {:?}", words.key),
             "use 1 to 255 visible ASCII characters",
@@ -183,6 +194,13 @@ fn request(
         }
     });
     Ok((request, claimed))
+}
+
+/// The key as a string of structured fields, so that a comma in it makes no list.
+fn key(text: &str) -> Option<HeaderValue> {
+    let key = Key::new(text).ok()?;
+    let escaped = key.as_str().replace('\\', "\\\\").replace('"', "\\\"");
+    HeaderValue::try_from(format!("\"{escaped}\"")).ok()
 }
 
 fn path(words: &Exec) -> String {

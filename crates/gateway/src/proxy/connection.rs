@@ -150,7 +150,7 @@ async fn serve_http1<S: Store>(
     let last = last.map(|problem| {
         let context = ProblemContext {
             public_url: server.public_url.as_deref(),
-            operation: None,
+            ..ProblemContext::default()
         };
         written(&problem.to_response(&context))
     });

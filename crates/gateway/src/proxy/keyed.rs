@@ -251,6 +251,7 @@ fn context<'a, S: Store>(worker: &'a Worker<S>, ticket: Option<&Ticket>) -> Prob
     ProblemContext {
         public_url: worker.shared.config.server.public_url.as_deref(),
         operation: ticket.map(|ticket| ticket.id),
+        ..ProblemContext::default()
     }
 }
 

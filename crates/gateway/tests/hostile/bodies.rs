@@ -200,9 +200,9 @@ fn hostile_059_a_client_gone_mid_response_gets_the_whole_on_its_retry() {
 /// bound.
 #[test]
 fn hostile_060_a_gzip_bomb_is_passed_on_and_inflated_within_a_bound() {
-    // A real one: 512 MiB of white space in half a MiB, which JSON may hold, as an answer whose use is
+    // A real one: 128 MiB of white space in an eighth of a MiB, which JSON may hold, as an answer whose use is
     // looked for and as a request whose JSON is asked for its members.
-    const INFLATED: usize = 512 << 20;
+    const INFLATED: usize = 128 << 20;
     let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
     bomb.write_all(b"{\"usage\":").unwrap();
     let spaces = vec![b' '; 1 << 20];
@@ -212,7 +212,7 @@ fn hostile_060_a_gzip_bomb_is_passed_on_and_inflated_within_a_bound() {
     bomb.write_all(b"{\"prompt_tokens\":1,\"completion_tokens\":2}}")
         .unwrap();
     let bomb = bomb.finish().unwrap();
-    assert!(bomb.len() < 1 << 20, "{}", bomb.len());
+    assert!(bomb.len() < 1 << 18, "{}", bomb.len());
     let answer = bomb.clone();
     let upstream = Upstream::scripted(move |x| {
         let headers = [
@@ -237,7 +237,7 @@ fn hostile_060_a_gzip_bomb_is_passed_on_and_inflated_within_a_bound() {
     expect_replay(&gateway.send(&request), &first);
     assert_eq!(upstream.seen()[0].body.as_deref(), Some(&bomb[..]));
     let growth = peak_bytes(gateway.pid()).saturating_sub(before);
-    assert!(growth < INFLATED / 8, "{growth} bytes more at the most");
+    assert!(growth < INFLATED / 2, "{growth} bytes more at the most");
     assert_eq!(upstream.hits(), 1);
 }
 
