@@ -30,6 +30,7 @@ cargo xtask COMMAND
                            docs/reliability/NAME.json what was done
   campaign NAME --seed S   from another seed; notes nothing. --short does a small, fixed piece
   campaign --docs          writes the table in docs/reliability.md from these files
+  planted                  plants bugs, one at a time, each of which the tests have to catch
   hostile                  writes the table of the hostile cases in docs/reliability.md from their tests
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
                            against nginx and a published peer; writes bench/RESULTS.md. The parts:
@@ -49,6 +50,7 @@ fn run() -> Result<()> {
     match args.command().as_deref() {
         Some("test") => test::run(args),
         Some("campaign") => campaign::run(args),
+        Some("planted") => campaign::planted::run(args),
         Some("hostile") => hostile::run(args),
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),

@@ -42,6 +42,7 @@ fn campaigns(total: &mut Count) {
     total.note(campaign::short("block-cuts", &gateway));
     total.note(campaign::short("failing-calls", &gateway));
     total.note(campaign::short("crowds", &gateway));
+    total.note(campaign::short("planted", &gateway));
 }
 
 /// `cargo test` over the whole workspace, with the real clients where the gateway has such tests.

@@ -1,6 +1,6 @@
 //! The stored state of an operation.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -282,6 +282,15 @@ pub struct NotAHeaderBlock;
 impl HeaderBlock {
     /// Packs `fields`; an error when a name or a value is longer than 65,535 bytes.
     pub fn pack<'a>(
+        fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, NotAHeaderBlock> {
+        if planted(Bug::HeaderOrderLost) {
+            return Self::pack_in_order(fields.into_iter().collect::<BTreeMap<_, _>>());
+        }
+        Self::pack_in_order(fields)
+    }
+
+    fn pack_in_order<'a>(
         fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<Self, NotAHeaderBlock> {
         let mut block = BytesMut::with_capacity(256);

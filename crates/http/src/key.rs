@@ -6,6 +6,7 @@
 //! two readers of it would not agree on what the key is.
 
 use http::{HeaderMap, HeaderName};
+use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{Fingerprint, Key, OperationId, Scope};
 use sfv::{BareItem, Item, List, Parser};
 
@@ -162,6 +163,9 @@ pub fn call_key<'a>(
 }
 
 fn quoted(text: &str) -> Result<Key, KeyError> {
+    if planted(Bug::QuotesKept) {
+        return Ok(Key::new(text)?);
+    }
     match Parser::new(text).parse::<Item>() {
         Ok(item) => match &item.bare_item {
             BareItem::String(string) => Ok(Key::new(string.as_str())?),

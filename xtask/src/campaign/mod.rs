@@ -5,6 +5,7 @@
 //! `docs/reliability.md` shows it.
 
 mod block_cuts;
+mod core_seeds;
 mod crowds;
 mod exports;
 mod failing_calls;
@@ -15,6 +16,7 @@ mod gateway_seeds;
 mod kills;
 mod mutants;
 mod page;
+pub mod planted;
 mod power_cuts;
 mod program;
 mod runs;
@@ -43,6 +45,8 @@ const ALL: &[Campaign] = &[
     crowds::CAMPAIGN,
     exports::CAMPAIGN,
     gateway_seeds::CAMPAIGN,
+    core_seeds::CAMPAIGN,
+    planted::CAMPAIGN,
     fuzz::KEY,
     fuzz::FINGERPRINT,
     fuzz::RECORDS,

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::Campaign;
 use super::figures::{Figures, grouped};
 use super::runs::{Run, Runs};
+use super::{Campaign, planted};
 use crate::page::Part;
 
 const PART: Part = Part {
@@ -14,9 +14,10 @@ const PART: Part = Part {
     end: "<!-- /campaigns -->\n",
 };
 
-/// Writes the table into the page.
+/// Writes the table into the page, and that of the planted bugs.
 pub fn write(campaigns: &[Campaign]) -> Result<()> {
-    PART.write(&table(campaigns)?)
+    PART.write(&table(campaigns)?)?;
+    planted::PART.write(&planted::table())
 }
 
 fn table(campaigns: &[Campaign]) -> Result<String> {

@@ -1,5 +1,6 @@
 //! A campaign whose work is a program of its own, as a test binary.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -7,7 +8,51 @@ use serde_json::Value;
 
 use super::Done;
 use super::figures::Figures;
-use crate::command::each_line;
+use crate::command::{cargo, each_line, quietly};
+
+/// A program of tests, as cargo has built it.
+pub struct Tests {
+    /// Its name among the tests of its package; of unit tests, the name of the library.
+    pub name: String,
+    /// The program.
+    pub executable: PathBuf,
+    /// The folder of its package, in which it is to be run.
+    pub folder: PathBuf,
+}
+
+impl Tests {
+    /// The program, in its folder.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.folder);
+        command
+    }
+}
+
+/// Builds the tests that `wanted` names, as arguments of `cargo test`.
+pub fn build_tests(wanted: &[String]) -> Result<Vec<Tests>> {
+    let mut build = cargo();
+    build
+        .args(["test", "--locked", "--no-run"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(wanted);
+    let said = quietly("cargo test --no-run", &mut build)?;
+    let messages = said
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    Ok(messages.filter_map(|message| built(&message)).collect())
+}
+
+fn built(message: &Value) -> Option<Tests> {
+    let is_test = message["profile"]["test"].as_bool()?;
+    let executable = message["executable"].as_str().filter(|_| is_test)?;
+    let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+    Some(Tests {
+        name: message["target"]["name"].as_str()?.to_owned(),
+        executable: executable.into(),
+        folder: manifest.parent()?.to_owned(),
+    })
+}
 
 /// Runs a program to its end and shows what it prints. The last line that begins with `{` says what it did:
 /// `{"to":101,"counts":{"seeds":100},"violations":["seed 7: I1"]}`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use onlyonce_core::planted::{Bug, planted};
 use onlyonce_tower::shell::timer::Timer;
 
 use super::lane::{Answer, Failed, Lane, Sending};
@@ -135,6 +136,7 @@ impl From<Failed> for Failure {
         match failed {
             Failed::NotTaken(_) => Self::NotSent("the connection was closed".to_owned()),
             Failed::NotSent(why) => Self::NotSent(why),
+            Failed::Broke(why) if planted(Bug::BreakTakenForNotSent) => Self::NotSent(why),
             Failed::Broke(why) => Self::Broke(why),
             Failed::BadAnswer(why) => Self::BadAnswer(why),
         }

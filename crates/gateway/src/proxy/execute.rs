@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
+use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{OperationId, UnknownReason};
 use onlyonce_engine::{Execution, Reader, Unsettled};
 use onlyonce_ledger::End;
@@ -150,8 +151,9 @@ impl<S: Store> Driver<S> {
         self.path.count_request();
         let deadline = Instant::now() + policy.total_timeout;
         let mut tries = 0;
+        let blind = u32::from(planted(Bug::BlindUpstreamRetry));
         loop {
-            let more = tries < policy.retries.max;
+            let more = tries < policy.retries.max.max(blind);
             let request = order.request(&self.path, more);
             let exchanging = exchange(
                 &self.path.pool,
@@ -171,6 +173,7 @@ impl<S: Store> Driver<S> {
                 Ok(begun) => return self.record(execution, begun, deadline, left).await,
                 Err(Failure::NotSent(_)) if more && self.path.take_retry() => {}
                 Err(Failure::NotSent(why)) => return Outcome::NotSent(why),
+                Err(Failure::Broke(_)) if tries < blind => {}
                 Err(Failure::Broke(why)) => {
                     tracing::debug!(operation = %execution.id(), why, "the exchange broke");
                     return Outcome::Lost(UnknownReason::Broke);

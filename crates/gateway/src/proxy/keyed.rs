@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
+use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, UnknownReason, view};
 use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
 use onlyonce_http::headers::sdk_retry_count;
@@ -395,6 +396,7 @@ impl Attempt {
                 method: self.head.method.as_str().into(),
                 path: match &self.call {
                     Some(call) => format!("{}#{}", self.head.uri.path(), call.tool).into(),
+                    None if planted(Bug::QueryStored) => self.head.uri.to_string().into(),
                     None => self.head.uri.path().into(),
                 },
                 trace: traces.callers,

@@ -19,7 +19,10 @@
 //! last batch of the log can be torn by a power cut, and nobody was told of what it holds.
 
 use bytes::{Buf, BufMut, BytesMut};
-use onlyonce_core::Address;
+use onlyonce_core::{
+    Address,
+    planted::{Bug, planted},
+};
 
 pub const SEGMENT_HEADER: usize = 32;
 pub const BATCH_HEADER: usize = 24;
@@ -291,7 +294,7 @@ pub fn read_entry(segment: u32, bytes: &[u8]) -> Option<Entry<'_>> {
             flags,
             address: Address::from_bytes(address),
         },
-        body: (crc32fast::hash(body) == body_crc).then_some(body),
+        body: (crc32fast::hash(body) == body_crc || planted(Bug::ChecksumIgnored)).then_some(body),
         len,
     })
 }
