@@ -222,6 +222,13 @@ impl World {
             .map_or(0, |window| window.ended)
     }
 
+    /// Whether a key was completed, in whichever window.
+    pub fn was_completed(&self, tenant: usize, key: &str) -> bool {
+        let windows = self.windows.lock();
+        let window = windows.get(&(tenant, key.to_owned()));
+        window.is_some_and(|window| window.ended > 0 || window.until.is_some())
+    }
+
     /// A key was claimed anew: if its window has ended, with every right.
     pub fn claimed(&self, tenant: usize, key: &str) {
         let (mut windows, now) = (self.windows.lock(), self.store.now());
