@@ -2,7 +2,9 @@
 
 mod records;
 
-use onlyonce_core::{HeaderBlock, Metered, Record, State, StateName, UnknownReason, transition};
+use onlyonce_core::{
+    HeaderBlock, Metered, Record, ReleaseReason, State, StateName, UnknownReason, transition,
+};
 use records::{LEASE, NOW, RETENTION, WINDOW, completed, record, resent, running};
 
 #[test]
@@ -73,7 +75,19 @@ fn i13_a_record_without_its_recording_is_unknown_and_entered_once() {
 #[test]
 fn a_block_of_headers_is_empty_where_it_has_no_field() {
     assert!(HeaderBlock::default().is_empty());
-    let field: [(&[u8], &[u8]); 1] = [(b"a", b"")];
+    let field: [(&[u8], &[u8]); 1] = [(b"a", b"secret")];
     let block = HeaderBlock::pack(field).expect("a short field");
     assert!(!block.is_empty());
+    assert_eq!(format!("{block:?}"), "[\"a\"]", "names alone");
+}
+
+#[test]
+fn what_did_not_run_used_nothing() {
+    let mut held = running();
+    held.metered = Some(Box::new(Metered::default()));
+    let reason = ReleaseReason::DidNotRun;
+    let released = transition::release(Some(&held), held.fence(), reason, NOW, RETENTION);
+    assert_eq!(released.expect("it runs").metered, None);
+    let lost = transition::lose(Some(&held), held.fence(), UnknownReason::Broke, NOW);
+    assert_eq!(lost.expect("it runs").metered, held.metered);
 }
