@@ -182,13 +182,12 @@ fn key_of_calls<S: Store>(
         let ids = calls.ids.iter().map(|id| &**id);
         (!calls.ids.is_empty()).then(|| call_key(&shared.hash_keys, session.as_bytes(), ids))
     };
-    let is_named = |tool: &Box<str>| Tools::is_named(&path.route, tool);
+    let mut tools = calls.tools.iter();
+    let is_protected = tools.any(|tool| Tools::is_named(&path.route, tool));
     match (sent.or_else(in_session), policy.key) {
         (None, KeyMode::Required) => Err(no_key(policy)),
         // That it is always an operation is a promise.
-        (None, KeyMode::Optional | KeyMode::Observe) if calls.tools.iter().any(is_named) => {
-            Err(no_key(policy))
-        }
+        (None, KeyMode::Optional | KeyMode::Observe) if is_protected => Err(no_key(policy)),
         (None, KeyMode::Optional | KeyMode::Observe) => {
             note_unprotected(shared, &path.route, calls);
             Ok(None)
