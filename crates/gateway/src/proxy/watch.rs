@@ -32,7 +32,7 @@ impl Deadlines {
 
 /// What a connection is doing. Written and read on one thread, and shared between the connection's
 /// task and what its service spawns.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     place: AtomicU8,
     since: AtomicU64,
     /// When writing was first held up, 0 while it is not.
@@ -67,7 +67,7 @@ impl Presence for Watch {
 }
 
 impl Watch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             place: AtomicU8::new(Place::Between as u8),
             since: AtomicU64::new(now()),
@@ -110,12 +110,12 @@ impl Watch {
     }
 
     /// Notes that a request is being answered from now on.
-    pub(super) fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.busy.fetch_add(1, Relaxed);
     }
 
     /// Notes that a request is answered.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.busy.fetch_sub(1, Relaxed);
         self.since.store(now(), Relaxed);
         if self.waits.swap(false, Relaxed)
@@ -134,6 +134,12 @@ impl Watch {
     /// Whether a request is being answered.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Relaxed) > 0
+    }
+
+    /// For how long nothing was answered here; `None` while something is.
+    pub(crate) fn idle_for(&self) -> Option<Duration> {
+        let since = self.since.load(Relaxed);
+        (!self.is_busy()).then(|| Duration::from_millis(now().saturating_sub(since)))
     }
 
     /// What is due now.

@@ -17,16 +17,17 @@ use tokio_rustls::TlsAcceptor;
 use super::connection;
 use super::path::Path;
 use super::pool::Pool;
-use super::service::Caller;
+use super::service::{Caller, Service};
 use super::tls::UpstreamTls;
 use super::watch::Watch;
 use crate::config::StoreUrl;
+use crate::room::{self, Whose};
 use crate::shared::{Phase, Phases, Shared};
 
 /// How often a worker lets go of upstream connections that nobody uses.
 const TIDY: Duration = Duration::from_secs(5);
 /// How long nothing is accepted after the system had no room for a connection.
-const NO_ROOM: Duration = Duration::from_millis(50);
+pub(crate) const NO_ROOM: Duration = Duration::from_millis(50);
 
 /// What one worker has.
 pub(super) struct Worker<S: Store> {
@@ -127,17 +128,26 @@ impl<S: Store> Worker<S> {
             tracing::warn!(max, "a connection over server.max_connections was closed");
             return;
         }
+        if !room::has(&tcp, Whose::Caller) {
+            room::say("a connection was closed");
+            return;
+        }
         let caller = Caller {
             peer,
             tls: tls.is_some(),
             watch: Arc::new(Watch::new()),
             stays: Stays::default(),
         };
-        let connection =
-            connection::serve(Arc::clone(self), tcp, caller, tls.cloned(), phases.clone());
+        let worker = Arc::clone(self);
+        let service = Service {
+            worker: Arc::clone(self),
+            caller,
+        };
+        let (tls, phases) = (tls.cloned(), phases.clone());
         let connected = Connected::new(Arc::clone(self));
         tokio::spawn(async move {
-            connection.await;
+            let server = &worker.shared.config.server;
+            connection::serve(server, tcp, tls, service, phases).await;
             drop(connected);
         });
     }
