@@ -189,6 +189,10 @@ impl Unit {
 pub struct Usage(Vec<(Unit, u64)>);
 
 impl Usage {
+    /// The most of one unit that an operation can have used. What says more has counted nothing: beyond it,
+    /// not every program reads a number as it was written, and sums would run over.
+    pub const MOST: u64 = 1 << 53;
+
     /// How much of `unit`.
     pub fn get(&self, unit: Unit) -> Option<u64> {
         let at = self.0.binary_search_by_key(&unit, |(unit, _)| *unit).ok()?;

@@ -23,6 +23,7 @@ mod observe;
 pub mod open;
 mod presets;
 pub mod proxy;
+mod room;
 pub mod shared;
 mod sinks;
 mod start;

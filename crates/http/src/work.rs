@@ -6,12 +6,29 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 use onlyonce_core::{Fingerprint, Head, HeaderBlock};
 
-use crate::{BodyRule, FingerprintBuilder, FingerprintRules, HashKeys, RequestIdentity};
+use crate::{BodyRule, FingerprintBuilder, FingerprintRules, HashKeys, Problem, RequestIdentity};
 
 /// The route that such records carry.
 pub const ROUTE: &str = "work";
-/// Their method. No request of a route has it.
+/// Their method. No keyed request has it: see [`is_reserved`].
 pub const METHOD: &str = "WORK";
+
+/// The methods that records carry of what came by no request: of workers, of commands, of functions, of
+/// steps.
+const RESERVED: [&str; 4] = [METHOD, "EXEC", "RUN", "STEP"];
+
+/// Whether a keyed request must not have this method, since its record would pass for one of those that came
+/// by no request.
+pub fn is_reserved(method: &Method) -> bool {
+    RESERVED.contains(&method.as_str())
+}
+
+/// What a keyed request with such a method is told.
+pub fn reserved(method: &Method) -> Problem {
+    Problem::BadRequest {
+        why: format!("the method {method} is that of operations which come by no request").into(),
+    }
+}
 
 /// What makes two of them the same one: the input, as canonical JSON (RFC 8785) where it can be made that.
 pub fn fingerprint(keys: &HashKeys, input: &[u8]) -> Fingerprint {

@@ -328,11 +328,11 @@ fn set(into: &mut Box<str>, text: &str) {
     }
 }
 
-/// A count: a whole number, which some write with a fraction of nothing.
+/// A count: a whole number, which some write with a fraction of nothing, and none that nobody can have used.
 fn count(text: &str) -> Option<u64> {
     let whole = match text.split_once('.') {
         Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => whole,
         _ => text,
     };
-    whole.parse().ok()
+    whole.parse().ok().filter(|count| *count <= Usage::MOST)
 }

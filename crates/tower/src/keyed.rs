@@ -12,6 +12,7 @@ use onlyonce_engine::{Begin, Refused, Start, Ticket, Trouble};
 use onlyonce_http::place::SETTLE_IN_A_SERVER;
 use onlyonce_http::problem::Problem;
 use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
+use onlyonce_http::work::{is_reserved, reserved};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status};
 use onlyonce_store::Store;
 use tower_service::Service;
@@ -139,6 +140,9 @@ impl<S: Store> Route<S> {
     {
         let rules = &self.rules;
         let (mut head, body) = request.into_parts();
+        if is_reserved(&head.method) {
+            return Err(reserved(&head.method));
+        }
         let continued = head.extensions.remove::<Continued>();
         let tenant = match &continued {
             Some(continued) => continued.scope.tenant.clone(),

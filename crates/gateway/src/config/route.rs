@@ -144,7 +144,7 @@ impl Upstream {
         let mut upstreams = HashMap::new();
         for mut section in root.tables("upstream")? {
             let entry = section.require("name", "name the upstream")?;
-            let name = entry.name()?;
+            let name = entry.namespace()?;
             if upstreams.contains_key(name) {
                 return Err(entry.fail(format!("is \"{name}\" again"), "choose another name"));
             }
@@ -330,7 +330,7 @@ impl Route {
             strip_prefix = entry.boolean()?;
         }
         let namespace = match section.take("namespace") {
-            Some(entry) => entry.name()?.into(),
+            Some(entry) => entry.namespace()?.into(),
             None => upstream.name.clone(),
         };
         let preset = match kind {

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::HeaderName;
+use onlyonce_core::Scope;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
@@ -421,6 +422,21 @@ impl<'a> Entry<'a> {
             ));
         }
         Ok(text)
+    }
+
+    /// A name that keys are unique within, or may be.
+    pub(crate) fn namespace(&self) -> Result<&'a str, ConfigError> {
+        let name = self.name()?;
+        if name.ends_with(Scope::STEPS) {
+            return Err(self.fail(
+                format!("cannot be \"{name}\""),
+                format!(
+                    "choose a name that does not end in {}: the steps of operations are there",
+                    Scope::STEPS
+                ),
+            ));
+        }
+        Ok(name)
     }
 
     /// The name of an HTTP header.

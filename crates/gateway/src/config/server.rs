@@ -38,6 +38,8 @@ pub struct Server {
     pub allow_anonymous: bool,
     /// Connections at once; more wait to be accepted.
     pub max_connections: usize,
+    /// Connections at once to the control listener.
+    pub max_control_connections: usize,
     /// From the first byte of a request to the end of its headers.
     pub header_timeout: Duration,
     /// For the whole request body.
@@ -119,6 +121,7 @@ impl Server {
             workers: thread::available_parallelism().map_or(1, usize::from),
             allow_anonymous: listen.ip().is_loopback(),
             max_connections: 10_000,
+            max_control_connections: 10_000,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(75),
@@ -216,6 +219,9 @@ impl Server {
         }
         if let Some(entry) = section.take("max_connections") {
             self.max_connections = entry.number(1..=10_000_000)?;
+        }
+        if let Some(entry) = section.take("max_control_connections") {
+            self.max_control_connections = entry.number(1..=10_000_000)?;
         }
         set_span(
             section,

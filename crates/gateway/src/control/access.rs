@@ -18,6 +18,7 @@ use onlyonce_store::Store;
 use super::answer::Refusal;
 use super::desk::Desk;
 use super::session::Session;
+use super::visitors::Known;
 use super::{Control, console};
 use crate::config::{Right, Secret, Server, Token};
 
@@ -158,8 +159,13 @@ pub(super) async fn need_token<S: Store>(
     if access.session.is_some() && !is_safe && !is_same_origin(&control, request.headers()) {
         return foreign().into_response();
     }
-    request.extensions_mut().insert(access);
+    let_in(access, &mut request);
     next.run(request).await
+}
+
+fn let_in(access: Access, request: &mut Request) {
+    Known::note(request.extensions());
+    request.extensions_mut().insert(access);
 }
 
 /// Lets through who presents a token in the header, and nobody else.
@@ -172,7 +178,7 @@ pub(super) async fn need_bearer<S: Store>(
     let presented = bearer(request.headers());
     match presented.map(|presented| access_of(server, presented)) {
         Some(Some(access)) => {
-            request.extensions_mut().insert(access);
+            let_in(access, &mut request);
             next.run(request).await
         }
         Some(None) => refuse(&control, Identity::Wrong, &request),

@@ -1,13 +1,16 @@
 //! Refusals of the control listener, as problem documents (RFC 9457).
 
+use std::sync::LazyLock;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use onlyonce_core::OperationId;
-use onlyonce_engine::{ResolveError, Trouble, WorkError};
+use onlyonce_engine::{ResolveError, Seldom, Trouble, WorkError};
 use onlyonce_http::{Place, Problem};
+use onlyonce_tower::shell::telling::{log_trouble, problem_of_trouble};
 use serde_json::json;
 
 /// Why the control listener does not do what it is asked.
@@ -112,8 +115,21 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// Notes why requests are refused.
+static STORE_DOWN: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+
 impl From<Trouble> for Refusal {
     fn from(trouble: Trouble) -> Self {
+        // What the store itself has said may name places that a worker has no business to know.
+        let detail = match &trouble {
+            Trouble::Unavailable(_) => "the store does not answer".to_owned(),
+            Trouble::InDoubt(_) => "the store has not said whether that was done".to_owned(),
+            Trouble::Full(_) => problem_of_trouble(&trouble, |name| (name, None))
+                .detail(Place::Work)
+                .into(),
+            Trouble::OverLimit(_) | Trouble::ShuttingDown => trouble.to_string(),
+        };
+        log_trouble(&STORE_DOWN, &trouble, "look at the store's server or disk");
         let (status, next) = match &trouble {
             Trouble::Unavailable(_) | Trouble::InDoubt(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -132,7 +148,7 @@ impl From<Trouble> for Refusal {
                 "ask the gateway that comes after this one",
             ),
         };
-        Self::new(status, trouble.to_string(), next)
+        Self::new(status, detail, next)
     }
 }
 

@@ -13,7 +13,6 @@ use onlyonce_http::tenant::ANONYMOUS;
 use onlyonce_http::{HashKeys, Place, Problem};
 use onlyonce_store::books::{Cell, EntryPage, EntryQuery, Of, SumsQuery};
 use onlyonce_store::{Page, Query, Store, StoreError, Stored};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::Control;
@@ -22,6 +21,7 @@ use super::answer::Refusal;
 use super::console::Followed;
 use super::session::form_mac;
 use super::suspects::Suspected;
+use super::waiters::Waiter;
 use crate::config::{KeyMode, Limits, Policy, Store as StoreConfig};
 use crate::proxy::Meters;
 use crate::shared::{Phase, Phases};
@@ -245,11 +245,11 @@ impl<S: Store> Desk<S> {
         self.control.phases.clone()
     }
 
-    /// A place among those that wait for the end of an operation.
-    pub(super) fn waiter(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let waiters = Arc::clone(&self.control.waiters);
-        waiters.try_acquire_owned().map_err(|_| {
-            let limit = self.limits().work_waiters;
+    /// A place among those that wait for the end of an operation, of `tenant`.
+    pub(super) fn waiter(&self, tenant: &str) -> Result<Waiter, Refusal> {
+        let waiters = &self.control.waiters;
+        waiters.admit(tenant).ok_or_else(|| {
+            let limit = waiters.limit();
             let problem = Problem::QuotaExceeded {
                 limit_name: "limits.work_waiters",
                 limit: Some(limit as u64),

@@ -9,6 +9,7 @@ mod entries;
 mod exec;
 mod guesses;
 mod health;
+mod in_time;
 mod listing;
 mod operation;
 mod operations;
@@ -23,10 +24,12 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 mod unknown;
+mod visitors;
+mod waiters;
 mod work;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -35,9 +38,9 @@ use axum::routing::{MethodRouter, get, post};
 use onlyonce_core::Timestamp;
 use onlyonce_store::Store;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use self::guesses::Guesses;
+use self::waiters::Waiters;
 pub(crate) use self::work::WINDOWS;
 use crate::shared::{Phase, Phases, Shared};
 
@@ -50,7 +53,7 @@ pub(crate) struct Control<S: Store> {
     /// The console's pages that browsers follow now.
     followed: Arc<console::Followed>,
     /// Workers and others that may wait for an operation.
-    waiters: Arc<Semaphore>,
+    waiters: Arc<Waiters>,
     /// When the gateway started, on the store's clock.
     started: Timestamp,
 }
@@ -72,7 +75,7 @@ impl<S: Store> Control<S> {
     pub(crate) fn new(shared: Arc<Shared<S>>, phases: Phases) -> Self {
         Self {
             started: shared.engine.store().now(),
-            waiters: Arc::new(Semaphore::new(shared.config.limits.work_waiters)),
+            waiters: Arc::new(Waiters::new(shared.config.limits.work_waiters)),
             shared,
             phases,
             guesses: Arc::default(),
@@ -101,6 +104,8 @@ struct Endpoint<S: Store> {
     path: &'static str,
     /// Whether it is served without the token: it tells nothing of any operation.
     open: bool,
+    /// Whether its body comes for as long as something runs.
+    follows: bool,
     handler: MethodRouter<Control<S>>,
 }
 
@@ -109,20 +114,26 @@ impl<S: Store> Endpoint<S> {
         Self {
             path,
             open: true,
+            follows: false,
             handler,
         }
     }
 
     fn closed(path: &'static str, handler: MethodRouter<Control<S>>) -> Self {
         Self {
-            path,
             open: false,
-            handler,
+            ..Self::open(path, handler)
         }
     }
 
-    fn add_to(self, router: Router<Control<S>>) -> Router<Control<S>> {
-        router.route(self.path, self.handler)
+    /// Adds it to `router`; its bodies have `body_timeout` to come.
+    fn add_to(self, router: Router<Control<S>>, body_timeout: Duration) -> Router<Control<S>> {
+        let in_time = from_fn_with_state(body_timeout, in_time::whole);
+        let handler = match self.follows {
+            true => self.handler,
+            false => self.handler.layer(in_time),
+        };
+        router.route(self.path, handler)
     }
 }
 
@@ -178,7 +189,10 @@ fn for_workers<S: Store>() -> Vec<Endpoint<S>> {
         Endpoint::closed(path, handler.layer(work::body_limit()))
     };
     vec![
-        Endpoint::closed("/v1/exec", post(exec::run)),
+        Endpoint {
+            follows: true,
+            ..Endpoint::closed("/v1/exec", post(exec::run))
+        },
         settle("/v1/work", post(work::begin)),
         Endpoint::closed("/v1/work/{id}", get(work::wait)),
         settle("/v1/work/{id}/heartbeat", post(work::heartbeat)),
@@ -190,18 +204,24 @@ fn for_workers<S: Store>() -> Vec<Endpoint<S>> {
 
 /// Serves on `listener` until it is aborted.
 pub(crate) async fn serve<S: Store>(control: Control<S>, listener: TcpListener) {
-    let router = router(control).into_make_service_with_connect_info::<SocketAddr>();
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the control listener ended");
-    }
+    let shared = Arc::clone(&control.shared);
+    visitors::serve(shared, router(control), listener).await;
 }
 
 /// The operations API alone, for whoever presents a token in the header. The browser's session counts for
 /// nothing here: a page of an upstream's could make use of it.
 pub(crate) fn work_router<S: Store>(control: Control<S>) -> Router {
+    // Whoever guesses tokens among the requests locks nobody out of the console.
+    let control = Control {
+        guesses: Arc::default(),
+        ..control
+    };
+    let body_timeout = control.shared.config.server.body_timeout;
     for_workers()
         .into_iter()
-        .fold(Router::new(), |router, endpoint| endpoint.add_to(router))
+        .fold(Router::new(), |router, endpoint| {
+            endpoint.add_to(router, body_timeout)
+        })
         .layer(from_fn_with_state(control.clone(), access::need_bearer))
         .fallback(pages::not_found)
         .method_not_allowed_fallback(pages::method_not_allowed)
@@ -212,15 +232,17 @@ fn router<S: Store>(control: Control<S>) -> Router {
     let (open, closed): (Vec<_>, Vec<_>) = endpoints::<S>()
         .into_iter()
         .partition(|endpoint| endpoint.open);
+    let body_timeout = control.shared.config.server.body_timeout;
+    let add = |router, endpoint: Endpoint<S>| endpoint.add_to(router, body_timeout);
     // A resolution carries a whole body, as base64 within JSON.
     let largest = control.shared.config.limits.response_body / 3 * 4 + (1 << 20);
     let closed = closed
         .into_iter()
-        .fold(Router::new(), |router, endpoint| endpoint.add_to(router))
+        .fold(Router::new(), add)
         .layer(from_fn_with_state(control.clone(), access::need_token))
         .layer(from_fn_with_state(control.clone(), access::need_own_host));
     open.into_iter()
-        .fold(closed, |router, endpoint| endpoint.add_to(router))
+        .fold(closed, add)
         .layer(DefaultBodyLimit::max(
             usize::try_from(largest).unwrap_or(usize::MAX),
         ))

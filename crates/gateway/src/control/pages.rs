@@ -30,8 +30,11 @@ pub(super) async fn ready<S: Store>(State(control): State<Control<S>>) -> Respon
     let store = control.shared.engine.store().status();
     let why = match (control.phase(), store.poisoned) {
         (Phase::Serving, None) => return Json(json!({ "status": "ready" })).into_response(),
-        (Phase::Serving, Some(why)) => format!("the store takes no writes: {why}"),
-        (Phase::Draining | Phase::Stopping, _) => "the gateway is draining".to_owned(),
+        // Why, in the store's own words, is for those who have a token.
+        (Phase::Serving, Some(_)) => {
+            "the store takes no writes; the log and /v1/health say why, and a restart ends it"
+        }
+        (Phase::Draining | Phase::Stopping, _) => "the gateway is draining",
     };
     let body = Json(json!({ "status": "not ready", "reason": why }));
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()

@@ -86,7 +86,7 @@ pub(super) async fn begin<S: Store>(
     let policy = policy(&desk, &asked);
     let request = request(&desk, &asked, peer(&extensions))?;
     let waiter = match asked.wait {
-        Some(_) => Some(desk.waiter()?),
+        Some(_) => Some(desk.waiter(&request.scope.tenant)?),
         None => None,
     };
     let engine = desk.engine().clone();

@@ -1,5 +1,7 @@
-//! One connection of a caller, from its first byte to its last.
+//! One connection of a caller, of either listener, from its first byte to its last.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -7,12 +9,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_http::scan::{Fault, Scan};
-use onlyonce_store::Store;
 use onlyonce_tower::shell::timer::Timer;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -20,10 +23,8 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::gate::Gate;
-use super::service::{Caller, Service};
 use super::transport::Stream;
 use super::watch::{Deadlines, Due, Watch};
-use super::worker::Worker;
 use crate::config::Server;
 use crate::shared::{Phase, Phases};
 
@@ -38,26 +39,45 @@ const MAX_STREAMS: u32 = 200;
 /// How often an HTTP/2 client is asked whether it is still there.
 const PING: Duration = Duration::from_secs(20);
 
+/// What answers the requests of one connection.
+pub(crate) trait Answers:
+    hyper::service::Service<
+        Request<Incoming>,
+        Response = Response<Self::Answer>,
+        Error = Infallible,
+        Future: Send + 'static,
+    >
+{
+    /// The body of its answers.
+    type Answer: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+
+    /// What the connection is doing: the service says when it is answering.
+    fn watch(&self) -> &Arc<Watch>;
+
+    /// Whether a peer that closes its sending half is still owed its answer; if not, it has left.
+    const OWES_HALF_CLOSED: bool;
+}
+
 /// Serves one connection to its end.
-pub(super) async fn serve<S: Store>(
-    worker: Arc<Worker<S>>,
+pub(crate) async fn serve<A: Answers>(
+    server: &Server,
     came: Stream,
-    caller: Caller,
     tls: Option<TlsAcceptor>,
+    service: A,
     mut phases: Phases,
 ) {
     let opened = tokio::select! {
         biased;
-        opened = open(&worker.shared.config.server, came, tls) => opened,
+        opened = open(server, came, tls) => opened,
         _ = phases.wait_for(|phase| *phase != Phase::Serving) => return,
     };
     let Ok(Some((stream, early, http2))) = opened else {
         return;
     };
     if http2 {
-        serve_http2(worker, stream, early, caller, phases).await;
+        serve_http2(server, stream, early, service, phases).await;
     } else {
-        serve_http1(worker, stream, early, caller, phases).await;
+        serve_http1(server, stream, early, service, phases).await;
     }
 }
 
@@ -102,24 +122,22 @@ async fn open_tls(
     Ok(Some((stream, Bytes::new(), http2)))
 }
 
-async fn serve_http1<S: Store>(
-    worker: Arc<Worker<S>>,
+async fn serve_http1<A: Answers>(
+    server: &Server,
     stream: Stream,
     early: Bytes,
-    caller: Caller,
+    service: A,
     mut phases: Phases,
 ) {
-    let server = worker.shared.config.server.clone();
-    let deadlines = deadlines(&server);
-    let watch = Arc::clone(&caller.watch);
+    let deadlines = deadlines(server);
+    let watch = Arc::clone(service.watch());
     let scan = Scan::new(server.max_header_bytes, server.max_headers);
-    let gate = Gate::new(stream, early, scan, Arc::clone(&watch));
+    let gate = Gate::new(stream, early, scan, Arc::clone(&watch), A::OWES_HALF_CLOSED);
     let mut builder = http1::Builder::new();
     builder.max_buf_size((2 * server.max_header_bytes).max(64 * 1024));
     if server.max_headers > USUAL_FIELDS {
         builder.max_headers(server.max_headers);
     }
-    let service = Service { worker, caller };
     let mut connection = builder
         .serve_connection(TokioIo::new(gate), service)
         .with_upgrades();
@@ -137,9 +155,7 @@ async fn serve_http1<S: Store>(
     };
     let gate = parts.io.into_inner();
     let last = match end {
-        End::Done => gate
-            .unanswered_fault()
-            .map(|fault| of_fault(&server, fault)),
+        End::Done => gate.unanswered_fault().map(|fault| of_fault(server, fault)),
         End::SlowHead => Some(Problem::RequestTimeout {
             limit_name: "server.header_timeout",
             limit: server.header_timeout,
@@ -158,16 +174,16 @@ async fn serve_http1<S: Store>(
     let _ = timeout(LAST_WORDS, gate.close(last)).await;
 }
 
-async fn serve_http2<S: Store>(
-    worker: Arc<Worker<S>>,
+async fn serve_http2<A: Answers>(
+    server: &Server,
     stream: Stream,
     early: Bytes,
-    caller: Caller,
+    service: A,
     mut phases: Phases,
 ) {
-    let server = worker.shared.config.server.clone();
-    let watch = Arc::clone(&caller.watch);
-    let gate = Gate::new(stream, early, Scan::blind(), Arc::clone(&watch));
+    let watch = Arc::clone(service.watch());
+    let scan = Scan::blind();
+    let gate = Gate::new(stream, early, scan, Arc::clone(&watch), A::OWES_HALF_CLOSED);
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -176,14 +192,13 @@ async fn serve_http2<S: Store>(
         .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
-    let service = Service { worker, caller };
     let connection = builder.serve_connection(TokioIo::new(gate), service);
     let mut connection = pin!(connection);
     attend(
         &mut connection,
         |connection| connection.as_mut().graceful_shutdown(),
         &watch,
-        &deadlines(&server),
+        &deadlines(server),
         &mut phases,
     )
     .await;

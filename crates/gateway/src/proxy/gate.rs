@@ -26,10 +26,18 @@ pub(super) struct Gate<S> {
     fault: Option<Fault>,
     /// Whether the fault stands in a head, so that no service will answer it.
     unanswered: bool,
+    /// Whether who closed its sending half is still owed its answer.
+    owes_half_closed: bool,
 }
 
 impl<S> Gate<S> {
-    pub(super) fn new(io: S, early: Bytes, scan: Scan, watch: Arc<Watch>) -> Self {
+    pub(super) fn new(
+        io: S,
+        early: Bytes,
+        scan: Scan,
+        watch: Arc<Watch>,
+        owes_half_closed: bool,
+    ) -> Self {
         Self {
             io,
             early,
@@ -37,6 +45,7 @@ impl<S> Gate<S> {
             watch,
             fault: None,
             unanswered: false,
+            owes_half_closed,
         }
     }
 
@@ -55,7 +64,7 @@ impl<S> Gate<S> {
     fn end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let between = match self.fault {
             Some(_) => self.unanswered,
-            None => self.scan.place() == Place::Between,
+            None => self.owes_half_closed && self.scan.place() == Place::Between,
         };
         if between && self.watch.is_busy() {
             self.watch.wake_at_end(cx.waker());

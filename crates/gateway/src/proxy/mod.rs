@@ -50,10 +50,15 @@ use onlyonce_tower::shell::audience::Audiences;
 use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
+pub(crate) use self::connection::serve as serve_connection;
 use self::lines::Dial;
 pub use self::lines::{ByteStream, Line, OnLines, Opening, Upstreams};
 pub(crate) use self::metering::Meters;
 pub(crate) use self::tls::{UpstreamTls, service_tls};
+pub(crate) use self::transport::Stream;
+pub(crate) use self::watch::Watch;
+pub(crate) use self::work::Routed;
+pub(crate) use self::worker::NO_ROOM;
 use self::worker::Worker;
 use crate::config::Config;
 use crate::failure::Failure;

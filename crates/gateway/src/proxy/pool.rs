@@ -19,6 +19,7 @@ use super::lines::Dial;
 use super::outgoing::Outgoing;
 use super::transport::{Counted, Stream};
 use crate::config::Upstream;
+use crate::room::{self, Whose};
 
 /// How long a connection may lie idle and still be used without another look at its socket.
 const FRESH: Duration = Duration::from_millis(500);
@@ -223,9 +224,13 @@ impl Pool {
         let mut last = io::Error::other("its name has no address");
         for address in lookup_host((&*self.upstream.host, self.upstream.port)).await? {
             match TcpStream::connect(address).await {
-                Ok(tcp) => {
+                Ok(tcp) if room::has(&tcp, Whose::Upstream) => {
                     tcp.set_nodelay(true)?;
                     return Ok(tcp);
+                }
+                Ok(_) => {
+                    room::say("a request was not sent");
+                    return Err(io::Error::other("the gateway has too many files open"));
                 }
                 Err(error) => last = error,
             }

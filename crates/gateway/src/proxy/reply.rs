@@ -14,7 +14,7 @@ use super::watch::Watch;
 use crate::telemetry::AttemptSpan;
 
 /// The body of an answer.
-pub(super) struct Reply {
+pub(crate) struct Reply {
     body: reply::Reply,
     /// Held until the answer is out, or given up.
     _busy: Option<Busy>,

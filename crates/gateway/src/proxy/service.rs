@@ -15,10 +15,12 @@ use onlyonce_http::headers::InboundHop;
 use onlyonce_http::key_of;
 use onlyonce_http::marks::write_should_retry;
 use onlyonce_http::problem::{Problem, ProblemContext};
+use onlyonce_http::work::{is_reserved, reserved};
 use onlyonce_store::Store;
 use onlyonce_tower::shell::attached::{Attached, Stays};
 use onlyonce_tower::shell::audience::Presence;
 
+use super::connection::Answers;
 use super::keyed;
 use super::mcp;
 use super::passthrough::{self, Came};
@@ -83,6 +85,16 @@ impl<S: Store> hyper::service::Service<Request<Incoming>> for Service<S> {
     }
 }
 
+impl<S: Store> Answers for Service<S> {
+    type Answer = Reply;
+
+    fn watch(&self) -> &Arc<Watch> {
+        &self.caller.watch
+    }
+
+    const OWES_HALF_CLOSED: bool = true;
+}
+
 /// Whom a request is for.
 enum Target<'a> {
     /// An upstream.
@@ -132,7 +144,7 @@ async fn answer<S: Store>(
     let answered = match target {
         Err(problem) => Err(problem),
         Ok(Target::Work(path)) => {
-            Ok(Box::pin(work::answer(&worker.work, caller, path, request)).await)
+            Ok(Box::pin(work::answer(&worker.work, caller.peer, path, request)).await)
         }
         Ok(Target::Path(path)) => match way(path, &request) {
             Err(problem) => Err(problem),
@@ -195,6 +207,9 @@ fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
     };
     if request.headers().contains_key(UPGRADE) {
         return Err(FramingError::UpgradeWithKey.into());
+    }
+    if is_reserved(request.method()) {
+        return Err(reserved(request.method()));
     }
     Ok(Way::Keyed(key))
 }

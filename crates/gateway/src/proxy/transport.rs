@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::lines::Line;
 
 /// A connection, plain or under TLS.
-pub(super) enum Stream {
+pub(crate) enum Stream {
     /// Plain TCP.
     Plain(TcpStream),
     /// A client's connection to us.

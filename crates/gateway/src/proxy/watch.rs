@@ -31,7 +31,7 @@ impl Deadlines {
 
 /// What a connection is doing. Written and read on one thread, and shared between the connection's
 /// task and what its service spawns.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     began: Instant,
     place: AtomicU8,
     since: AtomicU64,
@@ -67,7 +67,7 @@ impl Presence for Watch {
 }
 
 impl Watch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             began: Instant::now(),
             place: AtomicU8::new(Place::Between as u8),
@@ -111,12 +111,12 @@ impl Watch {
     }
 
     /// Notes that a request is being answered from now on.
-    pub(super) fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.busy.fetch_add(1, Relaxed);
     }
 
     /// Notes that a request is answered.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.busy.fetch_sub(1, Relaxed);
         self.since.store(self.now(), Relaxed);
         if self.waits.swap(false, Relaxed)
@@ -135,6 +135,12 @@ impl Watch {
     /// Whether a request is being answered.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Relaxed) > 0
+    }
+
+    /// For how long nothing was answered here; `None` while something is.
+    pub(crate) fn idle_for(&self) -> Option<Duration> {
+        let since = self.since.load(Relaxed);
+        (!self.is_busy()).then(|| Duration::from_millis(self.now().saturating_sub(since)))
     }
 
     /// What is due now.

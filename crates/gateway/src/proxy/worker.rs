@@ -10,7 +10,7 @@ use axum::Router;
 use onlyonce_store::Store;
 use onlyonce_tower::shell::attached::Stays;
 use onlyonce_tower::shell::audience::Audiences;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
@@ -18,17 +18,18 @@ use super::connection;
 use super::lines::Dial;
 use super::path::Path;
 use super::pool::Pool;
-use super::service::Caller;
+use super::service::{Caller, Service};
 use super::tls::UpstreamTls;
 use super::transport::Stream;
 use super::watch::Watch;
 use crate::config::StoreUrl;
+use crate::room::{self, Whose};
 use crate::shared::{Phase, Phases, Shared};
 
 /// How often a worker lets go of upstream connections that nobody uses.
 const TIDY: Duration = Duration::from_secs(5);
 /// How long nothing is accepted after the system had no room for a connection.
-const NO_ROOM: Duration = Duration::from_millis(50);
+pub(crate) const NO_ROOM: Duration = Duration::from_millis(50);
 
 /// What one worker has.
 pub(super) struct Worker<S: Store> {
@@ -99,12 +100,7 @@ impl<S: Store> Worker<S> {
                 biased;
                 accepted = listener.accept() => match accepted {
                     Ok((tcp, peer)) => {
-                        // Without it, the last part of an answer may wait for an acknowledgement of
-                        // the first.
-                        if tcp.set_nodelay(true).is_ok()
-                            && let Some(serving) =
-                                self.take(Stream::Plain(tcp), peer, tls.as_ref(), &phases)
-                        {
+                        if let Some(serving) = self.let_in(tcp, peer, tls.as_ref(), &phases) {
                             tokio::spawn(serving);
                         }
                     }
@@ -127,6 +123,23 @@ impl<S: Store> Worker<S> {
         Ok(())
     }
 
+    /// Serves one connection of the network to its end; `None` where there is no room for it.
+    fn let_in(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        peer: std::net::SocketAddr,
+        tls: Option<&TlsAcceptor>,
+        phases: &Phases,
+    ) -> Option<impl Future<Output = ()> + Send + use<S>> {
+        if !room::has(&tcp, Whose::Caller) {
+            room::say("a connection was closed");
+            return None;
+        }
+        // Without it, the last part of an answer may wait for an acknowledgement of the first.
+        tcp.set_nodelay(true).ok()?;
+        self.take(Stream::Plain(tcp), peer, tls, phases)
+    }
+
     /// Serves one connection to its end; `None` where there is one too many.
     pub(super) fn take(
         self: &Arc<Self>,
@@ -147,11 +160,16 @@ impl<S: Store> Worker<S> {
             watch: Arc::new(Watch::new()),
             stays: Stays::default(),
         };
-        let connection =
-            connection::serve(Arc::clone(self), came, caller, tls.cloned(), phases.clone());
+        let worker = Arc::clone(self);
+        let service = Service {
+            worker: Arc::clone(self),
+            caller,
+        };
+        let (tls, phases) = (tls.cloned(), phases.clone());
         let connected = Connected::new(Arc::clone(self));
         Some(async move {
-            connection.await;
+            let server = &worker.shared.config.server;
+            connection::serve(server, came, tls, service, phases).await;
             drop(connected);
         })
     }

@@ -29,6 +29,7 @@ mod sinks;
 mod telemetry;
 mod usage;
 mod verify;
+mod visitors;
 mod work;
 
 use onlyonce_testkit::{Gateway, Request, Response, Setup, Signal, Upstream};

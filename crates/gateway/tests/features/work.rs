@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use onlyonce_testkit::{Control, Gateway, Request, Response, Upstream, eventually};
+use onlyonce_testkit::{Client, Control, Gateway, Request, Response, Setup, Upstream, eventually};
 use serde_json::{Value, json};
 
 use crate::{gateway, setup};
@@ -574,4 +574,123 @@ impl Events {
         assert_eq!(found, name, "{data}");
         data
     }
+}
+
+const WORKER: &str = "the-token-of-workers-which-is-long-enough";
+
+/// A token with the rights of a worker of `tenant`.
+fn token_of(setup: Setup, tenant: &str, token: &str) -> Setup {
+    let env = tenant.to_uppercase();
+    let table = format!(
+        "[[server.token]]\nname = \"{tenant}\"\ntoken = \"env:{env}\"\ntenant = \"{tenant}\"\n\
+         rights = [\"work\", \"read\"]\n"
+    );
+    setup.extra(&table).env(&env, token)
+}
+
+#[test]
+fn i15_counts_that_nobody_can_have_used_are_refused() {
+    // Three of them made a counter wrap around, and the sums of all tenants stand still.
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let control = gateway.control();
+    let (id, claim) = grant(&control, "k");
+    let most = 1_u64 << 53;
+    for (verb, count, status) in [
+        ("complete", u64::MAX, 400),
+        ("fail", u64::MAX, 400),
+        ("complete", most + 1, 400),
+        ("complete", most, 200),
+    ] {
+        let mut body = json!({
+            "claim": claim,
+            "metered": { "provider": "p", "usage": { "input": count } },
+        });
+        if verb == "complete" {
+            body["result"] = json!(1);
+        }
+        let settled = settle(&control, &id, verb, &body);
+        assert_eq!(settled.status(), status, "{}", settled.text());
+        if status == 400 {
+            assert_eq!(state(&control, &id), "in_flight");
+        }
+    }
+}
+
+#[test]
+fn i07_nobody_begins_what_could_pass_for_a_step() {
+    // What was there was not counted, and kept the completer from operations of others.
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let control = gateway.control();
+    let body = json!({ "key": "op_1/x", "namespace": "anything/steps" });
+    let refused = control.post("/v1/work", &body);
+    assert_eq!(refused.status(), 400, "{}", refused.text());
+    assert!(refused.text().contains("/steps"), "{}", refused.text());
+    assert_eq!(control.json("/v1/operations")["operations"], json!([]));
+}
+
+#[test]
+fn i07_no_request_passes_for_an_operation_of_a_worker() {
+    // A token with the right to work alone read the answer that an upstream had given to such a request.
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream).route("name = \"work\"").start();
+    for method in ["WORK", "EXEC", "RUN", "STEP"] {
+        let request = Request::new(method, "/v1/work").key("k");
+        gateway.send(&request).expect_problem(400, "bad-request");
+    }
+    assert_eq!(upstream.hits(), 0);
+    gateway
+        .send(&Request::new("WORKS", "/v1/work").key("k"))
+        .expect_status(200);
+}
+
+#[test]
+fn l5_one_tenants_waiters_leave_places_for_the_next_one() {
+    // Five streams of one tenant took all places, and another tenant could not begin with a wait.
+    let upstream = Upstream::counting();
+    let beta = "the-token-of-beta-which-is-long-enough-too";
+    let gateway = token_of(setup(&upstream), "acme", WORKER);
+    let gateway = token_of(gateway, "beta", beta)
+        .limits("work_waiters = 5")
+        .start();
+    let control = |token: &str| gateway.control().with_token(token);
+    let (id, _) = grant(&control(WORKER), "k");
+    let head = format!("Authorization: Bearer {WORKER}\r\n");
+    let streams: Vec<_> = (0..3)
+        .map(|_| {
+            let mut events = Events::at(gateway.control_addr(), &id, &head);
+            events.expect("state");
+            events
+        })
+        .collect();
+    let refused = control(WORKER).get(&format!("/v1/work/{id}?wait=1s"));
+    assert_eq!(refused.status(), 429);
+    let begun = begin(&control(beta), &json!({ "key": "k", "wait": "5s" }));
+    assert_eq!(begun["decision"], "execute", "{begun}");
+    drop(streams);
+}
+
+#[test]
+fn l5_wrong_tokens_among_the_requests_lock_nobody_out_of_the_console() {
+    // Ten of them from one address, and the right token was refused there for a minute.
+    let upstream = Upstream::counting();
+    let gateway = token_of(setup(&upstream), "acme", WORKER)
+        .extra("[[route]]\nkind = \"work\"\npath_prefix = \"/w\"")
+        .start();
+    let guess = Control::new(gateway.addr()).with_token("a-token-that-nobody-was-given");
+    let guesses: Vec<u16> = (0..12)
+        .map(|_| guess.post("/w/v1/work", &json!({ "key": "k" })).status())
+        .collect();
+    assert_eq!((guesses[0], guesses[11]), (401, 429));
+    let host = gateway.control_addr().to_string();
+    let login = Request::post("/console/login")
+        .without("Host")
+        .header("Host", &host)
+        .header("Origin", &format!("http://{host}"))
+        .header("Sec-Fetch-Site", "same-origin")
+        .header("Content-Type", "application/x-www-form-urlencoded")
+        .body(format!("token={WORKER}"));
+    let entered = Client::connect(gateway.control_addr()).ask(&login);
+    assert_eq!(entered.status(), 303, "{}", entered.text());
 }

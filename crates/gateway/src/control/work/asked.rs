@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use onlyonce_core::metered::{Source, Unit};
-use onlyonce_core::{Key, Metered};
+use onlyonce_core::metered::{Source, Unit, Usage};
+use onlyonce_core::{Key, Metered, Scope};
 use onlyonce_engine::ClaimToken;
 use onlyonce_store::Store;
 use serde::Deserialize;
@@ -72,7 +72,7 @@ impl BeginBody {
         Ok(Begun {
             key: key(&self.key)?,
             tenant: word("tenant", self.tenant)?,
-            namespace: word("namespace", self.namespace)?.unwrap_or_else(|| "work".into()),
+            namespace: word(NAMESPACE, self.namespace)?.unwrap_or_else(|| "work".into()),
             name: word("name", self.name)?.unwrap_or_else(|| "work".into()),
             input: self.input,
             lease: lease(self.lease.as_deref(), default_lease(desk))?,
@@ -182,7 +182,16 @@ impl MeteredBody {
         let said = |name, text| Ok::<_, Refusal>(word(name, text)?.unwrap_or_default());
         let counts = self.usage.iter().map(|(name, count)| {
             let unit = Unit::named(name).ok_or_else(|| no_unit(name))?;
-            Ok((unit, *count))
+            match *count <= Usage::MOST {
+                true => Ok((unit, *count)),
+                false => Err(Refusal::bad_request(
+                    format!("usage says {count} of {name}"),
+                    format!(
+                        "send what was used, {} at most; nothing was changed",
+                        Usage::MOST
+                    ),
+                )),
+            }
         });
         Ok(Metered {
             provider: said("provider", self.provider)?,
@@ -214,12 +223,20 @@ fn claim(text: &str) -> Result<ClaimToken, Refusal> {
         })
 }
 
+const NAMESPACE: &str = "namespace";
+
 /// A word of the caller's own.
 pub(in crate::control) fn word(
     name: &str,
     text: Option<String>,
 ) -> Result<Option<Box<str>>, Refusal> {
     let Some(text) = text else { return Ok(None) };
+    if name == NAMESPACE && text.ends_with(Scope::STEPS) {
+        return Err(Refusal::bad_request(
+            format!("the namespace {text} ends in {}", Scope::STEPS),
+            "choose another name: the steps of other operations are there",
+        ));
+    }
     if (1..=WORD_MAX).contains(&text.len()) && !text.contains(char::is_control) {
         return Ok(Some(text.into()));
     }

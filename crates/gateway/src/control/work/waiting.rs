@@ -20,7 +20,6 @@ use onlyonce_engine::{Frame, Reader, Start, Ticket, Watch};
 use onlyonce_store::{Store, Stored};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::view::WorkView;
@@ -29,6 +28,7 @@ use crate::control::access::{May, Working};
 use crate::control::answer::Refusal;
 use crate::control::desk::Desk;
 use crate::control::query::{Named, operation_id};
+use crate::control::waiters::Waiter;
 use crate::shared::{Phase, Phases};
 
 /// How often a stream of events says that it lives.
@@ -113,7 +113,7 @@ pub(in crate::control) async fn wait<S: Store>(
     let stored = match wait.is_zero() {
         true => stored,
         false => {
-            let _waiter = desk.waiter()?;
+            let _waiter = desk.waiter(&stored.record.scope.tenant)?;
             let ended = until_end(&desk, id);
             let ended = async {
                 tokio::select! {
@@ -173,7 +173,7 @@ async fn shown<S: Store>(desk: &Desk<S>, stored: &Stored) -> Result<WorkView, Re
 /// The same as a stream of events: what it is now, what it becomes, and the result at the end.
 fn events<S: Store>(desk: Desk<S>, id: OperationId, stored: Stored) -> Result<Response, Refusal> {
     let told = Told {
-        _waiter: desk.waiter()?,
+        _waiter: desk.waiter(&stored.record.scope.tenant)?,
         desk,
         id,
         next: Next::State(stored),
@@ -195,7 +195,7 @@ struct Told<S: Store> {
     desk: Desk<S>,
     id: OperationId,
     next: Next<S>,
-    _waiter: OwnedSemaphorePermit,
+    _waiter: Waiter,
 }
 
 enum Next<S: Store> {
