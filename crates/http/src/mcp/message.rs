@@ -281,7 +281,7 @@ fn text_of(json: &RawValue) -> Option<Box<str>> {
 
 fn key_in(json: &RawValue) -> Result<Key, NotAMessage> {
     let text: String = serde_json::from_str(json.get()).map_err(|_| NotAMessage::KeyNotText)?;
-    Ok(Key::new(&*text).map_err(KeyError::from)?)
+    Ok(Key::new(&text).map_err(KeyError::from)?)
 }
 
 #[cfg(test)]
