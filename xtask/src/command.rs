@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,6 +86,14 @@ pub fn quietly(what: &str, command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// What a short command says on its standard output.
+pub fn said_by(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+}
+
 /// Runs a command and hands over every line of its standard output; returns whether it succeeded.
 pub fn each_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
     let program = command.get_program().to_os_string();
@@ -102,6 +110,22 @@ pub fn each_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bo
         line(&String::from_utf8_lossy(&text?));
     }
     Ok(child.wait()?.success())
+}
+
+/// Asks a child to end (signal 15), and waits until it has; one that takes too long is killed, and that is an error.
+pub fn terminate(child: &mut Child, limit: Duration) -> Result<()> {
+    let kill = format!("kill {}", child.id());
+    quietly("kill", Command::new("sh").args(["-c", &kill]))?;
+    let deadline = Instant::now() + limit;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("process {} did not end", child.id());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Whether a program can be found on the path.

@@ -3,33 +3,35 @@
 mod args;
 mod audit;
 mod bench;
+mod campaign;
 mod clients;
 mod command;
-mod exports;
 mod faults;
-mod powercut;
+mod hostile;
+mod page;
 mod prices;
+mod process;
 mod test;
-mod torture;
 
 use anyhow::{Result, bail};
 
 const USAGE: &str = "\
 cargo xtask COMMAND
 
-  test [--only-cargo]      install what the tests need, build, run every test, then a minute of
-                           torture, short exports and a short power cut; prints `N passed, N failed`
+  test [--only-cargo]      install what the tests need, build, run every test, then each
+                           campaign, short; prints `N passed, N failed`
   clients                  only install the real clients; prints the variables that name them
   audit                    licences, sources and versions of every dependency, offline; that the
                            list prices are those of the package that they come from
   prices                   copies the list prices from that package, after its version was changed
-  torture [--minutes N] [--seed S] [--release | --binary FILE]
-                           kill -9 at random points under load, checked against the upstream's ledger
-  exports [--operations N] [--seed S] [--release | --binary FILE]
-                           the same, with a sink that fails at random: what it was told, each id
-                           counted once, is what the ledger and the upstream say to the last token
-  powercut [--images N] [--seed S] [--release | --binary FILE]
-                           power cuts: unsynced writes lost or torn, checked the same way; needs FUSE
+  campaign                 lists what is done to break it
+  campaign NAME [--minutes N] [--release | --binary FILE]
+                           does it for so long, from where it stopped, and notes in
+                           docs/reliability/NAME.json what was done
+  campaign NAME --seed S   from another seed; notes nothing. --short does a small, fixed piece
+  campaign --docs          writes the table in docs/reliability.md from these files
+  planted                  plants bugs, one at a time, each of which the tests have to catch
+  hostile                  writes the table of the hostile cases in docs/reliability.md from their tests
   bench http [--only PART,...] [--pairs N] [--seconds N] [--quick] [--binary FILE]
                            against nginx and a published peer; writes bench/RESULTS.md. The parts:
                            throughput, single, streams, joined, million, ledger, console. --quick shows in a minute
@@ -47,9 +49,9 @@ fn run() -> Result<()> {
     let mut args = args::Args::from_env();
     match args.command().as_deref() {
         Some("test") => test::run(args),
-        Some("torture") => torture::run(args),
-        Some("exports") => exports::run(args),
-        Some("powercut") => powercut::run(args),
+        Some("campaign") => campaign::run(args),
+        Some("planted") => campaign::planted::run(args),
+        Some("hostile") => hostile::run(args),
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),

@@ -21,6 +21,8 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use onlyonce_core::{Fingerprint, Key};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -32,6 +34,8 @@ use crate::{Action, time};
 const FORMAT: u32 = 1;
 /// No file of ours is longer, in bytes.
 const LONGEST: u64 = 64 << 10;
+/// A key that is forgotten as often between two looks is no key.
+const TRIES: usize = 100;
 /// The folder of files that are being written.
 const NEW: &str = "new";
 /// A file that was being written this long ago is what a crash left.
@@ -153,10 +157,20 @@ impl KeyFolder {
     }
 
     fn take_now(&self, action: &Action, fresh: &Entry) -> Result<Taken, FolderError> {
+        for _ in 0..TRIES {
+            if let Some(taken) = self.try_to_take(action, fresh)? {
+                return Ok(taken);
+            }
+        }
+        Err(damaged(&self.key_file(action), "it comes and goes"))
+    }
+
+    /// `None` where the key was there, and was forgotten before it could be read.
+    fn try_to_take(&self, action: &Action, fresh: &Entry) -> Result<Option<Taken>, FolderError> {
         let file = self.key_file(action);
         // Most calls of a process are first ones, but one look is much cheaper than a new file.
         if let Some(kept) = self.read_entry(&file, action)? {
-            return self.taken_before(action, kept);
+            return self.taken_before(action, kept).map(Some);
         }
         let new = self.write_new(&KeyFile::of(action, fresh))?;
         let linked = fs::hard_link(&new, &file);
@@ -165,18 +179,15 @@ impl KeyFolder {
         match linked {
             Ok(()) => {
                 sync_folder(&self.folder)?;
-                Ok(Taken {
+                Ok(Some(Taken {
                     entry: fresh.clone(),
                     is_new: true,
                     note: None,
-                })
+                }))
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                match self.read_entry(&file, action)? {
-                    Some(kept) => self.taken_before(action, kept),
-                    // It was forgotten in between.
-                    None => self.take_now(action, fresh),
-                }
+                let kept = self.read_entry(&file, action)?;
+                kept.map(|kept| self.taken_before(action, kept)).transpose()
             }
             Err(error) => Err(io_error("link a key to", &file)(error)),
         }
@@ -331,10 +342,24 @@ fn check(kept: &impl Serialize) -> serde_json::Result<String> {
 
 /// What the file at `path` keeps; `None` where there is none.
 fn read<T: Serialize + DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
+    // A link that leads nowhere is there, though nothing can be read; a pipe would be waited for.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty()).map(File::from);
     let mut text = Vec::new();
-    match File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text)) {
-        Ok(_) => {}
+    let read = opened.map_err(io::Error::from).and_then(|file| {
+        let is_ours = file.metadata()?.is_file();
+        if is_ours {
+            file.take(LONGEST).read_to_end(&mut text)?;
+        }
+        Ok(is_ours)
+    });
+    match read {
+        Ok(true) => {}
+        Ok(false) => return Err(damaged(path, "it is no regular file")),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(damaged(path, "it is a link"));
+        }
         Err(error) => return Err(io_error("read", path)(error)),
     }
     let damaged = |why: serde_json::Error| damaged(path, why);

@@ -3,7 +3,12 @@
 //! [`view`] turns a stored record and the store's clock into what counts of it; [`decide`] is the
 //! whole protocol seen from one attempt.
 
-use crate::{Epoch, Fingerprint, Record, State, Timestamp, UnknownReason};
+use std::time::Duration;
+
+use crate::{
+    Epoch, Fingerprint, Record, State, Timestamp, UnknownReason,
+    planted::{Bug, planted},
+};
 
 /// What counts of what the store holds for a key.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,12 @@ pub fn view(record: Option<&Record>, now: Timestamp) -> Held<'_> {
     match record {
         None => Held::Absent,
         Some(record) if record.expires_at().is_some_and(|end| now >= end) => Held::Absent,
+        Some(record)
+            if planted(Bug::EarlyExpiry)
+                && record.expires_at() == Some(now.after(Duration::from_millis(1))) =>
+        {
+            Held::Absent
+        }
         Some(record) => {
             let lease_passed =
                 matches!(record.state, State::InFlight { lease_until, .. } if now >= lease_until);
@@ -134,6 +145,9 @@ pub fn decide(held: Held<'_>, presented: &Fingerprint, policy: &Policy) -> Decis
         return Decision::Execute {
             after: record.epoch,
         };
+    }
+    if planted(Bug::StateBeforeFingerprint) && matches!(record.state, State::Completed(_)) {
+        return Decision::Replay;
     }
     if record.fingerprint != *presented {
         return Decision::Refuse(Refusal::KeyReused);

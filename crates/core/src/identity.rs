@@ -15,22 +15,22 @@ pub struct Scope {
     pub namespace: Box<str>,
 }
 
-/// What the namespace of steps ends with.
-const STEPS: &str = "/steps";
-
 impl Scope {
+    /// What the namespace of steps ends with, and no other namespace.
+    pub const STEPS: &'static str = "/steps";
+
     /// Where the steps of operations of this scope are: operations of their own, whose keys are an
     /// operation's id and a step's name.
     pub fn of_steps(&self) -> Self {
         Self {
             tenant: self.tenant.clone(),
-            namespace: format!("{}{STEPS}", self.namespace).into(),
+            namespace: format!("{}{}", self.namespace, Self::STEPS).into(),
         }
     }
 
     /// Whether what is here are steps of other operations.
     pub fn has_steps(&self) -> bool {
-        self.namespace.ends_with(STEPS)
+        self.namespace.ends_with(Self::STEPS)
     }
 }
 
@@ -256,5 +256,66 @@ mod tests {
         let id = OperationId::new(1_767_225_600_000, &[255; 10]);
         let claimed = Timestamp::from_millis(1_767_225_600_000);
         assert_eq!(id.first_claimed(), claimed);
+    }
+
+    #[test]
+    fn a_scope_of_steps_says_so() {
+        let scope = Scope {
+            tenant: "acme".into(),
+            namespace: "charges".into(),
+        };
+        assert!(!scope.has_steps());
+        let steps = scope.of_steps();
+        assert!(steps.has_steps());
+        assert_eq!(
+            (&*steps.tenant, &*steps.namespace),
+            ("acme", "charges/steps")
+        );
+    }
+
+    #[test]
+    fn a_worker_is_told_from_a_process_by_its_first_two_bits() {
+        for number in [0, 7, u64::MAX, 0b10 << 62 | 7] {
+            let worker = OwnerId::worker(number);
+            assert!(worker.is_worker());
+            assert_eq!(worker.number(), number & (u64::MAX >> 2) | 1 << 62);
+        }
+        // The lower half of a UUIDv7 begins with `10`.
+        for first in [0b00, 0b10, 0b11] {
+            assert!(!OwnerId::new(first << 62 | 7).is_worker());
+        }
+    }
+
+    #[test]
+    fn identities_are_written_as_logs_show_them() {
+        let id = OperationId::from_bytes([0x1a; 16]);
+        let text = "op_1a1a1a1a-1a1a-1a1a-1a1a-1a1a1a1a1a1a";
+        assert_eq!(
+            (id.to_string(), format!("{id:?}")),
+            (text.into(), text.into())
+        );
+        assert_eq!(text.parse(), Ok(id));
+        let recording = RecordingId {
+            operation: id,
+            claim: Epoch::new(3),
+        };
+        assert_eq!(recording.to_string(), format!("{text} of claim 3"));
+        assert_eq!(format!("{:?}", OwnerId::new(10)), "own_000000000000000a");
+        let fingerprint = Fingerprint::from_bytes([0xab; 32]);
+        assert_eq!(format!("{fingerprint:?}"), "Fingerprint(abab..)");
+        let address = Address::from_bytes([0x0c; 16]);
+        assert_eq!(
+            format!("{address:?}"),
+            format!("Address({})", "0c".repeat(16))
+        );
+    }
+
+    #[test]
+    fn i09_an_epoch_rises_by_what_was_drawn_and_by_one_where_it_is_almost_used_up() {
+        let raise = NonZero::new(5).expect("not zero");
+        assert_eq!(Epoch::new(2).raised(raise).number(), 7);
+        let almost = 1 << 62;
+        assert_eq!(Epoch::new(almost - 1).raised(raise).number(), almost + 4);
+        assert_eq!(Epoch::new(almost).raised(raise).number(), almost + 1);
     }
 }

@@ -99,4 +99,12 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_key_is_the_text_that_was_sent() {
+        let key = Key::new("Order-1").expect("a key");
+        assert_eq!(key.as_str(), "Order-1");
+        assert_eq!(key.to_string(), "Order-1");
+        assert_eq!(format!("{key:?}"), "Key(Order-1)");
+    }
 }

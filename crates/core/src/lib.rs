@@ -22,6 +22,7 @@ pub mod identity;
 pub mod key;
 pub mod metered;
 mod numbered;
+pub mod planted;
 pub mod record;
 pub mod time;
 pub mod trace;

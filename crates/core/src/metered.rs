@@ -386,11 +386,15 @@ mod tests {
             assert!(steps <= 2, "{unit}");
             assert_eq!(Unit::named(unit.as_str()), Some(*unit));
         }
+        assert_eq!(Unit::CacheWrite1h.whole(), Some(Unit::CacheWrite));
+        assert_eq!(Unit::Requests.whole(), None);
     }
 
     #[test]
     fn what_is_said_last_counts() {
+        assert!(Usage::default().is_empty());
         let mut usage: Usage = [(Unit::Output, 3), (Unit::Input, 5)].into_iter().collect();
+        assert!(!usage.is_empty());
         usage.set(Unit::Output, 8);
         assert_eq!(usage.get(Unit::Output), Some(8));
         assert_eq!(usage.get(Unit::Reasoning), None);

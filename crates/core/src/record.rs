@@ -1,12 +1,15 @@
 //! The stored state of an operation.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     Epoch, Fence, Fingerprint, Key, Metered, OperationId, OwnerId, RecordingId, Scope, Timestamp,
-    TraceId, numbered::numbered, transition::Standing,
+    TraceId,
+    numbered::numbered,
+    planted::{Bug, planted},
+    transition::Standing,
 };
 
 /// The stored state of an operation.
@@ -105,6 +108,9 @@ impl Record {
         match &self.state {
             State::Completed(completed) => Some(completed.expires_at),
             State::Released { forget_at, .. } => Some(*forget_at),
+            State::InFlight { lease_until, .. } if planted(Bug::RunningExpires) => {
+                Some(*lease_until)
+            }
             State::InFlight { .. } | State::Unknown { .. } => None,
         }
     }
@@ -278,6 +284,15 @@ impl HeaderBlock {
     pub fn pack<'a>(
         fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<Self, NotAHeaderBlock> {
+        if planted(Bug::HeaderOrderLost) {
+            return Self::pack_in_order(fields.into_iter().collect::<BTreeMap<_, _>>());
+        }
+        Self::pack_in_order(fields)
+    }
+
+    fn pack_in_order<'a>(
+        fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, NotAHeaderBlock> {
         let mut block = BytesMut::with_capacity(256);
         for part in fields.into_iter().flat_map(|(name, value)| [name, value]) {
             block.put_u16(u16::try_from(part.len()).map_err(|_| NotAHeaderBlock)?);
@@ -341,15 +356,15 @@ numbered! {
         /// The connection to the upstream broke after the first byte of the request was sent.
         Broke = 1, "the connection to the upstream broke after the request was sent";
         /// The upstream did not answer in time.
-        TimedOut = 2, "the upstream did not answer in time";
+        TimedOut = 2, "no answer came in time";
         /// The response was cut short, or its framing was wrong.
-        Truncated = 3, "the upstream's answer broke off before its end";
+        Truncated = 3, "the answer broke off before its end";
         /// The response was larger or longer than a limit.
-        OverLimit = 4, "the upstream's answer went over a limit";
+        OverLimit = 4, "the answer went over a limit";
         /// The process that executed it died.
-        OwnerDied = 5, "the gateway that ran it stopped before the outcome was recorded";
+        OwnerDied = 5, "the process that ran it stopped before the outcome was recorded";
         /// The lease ran out without renewal.
-        LeasePassed = 6, "the gateway or worker that ran it was not heard of for a whole lease";
+        LeasePassed = 6, "who ran it was not heard of for a whole lease";
         /// The route cancels an execution when its caller leaves.
         Cancelled = 7, "the caller left and the route cancels then";
         /// The stored record cannot be read (I13).
@@ -357,7 +372,7 @@ numbered! {
         /// The response could not be recorded.
         NotRecorded = 9, "the answer could not be recorded";
         /// The gateway was told to stop before the execution ended.
-        ShutDown = 10, "the gateway was stopped before the outcome was known";
+        ShutDown = 10, "the process that ran it was told to stop before the outcome was known";
         /// The upstream's head was malformed or too large.
         BadAnswer = 11, "the upstream's answer was not valid HTTP";
         /// The worker that held the claim said so, or went away in the middle.

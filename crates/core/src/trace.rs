@@ -113,4 +113,20 @@ mod tests {
         assert_eq!(SpanId::from_number(0).to_string(), "f".repeat(16));
         assert_eq!(SpanId::from_number(26).to_string(), "000000000000001a");
     }
+
+    #[test]
+    fn ids_are_written_in_lower_case_hexadecimal() {
+        let trace = TraceId::from_bytes([0xab; 16]).expect("not all zeros");
+        let text = "ab".repeat(16);
+        assert_eq!(
+            (trace.to_string(), format!("{trace:?}")),
+            (text.clone(), text)
+        );
+        let span = SpanId::from_bytes([0xcd; 8]).expect("not all zeros");
+        let text = "cd".repeat(8);
+        assert_eq!(
+            (span.to_string(), format!("{span:?}")),
+            (text.clone(), text)
+        );
+    }
 }

@@ -18,6 +18,7 @@ use std::{num::NonZero, time::Duration};
 use crate::{
     Completed, Epoch, Fence, Fingerprint, Head, HeaderBlock, Key, OperationId, OwnerId, Record,
     ReleaseReason, RequestLine, Scope, State, StateName, Timestamp, UnknownReason,
+    planted::{Bug, planted},
 };
 
 /// Why a write must not happen.
@@ -125,7 +126,10 @@ pub fn renew(
     let state = State::InFlight {
         owner,
         // A clock that went back must not shorten a lease that others already believe in.
-        lease_until: lease_until.max(now.after(lease)),
+        lease_until: match planted(Bug::LeaseShortened) {
+            true => now.after(lease),
+            false => lease_until.max(now.after(lease)),
+        },
         resend_of,
     };
     Ok(follow_at(record.epoch.raised(raise), record, state))
@@ -193,8 +197,11 @@ pub fn complete(
                 body_len,
                 chunks,
             } = response;
-            let expires_at = now.after(window);
             let completed_at = now;
+            let expires_at = match planted(Bug::ExpiryFromClaim) {
+                true => record.claimed_at.after(window),
+                false => completed_at.after(window),
+            };
             Ok(follow(
                 record,
                 State::Completed(Completed {
@@ -232,6 +239,9 @@ pub fn expire(
     now: Timestamp,
     raise: NonZero<u32>,
 ) -> Result<Record, NotLawful> {
+    if planted(Bug::LeaseReExecution) && reason == UnknownReason::LeasePassed {
+        return release(held, fence, ReleaseReason::NotSent, now, Duration::MAX);
+    }
     let record = fenced(held, fence)?;
     match record.state.name() {
         StateName::InFlight => {
@@ -255,6 +265,7 @@ pub fn release(
 ) -> Result<Record, NotLawful> {
     let record = fenced(held, fence)?;
     let state = match record.state {
+        State::InFlight { .. } if planted(Bug::ResendReleased) => released(reason, now, retention),
         State::InFlight {
             resend_of: Some(reason),
             ..

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use onlyonce_core::{
     Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, OwnerId, Policy,
     Record, Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp, TraceId, UnknownReason,
-    decide, transition, view,
+    decide,
+    planted::{Bug, planted},
+    transition, view,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 
@@ -399,6 +401,9 @@ impl<S: Store> Attempt<'_, S> {
         match phase {
             Phase::Ended(End::NotClaimed(Some(trouble))) => return Err(trouble),
             Phase::Ended(End::NotClaimed(None)) => return Ok(None),
+            Phase::Ended(End::Released { .. }) if planted(Bug::JoinersReExecute) => {
+                return Ok(None);
+            }
             // Whoever waited for a claim shares its fate, even if that is sealed by now (I18).
             Phase::Claiming | Phase::Running | Phase::Ended(_) => {}
         }
@@ -509,10 +514,14 @@ impl<S: Store> Attempt<'_, S> {
         };
         // What a worker was not told of, it may ask for again: nothing is to be released behind it.
         slot.claiming = self.worker.is_none().then(|| record.fence());
-        let written = self
-            .shared
-            .write_claim(self.address, expected, record, lease, note)
-            .await;
+        let shared = self.shared;
+        let written = match planted(Bug::ClaimAfterSend) {
+            true => shared.claim_behind(self.address, expected, record, lease, note),
+            false => {
+                let claiming = shared.write_claim(self.address, expected, record, lease, note);
+                claiming.await
+            }
+        };
         let (record, attempt) = match written {
             Ok(Claimed::Done(record, attempt)) => (record, attempt),
             Ok(Claimed::Lost) => {

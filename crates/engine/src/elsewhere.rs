@@ -185,6 +185,7 @@ impl<S: Store> Mirror<S> {
         };
         let (store, address) = (&self.shared.store, self.live.address);
         let followed = tokio::select! {
+            biased;
             followed = store.follow(address, self.recording, owner, seen, at_most) => followed,
             () = self.live.poked.notified() => return Ok(None),
         };

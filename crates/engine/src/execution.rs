@@ -6,6 +6,7 @@ use bytes::Bytes;
 use onlyonce_core::{
     Fence, Head, HeaderBlock, Key, Metered, OperationId, Record, ReleaseReason, State,
     UnknownReason,
+    planted::{Bug, planted},
 };
 use onlyonce_store::Store;
 use tokio::runtime::Handle;
@@ -97,6 +98,7 @@ impl<S: Store> Execution<S> {
             .now()
             .after(shared.settings.lease / SEND_MARGIN)
             < lease_until
+            || planted(Bug::SendAfterLease)
     }
 
     /// The key: the same for every execution of the operation, so what is made of it to send

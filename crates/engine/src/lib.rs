@@ -89,6 +89,7 @@ mod reader;
 mod recording;
 mod seldom;
 mod show;
+mod sync;
 mod trouble;
 mod upkeep;
 mod wakers;

@@ -4,19 +4,16 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     hash::{BuildHasherDefault, Hasher},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::Poll,
 };
 
 use onlyonce_core::{Address, Fingerprint, Metered, Record, Timestamp, UnknownReason};
-use parking_lot::Mutex;
 
 use crate::{
     Trouble,
     recording::Recording,
+    sync::{AtomicUsize, Mutex, Ordering},
     wakers::{Seat, Wakers},
 };
 

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use onlyonce_core::{Address, Completed, Head, HeaderBlock, RecordingId, State, UnknownReason};
+use onlyonce_core::{
+    Address, Completed, Head, HeaderBlock, RecordingId, State, UnknownReason,
+    planted::{Bug, planted},
+};
 use onlyonce_store::{Store, StoreError, Stored};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -401,6 +404,9 @@ fn step_of(state: &LiveState, position: u64, hold: bool) -> Step {
             (true, Step::Broken(UnknownReason::Truncated))
         }
         Phase::Ended(End::Unknown(reason)) if withheld => return Step::Broken(*reason),
+        Phase::Ended(End::Unknown(_)) if planted(Bug::DroppedWriterCleanEnd) => {
+            (true, Step::End(HeaderBlock::default(), None))
+        }
         Phase::Ended(End::Unknown(reason)) => (false, Step::Broken(*reason)),
         Phase::Ended(End::NotClaimed(_)) => return Step::Broken(UnknownReason::NotRecorded),
     };
@@ -469,6 +475,7 @@ fn step_of_stored(
 /// What a chunk that was read back gives at `position`.
 fn piece_of(fetched: Result<Bytes, StoreError>, position: u64, chunk_size: u64) -> Step {
     match fetched {
+        Ok(chunk) if planted(Bug::ReaderReadsAgain) => Step::Data(chunk),
         Ok(chunk) if chunk.len() as u64 == chunk_size => {
             let from = usize::try_from(position % chunk_size).unwrap_or(usize::MAX);
             Step::Data(chunk.slice(from..))

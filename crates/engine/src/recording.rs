@@ -7,7 +7,10 @@
 use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use onlyonce_core::{Head, HeaderBlock};
+use onlyonce_core::{
+    Head, HeaderBlock,
+    planted::{Bug, planted},
+};
 
 use crate::Kind;
 
@@ -117,7 +120,7 @@ impl Recording {
             bytes,
         });
         self.visible = match self.declared {
-            Some(declared) if self.len >= declared => {
+            Some(declared) if self.len >= declared && !planted(Bug::EndBeforeRecord) => {
                 self.visible.max(before.min(declared.saturating_sub(1)))
             }
             _ => self.len,

@@ -33,6 +33,7 @@ impl<S: Store> Shared<S> {
         let mut asking = pin!(self.store.followed(self.owner));
         loop {
             let followed = tokio::select! {
+                biased;
                 followed = &mut asking => followed,
                 Some(address) = showing.next() => {
                     shown.remove(&address);

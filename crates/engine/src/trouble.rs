@@ -103,8 +103,8 @@ pub enum ResolveError {
     /// Somebody else wrote the record at the same moment; look at it again.
     #[error("the operation changed at the same moment")]
     Changed,
-    /// The body is longer than a limit.
-    #[error("the body is longer than {limit} bytes")]
+    /// The body, or a header, is longer than a limit.
+    #[error("the body or a header is longer than {limit} bytes")]
     OverLimit {
         /// The limit, in bytes.
         limit: u64,

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Epoch, Fence, Fingerprint, NotLawful, OperationId, OwnerId, Record, ReleaseReason,
-    State, Timestamp, UnknownReason, transition,
+    State, Timestamp, UnknownReason,
+    planted::{Bug, planted},
+    transition,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Swap, Write};
 use tokio::time::{Instant, sleep};
@@ -102,6 +104,7 @@ impl<S: Store> Shared<S> {
             Ok(Swap::Lost) => Ok(Claimed::Lost),
             // What is there and cannot be read counts as unknown (I13): a look tells.
             Err(StoreError::Corrupt(_)) if expected.is_none() => Ok(Claimed::Lost),
+            Err(StoreError::InDoubt(_)) if planted(Bug::LostAckClaimedAgain) => Ok(Claimed::Lost),
             Err(StoreError::InDoubt(what)) => {
                 self.read_claim_back(address, expected, &record, lease, what)
                     .await
@@ -111,6 +114,23 @@ impl<S: Store> Shared<S> {
                 in_doubt: false,
             }),
         }
+    }
+
+    /// Takes a claim for written, and writes it meanwhile: a bug to be planted.
+    pub(crate) fn claim_behind(
+        self: &Arc<Self>,
+        address: Address,
+        expected: Option<Fence>,
+        record: Arc<Record>,
+        lease: Duration,
+        attempt: AttemptNote,
+    ) -> Result<Claimed, ClaimFailed> {
+        let (shared, claim) = (Arc::clone(self), Arc::clone(&record));
+        tokio::spawn(async move {
+            let written = shared.write_claim(address, expected, claim, lease, attempt);
+            written.await.is_ok()
+        });
+        Ok(Claimed::Done(record, 1))
     }
 
     /// What can be read need not be what a failover keeps: a standby may be without it yet. So a claim
@@ -237,7 +257,7 @@ impl<S: Store> Shared<S> {
             ReadBack::Written
         } else if stored.fence() == held.fence() {
             ReadBack::Unchanged
-        } else if is_renewal_of(&stored, held) {
+        } else if is_renewal_of(&stored, held) || is_unfenced(held, mark) {
             ReadBack::Renewed(stored)
         } else {
             ReadBack::Others
@@ -255,6 +275,16 @@ enum ReadBack {
     /// Somebody else wrote.
     Others,
     Failed(StoreError),
+}
+
+/// Whether what is to be written over `held` is written over whatever stands there: never, but for bugs.
+fn is_unfenced(held: &Record, mark: Mark) -> bool {
+    match (&held.state, mark.state) {
+        (State::Unknown { .. }, StateMark::Completed(..)) => planted(Bug::LateAnswerUnfenced),
+        (_, StateMark::Completed(..)) => planted(Bug::CompletionUnfenced),
+        (_, StateMark::Released(..)) => planted(Bug::ReleaseUnfenced),
+        _ => false,
+    }
 }
 
 /// Whether `stored` is `held` with its lease renewed: only the owner of a claim renews it.

@@ -338,13 +338,17 @@ impl Client {
             return Ok(value.clone());
         }
         let said = |name: &str| value.as_ref()?.get(name)?.as_str().map(str::to_owned);
+        let detail = said("detail").unwrap_or_else(|| {
+            format!(
+                "{} answered {status}, not as a control listener",
+                self.title()
+            )
+        });
         Err(Failure::other(
-            said("detail").unwrap_or_else(|| {
-                format!(
-                    "{} answered {status}, not as a control listener",
-                    self.title()
-                )
-            }),
+            match said("operation") {
+                Some(operation) => format!("{operation}: {detail}"),
+                None => detail,
+            },
             said("next").unwrap_or_else(|| "name the control listener with --control".to_owned()),
         ))
     }

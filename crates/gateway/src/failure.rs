@@ -2,14 +2,14 @@
 
 use crate::config::ConfigError;
 
-/// Why a command failed. Reads `<what happened>; <what to do>`.
+/// Why a command failed. Reads `<what happened>; <what to do>`, or as two sentences where the first is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The words of the command line are.
-    #[error("{what}; {next}")]
+    #[error("{}", joined(.what, .next))]
     Usage {
         /// What is wrong.
         what: String,
@@ -17,19 +17,19 @@ pub enum Failure {
         next: String,
     },
     /// The world is: a port, a folder, a peer.
-    #[error("{what}; {next}")]
+    #[error("{}", joined(.what, .next))]
     Other {
         /// What happened.
         what: String,
         /// What to do.
         next: String,
     },
-    /// `onlyonce call` has no good answer. One line of its own, and its own exit code.
+    /// `onlyonce call` has no good answer, or `onlyonce verify` no verdict. One line of its own, and its own exit code.
     #[error("{text}")]
     Call {
         /// What happened, what it means for the caller's money, and what to do.
         text: String,
-        /// The exit code, as `onlyonce call --help` lists them.
+        /// The exit code, as the help of either lists them.
         code: u8,
     },
 }
@@ -66,6 +66,13 @@ impl Failure {
             Self::Other { .. } => 1,
             Self::Call { code, .. } => *code,
         }
+    }
+}
+
+fn joined(what: &str, next: &str) -> String {
+    match what.ends_with('.') {
+        true => format!("{what} {next}"),
+        false => format!("{what}; {next}"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
+use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -18,8 +19,8 @@ const MOST: usize = 64 << 10;
 #[derive(Clone)]
 pub(crate) struct HttpClient(Bare);
 
-/// The client itself.
-pub(crate) type Bare = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+/// The client itself, for requests with bodies of one kind.
+pub(crate) type Bare<B = Full<Bytes>> = Client<HttpsConnector<HttpConnector>, B>;
 
 impl HttpClient {
     /// A client for `url`, which stands in the setting `setting`. For `https`, certificates are trusted
@@ -46,7 +47,10 @@ impl HttpClient {
 }
 
 /// As [`HttpClient::for_url`], for whoever reads answers as they come.
-pub(crate) fn bare(url: &Uri, setting: &str) -> Result<Bare, Failure> {
+pub(crate) fn bare<B>(url: &Uri, setting: &str) -> Result<Bare<B>, Failure>
+where
+    B: Body<Data: Send> + Send,
+{
     let is_https = url.scheme() == Some(&Scheme::HTTPS);
     let tls = proxy::service_tls(is_https.then_some(setting))?;
     let connector = HttpsConnectorBuilder::new()
@@ -60,7 +64,7 @@ pub(crate) fn bare(url: &Uri, setting: &str) -> Result<Bare, Failure> {
 }
 
 /// An error with what caused it.
-fn whole(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn whole(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

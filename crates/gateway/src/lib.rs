@@ -29,5 +29,6 @@ mod start;
 mod store_command;
 mod telemetry;
 mod tools;
+mod verify;
 
 pub use failure::Failure;

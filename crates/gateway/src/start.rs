@@ -183,13 +183,14 @@ async fn until_signal<S: Store>(config: Config, store: S, doors: Doors) -> Resul
 }
 
 /// The signals that ask for an end.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn catch() -> Result<Self, Failure> {
+    /// Catches them from here on.
+    pub(crate) fn catch() -> Result<Self, Failure> {
         let catch = |kind| signal(kind).map_err(|error| cannot_start(&error));
         Ok(Self {
             terminate: catch(SignalKind::terminate())?,
@@ -197,7 +198,8 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    /// Waits for one.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -13,6 +13,8 @@ use crate::config::Route;
 const MOST_LISTS: usize = 1_000;
 /// Harmless tools of one list.
 const MOST_TOOLS: usize = 200;
+/// Tools of which it is said that their calls pass unprotected (I15).
+const MOST_WARNED_OF: usize = 1_000;
 /// Bytes of a tool's name, as the protocol has it.
 const MOST_OF_A_NAME: usize = 128;
 
@@ -46,6 +48,8 @@ struct Lists {
     by_told: HashMap<Told, List>,
     /// How many lists have passed.
     passed: u64,
+    /// Of which tools of which routes it was said that their calls pass unprotected.
+    warned_of: HashSet<(usize, Box<str>)>,
 }
 
 #[derive(Default)]
@@ -86,11 +90,24 @@ impl Tools {
     /// Whether calls of `tool` pass on `route`, which is that of `told`.
     pub(crate) fn pass(&self, route: &Route, told: &Told, tool: &str) -> bool {
         let mcp = &route.policy.mcp;
-        let is_in = |names: &[Box<str>]| names.iter().any(|name| **name == *tool);
-        if is_in(&mcp.protect) {
+        if Self::is_named(route, tool) {
             return false;
         }
-        is_in(&mcp.pass) || (mcp.trust_annotations && self.may_repeat(told, tool))
+        let passes = mcp.pass.iter().any(|name| **name == *tool);
+        passes || (mcp.trust_annotations && self.may_repeat(told, tool))
+    }
+
+    /// Whether the calls of `tool` are operations whatever is declared, by its name.
+    pub(crate) fn is_named(route: &Route, tool: &str) -> bool {
+        route.policy.mcp.protect.iter().any(|name| **name == *tool)
+    }
+
+    /// Whether it is yet to be said that calls of `tool` pass on `route` and nothing protects them. Once.
+    pub(crate) fn is_to_be_warned_of(&self, route: &Route, tool: &str) -> bool {
+        let warned_of = &mut self.0.lock().warned_of;
+        tool.len() <= MOST_OF_A_NAME
+            && warned_of.len() < MOST_WARNED_OF
+            && warned_of.insert((route.index, tool.into()))
     }
 
     fn may_repeat(&self, told: &Told, tool: &str) -> bool {
@@ -185,6 +202,15 @@ mod tests {
     }
 
     #[test]
+    fn it_is_said_once_of_a_tool_that_nothing_protects_its_calls() {
+        let (tools, config) = (Tools::default(), config(""));
+        let route = &config.routes[0];
+        assert!(tools.is_to_be_warned_of(route, "pay"));
+        assert!(!tools.is_to_be_warned_of(route, "pay"));
+        assert!(tools.is_to_be_warned_of(route, "send"));
+    }
+
+    #[test]
     fn what_is_declared_counts_for_nothing_where_it_is_not_trusted() {
         let (tools, config) = (Tools::default(), config("trust_annotations = false"));
         tools.learn(&told(&config.routes[0], "a"), declared("look", true));
@@ -212,6 +238,12 @@ mod tests {
         }
         let one = told(route, "tenant 1");
         assert_eq!(tools.0.lock().by_told[&one].may_repeat.len(), MOST_TOOLS);
+        for number in 0..=MOST_WARNED_OF {
+            assert_eq!(
+                tools.is_to_be_warned_of(route, &format!("pay {number}")),
+                number < MOST_WARNED_OF
+            );
+        }
         tools.learn(&told(route, "tenant 2"), declared(&"x".repeat(129), true));
         assert!(!tools.pass(route, &told(route, "tenant 2"), &"x".repeat(129)));
     }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use onlyonce_http::problem_pages::PAGES;
+use onlyonce_testkit::tests_of;
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -35,53 +36,10 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// All Rust files under `folder`.
-fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
-    into.extend(files(folder, "rs"));
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            sources(&path, into);
-        }
-    }
-}
-
-/// The names of all tests: functions under a test attribute, those that run on every server, and the
-/// rules of the conformance suite.
+/// The names of all tests.
 fn tests() -> BTreeSet<String> {
-    let mut files = Vec::new();
-    for folder in fs::read_dir(root().join("crates")).expect("the crates") {
-        sources(&folder.expect("a crate").path(), &mut files);
-    }
-    let mut names = BTreeSet::new();
-    for file in files {
-        let is_suite = file
-            .components()
-            .any(|part| part.as_os_str() == "conformance");
-        let source = text(&file);
-        for listing in ["\non_every_server! {", "\non_both_drivers! {"] {
-            let listed = source.split_once(listing);
-            let listed = listed.and_then(|(_, rest)| rest.split_once('}'));
-            let listed = listed.map_or("", |(list, _)| list);
-            names.extend(listed.split_whitespace().map(str::to_owned));
-        }
-        let mut is_test = false;
-        for line in source.lines().map(str::trim_start) {
-            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
-                is_test = true;
-            }
-            let Some((before, rest)) = line.split_once("fn ") else {
-                continue;
-            };
-            let is_rule = is_suite && before == "pub async ";
-            if is_rule || (is_test && matches!(before, "" | "async ")) {
-                let end = rest.find(['(', '<']).unwrap_or(rest.len());
-                names.insert(rest[..end].to_owned());
-            }
-            is_test = false;
-        }
-    }
-    names
+    let tests = tests_of(&root());
+    tests.into_iter().map(|test| test.name).collect()
 }
 
 /// What stands between backticks in `line`.

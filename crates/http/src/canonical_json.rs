@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
+use onlyonce_core::planted::{Bug, planted};
 use struson::reader::{JsonReader, JsonStreamReader, ReaderError, ReaderSettings, ValueType};
 
 /// The deepest nesting that is taken.
@@ -251,6 +252,7 @@ fn write_number(text: &str, out: &mut Vec<u8>) -> Result<(), NotCanonical> {
     let value: f64 = text.parse().map_err(|_| NotCanonical::Exponent)?;
     let mut buffer = ryu_js::Buffer::new();
     let is_ordinary = value.abs() < EXACT_INTEGERS_END && value != 0.0;
+    let is_ordinary = is_ordinary || (planted(Bug::NumbersMerged) && value.is_finite());
     if is_ordinary {
         out.extend_from_slice(buffer.format_finite(value).as_bytes());
         return Ok(());

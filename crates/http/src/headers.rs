@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, SET_COOKIE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use onlyonce_core::Key;
+use onlyonce_core::planted::{Bug, planted};
 
 use crate::marks::is_ours;
 
@@ -107,7 +108,9 @@ pub fn recorded(
 ) -> impl Iterator<Item = (&[u8], &[u8])> {
     headers
         .iter()
-        .filter(move |(name, _)| allow_set_cookie || *name != SET_COOKIE)
+        .filter(move |(name, _)| {
+            allow_set_cookie || *name != SET_COOKIE || planted(Bug::SetCookieReplayed)
+        })
         .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
 }
 

@@ -6,7 +6,8 @@
 //! two readers of it would not agree on what the key is.
 
 use http::{HeaderMap, HeaderName};
-use onlyonce_core::{Fingerprint, Key, Scope};
+use onlyonce_core::planted::{Bug, planted};
+use onlyonce_core::{Fingerprint, Key, OperationId, Scope};
 use sfv::{BareItem, Item, List, Parser};
 
 use crate::secret::{HashKeys, hex_128, update_prefixed};
@@ -122,11 +123,23 @@ pub fn derived_key(
         .expect("forty letters, digits and a dash are a key")
 }
 
-/// The key under which an operation does its part `name` elsewhere: the same in every execution of the
-/// operation, another one for every operation and every part.
+/// The key under which the operation `id` does its part `name` elsewhere: the same in every execution of
+/// the operation, another one for every part, and for the next operation under its caller's key: whoever
+/// remembers the part for longer than the operation's window must not take that one's for a retry.
+pub fn key_for_part(keys: &HashKeys, id: OperationId, name: &str) -> Key {
+    part_key(keys, [&*id.to_string(), name])
+}
+
+/// As [`key_for_part`], where an operation that was never committed leaves no id behind: the same for
+/// every operation under this key, also after the window of the one before.
 pub fn key_for(keys: &HashKeys, scope: &Scope, key: &Key, name: &str) -> Key {
+    let (tenant, namespace) = (&*scope.tenant, &*scope.namespace);
+    part_key(keys, [tenant, namespace, key.as_str(), name])
+}
+
+fn part_key<const N: usize>(keys: &HashKeys, parts: [&str; N]) -> Key {
     let mut hasher = blake3::Hasher::new_keyed(&keys.step);
-    for part in [&*scope.tenant, &*scope.namespace, key.as_str(), name] {
+    for part in parts {
         update_prefixed(&mut hasher, part.as_bytes());
     }
     Key::new(&format!("part-{}", hex_128(&hasher.finalize())))
@@ -150,6 +163,9 @@ pub fn call_key<'a>(
 }
 
 fn quoted(text: &str) -> Result<Key, KeyError> {
+    if planted(Bug::QuotesKept) {
+        return Ok(Key::new(text)?);
+    }
     match Parser::new(text).parse::<Item>() {
         Ok(item) => match &item.bare_item {
             BareItem::String(string) => Ok(Key::new(string.as_str())?),
@@ -454,6 +470,18 @@ mod tests {
         assert!(others.iter().all(|other| *other != charge));
     }
 
+    #[test]
+    fn i04_a_key_for_a_part_is_that_of_one_operation_alone() {
+        // Two operations that followed each other under one key had one, and a service that remembers
+        // longer than the window gave the second one the answer of the first.
+        let keys = HashKeys::from_secret(&[1; 32]);
+        let [first, second] = [[1; 16], [2; 16]].map(OperationId::from_bytes);
+        let charge = key_for_part(&keys, first, "charge");
+        assert_eq!(charge, key_for_part(&keys, first, "charge"));
+        assert_ne!(charge, key_for_part(&keys, second, "charge"));
+        assert_ne!(charge, key_for_part(&keys, first, "refund"));
+    }
+
     /// The string cases of httpwg/structured-field-tests, where they are present.
     #[test]
     fn published_structured_field_strings_are_read_as_keys() {
@@ -491,6 +519,25 @@ mod tests {
             }
         }
         assert!(cases > 200, "{cases} cases");
+    }
+
+    /// The item cases of httpwg/structured-field-tests, where they are present: numbers with spaces around
+    /// them. HTTP itself takes those away (RFC 9110 section 5.5), and what is left is bare text to us.
+    #[test]
+    fn published_structured_field_items_are_read_as_bare_text() {
+        let Some(folder) = crate::shared_data("structured-fields") else {
+            return;
+        };
+        let text = std::fs::read_to_string(folder.join("item.json")).unwrap();
+        let list: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        for case in &list {
+            let raw = case["raw"][0].as_str().unwrap();
+            match raw.trim_matches([' ', '\t']) {
+                "" => assert!(key(raw).is_err(), "{}", case["name"]),
+                bare => assert_eq!(key(raw).unwrap().as_str(), bare, "{}", case["name"]),
+            }
+        }
+        assert!(list.len() >= 5, "{} cases", list.len());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Onlyonce over HTTP, as pure and synchronous code.
 //!
-//! What a request says: its [`key`], its [`tenant`], its [`fingerprint`], and whether its head is
-//! one that the gateway takes at all ([`framing`]). What a response says: which [`headers`] pass,
-//! which are recorded, and our own [`marks`]. What a message of the Model Context Protocol says: [`mcp`]. And what the gateway says when it refuses: the
-//! [`problem`] documents and their pages.
+//! What a request says: its [`key`], its [`tenant`], its [`fingerprint`], and whether its bytes and its
+//! head are such that the gateway takes it at all ([`scan`], [`framing`]). What a response says: which [`headers`] pass,
+//! which are recorded, and our own [`marks`]. What a message of the Model Context Protocol says: [`mcp`]. And what
+//! Onlyonce says when it refuses: the [`problem`] documents and their pages, in words that fit the [`place`].
 
 pub mod canonical_json;
 pub mod fingerprint;
@@ -13,9 +13,11 @@ pub mod key;
 pub mod marks;
 pub mod mcp;
 mod multipart;
+pub mod place;
 pub mod problem;
 pub mod problem_pages;
 pub mod query;
+pub mod scan;
 mod secret;
 pub mod tenant;
 pub mod work;
@@ -23,8 +25,9 @@ pub mod work;
 pub use fingerprint::{
     BodyRule, FingerprintBuilder, FingerprintRules, RequestIdentity, fingerprint_of_parts,
 };
-pub use key::{KeyError, call_key, derived_key, key_for, key_of, parse_key};
+pub use key::{KeyError, call_key, derived_key, key_for, key_for_part, key_of, parse_key};
 pub use marks::{Marks, Status};
+pub use place::Place;
 pub use problem::{Problem, ProblemContext};
 pub use secret::HashKeys;
 pub use tenant::{Tenant, Tenants, TenantsError};

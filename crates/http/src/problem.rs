@@ -1,4 +1,4 @@
-//! What the gateway says when it refuses: problem documents (RFC 9457).
+//! What Onlyonce says when it refuses: problem documents (RFC 9457).
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::framing::FramingError;
 use crate::key::KeyError;
 use crate::marks::write_should_retry;
+use crate::place::Place;
 use crate::problem_pages::{self, ProblemPage};
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -30,10 +31,10 @@ pub enum Problem {
     },
     /// Another fingerprint under a used key. Says nothing of the first request (I6).
     KeyReused,
-    /// The route wants a key.
+    /// There has to be a key.
     KeyMissing {
-        /// The header that a key is expected in.
-        header: HeaderName,
+        /// What it is expected in, in words: see [`Problem::no_key_in`].
+        expected_in: Box<str>,
     },
     /// The key cannot be read.
     KeyMalformed(KeyError),
@@ -44,7 +45,7 @@ pub enum Problem {
         /// What happened.
         why: String,
         /// What to do next.
-        next: &'static str,
+        next: Cow<'static, str>,
     },
     /// An operation that is made of steps stopped between two of them.
     Unfinished {
@@ -129,6 +130,8 @@ pub struct ProblemContext<'a> {
     pub public_url: Option<&'a str>,
     /// The operation, where there is one and the caller may know it.
     pub operation: Option<OperationId>,
+    /// Where it is said.
+    pub place: Place,
 }
 
 impl From<KeyError> for Problem {
@@ -149,6 +152,13 @@ impl From<FramingError> for Problem {
 }
 
 impl Problem {
+    /// There is no key in the header `name`, and there has to be one.
+    pub fn no_key_in(name: &HeaderName) -> Self {
+        Self::KeyMissing {
+            expected_in: format!("the header {name}").into(),
+        }
+    }
+
     /// The problem's name: the last part of its `type`, and of its page's path.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -261,8 +271,11 @@ impl Problem {
         problem_pages::page(self.name()).expect("every problem has a page")
     }
 
-    /// What happened this time, with the facts.
-    pub fn detail(&self) -> Cow<'static, str> {
+    /// What happened this time, with the facts, as it is said at `place`.
+    pub fn detail(&self, place: Place) -> Cow<'static, str> {
+        if let Some(happened) = place.happened(self) {
+            return happened.into();
+        }
         match self {
             Self::OperationInFlight { waited: None, .. } => {
                 "An attempt with this key is being executed, and this route does not let others \
@@ -277,18 +290,27 @@ impl Problem {
                 span(*waited)
             )
             .into(),
-            Self::KeyMissing { header } => {
-                format!("This route takes only requests with a key, in the header {header}.").into()
+            Self::KeyMissing { .. } if place == Place::Mcp => {
+                "This call has to run once, and nothing tells it from another one: it has neither a \
+                 key nor a session."
+                    .into()
+            }
+            Self::KeyMissing { expected_in } => {
+                format!("This route takes only requests with a key, in {expected_in}.").into()
             }
             Self::KeyMalformed(error) => format!("The key cannot be read: {error}.").into(),
             Self::OutcomeUnknown(reason) => format!(
-                "The request may have run, once at most, and nobody can say: {reason}. Nothing \
-                 further is sent under this key."
+                "{} may have run, once at most, and nobody can say: {reason}. Nothing further is \
+                 run under this key.",
+                place.subject()
             )
             .into(),
             Self::StepsUnknown { why, .. } => format!("{why}.").into(),
             Self::Unfinished { why, .. } => {
                 format!("{why}. What its steps have done is recorded.").into()
+            }
+            Self::UpstreamUnreachable { why, .. } if place == Place::Layer => {
+                format!("Nothing ran: {why}.").into()
             }
             Self::UpstreamUnreachable { upstream, why } => {
                 format!("The upstream {upstream} was not reached: {why}. Nothing was sent.").into()
@@ -332,17 +354,18 @@ impl Problem {
         }
     }
 
-    /// What to do next.
-    fn next(&self) -> &'static str {
+    /// What to do next, as it is said at `place`.
+    pub fn next(&self, place: Place) -> Cow<'static, str> {
         match self {
-            Self::StepsUnknown { next, .. } => next,
-            _ => self.page().next,
+            Self::StepsUnknown { next, .. } => next.clone(),
+            _ => place.next(self).unwrap_or(self.page().next.into()),
         }
     }
 
     /// All of it that a person needs, in one line.
-    fn words(&self) -> String {
-        format!("{}. {} {}", self.page().title, self.detail(), self.next())
+    fn words(&self, place: Place) -> String {
+        let (detail, next) = (self.detail(place), self.next(place));
+        format!("{}. {detail} {next}", self.page().title)
     }
 
     /// The answer: status, headers and the document. The marks are the caller's to write.
@@ -350,7 +373,7 @@ impl Problem {
         let mut document = self.document(context);
         // The official SDKs of OpenAI and Stripe look for what went wrong in here; that of Stripe for Node
         // takes a document without it for a success.
-        document["error"] = json!({ "type": self.name(), "message": self.words() });
+        document["error"] = json!({ "type": self.name(), "message": self.words(context.place) });
         let mut response = Response::new(Bytes::from(document.to_string()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
@@ -397,14 +420,15 @@ impl Problem {
 
     /// The answer to a gRPC call: a status alone, in the headers, as the protocol has it for calls that
     /// are refused before they run. The marks are the caller's to write.
-    pub fn to_grpc_response(&self) -> Response<Bytes> {
+    pub fn to_grpc_response(&self, place: Place) -> Response<Bytes> {
         /// What a message must not have in it.
         const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(&GRPC_STATUS, HeaderValue::from(self.grpc_code()));
-        let message = format!("{}: {} {}", self.name(), self.detail(), self.next());
+        let (detail, next) = (self.detail(place), self.next(place));
+        let message = format!("{}: {detail} {next}", self.name());
         let message = utf8_percent_encode(&message, ENCODED).to_string();
         if let Ok(message) = HeaderValue::from_str(&message) {
             headers.insert(&GRPC_MESSAGE, message);
@@ -416,7 +440,7 @@ impl Problem {
         response
     }
 
-    /// The answer to a request of JSON-RPC: an error whose `data` is the document. `id` is that of the
+    /// The answer to a message of MCP: an error of JSON-RPC whose `data` is the document. `id` is that of the
     /// request, as JSON; `None` where it is not known.
     ///
     /// Where it is, the status is 200: an error is an answer, and of answers with another status some
@@ -427,6 +451,7 @@ impl Problem {
         id: Option<&str>,
         context: &ProblemContext<'_>,
     ) -> Response<Bytes> {
+        let context = &of_mcp(context);
         let mut response = self.to_response(context);
         if id.is_some() && self.status() != StatusCode::UNAUTHORIZED {
             *response.status_mut() = StatusCode::OK;
@@ -439,9 +464,10 @@ impl Problem {
 
     /// The same error alone, as JSON in one line.
     pub fn to_json_rpc(&self, id: Option<&str>, context: &ProblemContext<'_>) -> String {
+        let context = &of_mcp(context);
         let error = json!({
             "code": self.json_rpc_code(),
-            "message": self.words(),
+            "message": self.words(context.place),
             "data": self.document(context),
         });
         // The id goes back as it came.
@@ -467,14 +493,22 @@ impl Problem {
             "type": format!("{base}/problems/{}", page.name),
             "title": page.title,
             "status": self.status().as_u16(),
-            "detail": self.detail(),
+            "detail": self.detail(context.place),
             "money": page.money,
-            "next": self.next(),
+            "next": self.next(context.place),
         });
         if let Some(operation) = context.operation {
             document["operation"] = operation.to_string().into();
         }
         document
+    }
+}
+
+/// JSON-RPC is spoken by routes of MCP alone.
+fn of_mcp<'a>(context: &ProblemContext<'a>) -> ProblemContext<'a> {
+    ProblemContext {
+        place: Place::Mcp,
+        ..*context
     }
 }
 
@@ -506,7 +540,7 @@ mod tests {
             },
             Problem::KeyReused,
             Problem::KeyMissing {
-                header: HeaderName::from_static("idempotency-key"),
+                expected_in: "the header idempotency-key".into(),
             },
             KeyError::List.into(),
             Problem::OutcomeUnknown(UnknownReason::Broke),
@@ -547,6 +581,13 @@ mod tests {
             Problem::ClaimLost,
             Problem::AlreadySettled(StateName::Completed),
         ]
+    }
+
+    fn at(place: Place) -> ProblemContext<'static> {
+        ProblemContext {
+            place,
+            ..ProblemContext::default()
+        }
     }
 
     fn document(problem: &Problem, context: &ProblemContext<'_>) -> serde_json::Value {
@@ -596,7 +637,7 @@ mod tests {
     #[test]
     fn a_refusal_of_a_grpc_call_is_a_status_with_its_name() {
         for problem in all() {
-            let response = problem.to_grpc_response();
+            let response = problem.to_grpc_response(Place::Layer);
             assert_eq!(
                 response.status(),
                 StatusCode::OK,
@@ -640,9 +681,10 @@ mod tests {
                 (&json!("2.0"), &json!("7"))
             );
             let message = error["error"]["message"].as_str().unwrap();
-            assert!(message.contains(&*problem.detail()), "{message}");
-            assert!(message.contains(problem.next()), "{message}");
-            let mut document: serde_json::Value = serde_json::from_slice(plain.body()).unwrap();
+            assert!(message.contains(&*problem.detail(Place::Mcp)), "{message}");
+            assert!(message.contains(&*problem.next(Place::Mcp)), "{message}");
+            let in_words = problem.to_response(&at(Place::Mcp));
+            let mut document: serde_json::Value = serde_json::from_slice(in_words.body()).unwrap();
             // The same once more, for clients that know an error of no other kind.
             document.as_object_mut().unwrap().remove("error").unwrap();
             assert_eq!(error["error"]["data"], document);
@@ -659,10 +701,71 @@ mod tests {
         let context = ProblemContext {
             public_url: Some("https://gate.example"),
             operation: Some(operation),
+            place: Place::Route,
         };
         let document = document(&Problem::KeyReused, &context);
         assert_eq!(document["type"], "https://gate.example/problems/key-reused");
         assert_eq!(document["operation"], operation.to_string());
+    }
+
+    /// Nobody is sent to what is not there: a server with the layer has no upstream and no configuration of a
+    /// gateway, a worker and a command send no headers.
+    #[test]
+    fn what_is_said_fits_the_place_that_says_it() {
+        let key =
+            |problem: &Problem| matches!(problem, Problem::KeyReused | Problem::KeyMalformed(_));
+        let elsewhere = |problem: &Problem| {
+            let is_of_a_gateway = matches!(
+                problem,
+                Problem::RouteNotFound | Problem::HeadersTooLarge { .. }
+            );
+            is_of_a_gateway || matches!(problem, Problem::OutcomeUnknown(_))
+        };
+        // What a header can be wrong in, besides.
+        let malformed = Problem::from(KeyError::Control { position: 1 });
+        let others = all()
+            .into_iter()
+            .filter(|problem| problem.name() != malformed.name());
+        for problem in others.chain([malformed.clone()]) {
+            let foreign: &[(Place, &[&str])] = match &problem {
+                problem if key(problem) => &[
+                    (Place::Layer, &["upstream", "gateway"]),
+                    (Place::Work, &["header", "upstream", "method"]),
+                    (Place::Exec, &["header", "upstream", "method"]),
+                    (Place::Mcp, &["Idempotency-Key", "upstream", "method"]),
+                ],
+                Problem::KeyMissing { .. } => &[(Place::Mcp, &["Idempotency-Key", "This route"])],
+                problem if elsewhere(problem) => &[],
+                _ => &[(Place::Layer, &["upstream", "gateway", "configuration"])],
+            };
+            for (place, words) in foreign {
+                let said = format!("{} {}", problem.detail(*place), problem.next(*place));
+                for word in *words {
+                    assert!(!said.contains(word), "{place:?}: {said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_told_that_nobody_knows_is_told_how_it_is_settled_there() {
+        let problem = Problem::OutcomeUnknown(UnknownReason::OwnerDied);
+        for (place, begins, names) in [
+            (Place::Route, "The request may", "Find out at the upstream"),
+            (Place::Mcp, "The call may", "Find out at the upstream"),
+            (Place::Work, "The operation may", "on_unknown: rerun"),
+            (Place::Exec, "The command may", "--on-unknown rerun"),
+            (
+                Place::Layer,
+                "The request may",
+                "Once::complete or Once::release",
+            ),
+        ] {
+            let (detail, next) = (problem.detail(place), problem.next(place));
+            assert!(detail.starts_with(begins), "{detail}");
+            assert!(next.contains(names), "{next}");
+            assert_eq!(document(&problem, &at(place))["next"], *next);
+        }
     }
 
     #[test]
@@ -709,7 +812,8 @@ mod tests {
             &[],
         ]) {
             for fact in facts {
-                assert!(problem.detail().contains(fact), "{}", problem.detail());
+                let detail = problem.detail(Place::Route);
+                assert!(detail.contains(fact), "{detail}");
             }
         }
     }

@@ -97,7 +97,7 @@ pub static PAGES: [ProblemPage; 20] = [
         happened: "This key already belongs to a request that differs from this one in method, \
                    upstream, path, query, content type or encoding, one of the route's listed \
                    headers, or body.",
-        money: "This attempt sent nothing and costs nothing. The first request is not changed by \
+        money: "This attempt ran nothing and costs nothing. The first request is not changed by \
                 it.",
         next: "Use a new key for a new action. If this was meant to be a retry, send exactly the \
                same request as the first time. Do not retry it as it is.",
@@ -107,7 +107,7 @@ pub static PAGES: [ProblemPage; 20] = [
         title: "The key is missing",
         statuses: &[400],
         happened: "This route takes only requests that carry a key, and this one carries none.",
-        money: "Nothing was sent to the upstream and nothing costs anything.",
+        money: "Nothing ran and nothing costs anything.",
         next: "Add an Idempotency-Key header: 1 to 255 visible ASCII characters, such as a UUID, \
                one for each action, and the same one in all retries of that action.",
     },
@@ -117,7 +117,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[400],
         happened: "A key was sent, but it is empty, too long, sent twice, a list, or holds \
                    characters that a key cannot have.",
-        money: "Nothing was sent to the upstream and nothing costs anything.",
+        money: "Nothing ran and nothing costs anything.",
         next: "Send one Idempotency-Key header with 1 to 255 visible ASCII characters. A key with \
                a comma or a semicolon in it has to stand in double quotes. Do not retry the \
                request as it is.",
@@ -129,7 +129,7 @@ pub static PAGES: [ProblemPage; 20] = [
         happened: "The request was sent to the upstream, at least in part, and no complete answer \
                    came back: the connection broke, time ran out, the answer was cut short, or \
                    the gateway stopped. Onlyonce does not guess and does not send it again.",
-        money: "It may have run and may be billed, once at most. Nothing further is sent under \
+        money: "It may have run and may be billed, once at most. Nothing further is run under \
                 this key, so a retry with it costs nothing.",
         next: "Find out at the upstream whether it ran. Then an operator settles the operation \
                with onlyonce keys complete or onlyonce keys release. Sending it under a new key \
@@ -161,7 +161,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[503],
         happened: "The gateway could not write down durably that this request is about to run, so \
                    it did not run it.",
-        money: "This attempt sent nothing to the upstream and costs nothing.",
+        money: "This attempt ran nothing and costs nothing.",
         next: "Retry with the same key after the time in Retry-After. Operators: look at the \
                readiness page and the log of the gateway. After a failed flush to disk it takes \
                no new work until it is restarted.",
@@ -171,7 +171,7 @@ pub static PAGES: [ProblemPage; 20] = [
         title: "The request body is too large",
         statuses: &[413],
         happened: "The body is larger than the gateway takes for a request with a key.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Send a smaller body, or have limits.request_body raised in the configuration of the \
                gateway.",
     },
@@ -180,7 +180,7 @@ pub static PAGES: [ProblemPage; 20] = [
         title: "The request headers are too large",
         statuses: &[431],
         happened: "The head of the request is larger, or has more headers, than the gateway takes.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Send fewer or shorter headers, or have server.max_header_bytes or \
                server.max_headers raised in the configuration of the gateway.",
     },
@@ -190,7 +190,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[429],
         happened: "This tenant, or the gateway as a whole, has as many operations running or \
                    recorded as the configuration allows.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Retry with the same key after the time in Retry-After. If it goes on, have the \
                named limit raised in the configuration of the gateway.",
     },
@@ -200,7 +200,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[507],
         happened: "There is no room to record what the upstream would answer, so the gateway did \
                    not run the request.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Retry with the same key later. Operators: make room on the disk, raise the limit that \
                is named, or shorten the window. Where the limit is store.max_records, onlyonce keys \
                purge makes room too; a full disk takes no purge.",
@@ -211,7 +211,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[401],
         happened: "A request with a key has to say whose key it is, and this one carries no \
                    credential.",
-        money: "Nothing was sent to the upstream and nothing costs anything.",
+        money: "Nothing ran and nothing costs anything.",
         next: "Send the credential that the upstream wants, such as Authorization or x-api-key. To \
                take keys without one, set server.allow_anonymous in the configuration of the \
                gateway.",
@@ -222,7 +222,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[408],
         happened: "The head or the body of the request did not arrive whole in the time that the \
                    gateway allows.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Retry with the same key. If the body is large and the connection slow, have \
                server.body_timeout raised in the configuration of the gateway.",
     },
@@ -232,7 +232,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[400],
         happened: "The head of the request breaks the rules of HTTP, or asks for something that a \
                    gateway with fixed upstreams does not do.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Correct the request as the detail says. Use the address of the gateway as the base \
                URL of your client, not as its proxy.",
     },
@@ -250,7 +250,7 @@ pub static PAGES: [ProblemPage; 20] = [
         title: "The gateway is shutting down",
         statuses: &[503],
         happened: "The gateway finishes what it has begun and takes nothing new.",
-        money: "This attempt sent nothing to the upstream and costs nothing. The key is not used.",
+        money: "This attempt ran nothing and costs nothing. The key is not used.",
         next: "Retry with the same key after the time in Retry-After.",
     },
     ProblemPage {
@@ -259,7 +259,7 @@ pub static PAGES: [ProblemPage; 20] = [
         statuses: &[400],
         happened: "The request asks to switch to another protocol, such as WebSocket, and carries a \
                    key. What follows such a switch cannot be recorded and replayed.",
-        money: "Nothing was sent to the upstream and nothing costs anything. The key is not used.",
+        money: "Nothing ran and nothing costs anything. The key is not used.",
         next: "Send it without the key, or without the Upgrade header.",
     },
     ProblemPage {

@@ -70,6 +70,10 @@ impl Operation {
     /// The key to send along when the operation does its part `name` elsewhere. It follows from the
     /// tenant, the key and `name`, so every execution sends the same one, and a service that honours keys
     /// does that part once, also where this transaction is rolled back and tried again.
+    ///
+    /// The next operation under this key, once the window of this one has passed, sends the same one: where
+    /// the service remembers for longer than that, it gives it the old answer. Do not use a key again for
+    /// something new, or let the window be as long as the service's memory.
     pub fn key_for(&self, name: &str) -> Key {
         let (scope, key) = (&self.claim.scope, &self.claim.key);
         key_for(&self.shared.hash_keys, scope, key, name)

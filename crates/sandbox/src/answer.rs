@@ -97,6 +97,9 @@ pub(crate) async fn answer(
         }
         Err(_) => return Err(Broken),
     };
+    if let Some(execution) = &execution {
+        execution.takes(&body);
+    }
     if !script.delay.is_zero() {
         tokio::time::sleep(script.delay).await;
     }
@@ -149,6 +152,7 @@ fn begin(
     at: SystemTime,
 ) -> Option<Execution> {
     let key = head.headers.get("idempotency-key");
+    let key = key.or_else(|| head.headers.get("x-verify-key"));
     let key = key.map(|value| String::from_utf8_lossy(value.as_bytes()));
     Some(ledger.begin(Begun {
         at,
@@ -227,9 +231,13 @@ fn failed(
     family: Family,
     refusal: &Refusal,
     id: &str,
-    execution: Option<Execution>,
+    mut execution: Option<Execution>,
 ) -> Response<AnswerBody> {
-    let mut response = refused(family, refusal, id);
+    let document = family.error(refusal, id).to_string();
+    if let Some(execution) = &mut execution {
+        execution.answers([document.as_bytes()]);
+    }
+    let mut response = error_page(family, refusal, id, document);
     if let Some(execution) = execution {
         response
             .headers_mut()
@@ -241,8 +249,17 @@ fn failed(
 
 /// An error answer in the provider's shape.
 fn refused(family: Family, refusal: &Refusal, id: &str) -> Response<AnswerBody> {
-    let document = family.error(refusal, id);
-    let mut response = json_page(refusal.status, document.to_string());
+    let document = family.error(refusal, id).to_string();
+    error_page(family, refusal, id, document)
+}
+
+fn error_page(
+    family: Family,
+    refusal: &Refusal,
+    id: &str,
+    document: String,
+) -> Response<AnswerBody> {
+    let mut response = json_page(refusal.status, document);
     family.mark(response.headers_mut(), id);
     // The providers name a wait where they are too busy.
     if matches!(refusal.status.as_u16(), 429 | 503 | 529) {

@@ -76,8 +76,11 @@ impl AnswerBody {
         frames: VecDeque<Bytes>,
         interval: Option<Duration>,
         ending: Ending,
-        execution: Option<Execution>,
+        mut execution: Option<Execution>,
     ) -> Self {
+        if let (Ending::Clean, Some(execution)) = (&ending, &mut execution) {
+            execution.answers(frames.iter().map(Bytes::as_ref));
+        }
         let mut body = Self {
             frames,
             interval,

@@ -6,6 +6,7 @@ use std::iter::Sum;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::{Context, SHA256};
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
@@ -40,7 +41,7 @@ pub struct Entry {
     pub method: String,
     /// The request's path, without the query.
     pub path: String,
-    /// The `Idempotency-Key` as it came. Noted, not obeyed.
+    /// The `Idempotency-Key` as it came, or the `X-Verify-Key` where there is none. Noted, not obeyed.
     pub key: Option<String>,
     /// The request's `X-Sandbox-Tag`.
     pub tag: Option<String>,
@@ -51,7 +52,15 @@ pub struct Entry {
     pub usage: Option<Usage>,
     /// How it ended.
     pub outcome: Outcome,
+    /// Of the request's body, once that is here.
+    pub request_sha256: Option<Sha256>,
+    /// Of the body of its answer, where that was given whole. `None` while it runs, and where it broke.
+    pub answer_sha256: Option<Sha256>,
 }
+
+/// A SHA-256; written in hexadecimal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sha256(pub [u8; 32]);
 
 /// The tokens of one generation, as its answer tells them at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -154,11 +163,14 @@ impl Ledger {
             price_usd: request.price,
             usage: None,
             outcome: Outcome::Running,
+            request_sha256: None,
+            answer_sha256: None,
         });
         Execution {
             ledger: self.clone(),
             n: book.last_n,
             nth_of_tag,
+            answer: None,
             settled: false,
         }
     }
@@ -184,9 +196,10 @@ impl Book {
         self.entries.get_mut(index)
     }
 
-    fn settle(&mut self, n: u64, outcome: Outcome) {
+    fn settle(&mut self, n: u64, outcome: Outcome, answer: Option<Sha256>) {
         let Some(entry) = self.entry(n) else { return };
         entry.outcome = outcome;
+        entry.answer_sha256 = answer;
         if outcome == Outcome::Failed {
             let refund = std::mem::take(&mut entry.price_usd);
             self.charged.micros -= refund.micros;
@@ -210,6 +223,7 @@ pub(crate) struct Execution {
     ledger: Ledger,
     n: u64,
     nth_of_tag: u64,
+    answer: Option<Sha256>,
     settled: bool,
 }
 
@@ -230,6 +244,19 @@ impl Execution {
         }
     }
 
+    /// Notes the request's body.
+    pub(crate) fn takes(&self, request: &[u8]) {
+        let digest = Sha256::of([request]);
+        if let Some(entry) = self.ledger.0.lock().entry(self.n) {
+            entry.request_sha256 = Some(digest);
+        }
+    }
+
+    /// Notes the body of its answer, for when that was given whole.
+    pub(crate) fn answers<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
+        self.answer = Some(Sha256::of(frames));
+    }
+
     pub(crate) fn complete(self) {
         self.settle(Outcome::Completed);
     }
@@ -240,15 +267,41 @@ impl Execution {
 
     fn settle(mut self, outcome: Outcome) {
         self.settled = true;
-        self.ledger.0.lock().settle(self.n, outcome);
+        let answer = self.answer;
+        self.ledger.0.lock().settle(self.n, outcome, answer);
     }
 }
 
 impl Drop for Execution {
     fn drop(&mut self) {
         if !self.settled {
-            self.ledger.0.lock().settle(self.n, Outcome::Aborted);
+            self.ledger.0.lock().settle(self.n, Outcome::Aborted, None);
         }
+    }
+}
+
+impl Sha256 {
+    /// Of these pieces, one after the other.
+    pub(crate) fn of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut context = Context::new(&SHA256);
+        for piece in pieces {
+            context.update(piece);
+        }
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(context.finish().as_ref());
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for Sha256 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -360,9 +413,12 @@ mod tests {
     #[test]
     fn a_dropped_execution_is_aborted_and_paid() {
         let ledger = Ledger::default();
-        drop(begin(&ledger, None));
+        let mut left = begin(&ledger, None);
+        left.answers([&b"never given whole"[..]]);
+        drop(left);
         let page = ledger.snapshot();
         assert_eq!(page.entries[0].outcome, Outcome::Aborted);
+        assert_eq!(page.entries[0].answer_sha256, None);
         assert_eq!(page.charged_usd, Usd::from_micros(42_000));
     }
 
@@ -392,18 +448,22 @@ mod tests {
     #[test]
     fn the_json_is_as_documented() {
         let ledger = Ledger::default();
-        let execution = begin(&ledger, Some("checkout"));
+        let mut execution = begin(&ledger, Some("checkout"));
         execution.generates(Usage {
             input: 12,
             output: 20,
         });
+        execution.takes(b"");
+        execution.answers([&b"a"[..], b"bc"]);
         execution.complete();
         assert_eq!(
             serde_json::to_string(&ledger.snapshot()).unwrap(),
             "{\"executions\":1,\"charged_usd\":\"0.042000\",\"entries\":[{\"n\":1,\
              \"at\":\"1970-01-01T00:00:00.000Z\",\"method\":\"POST\",\"path\":\"/v1/echo\",\
              \"key\":\"k-1\",\"tag\":\"checkout\",\"price_usd\":\"0.042000\",\
-             \"usage\":{\"input\":12,\"output\":20},\"outcome\":\"completed\"}]}"
+             \"usage\":{\"input\":12,\"output\":20},\"outcome\":\"completed\",\
+             \"request_sha256\":\"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\",\
+             \"answer_sha256\":\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"}]}"
         );
     }
 

@@ -58,5 +58,5 @@ mod script;
 mod server;
 mod wire;
 
-pub use ledger::{Entry, Ledger, Outcome, Snapshot, Timestamp, Usage, Usd};
+pub use ledger::{Entry, Ledger, Outcome, Sha256, Snapshot, Timestamp, Usage, Usd};
 pub use server::Sandbox;

@@ -11,7 +11,9 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Attempt, Fence, Got, Key, OperationId, OwnerId, Record, RecordingId, Scope, StateName,
-    Timestamp, TraceId, transition::Breach,
+    Timestamp, TraceId,
+    planted::{Bug, planted},
+    transition::Breach,
 };
 
 pub mod books;
@@ -423,7 +425,11 @@ const OF_KEY: usize = 4;
 pub fn address(secret: &[u8; 32], scope: &Scope, key: &Key) -> Address {
     let mut hasher = blake3::Hasher::new_keyed(secret);
     hasher.update(b"onlyonce address v1");
-    for part in [&*scope.tenant, &*scope.namespace, key.as_str()] {
+    let mut parts = &[&*scope.tenant, &*scope.namespace, key.as_str()][..];
+    if planted(Bug::ScopeLeftOut) {
+        parts = &parts[2..];
+    }
+    for part in parts {
         hasher.update(&(part.len() as u64).to_be_bytes());
         hasher.update(part.as_bytes());
     }

@@ -11,7 +11,7 @@ use onlyonce_core::{
 };
 use onlyonce_store::{
     AttemptNote, Books, EmbeddedStore, Store, StoreError, Swap, Write, address,
-    books::{Grain, Of, SumsQuery},
+    books::{Begin, Grain, Hold, Of, SumsQuery},
     clock::ManualClock,
     embedded::{EncryptionKeys, OpenError, Options},
 };
@@ -370,6 +370,27 @@ async fn i13_no_flipped_byte_makes_a_used_key_look_new_after_a_clean_stop() {
     let (folder, store) = in_use().await;
     store.close().await.expect("it closes");
     flip_every_byte(&killed_copy(folder.path())).await;
+}
+
+/// As before, once more started and stopped: a segment that is full, with its catalog, and a sink's place.
+#[tokio::test]
+async fn i13_no_flipped_byte_makes_a_used_key_look_new_with_a_catalog_and_a_sink() {
+    let (folder, store) = in_use().await;
+    let hold = Hold {
+        sink: "billing".into(),
+        owner: OwnerId::new(1),
+        lease: LEASE,
+        begin: Begin::Start,
+    };
+    store.hold(hold).await.expect("a store");
+    store.close().await.expect("it closes");
+    drop(store);
+    drop(open(folder.path()).expect("it opens"));
+    let image = killed_copy(folder.path());
+    for name in ["seg-00000001.idx", "sinks", "sums", "book-00000001.dat"] {
+        assert!(!file(&image, name).is_empty(), "there is no {name}");
+    }
+    flip_every_byte(&image).await;
 }
 
 async fn flip_every_byte(folder: &TempDir) {

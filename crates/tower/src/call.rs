@@ -17,7 +17,7 @@ use crate::caught::caught;
 use crate::doing::{Began, BoxFuture, Came, Desk, NotDone, Recorded, Task, Undone, Work};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::operation::Making;
+use crate::operation::{Executing, Making, Ruling};
 use crate::rules::{DEFAULT_STEPS_WINDOW, remembered, resume_policy, steps_window};
 use crate::shell::attached::Attached;
 use crate::step::keep;
@@ -88,7 +88,8 @@ impl Call {
         self
     }
 
-    /// Keys are unique within a tenant and this name; `run` unless set.
+    /// Keys are unique within a tenant and this name; `run` unless set. One that ends in `/steps` is
+    /// refused ([`RunError::Reserved`]): that is where the steps of operations are.
     pub fn namespace(mut self, name: &str) -> Self {
         self.namespace = name.into();
         self
@@ -172,6 +173,14 @@ pub enum RunError {
     /// The store, or a limit. Nothing was run.
     #[error("nothing was run: {0}")]
     Trouble(#[from] Trouble),
+    /// The call's namespace is one of steps. Nothing was run.
+    #[error(
+        "the namespace {namespace} ends in /steps, where the steps of operations are; give it another name"
+    )]
+    Reserved {
+        /// The namespace.
+        namespace: Box<str>,
+    },
     /// The input is no JSON, or what is recorded is no result of the type that is asked for.
     #[error("{0}")]
     BadJson(String),
@@ -239,6 +248,10 @@ impl<S: Store> Once<S> {
             tenant: call.tenant.clone(),
             namespace: call.namespace.clone(),
         };
+        if scope.has_steps() {
+            let namespace = scope.namespace;
+            return Err(RunError::Reserved { namespace });
+        }
         let on_unknown = match call.resumes {
             true => resume_policy(shared.now(), call.steps_window),
             false => OnUnknown::Report,
@@ -285,7 +298,7 @@ impl<S: Store> Once<S> {
                 join_timeout: call.join_timeout,
             };
             let operation = Operation::new(making, &desk.hash_keys, desk.clone());
-            Box::pin(execute(operation, kept, work))
+            Box::pin(execute(Executing::new(operation), kept, work))
         });
         let done = shared.once(task, work).await;
         done.map_err(|not_done| {
@@ -313,13 +326,13 @@ impl<S: Store> Once<S> {
 }
 
 /// Calls the function, and says what became of the operation.
-async fn execute(operation: Operation, kept: Option<Recorded>, work: Function) -> Came {
+async fn execute(operation: Executing, kept: Option<Recorded>, work: Function) -> Came {
     if let Some(kept) = kept
         && let Err(why) = keep(&operation, kept).await
     {
         return Came::nothing(&why);
     }
-    let worked = caught(|| work(operation.clone())).await;
+    let worked = caught(|| work(Operation::clone(&operation))).await;
     let (result, released) = match worked {
         Err(_) => (Came::panicked().result, None),
         Ok(Ok(json)) => (Ok(Recorded::json(json)), None),
@@ -336,9 +349,9 @@ async fn execute(operation: Operation, kept: Option<Recorded>, work: Function) -
     };
     let result = match operation.ruling(released.as_deref()) {
         None => result,
-        Some((reason, why)) => Err(Undone {
+        Some(Ruling { reason, words }) => Err(Undone {
             lost: Some(reason),
-            why: why.to_string(),
+            why: words.why.to_string(),
             error: result.err().and_then(|undone| undone.error),
         }),
     };

@@ -281,7 +281,8 @@ impl<S: Store> Completer<S> {
     /// What may be continued by its state, oldest first.
     async fn abandoned(&self) -> Result<Vec<Arc<Record>>, Trouble> {
         let mut found = Vec::new();
-        // Operations of which a step is unknown.
+        // Operations of which a step is unknown, with the scope that their steps are in: who has another
+        // one may have a key that looks like theirs (I7).
         let mut stopped = HashSet::new();
         let mut older_than = None;
         for _ in 0..PAGES {
@@ -295,7 +296,10 @@ impl<S: Store> Completer<S> {
             for stored in page.records {
                 let record = stored.record;
                 match (&record.state, record.scope.has_steps()) {
-                    (_, true) => stopped.extend(operation_of(&record.key)),
+                    (_, true) => {
+                        let id = operation_of(&record.key);
+                        stopped.extend(id.map(|id| (id, record.scope.clone())));
+                    }
                     (State::Unknown { reason, .. }, false) if may_go_on(*reason) => {
                         found.push(record);
                     }
@@ -311,7 +315,7 @@ impl<S: Store> Completer<S> {
             State::Unknown {
                 reason: UnknownReason::StepUnknown,
                 ..
-            } => !stopped.contains(&record.id),
+            } => !stopped.contains(&(record.id, record.scope.of_steps())),
             _ => true,
         });
         found.reverse();

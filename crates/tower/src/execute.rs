@@ -21,7 +21,7 @@ use crate::caught::{Panicked, caught};
 use crate::doing::{Recorded, is_resend};
 use crate::kept;
 use crate::keyed::Attempt;
-use crate::operation::Making;
+use crate::operation::{Executing, Making, Ruling};
 use crate::outcome::NotSent;
 use crate::service::Route;
 use crate::shell::audience::Left;
@@ -109,7 +109,7 @@ where
     let driver = Driver {
         route: Arc::clone(route),
         original: Arc::clone(&original),
-        operation: order.operation,
+        operation: Executing::new(order.operation),
         deadline: Instant::now() + route.rules.total_timeout,
     };
     let mut stopping = route.once.stopping();
@@ -136,7 +136,7 @@ struct Driver<S: Store> {
     route: Arc<Route<S>>,
     /// For the first caller: what a recording does not hold.
     original: Arc<Mutex<Option<Original>>>,
-    operation: Operation,
+    operation: Executing,
     /// The end of the whole.
     deadline: Instant,
 }
@@ -188,10 +188,13 @@ impl<S: Store> Driver<S> {
 
     /// Keeps the request beside the operation; or says why that was not done, and nothing ran.
     async fn keep(&self, kept: Option<Recorded>) -> Result<(), String> {
-        match kept {
-            Some(kept) => keep(&self.operation, kept).await,
-            None => Ok(()),
-        }
+        let Some(kept) = kept else {
+            return Ok(());
+        };
+        keep(&self.operation, kept).await.map_err(|error| {
+            tracing::warn!(operation = %self.operation.id(), error, "a request was not kept");
+            "the request could not be kept, so that somebody can continue it".to_owned()
+        })
     }
 
     /// What the steps of the operation make of how its handler ended.
@@ -205,8 +208,8 @@ impl<S: Store> Driver<S> {
         };
         match self.operation.ruling(released) {
             None => ended,
-            Some((reason, why)) => {
-                execution.explain(&why);
+            Some(Ruling { reason, words }) => {
+                execution.explain(&words.told);
                 Ended::Lost(reason)
             }
         }
@@ -227,7 +230,9 @@ impl<S: Store> Driver<S> {
         match self.in_time(ready, left).await {
             Came::InTime(Ok(Ok(()))) => {}
             Came::InTime(Ok(Err(error))) => {
-                return Err(format!("it is not ready: {}", error.into()));
+                let (id, error) = (self.operation.id(), error.into());
+                tracing::warn!(operation = %id, error, "the service is not ready: nothing ran");
+                return Err("it is not ready".into());
             }
             Came::InTime(Err(_)) => return Err("it failed before it was called".into()),
             Came::NotInTime => return Err("it was not ready in time".into()),
@@ -312,13 +317,14 @@ impl<S: Store> Driver<S> {
     /// What an error of the service says of the outcome.
     fn failed(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Ended {
         let id = self.operation.id();
-        let stopped = StepError::in_sources(error);
-        match NotSent::in_sources(error) {
-            Some(NotSent { why }) => Ended::NotSent(why.clone()),
-            None if stopped.is_some_and(|stopped| stopped.outcome() == Outcome::Released) => {
-                Ended::NotSent(error.to_string())
+        if let Some(NotSent { why }) = NotSent::in_sources(error) {
+            return Ended::NotSent(why.clone());
+        }
+        match StepError::in_sources(error) {
+            Some(stopped) if stopped.outcome() == Outcome::Released => {
+                Ended::NotSent(stopped.told())
             }
-            None => {
+            _ => {
                 tracing::error!(operation = %id, error, "the service failed: its outcome is unknown");
                 Ended::Lost(UnknownReason::HandlerFailed)
             }

@@ -4,7 +4,7 @@ use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderName, Request, StatusCode};
-use onlyonce_http::problem::{Problem, ProblemContext};
+use onlyonce_http::{Place, Problem, ProblemContext};
 
 use crate::{DidNotRun, Operation, Outcome, StepError};
 
@@ -31,7 +31,10 @@ impl IntoResponse for NoOperation {
     fn into_response(self) -> Response {
         match self {
             Self::NoKey(problem) => {
-                let response = problem.to_response(&ProblemContext::default());
+                let response = problem.to_response(&ProblemContext {
+                    place: Place::Layer,
+                    ..ProblemContext::default()
+                });
                 response.map(axum_core::body::Body::from)
             }
             Self::NoLayer => {
@@ -53,9 +56,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Operation {
             return Ok(operation.clone());
         }
         Err(match parts.extensions.get::<Unkeyed>() {
-            Some(Unkeyed(header)) => NoOperation::NoKey(Box::new(Problem::KeyMissing {
-                header: header.clone(),
-            })),
+            Some(Unkeyed(header)) => NoOperation::NoKey(Box::new(Problem::no_key_in(header))),
             None => NoOperation::NoLayer,
         })
     }
@@ -75,10 +76,14 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Operation {
 }
 
 /// What it says becomes of the operation: see [`StepError::outcome`]. The response itself is shown only to
-/// those who wait for an operation of which no step may have run.
+/// those who wait for an operation of which no step may have run, and does not say what the step failed
+/// with: that is in the log.
 impl IntoResponse for StepError {
     fn into_response(self) -> Response {
-        let response = (StatusCode::SERVICE_UNAVAILABLE, format!("{self}\n"));
+        let response = (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", self.told()),
+        );
         self.outcome().of(response.into_response())
     }
 }

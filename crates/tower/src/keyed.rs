@@ -9,6 +9,7 @@ use http::{Request, Response};
 use http_body::Body;
 use onlyonce_core::{Fingerprint, Key, Refusal, RequestLine, Scope, UnknownReason};
 use onlyonce_engine::{Begin, Refused, Start, Ticket, Trouble};
+use onlyonce_http::place::SETTLE_IN_A_SERVER;
 use onlyonce_http::problem::Problem;
 use onlyonce_http::tenant::{ANONYMOUS, HASHED_PREFIX};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status};
@@ -86,6 +87,9 @@ where
         Ok(Begin::Replay(reader)) => (reader, Status::Replayed),
         Ok(Begin::Join(reader)) => (reader, Status::Joined),
     };
+    if route.rules.after_durable {
+        reader.hold_until_durable();
+    }
     let mut follower = None;
     if route.rules.cancels && status == Status::Joined {
         follower = shared.audiences.join(reader.ticket().id, None);
@@ -240,9 +244,12 @@ impl<S: Store> Route<S> {
                         "The operation stopped ({reason}), and was begun so long ago that what its \
                          steps did may be forgotten: it is not continued"
                     ),
-                    next: "Find out what it did. Then an operator settles the operation with \
-                           onlyonce keys complete or onlyonce keys release. Every retry with this \
-                           key gets this answer until it is settled.",
+                    next: format!(
+                        "Find out what it did. Then an operator settles the operation, \
+                         {SETTLE_IN_A_SERVER}. Every retry with this key gets this answer until it \
+                         is settled."
+                    )
+                    .into(),
                 }
             }
             Refusal::Unknown(reason) => self.problem_of_unknown(reason, None),
@@ -259,10 +266,12 @@ impl<S: Store> Route<S> {
         match reason {
             UnknownReason::StepUnknown => Problem::StepsUnknown {
                 why: format!("The operation stopped: {what}"),
-                next: "Find out whether the step ran. Then an operator settles the step, by its own \
-                       id or its key (this operation's id, a slash and the name of the step), with \
-                       onlyonce keys complete or onlyonce keys release. A retry with this key \
-                       continues the operation after that, where its rules let it resume.",
+                next: format!(
+                    "Find out whether the step ran. Then an operator settles the step, by its own \
+                     id, {SETTLE_IN_A_SERVER}. A retry with this key continues the operation after \
+                     that, where its rules let it resume."
+                )
+                .into(),
             },
             reason
                 if self.rules.resumes()
@@ -278,7 +287,8 @@ impl<S: Store> Route<S> {
             _ if self.rules.resumes() => Problem::StepsUnknown {
                 why: format!("The operation stopped: {what}. What its steps have done is recorded"),
                 next: "Find out why it stopped. A retry with this key executes it again, and it \
-                       continues after its last finished step.",
+                       continues after its last finished step."
+                    .into(),
             },
             reason => Problem::OutcomeUnknown(reason),
         }

@@ -42,6 +42,7 @@
 //!   an operation whose process died [continues](Rules::resume) after the last one that is done, when its
 //!   caller comes again, or by a [`Completer`].
 //! - [`Once::run`] does the same for functions, without HTTP: jobs, messages, tools.
+//! - Where nobody can say whether something ran, and somebody has found out: [`Once::complete`], [`Once::release`].
 //!
 //! Where to look: `service` tells which way a request goes, `keyed` asks the engine, `execute` runs the
 //! handler, `step` and `call` are what is done once without HTTP, and [`shell`] is what the gateway has
@@ -65,6 +66,7 @@ mod operation;
 mod outcome;
 mod rules;
 mod service;
+mod settle;
 #[doc(hidden)]
 pub mod shell;
 mod step;
@@ -84,7 +86,7 @@ pub use service::{OnceFuture, OnceService};
 pub use step::{Step, StepError};
 
 pub use onlyonce_core::{Key, Metered, OperationId};
-pub use onlyonce_engine::{Engine, Settings};
+pub use onlyonce_engine::{Engine, ResolveError, Settings, Trouble};
 pub use onlyonce_http::canonical_json::Pointer;
 pub use onlyonce_store::{EmbeddedStore, MemoryStore, Store};
 

@@ -120,7 +120,7 @@ impl<S: Store> Once<S> {
         }
     }
 
-    /// The engine: to list operations, to look at one, and to settle one whose outcome is unknown.
+    /// The engine: to list operations and to look at one. To settle one, see [`Once::complete`].
     pub fn engine(&self) -> &Engine<S> {
         &self.shared.engine
     }

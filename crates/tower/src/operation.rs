@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce_core::{Fingerprint, Key, Metered, OperationId, Scope, Timestamp, UnknownReason};
-use onlyonce_http::{HashKeys, key_for};
-use parking_lot::Mutex;
+use onlyonce_http::{HashKeys, key_for_part};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -62,9 +63,67 @@ struct Inner {
 struct Progress {
     steps: HashMap<Box<str>, Stage>,
     /// Why it must not go on: nobody can say what a step has done.
-    stopped: Option<Arc<str>>,
+    stopped: Option<Words>,
     /// Why a step has no result, the latest.
-    failed: Option<Arc<str>>,
+    failed: Option<Words>,
+    /// What became of it is being written: no step runs any more, whoever still holds the operation.
+    ended: bool,
+}
+
+/// Why something has no result, in words.
+#[derive(Clone)]
+pub(crate) struct Words {
+    /// All that is known, for the process itself and its log.
+    pub(crate) why: Arc<str>,
+    /// Without what a handler or a store has said, for whoever called over HTTP.
+    pub(crate) told: Arc<str>,
+}
+
+impl Words {
+    /// Words of our own, for everybody.
+    pub(crate) fn open(words: &str) -> Self {
+        let why: Arc<str> = words.into();
+        Self {
+            told: why.clone(),
+            why,
+        }
+    }
+
+    pub(crate) fn of(error: &StepError) -> Self {
+        Self {
+            why: error.to_string().into(),
+            told: error.told().into(),
+        }
+    }
+}
+
+/// What the steps of an operation make of how it ended.
+pub(crate) struct Ruling {
+    pub(crate) reason: UnknownReason,
+    pub(crate) words: Words,
+}
+
+/// The right to execute the operation: when it is gone, no step runs any more.
+pub(crate) struct Executing(Operation);
+
+impl Executing {
+    pub(crate) fn new(operation: Operation) -> Self {
+        Self(operation)
+    }
+}
+
+impl Deref for Executing {
+    type Target = Operation;
+
+    fn deref(&self) -> &Operation {
+        &self.0
+    }
+}
+
+impl Drop for Executing {
+    fn drop(&mut self) {
+        self.0.progress().ended = true;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,15 +166,11 @@ impl Operation {
     }
 
     /// The key to send along when the operation does its part `name` elsewhere. It follows from the
-    /// caller, its key and `name`, so every execution sends the same one, and a service that honours keys
-    /// does that part once.
+    /// operation's id and `name`, so every execution sends the same one, and a service that honours keys
+    /// does that part once. The next operation under the caller's key, once the window of this one has
+    /// passed, has keys of its own.
     pub fn key_for(&self, name: &str) -> Key {
-        key_for(
-            &self.0.hash_keys,
-            &self.0.making.scope,
-            &self.0.making.key,
-            name,
-        )
+        key_for_part(&self.0.hash_keys, self.0.making.id, name)
     }
 
     /// Says what the execution used and cost: it goes into the record with the outcome, and into the
@@ -192,48 +247,67 @@ impl Operation {
             .after(remembered(making.steps_window))
     }
 
-    /// A step is asked for; not twice under one name.
-    pub(crate) fn ask(&self, name: &str) -> bool {
-        let mut progress = self.0.progress.lock();
-        let is_new = !progress.steps.contains_key(name);
-        if is_new {
-            progress.steps.insert(name.into(), Stage::Asked);
-        }
-        is_new
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.0.progress.lock()
     }
 
-    /// From here on, the step may have run.
+    /// A step is asked for: not twice under one name, and not after the end.
+    pub(crate) fn ask(&self, name: &str) -> Result<(), StepError> {
+        let mut progress = self.progress();
+        if progress.ended {
+            return Err(StepError::Ended { step: name.into() });
+        }
+        if progress.steps.contains_key(name) {
+            return Err(StepError::Twice { step: name.into() });
+        }
+        progress.steps.insert(name.into(), Stage::Asked);
+        Ok(())
+    }
+
+    /// Whether the step may run now. From here on, it may have. What becomes of the operation is decided
+    /// under the same lock ([`Operation::ruling`]): either the step counts there, or it does not run (I10).
+    pub(crate) fn begin(&self, name: &str) -> bool {
+        let mut progress = self.progress();
+        if !progress.ended {
+            progress.steps.insert(name.into(), Stage::MayHaveRun);
+        }
+        !progress.ended
+    }
+
+    /// The step may have run, here or elsewhere.
     pub(crate) fn may_run(&self, name: &str) {
-        let mut progress = self.0.progress.lock();
-        progress.steps.insert(name.into(), Stage::MayHaveRun);
+        self.progress().steps.insert(name.into(), Stage::MayHaveRun);
     }
 
     /// The step has not run, for certain, and may be asked for again.
     pub(crate) fn did_not_run(&self, name: &str) {
-        self.0.progress.lock().steps.remove(name);
+        self.progress().steps.remove(name);
     }
 
     /// Whether the step may have run.
     pub(crate) fn may_have_run(&self, name: &str) -> bool {
-        self.0.progress.lock().steps.get(name) == Some(&Stage::MayHaveRun)
+        self.progress().steps.get(name) == Some(&Stage::MayHaveRun)
     }
 
     /// Nobody can say what a step has done: whatever is said from here on, the operation is unknown.
-    pub(crate) fn stop(&self, why: &str) {
-        self.0.progress.lock().stopped.get_or_insert(why.into());
+    pub(crate) fn stop(&self, why: Words) {
+        self.progress().stopped.get_or_insert(why);
     }
 
     /// Notes why a step has no result.
-    pub(crate) fn failed(&self, error: &StepError) {
-        self.0.progress.lock().failed = Some(error.to_string().into());
+    pub(crate) fn failed(&self, why: Words) {
+        self.progress().failed = Some(why);
     }
 
     /// What the steps make of what an execution says of itself. `released` is why it says that nothing
-    /// ran, if it does. `None` where what it says stands.
-    pub(crate) fn ruling(&self, released: Option<&str>) -> Option<(UnknownReason, Arc<str>)> {
-        let progress = self.0.progress.lock();
-        if let Some(why) = &progress.stopped {
-            return Some((UnknownReason::StepUnknown, why.clone()));
+    /// ran, if it does. `None` where what it says stands. No step runs after this: what is decided here of
+    /// those that have must stay true while it is written.
+    pub(crate) fn ruling(&self, released: Option<&str>) -> Option<Ruling> {
+        let mut progress = self.progress();
+        progress.ended = true;
+        if let Some(words) = progress.stopped.clone() {
+            let reason = UnknownReason::StepUnknown;
+            return Some(Ruling { reason, words });
         }
         let why = released?;
         let has_begun = progress
@@ -243,8 +317,12 @@ impl Operation {
         if !has_begun && !self.0.making.resumed {
             return None;
         }
-        let why = progress.failed.clone().unwrap_or_else(|| why.into());
-        Some((UnknownReason::Unfinished, why))
+        let words = progress.failed.clone().unwrap_or_else(|| Words {
+            why: why.into(),
+            told: "it says that it did not run".into(),
+        });
+        let reason = UnknownReason::Unfinished;
+        Some(Ruling { reason, words })
     }
 }
 

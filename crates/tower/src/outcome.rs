@@ -69,7 +69,8 @@ impl<B> DidNotRun<Response<B>> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nothing was sent: {why}")]
 pub struct NotSent {
-    /// What happened, for people.
+    /// What happened, in words that callers get to read: the text of an error that is not for them does
+    /// not belong here.
     pub why: String,
 }
 

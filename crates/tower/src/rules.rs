@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, StatusCode};
-use onlyonce_core::{Concurrent, OnUnknown, Policy, Timestamp};
+use onlyonce_core::{Concurrent, OnUnknown, Policy, Scope, Timestamp};
 use onlyonce_engine::RoutePolicy;
 use onlyonce_http::canonical_json::Pointer;
 use onlyonce_http::{BodyRule, FingerprintRules};
@@ -122,7 +122,16 @@ const fn minutes(count: u64) -> Duration {
 impl Rules {
     /// Keys are unique within a tenant and this name; `service` unless set. Give services that share a
     /// store names of their own.
+    ///
+    /// # Panics
+    ///
+    /// Where it ends in `/steps`: that is where the steps of operations are.
     pub fn namespace(mut self, name: &str) -> Self {
+        assert!(
+            !name.ends_with(Scope::STEPS),
+            "the namespace {name} ends in {}, where the steps of operations are; give it another name",
+            Scope::STEPS
+        );
         self.namespace = name.into();
         self
     }

@@ -9,8 +9,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use onlyonce_core::Key;
-use onlyonce_http::problem::{Problem, ProblemContext};
-use onlyonce_http::{key_of, marks};
+use onlyonce_http::{Place, Problem, ProblemContext, key_of, marks};
 use onlyonce_store::Store;
 use tower_service::Service;
 
@@ -134,9 +133,7 @@ impl<S: Store> Route<S> {
         let rules = &self.rules;
         match key_of(request.headers(), &rules.key_headers) {
             Err(error) => Way::Refuse(error.into()),
-            Ok(None) if rules.require_key => Way::Refuse(Problem::KeyMissing {
-                header: rules.key_headers[0].clone(),
-            }),
+            Ok(None) if rules.require_key => Way::Refuse(Problem::no_key_in(&rules.key_headers[0])),
             Ok(None) => Way::Pass,
             Ok(Some(_)) if request.headers().contains_key(UPGRADE) => {
                 Way::Refuse(Problem::UpgradeRefused)
@@ -167,10 +164,11 @@ impl<S: Store> Route<S> {
         let context = ProblemContext {
             public_url: self.rules.public_url.as_deref(),
             operation: marking.ticket.map(|ticket| ticket.id),
+            place: Place::Layer,
         };
         let mut response = match asking.is_grpc {
             false => problem.to_response(&context),
-            true => problem.to_grpc_response(),
+            true => problem.to_grpc_response(Place::Layer),
         };
         if asking.is_http1 && problem.closes_connection() {
             let close = HeaderValue::from_static("close");

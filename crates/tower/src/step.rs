@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use crate::doing::{BoxFuture, Came, NotDone, Recorded, Task, Undone, Work};
 use crate::failure::Failure;
 use crate::input::Input;
+use crate::operation::Words;
 use crate::{BoxError, Operation, Outcome};
 
 /// The longest name, in characters: it goes into a key, behind an operation's id.
@@ -105,6 +106,16 @@ pub enum StepError {
         /// Its name.
         step: Box<str>,
     },
+    /// The operation has ended: its handler has given its answer, or was dropped. A task that the handler
+    /// left behind comes too late. Nothing is run.
+    #[error(
+        "the operation has ended, so {step} is not run: a handler waits for its steps, and leaves none of \
+         them to a task that outlives it"
+    )]
+    Ended {
+        /// Its name.
+        step: Box<str>,
+    },
     /// No step can be called so.
     #[error(
         "{step:?} is no name of a step: it has 1 to {MAX_NAME} visible ASCII characters, and does not \
@@ -144,6 +155,33 @@ impl StepError {
         match self {
             Self::DidNotRun { .. } | Self::Unfinished { .. } => Outcome::Released,
             _ => Outcome::Unknown,
+        }
+    }
+
+    /// The same for whoever called over HTTP: what a step failed with is nobody's business there, and
+    /// may hold what must not leave the process. The log has it.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Self::DidNotRun { step, .. } => format!("the step {step} did not run"),
+            Self::Unfinished { step, .. } => format!("the step {step} is not finished"),
+            Self::Unknown {
+                step,
+                operation,
+                reason,
+                ..
+            } => format!(
+                "the step {step} may have run, once at most, and nobody can say ({reason}); it is the \
+                 operation {}",
+                show(*operation)
+            ),
+            Self::BadJson { step, .. } => {
+                format!("the step {step} has an input or a result that is not as it should be")
+            }
+            Self::Reused { .. }
+            | Self::Twice { .. }
+            | Self::Ended { .. }
+            | Self::BadName { .. }
+            | Self::TooOld { .. } => self.to_string(),
         }
     }
 
@@ -210,10 +248,12 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Step<'a, T> {
         let operation = self.operation;
         let taken = self.take().await;
         if let Err(error) = &taken {
-            operation.failed(error);
+            tracing::warn!(operation = %operation.id(), %error, "a step has no result");
+            let words = Words::of(error);
             if matches!(error, StepError::Unknown { .. } | StepError::TooOld { .. }) {
-                operation.stop(&error.to_string());
+                operation.stop(words.clone());
             }
+            operation.failed(words);
         }
         taken
     }
@@ -241,17 +281,16 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Step<'a, T> {
         if operation.desk().now() >= operation.remembered_until() {
             return Err(StepError::TooOld { step: name.into() });
         }
-        if !operation.ask(name) {
-            return Err(StepError::Twice { step: name.into() });
-        }
+        operation.ask(name)?;
         let asked = Asked {
             operation,
             name,
             honours,
         };
-        let work: Work<'a> = Box::new(move |_| {
-            operation.may_run(name);
-            Box::pin(async move { came(work().await, metering) })
+        let work: Work<'a> = Box::new(move |_| match operation.begin(name) {
+            true => Box::pin(async move { came(work().await, metering) }),
+            // It ended while the step was being claimed.
+            false => Box::pin(std::future::ready(Came::nothing("its operation has ended"))),
         });
         let done = operation.desk().once(task, work).await;
         std::mem::forget(asked);
@@ -282,7 +321,10 @@ impl Drop for Asked<'_> {
         match operation.may_have_run(name) {
             false => operation.did_not_run(name),
             true if self.honours => {}
-            true => operation.stop(&format!("the step {name} was dropped in the middle")),
+            true => {
+                let dropped = format!("the step {name} was dropped in the middle");
+                operation.stop(Words::open(&dropped));
+            }
         }
     }
 }

@@ -19,11 +19,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt, StreamBody};
 use onlyonce_core::{State, UnknownReason, Usd};
 use onlyonce_store::MemoryStore;
 use onlyonce_testkit::{Request, Signal, eventually};
-use onlyonce_tower::{DidNotRun, Once, OnceLayer, Operation, Outcome, Rules};
+use onlyonce_tower::{
+    DidNotRun, Once, OnceLayer, Operation, OperationId, Outcome, ResolveError, Rules,
+};
+use tower::ServiceExt;
 
 use kit::{Ending, Server, keyed, layer, on_each_store, streamed};
 
@@ -366,6 +369,76 @@ fn a_handler_can_say_that_nobody_knows() {
     assert_eq!(reason, UnknownReason::HandlerFailed);
 }
 
+/// All of it with what a user of the crate can name.
+#[tokio::test]
+async fn what_somebody_has_found_out_answers_the_retries() {
+    let once = Once::in_memory();
+    let runs = Runs::default();
+    let run = counting(&runs);
+    let handler = move || async move {
+        match run() {
+            1 | 2 => Outcome::Unknown.of(StatusCode::OK.into_response()),
+            number => format!("run {number}").into_response(),
+        }
+    };
+    let layer = OnceLayer::new(once.clone(), Rules::default());
+    let app = Router::new().route("/x", post(handler)).layer(layer);
+    let ask = async |key: &str| {
+        let request = axum::http::Request::post("/x").header("authorization", "Bearer me");
+        let request = request.header("idempotency-key", key).body(Body::empty());
+        let (head, body) = app
+            .clone()
+            .oneshot(request.unwrap())
+            .await
+            .unwrap()
+            .into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let unknown = async |key: &str| -> OperationId {
+        let (head, said) = ask(key).await;
+        assert_eq!(head.status, 502, "{said}");
+        // It says what can be done here, where there is no gateway.
+        assert!(said.contains("Once::complete or Once::release"), "{said}");
+        assert!(!said.contains("upstream"), "{said}");
+        head.headers["onlyonce-operation"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let hour = Duration::from_secs(3_600);
+
+    let ran = unknown("ran").await;
+    let found = Response::builder()
+        .status(201)
+        .header("x-number", "7")
+        .header("content-length", "99")
+        .body("found");
+    once.complete(ran, found.unwrap(), hour, "ada", "it is in the books")
+        .await
+        .unwrap();
+    let (head, body) = ask("ran").await;
+    assert_eq!((head.status.as_u16(), &*body), (201, "found"));
+    assert_eq!(head.headers["x-number"], "7");
+    assert_eq!(head.headers["onlyonce-status"], "replayed");
+    assert_eq!(head.headers["content-length"], "5");
+    let again = once.release(ran, "ada", "no").await;
+    assert!(
+        matches!(again, Err(ResolveError::NotUnknown(_))),
+        "{again:?}"
+    );
+
+    let idle = unknown("idle").await;
+    once.release(idle, "ada", "it is not in the books")
+        .await
+        .unwrap();
+    assert_eq!(ask("idle").await.1, "run 3");
+    let nobody = "op_01a21b5d-191c-7bfa-ac80-a371b5d7c6df".parse().unwrap();
+    let nobody = once.release(nobody, "ada", "no").await;
+    assert_eq!(nobody, Err(ResolveError::NotFound));
+}
+
 #[test]
 fn i05_a_body_that_breaks_off_or_panics_never_ends_cleanly() {
     for ending in [Ending::Fails, Ending::Panics] {
@@ -604,6 +677,11 @@ fn tenants_are_told_apart_by_credential_or_as_the_rules_say() {
     nobody
         .expect_problem(401, "credential-missing")
         .expect_retry(false);
+    let said = nobody.text();
+    assert!(
+        said.contains("Rules::allow_anonymous") && !said.contains("gateway"),
+        "{said}"
+    );
     let rules = Rules::default().allow_anonymous();
     let server = Server::start(kit::memory(), rules, move |layer| {
         Router::new().route("/x", post(handler)).layer(layer)

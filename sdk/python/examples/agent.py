@@ -8,6 +8,9 @@ Three things are done for that:
 - A tool passes its operation's id on as the key of what it calls, through the gateway too. So it may run again where
   its process died half way (``on_unknown="rerun"``), and what it calls still happens once.
 
+The gateway needs an upstream whose model asks for these tools, and that has `/v1/charges` and `/v1/emails`. That of the
+sandbox asks for none; the test of this example brings one that does (tests/test_examples.py).
+
     python agent.py run-7 http://127.0.0.1:8787 http://127.0.0.1:8788 ./keys
 """
 
@@ -61,6 +64,13 @@ class Agent:
         message: Dict[str, Any] = post(url, asked, key)["choices"][0]["message"]
         return message
 
+    def answer(self, step: int, call: Any) -> Dict[str, Any]:
+        """What the tool says; or what is wrong with the call, so that the model can put it right."""
+        try:
+            return self.tools.answer(step, call)
+        except onlyonce.BadToolCall as error:
+            return error.answer
+
     def run(self, task: str) -> str:
         """Works until the model asks for no further tool; what it says then."""
         messages: List[Dict[str, Any]] = [{"role": "user", "content": task}]
@@ -69,7 +79,7 @@ class Agent:
             messages.append(message)
             if not message.get("tool_calls"):
                 return str(message["content"])
-            messages += [self.tools.answer(step, call) for call in message["tool_calls"]]
+            messages += [self.answer(step, call) for call in message["tool_calls"]]
         raise RuntimeError(f"no answer after {STEPS} steps")
 
 

@@ -2,11 +2,12 @@
 
 A job that is taken is hidden for a while (a visibility time-out), so that no connection is kept open while it is done.
 If its consumer dies, it shows again and is taken by another one: at least once. Jobs are told apart by their id.
-Needs the package ``psycopg``.
+The last word is the side effect: a URL that takes the job's payload as JSON by POST, and answers JSON. Needs the package
+``psycopg``.
 
     python postgres_consumer.py postgresql://127.0.0.1/app http://127.0.0.1:8788 http://127.0.0.1:9000/ship
 
-Where the work is in the same database as the queue, a transaction does without all this; see docs/postgres.md.
+Where the work is in the same database as the queue, a transaction does without all this; see docs/transactions.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A consumer group delivers at least once: what a consumer took and never acknowledged, because it died, is claimed by
 another one after a while (XAUTOCLAIM). Messages are told apart by their id, which stays the same over all deliveries.
-Needs the package ``redis``.
+The last word is the side effect: a URL that takes the message's fields as JSON by POST, and answers JSON. Needs the
+package ``redis``.
 
     python redis_consumer.py redis://127.0.0.1:6379 http://127.0.0.1:8788 http://127.0.0.1:9000/ship
 """
@@ -14,7 +15,7 @@ import logging
 import os
 import sys
 import urllib.request
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Set, Tuple
 
 import redis
 
@@ -36,6 +37,7 @@ class Consumer:
         self.client = onlyonce.Client(control)
         self.effect = effect
         self.name = name
+        self.told_of: Set[str] = set()
         try:
             self.redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
         except redis.ResponseError as error:
@@ -59,8 +61,11 @@ class Consumer:
                 if not op.replayed:
                     op.complete(self.ship(fields))
         except onlyonce.Unknown as error:
-            # A consumer died between the work and its result. The message stays, until somebody has settled it.
-            logging.error("%s", error)
+            # A consumer died between the work and its result. The message stays, until somebody has settled it, and
+            # comes again after each time of idleness.
+            if id not in self.told_of:
+                self.told_of.add(id)
+                logging.error("%s", error)
             return False
         return True
 
@@ -82,6 +87,8 @@ if __name__ == "__main__":
     server, control, effect = sys.argv[1:]
     consumer = Consumer(server, control, effect, f"consumer-{os.getpid()}")
     while True:
-        print(f"acknowledged {consumer.run_once()}", flush=True)
+        done = consumer.run_once()
+        if done or os.environ.get("ONE_ROUND"):
+            print(f"acknowledged {done}", flush=True)
         if os.environ.get("ONE_ROUND"):
             break

@@ -34,6 +34,18 @@ def is_signed(secret: bytes, id: str, timestamp: str, body: bytes, signatures: s
     return any(hmac.compare_digest(expected, signature) for signature in signatures.split(" "))
 
 
+def order_of(body: bytes) -> Any:
+    """The order that the event is about.
+
+    Raises:
+        ValueError: It is about none.
+    """
+    event = json.loads(body)
+    if not isinstance(event, dict) or "order" not in event:
+        raise ValueError("the event has no order")
+    return event
+
+
 def ship(order: Any, book: Path) -> Any:
     """What is to happen once for each event: here, a line in a book."""
     with book.open("a") as out:
@@ -49,16 +61,25 @@ class Receiver(BaseHTTPRequestHandler):
     book: Path
 
     def do_POST(self) -> None:
-        body = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), LARGEST))
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isdecimal() or int(length) > LARGEST:
+            self.close_connection = True
+            return self.answer(413, {"error": f"an event has up to {LARGEST} bytes"})
+        body = self.rfile.read(int(length))
         id = self.headers.get("webhook-id") or ""
         timestamp, signatures = self.headers.get("webhook-timestamp") or "", self.headers.get("webhook-signature") or ""
         if not id or not is_signed(self.secret, id, timestamp, body, signatures):
             return self.answer(401, {"error": "not signed"})
         try:
+            order = order_of(body)
+        except ValueError as error:
+            # Before it begins: what cannot be acted on must not leave an operation of which nobody knows.
+            return self.answer(400, {"error": str(error)})
+        try:
             # Only what is signed names a key: nobody else can use one up.
-            with self.client.operation(f"webhook/{id}", input=json.loads(body), wait="10s", name="webhook") as event:
+            with self.client.operation(f"webhook/{id}", input=order, wait="10s", name="webhook") as event:
                 if not event.replayed:
-                    event.complete(ship(json.loads(body), self.book))
+                    event.complete(ship(order, self.book))
         except onlyonce.InFlight:
             # Another delivery of it is being acted on: the sender is to ask again.
             return self.answer(503, {"error": "in flight"})

@@ -72,6 +72,13 @@ class Webhooks(kit.GatewayTest):
         self.assertEqual(self.deliver(id, {"order": 20})[0], 400)
         self.assertEqual(self.shipped(), [19])
 
+    def test_a_signed_event_that_is_about_no_order_is_refused_and_begins_nothing(self) -> None:
+        id = self.key()
+        for event in ({"note": "none"}, [17], "17"):
+            self.assertEqual(self.deliver(id, event), (400, {"error": "the event has no order"}))
+        self.assertEqual(self.deliver(id, {"order": 22})[1], {"replayed": False, "shipped": 22})
+        self.assertEqual(self.shipped(), [22])
+
     def test_what_is_not_signed_uses_up_no_id(self) -> None:
         id = self.key()
         self.assertEqual(self.deliver(id, {"order": 21}, b"another secret")[0], 401)

@@ -9,7 +9,7 @@ import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
-from typing import Any, List
+from typing import Any, Callable, List
 from unittest import mock
 
 import blake3
@@ -163,6 +163,21 @@ class Folder(kit.GatewayTest):
                 self.keys.call("a")
         self.assertIn("A new key could run the action twice", caught.exception.means)
         self.keys.call("b").key("POST", URL)
+
+    def test_what_is_no_file_in_a_keys_place_is_an_error_at_once(self) -> None:
+        file = self.keys.folder.key_file("a")
+        makes: List[Callable[[], None]] = [
+            lambda: file.symlink_to("/nonexistent/place"),
+            lambda: os.mkfifo(file),
+            file.mkdir,
+        ]
+        for make in makes:
+            make()
+            with self.assertRaises(onlyonce.KeysError) as caught:
+                self.keys.call("a").key("POST", URL)
+            self.assertIn("is damaged", caught.exception.happened)
+            file.rmdir() if file.is_dir() else file.unlink()
+        self.keys.call("a").key("POST", URL)
 
     def test_a_damaged_note_is_an_error_too(self) -> None:
         call = self.keys.call("a")

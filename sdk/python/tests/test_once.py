@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import unittest
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List
 
@@ -36,6 +37,126 @@ class Functions(kit.GatewayTest):
         self.assertEqual(self.ran, ["10", "11"])
         self.assertEqual((report.__name__, report.__doc__), ("report", "Makes a report."))
         self.assertEqual(self.gateway.operations(f"{key}-10")[0]["path"], "report")
+
+    def test_a_span_of_time_that_is_none_is_found_before_anything_runs(self) -> None:
+        for wrong in ({"window": "1x"}, {"window": 0}, {"window": "4000d"}, {"wait": "soon"}, {"lease": -1}):
+            options: Any = wrong
+            with self.assertRaises(ValueError):
+                self.client.once(key=self.key(), **options)
+        for window in ("1x", "0s", "4000d", float("inf")):
+            key = self.key()
+            with self.assertRaises(ValueError):
+                with self.client.operation(key, window=window):
+                    self.ran.append(1)
+            self.assertEqual(self.gateway.operations(key), [])
+        self.assertEqual(self.ran, [])
+
+    def test_i10_what_ran_and_cannot_be_recorded_is_never_released(self) -> None:
+        for result in ("x" * (300 << 10), object()):
+            key = self.key()
+
+            @self.client.once(key=key, did_not_run=(Exception,))
+            def work() -> Any:
+                self.ran.append(key)
+                return result
+
+            with self.assertRaises(onlyonce.NotRecorded):
+                work()
+            with self.assertRaises(onlyonce.Unknown):
+                work()
+            self.assertEqual(self.ran.count(key), 1)
+        key = self.key()
+        with self.assertRaises(TypeError):
+            with self.client.operation(key, did_not_run=(Exception,)) as op:
+                op.complete(object())
+        self.assertEqual(self.gateway.operations(key)[0]["state"], "unknown")
+
+    def test_an_error_of_another_operation_does_not_say_that_this_one_did_not_run(self) -> None:
+        inner, outer = self.key(), self.key()
+        with self.assertRaises(ZeroDivisionError):
+            with self.client.operation(inner):
+                raise ZeroDivisionError
+        with self.assertRaises(onlyonce.Unknown):
+            with self.client.operation(outer, did_not_run=(Exception,)):
+                with self.client.operation(inner):
+                    self.fail("it is unknown")
+        self.assertEqual(self.gateway.operations(outer)[0]["state"], "unknown")
+
+    def test_i10_what_ran_and_cannot_be_recorded_is_never_released_on_asyncio(self) -> None:
+        key = self.key()
+
+        async def run() -> None:
+            client = onlyonce.AsyncClient(self.gateway.control, retry=QUICK)
+
+            @client.once(key=key, did_not_run=(Exception,))
+            async def work() -> Any:
+                self.ran.append(1)
+                return object()
+
+            with self.assertRaises(onlyonce.NotRecorded):
+                await work()
+            with self.assertRaises(onlyonce.Unknown):
+                await work()
+
+        asyncio.run(run())
+        self.assertEqual(self.ran, [1])
+
+    def test_a_result_that_is_nested_too_deep_is_told_as_that(self) -> None:
+        key = self.key()
+        claim = self.client.begin(key)
+        assert isinstance(claim, Claim)
+        deep = "[" * 100_000 + "]" * 100_000
+        said = f'{{"claim": "{claim.secret}", "result": {deep}}}'
+        headers = {"Content-Type": "application/json"}
+        url = f"{self.gateway.control}/v1/work/{claim.operation}/complete"
+        urllib.request.urlopen(urllib.request.Request(url, said.encode(), headers), timeout=60).close()
+        with self.assertRaises(onlyonce.Refused) as caught:
+            self.client.begin(key)
+        self.assertIn("nested too deep", caught.exception.happened)
+
+        deep_value: Any = []
+        for _ in range(100_000):
+            deep_value = [deep_value]
+
+        @self.client.once(key=self.key())
+        def work() -> Any:
+            return deep_value
+
+        with self.assertRaises(onlyonce.NotRecorded):
+            work()
+
+    def test_who_gives_up_while_it_is_begun_leaves_no_claim_behind(self) -> None:
+        key = self.key()
+
+        async def run() -> None:
+            client = onlyonce.AsyncClient(self.gateway.control, retry=QUICK)
+            send = client._run
+            begun = asyncio.Event()
+
+            async def slowly(flow: Any) -> Any:
+                found = await send(flow)
+                begun.set()
+                # The answer is on its way for as long as the caller waits.
+                await asyncio.sleep(0)
+                return found
+
+            client._run = slowly  # type: ignore[method-assign]
+
+            async def job() -> None:
+                async with client.operation(key, lease="1h"):
+                    self.ran.append(1)
+
+            giving_up = asyncio.ensure_future(job())
+            await begun.wait()
+            giving_up.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await giving_up
+            while self.gateway.operations(key)[0]["state"] == "in_flight":
+                await asyncio.sleep(0.01)
+
+        asyncio.run(asyncio.wait_for(run(), 60))
+        self.assertEqual(self.ran, [])
+        self.assertEqual(self.gateway.operations(key)[0]["state"], "released")
 
     def test_a_result_of_none_is_recorded(self) -> None:
         @self.client.once(key=self.key())

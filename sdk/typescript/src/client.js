@@ -7,7 +7,7 @@ import * as errors from "./errors.js";
 import { once } from "./once.js";
 import { Operation, during } from "./operation.js";
 import * as protocol from "./protocol.js";
-import { millis, spanText } from "./time.js";
+import { millis, spanText, windowOf } from "./time.js";
 import { Tools } from "./tools.js";
 
 /** @import { Claim, Decision, Replay, Retry, Work, Answer } from "./protocol.js" */
@@ -40,7 +40,8 @@ import { Tools } from "./tools.js";
  *
  * @typedef {object} MoreOptions
  * @property {Span} [window] How long the result answers, from its end; 24 h unless said.
- * @property {(error: Error) => boolean} [didNotRun] Which errors say that nothing ran, beside `DidNotRun`.
+ * @property {(error: Error) => boolean} [didNotRun] Which errors say that nothing ran, beside `DidNotRun`. It is not
+ *   asked about errors of this package, nor about anything that comes after the result.
  */
 
 /** @typedef {Omit<BeginOptions, "nonce"> & MoreOptions} OperationOptions */
@@ -192,9 +193,12 @@ export class Client {
    * @param {OperationOptions} options
    * @param {(operation: Operation) => T | Promise<T>} body
    * @returns {Promise<T>}
-   * @throws Unknown, KeyReused, InFlight, NothingRan, LeaseOver, Refused, Unavailable: `body` was not called.
+   * @throws Unknown, KeyReused, InFlight, NothingRan, LeaseOver, Refused, Unavailable, or RangeError of a span of time:
+   *   `body` was not called.
    */
   async operation(key, options, body) {
+    // One that the gateway would refuse is a mistake to be found before the work, and not at its end.
+    if (options.window !== undefined) windowOf(options.window);
     const found = await this.#acquire(key, options);
     return during(new Operation(this, key, found, options), body);
   }

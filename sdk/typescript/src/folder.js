@@ -10,6 +10,7 @@
  */
 
 import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
 import { link, mkdir, open, readdir, rename, rm, stat, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -21,6 +22,8 @@ import { parse } from "./time.js";
 const FORMAT = 1;
 // No file of ours is longer, in bytes.
 const LONGEST = 64 << 10;
+// A key that is forgotten as often between two looks is no key.
+const TRIES = 100;
 // A file that was being written so many milliseconds ago is what a crash left.
 const LEFT_BEHIND = 3_600_000;
 const NAME_CONTEXT = "onlyonce-client 1 name of a file";
@@ -139,7 +142,7 @@ export class KeyFolder {
     checkAction(action);
     await this.#open();
     const file = this.keyFile(action);
-    for (;;) {
+    for (let tries = 0; tries < TRIES; tries += 1) {
       const kept = await this.look(action);
       if (kept) {
         // Who made it may not have come to sync the folder yet, and it is about to be sent.
@@ -163,6 +166,7 @@ export class KeyFolder {
       await this.#sync();
       return { entry: fresh, isNew: true, note: undefined };
     }
+    throw damaged(file, "it comes and goes");
   }
 
   /**
@@ -319,8 +323,10 @@ async function read(file, names) {
 /** @param {string} file @returns {Promise<string | undefined>} */
 async function content(file) {
   try {
-    const source = await open(file, "r");
+    // A link that leads nowhere is there, though nothing can be read; a pipe would be waited for.
+    const source = await open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     try {
+      if (!(await source.stat()).isFile()) throw damaged(file, "it is no regular file");
       const { bytesRead, buffer } = await source.read(Buffer.alloc(LONGEST), 0, LONGEST, 0);
       return buffer.toString("utf8", 0, bytesRead);
     } finally {
@@ -328,6 +334,8 @@ async function content(file) {
     }
   } catch (error) {
     if (isCode(error, "ENOENT")) return undefined;
+    if (isCode(error, "ELOOP")) throw damaged(file, "it is a link");
+    if (error instanceof KeysError) throw error;
     throw cannot("read", file, error);
   }
 }

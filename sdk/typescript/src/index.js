@@ -11,6 +11,7 @@ export { Client } from "./client.js";
 export {
   ActionReused,
   AlreadySettled,
+  BadToolCall,
   ClaimLost,
   ClockWentBack,
   DidNotRun,

@@ -2,6 +2,7 @@
 
 import { shared } from "./client.js";
 import { record } from "./operation.js";
+import { millis, windowOf } from "./time.js";
 
 /** @import { Client, OperationOptions } from "./client.js" */
 
@@ -38,11 +39,19 @@ import { record } from "./operation.js";
  * @param {OnceOptions<A>} options
  * @returns {(...args: A) => Promise<Awaited<R>>} It rejects with Unknown, KeyReused, InFlight, NothingRan, LeaseOver,
  *   Refused or Unavailable where nothing ran here, and with NotRecorded where it ran and its result is not recorded.
+ * @throws {TypeError | RangeError} An option is missing, or none that there can be.
  */
 export function once(fn, options) {
   const { key, input, client, ...more } = options;
   const name = options.name ?? fn.name;
-  if (!name) throw new TypeError("the function has no name: say one, which tells it from others with the same key");
+  if (!name) {
+    throw new TypeError("the function has no name: give it one, by the option `name`, which tells it from others");
+  }
+  if (typeof key !== "string" && typeof key !== "function") {
+    throw new TypeError(`${name} has no key: say by the option \`key\` what makes two calls of it the same one`);
+  }
+  for (const span of [more.wait, more.lease]) if (span !== undefined) millis(span);
+  if (more.window !== undefined) windowOf(more.window);
   if (typeof key === "string" && fn.length > 0) {
     throw new TypeError(`the key "${key}" of ${name} is the same for all arguments: give a function of them`);
   }

@@ -32,6 +32,7 @@ export class Operation {
   /** @type {Claim | undefined} */
   #claim;
   #settled = false;
+  #hasResult = false;
   #gone = new AbortController();
   /** @type {NodeJS.Timeout | undefined} */
   #beat;
@@ -76,7 +77,10 @@ export class Operation {
    * @throws ClaimLost, AlreadySettled, NoSuchOperation, ResultTooLarge, Refused, Unavailable
    */
   async complete(result, options = {}) {
-    await this.#client.complete(this.#open(), result, { window: this.#options.window, ...options });
+    const claim = this.#open();
+    // From here on nothing says any more that nothing ran.
+    this.#hasResult = true;
+    await this.#client.complete(claim, result, { window: this.#options.window, ...options });
     // What every other call gets: what JSON makes of it.
     this.result = JSON.parse(JSON.stringify(result ?? null));
     this.#end();
@@ -119,7 +123,9 @@ export class Operation {
 
   /** @param {unknown} error */
   #saysThatItDidNotRun(error) {
-    if (!(error instanceof Error) || said.has(error)) return false;
+    if (this.#hasResult || !(error instanceof Error) || said.has(error)) return false;
+    // An error of this package is about recording, or about another operation.
+    if (error instanceof errors.OnlyonceError) return false;
     if (!(error instanceof errors.DidNotRun || this.#options.didNotRun?.(error))) return false;
     // Once it is said of this operation, it says nothing of one around it.
     said.add(error);

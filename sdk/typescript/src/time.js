@@ -33,6 +33,24 @@ export function spanText(span) {
   return `${Math.round(millis(span))}ms`;
 }
 
+/** What the gateway takes, in milliseconds. */
+const LONGEST_WINDOW = 3650 * 86_400_000;
+
+/**
+ * The span for which a result answers, checked before anything runs.
+ *
+ * @param {Span} span
+ * @returns {Span}
+ * @throws {RangeError} It is no span of time, or none that a result can answer for.
+ */
+export function windowOf(span) {
+  const length = millis(span);
+  if (!(length >= 1 && length <= LONGEST_WINDOW)) {
+    throw new RangeError(`a window cannot be ${span}: a result answers for 1ms to 3650d`);
+  }
+  return span;
+}
+
 /**
  * The moment that `text` names in RFC 3339.
  *

@@ -62,15 +62,16 @@ export class Tools {
    * @param {string} name
    * @param {object} args
    * @returns {Promise<any>}
-   * @throws ToolCallChanged: the same call was made with another tool or other arguments. And what a `once` function
-   *   throws.
+   * @throws ToolCallChanged: the same call was made with another tool or other arguments. BadToolCall: there is no such
+   *   tool, or the arguments are no object; nothing was begun. And what a `once` function throws.
    */
   call(step, callId, name, args) {
     return this.#call(step, { id: callId, name, arguments: args, dialect: "plain" });
   }
 
   /**
-   * Does what the model asked for, and gives the message or block to answer it with.
+   * Does what the model asked for, and gives the message or block to answer it with. After a BadToolCall, give the
+   * model its `answer`.
    *
    * @param {number | string} step
    * @param {object} asked A tool call of OpenAI's chat completions or Responses, or a `tool_use` block of Anthropic's.
@@ -86,7 +87,11 @@ export class Tools {
     if (!call.id) throw new TypeError(`the call of ${call.name} has no id, so it cannot be told from another one`);
     const tool = this.#tools.get(call.name);
     if (!tool) {
-      throw new TypeError(`there is no tool "${call.name}"; there are ${[...this.#tools.keys()].sort().join(", ")}`);
+      throw badCall(call, `there is no tool "${call.name}"; there are ${[...this.#tools.keys()].sort().join(", ")}`);
+    }
+    // What cannot be called at all must not leave an operation of which nobody knows.
+    if (typeof call.arguments !== "object" || call.arguments === null || Array.isArray(call.arguments)) {
+      throw badCall(call, `the arguments of ${call.name} are not an object: ${JSON.stringify(call.arguments)}`);
     }
     let began = false;
     const options = { ...this.#options, name: call.name, input: { tool: call.name, arguments: call.arguments } };
@@ -115,18 +120,19 @@ export class Tools {
  *
  * @param {any} asked
  * @returns {ToolCall}
- * @throws {TypeError} It is none of them, or its arguments are not JSON.
+ * @throws {errors.BadToolCall} Its arguments are not JSON.
+ * @throws {TypeError} It is none of them.
  */
 export function toolCall(asked) {
   if (asked?.type === "tool_use") {
     return { id: asked.id, name: asked.name, arguments: asked.input, dialect: "anthropic" };
   }
   if (asked?.type === "function_call") {
-    return { id: asked.call_id, name: asked.name, arguments: parsed(asked.arguments), dialect: "responses" };
+    return parsed({ id: asked.call_id, name: asked.name, arguments: asked.arguments, dialect: "responses" });
   }
   if (asked?.function) {
     const { name, arguments: text } = asked.function;
-    return { id: asked.id, name, arguments: parsed(text), dialect: "chat" };
+    return parsed({ id: asked.id, name, arguments: text, dialect: "chat" });
   }
   throw new TypeError("this is no tool call of OpenAI's and no tool_use block of Anthropic's");
 }
@@ -144,12 +150,37 @@ function answerTo(call, result) {
   }
 }
 
-/** @param {unknown} text */
-function parsed(text) {
-  if (typeof text !== "string") return text;
+/**
+ * The same with its arguments as JSON, of a dialect that writes them as text.
+ *
+ * @param {ToolCall} call
+ * @returns {ToolCall}
+ */
+function parsed(call) {
+  const text = call.arguments;
+  if (typeof text !== "string") return call;
   try {
-    return text.trim() ? JSON.parse(text) : {};
+    return { ...call, arguments: text.trim() ? JSON.parse(text) : {} };
   } catch (error) {
-    throw new TypeError(`the model's arguments are not JSON: ${text}`, { cause: error });
+    throw badCall(call, `the arguments of ${call.name} are not JSON: ${text}`, error);
   }
+}
+
+/**
+ * The error that says to you and to the model that it asked for what cannot be done.
+ *
+ * @param {ToolCall} call
+ * @param {string} why
+ * @param {unknown} [cause]
+ */
+function badCall(call, why, cause) {
+  const told = answerTo(call, `Nothing was done: ${why}`);
+  const answer = call.dialect === "anthropic" ? { ...told, is_error: true } : told;
+  const error = new errors.BadToolCall(
+    `Tool call ${call.id} cannot be made: ${why}.`,
+    "Nothing ran, and no operation was begun.",
+    "Hand the answer of this error to the model, which can correct itself.",
+    { cause },
+  );
+  return errors.having(error, { answer });
 }

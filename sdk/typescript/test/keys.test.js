@@ -1,6 +1,17 @@
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { chmodSync, readFileSync, readdirSync, renameSync, statSync, utimesSync, writeFileSync } from "node:fs";
+import { execFile, execFileSync } from "node:child_process";
+import {
+  chmodSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
@@ -99,6 +110,19 @@ test("a damaged key is an error and never a new key", async (t) => {
   writeFileSync(file, whole);
   renameSync(file, keys.folder.keyFile("b"));
   await assert.rejects(keys.call("b"), /another action/);
+});
+
+test("what is no file in a key's place is an error at once", async (t) => {
+  const keys = new ActionKeys(folder(t));
+  const file = keys.folder.keyFile("a");
+  await (await keys.call("b")).key("POST", URL);
+  const makes = [() => symlinkSync("/nonexistent/place", file), () => execFileSync("mkfifo", [file]), () => mkdirSync(file)];
+  for (const make of makes) {
+    make();
+    await assert.rejects(async () => (await keys.call("a")).key("POST", URL), /is damaged/);
+    rmSync(file, { recursive: true });
+  }
+  await (await keys.call("a")).key("POST", URL);
 });
 
 test("what cannot be kept sends nothing", async (t) => {

@@ -46,6 +46,46 @@ test("it runs once, and later calls get the result", async () => {
   assert.equal((await gw.operations(`${k}-10`))[0].path, "report");
 });
 
+test("an option that cannot be is found before anything runs", async () => {
+  const ran = [];
+  const work = () => ran.push(1);
+  for (const options of [{ window: "1x" }, { window: 0 }, { window: "4000d" }, { wait: "soon" }, { lease: -1 }]) {
+    assert.throws(() => client.once(work, { key: key(), ...options }), RangeError);
+  }
+  assert.throws(() => client.once(work, {}), /has no key: say by the option `key`/);
+  assert.throws(() => client.once(() => 5, { key: key() }), /by the option `name`/);
+  for (const window of ["1x", 0, Infinity]) {
+    const k = key();
+    await assert.rejects(client.operation(k, { window }, work), RangeError);
+    assert.deepEqual(await gw.operations(k), []);
+  }
+  assert.deepEqual(ran, []);
+});
+
+test("i10: what ran and cannot be recorded is never released", async () => {
+  for (const result of ["x".repeat(300 << 10), 10n]) {
+    const k = key();
+    let ran = 0;
+    const work = () => {
+      ran += 1;
+      return result;
+    };
+    const once = client.once(work, { key: k, didNotRun: () => true });
+    await assert.rejects(once(), NotRecorded);
+    await assert.rejects(once(), Unknown);
+    assert.equal(ran, 1);
+  }
+  const k = key();
+  await assert.rejects(client.operation(k, { didNotRun: () => true }, (op) => op.complete(10n)), TypeError);
+  assert.equal((await gw.operations(k))[0].state, "unknown");
+  const [inner, outer] = [key(), key()];
+  const fails = () => Promise.reject(new Error("half way"));
+  await assert.rejects(client.operation(inner, {}, fails), /half way/);
+  const around = () => client.operation(inner, {}, fails);
+  await assert.rejects(client.operation(outer, { didNotRun: () => true }, around), Unknown);
+  assert.equal((await gw.operations(outer))[0].state, "unknown");
+});
+
 test("those who come meanwhile wait, and get the same", async () => {
   const k = key();
   let ran = 0;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
 
-import { Client, KeyReused, ToolCallChanged, Unknown } from "../src/index.js";
+import { BadToolCall, Client, KeyReused, ToolCallChanged, Unknown } from "../src/index.js";
 import { QUICK, gateway, key, whole } from "./kit.js";
 
 const file = whole();
@@ -45,6 +45,27 @@ test("a call that was reworded is refused, and runs nothing", async () => {
     return true;
   });
   assert.equal(sent.length, 1);
+});
+
+test("a call that cannot be made begins nothing, and tells the model", async () => {
+  const { sent, tools } = agent();
+  const call = (name, text) => ({ id: "c", type: "function", function: { name, arguments: text } });
+  const wrong = [call("send_mail", "{}"), call("send_email", "[1]"), call("send_email", '{"to": '), call("send_email", "7")];
+  for (const asked of wrong) {
+    await assert.rejects(tools().answer(1, asked), (error) => {
+      assert.ok(error instanceof BadToolCall);
+      assert.equal(error.answer.tool_call_id, "c");
+      assert.match(error.answer.content, /^Nothing was done: /);
+      return true;
+    });
+  }
+  const block = { type: "tool_use", id: "c", name: "send_email", input: null };
+  await assert.rejects(tools().answer(1, block), (error) => error.answer.is_error === true);
+  const key = tools().key(1, "c");
+  assert.deepEqual(await gw.operations(key), []);
+  // The model has put it right, under the same id.
+  await tools().answer(1, call("send_email", '{"to":"a","text":"b"}'));
+  assert.deepEqual(sent, [["a", "b"]]);
 });
 
 test("calls of OpenAI's and Anthropic's", async () => {

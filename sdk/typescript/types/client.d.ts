@@ -63,7 +63,8 @@ export type MoreOptions = {
      */
     window?: Span;
     /**
-     * Which errors say that nothing ran, beside `DidNotRun`.
+     * Which errors say that nothing ran, beside `DidNotRun`. It is not
+     * asked about errors of this package, nor about anything that comes after the result.
      */
     didNotRun?: (error: Error) => boolean;
 };
@@ -157,7 +158,8 @@ export declare class Client {
      * @param {OperationOptions} options
      * @param {(operation: Operation) => T | Promise<T>} body
      * @returns {Promise<T>}
-     * @throws Unknown, KeyReused, InFlight, NothingRan, LeaseOver, Refused, Unavailable: `body` was not called.
+     * @throws Unknown, KeyReused, InFlight, NothingRan, LeaseOver, Refused, Unavailable, or RangeError of a span of time:
+     *   `body` was not called.
      */
     operation<T>(key: string, options: OperationOptions, body: (operation: Operation) => T | Promise<T>): Promise<T>;
     /**

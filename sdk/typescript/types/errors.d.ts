@@ -37,6 +37,14 @@ export declare class KeyReused extends OnlyonceError {
 /** A tool call was made before, under the same id and with other arguments. Nothing ran. */
 export declare class ToolCallChanged extends KeyReused {
 }
+/**
+ * A model asked for something that cannot be done: no such tool, or arguments that are none. Nothing ran, and no
+ * operation was begun, so the same call may come again.
+ */
+export declare class BadToolCall extends OnlyonceError {
+    /** The message or block that tells the model so. @type {any} */
+    answer: any;
+}
 /** Somebody else executes it, and did not finish in the time that was waited. Nothing ran here. */
 export declare class InFlight extends OnlyonceError {
     /** @type {string | undefined} */

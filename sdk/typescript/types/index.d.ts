@@ -7,7 +7,7 @@
  */
 export { ActionCall, ActionKeys } from "./actions.js";
 export { Client } from "./client.js";
-export { ActionReused, AlreadySettled, ClaimLost, ClockWentBack, DidNotRun, InFlight, KeyPresent, KeyReused, KeysError, LeaseOver, NoSuchOperation, NotRecorded, NothingRan, OnlyonceError, Refused, ResultTooLarge, ToolCallChanged, Unavailable, Unknown, WindowOver, } from "./errors.js";
+export { ActionReused, AlreadySettled, BadToolCall, ClaimLost, ClockWentBack, DidNotRun, InFlight, KeyPresent, KeyReused, KeysError, LeaseOver, NoSuchOperation, NotRecorded, NothingRan, OnlyonceError, Refused, ResultTooLarge, ToolCallChanged, Unavailable, Unknown, WindowOver, } from "./errors.js";
 export { KeyFolder } from "./folder.js";
 export { once } from "./once.js";
 export { Operation, current } from "./operation.js";

@@ -53,5 +53,6 @@ export type OnceOptions<A extends any[]> = OnlyOnceOptions<A> & Omit<OperationOp
  * @param {OnceOptions<A>} options
  * @returns {(...args: A) => Promise<Awaited<R>>} It rejects with Unknown, KeyReused, InFlight, NothingRan, LeaseOver,
  *   Refused or Unavailable where nothing ran here, and with NotRecorded where it ran and its result is not recorded.
+ * @throws {TypeError | RangeError} An option is missing, or none that there can be.
  */
 export declare function once<A extends any[], R>(fn: (...args: A) => R, options: OnceOptions<A>): (...args: A) => Promise<Awaited<R>>;

@@ -15,6 +15,14 @@ export declare function millis(span: Span): number;
  */
 export declare function spanText(span: Span): string;
 /**
+ * The span for which a result answers, checked before anything runs.
+ *
+ * @param {Span} span
+ * @returns {Span}
+ * @throws {RangeError} It is no span of time, or none that a result can answer for.
+ */
+export declare function windowOf(span: Span): Span;
+/**
  * The moment that `text` names in RFC 3339.
  *
  * @param {unknown} text

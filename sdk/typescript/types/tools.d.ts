@@ -54,12 +54,13 @@ export declare class Tools {
      * @param {string} name
      * @param {object} args
      * @returns {Promise<any>}
-     * @throws ToolCallChanged: the same call was made with another tool or other arguments. And what a `once` function
-     *   throws.
+     * @throws ToolCallChanged: the same call was made with another tool or other arguments. BadToolCall: there is no such
+     *   tool, or the arguments are no object; nothing was begun. And what a `once` function throws.
      */
     call(step: number | string, callId: string, name: string, args: object): Promise<any>;
     /**
-     * Does what the model asked for, and gives the message or block to answer it with.
+     * Does what the model asked for, and gives the message or block to answer it with. After a BadToolCall, give the
+     * model its `answer`.
      *
      * @param {number | string} step
      * @param {object} asked A tool call of OpenAI's chat completions or Responses, or a `tool_use` block of Anthropic's.
@@ -72,6 +73,7 @@ export declare class Tools {
  *
  * @param {any} asked
  * @returns {ToolCall}
- * @throws {TypeError} It is none of them, or its arguments are not JSON.
+ * @throws {errors.BadToolCall} Its arguments are not JSON.
+ * @throws {TypeError} It is none of them.
  */
 export declare function toolCall(asked: any): ToolCall;

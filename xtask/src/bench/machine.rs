@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::peers::nginx_program;
-use crate::command::target_dir;
+use crate::command::{said_by, target_dir};
 
 /// How many cores this machine has.
 pub fn cores() -> usize {
@@ -55,22 +55,6 @@ fn processor_times() -> Result<(u64, u64)> {
     let ticks: Vec<u64> = ticks.filter_map(|tick| tick.parse().ok()).collect();
     let idle = ticks.iter().skip(3).take(2).sum();
     Ok((idle, ticks.iter().sum()))
-}
-
-/// Lets this process and its children open as many files as the system allows at all: 500 streams
-/// are 1,000 sockets, and some systems start with less.
-pub fn raise_open_files() {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"));
-    if let Some(most) = line.and_then(|line| line.split_whitespace().nth(1)) {
-        // Where that is not possible, the part that needs it says what failed.
-        let _ = Command::new("prlimit")
-            .arg(format!("--pid={}", std::process::id()))
-            .arg(format!("--nofile={most}:{most}"))
-            .status();
-    }
 }
 
 fn processor() -> String {
@@ -128,13 +112,6 @@ fn name_and_number(said: &str) -> String {
     let number = words.find(is_number).unwrap_or("of an unknown version");
     let number = number.split('-').next().unwrap_or_default();
     format!("{name} {number}")
-}
-
-fn said_by(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod layer;
 mod ledger;
 mod machine;
 mod million;
-mod numbers;
+pub mod numbers;
 mod peers;
 mod report;
 mod rounds;
@@ -27,6 +27,7 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::command::{cargo, headline, quietly, root, target_dir};
 use crate::faults::gateway::binary;
+use crate::process::raise_open_files;
 use peers::Stage;
 use report::Section;
 
@@ -195,7 +196,7 @@ pub fn run(mut args: Args) -> Result<()> {
     if cfg!(debug_assertions) {
         return run_optimised();
     }
-    machine::raise_open_files();
+    raise_open_files();
     let stage = Stage::set(binary(plan.binary, true)?, events::start()?)?;
     let mut missed = Vec::new();
     let mut failed = Vec::new();

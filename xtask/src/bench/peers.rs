@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::machine::cores;
 use crate::command::{apt_install, cargo, quietly, root, target_dir};
 use crate::faults::random::Random;
+use crate::process;
 
 /// How long a program may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -85,11 +86,7 @@ impl Running {
 
     /// Resident memory, in bytes.
     pub fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kilobytes.unwrap_or(0) * 1024
+        process::resident(self.child.id())
     }
 
     /// Asks it to end, and waits for that.

@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{cargo, headline, root, target_dir};
+use crate::command::{cargo, headline, root, target_dir, terminate};
 
 /// How long a start may take before it counts as failed.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long an orderly stop may take, with nothing that fails.
+pub const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// The binary, built; or the one that was named.
 pub fn binary(named: Option<PathBuf>, release: bool) -> Result<PathBuf> {
@@ -47,8 +50,12 @@ pub struct Setup {
     pub data: PathBuf,
     /// The upstream.
     pub upstream: SocketAddr,
+    /// Lines of the table `[server]`.
+    pub server: String,
     /// Lines at the end of the configuration: settings of the route, then tables.
     pub more: String,
+    /// Variables of the process, besides those of this one.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -59,7 +66,7 @@ impl Setup {
             r#"[server]
 listen = "127.0.0.1:0"
 control = "127.0.0.1:0"
-
+{server}
 [store]
 url = "embedded:{data}"
 segment_bytes = "1MiB"
@@ -80,6 +87,7 @@ total_timeout = "60s"
 {more}"#,
             data = self.data.display(),
             upstream = self.upstream,
+            server = self.server,
             more = self.more
         );
         fs::write(&self.config, text).context("cannot write the configuration")
@@ -101,6 +109,16 @@ impl Gateway {
     /// Starts it and waits until it says that it listens.
     pub fn start(setup: &Setup) -> Result<Self> {
         Starting::spawn(setup)?.ready()
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it in order, and waits until it is gone; if that takes longer, it is killed, and that is an error.
+    pub fn stop(mut self, limit: Duration) -> Result<()> {
+        terminate(&mut self.child, limit)
     }
 
     /// Kills it as `kill -9` does, and waits until it is gone.
@@ -134,6 +152,7 @@ impl Starting {
             .args(["serve", "--config"])
             .arg(&setup.config)
             .current_dir(root())
+            .envs(setup.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log)?)

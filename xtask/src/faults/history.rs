@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use anyhow::{Result, bail};
+
 use super::client::Answer;
 use super::random::hash;
 use super::script::Script;
 use super::upstream::{Ledger, Sent};
+use crate::campaign::figures::Figures;
 
 /// How one attempt ended for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +143,7 @@ impl History {
         key: &str,
         attempt: Attempt,
         answer: &Answer,
-    ) -> Result<Seen, (&'static str, String)> {
+    ) -> std::result::Result<Seen, (&'static str, String)> {
         let script = Script::of_key(key);
         let had_complete = attempt.after_completion;
         match mark(answer) {
@@ -193,6 +196,20 @@ impl History {
             .get(key)
             .and_then(|history| history.first_generation);
         first == Some(attempt.generation) && !self.rotten && !self.failing_disk
+    }
+
+    /// Adds to a ledger each execution that a client had the answer of and that another ledger tells of.
+    pub fn add_executions(&self, other: &Ledger, ledger: &mut Ledger) {
+        for (key, history) in &self.keys {
+            let Some(complete) = &history.complete else {
+                continue;
+            };
+            let ran = Sent::Ran(complete.execution);
+            let tells = |ledger: &Ledger| ledger.get(key).is_some_and(|sent| sent.contains(&ran));
+            if tells(other) && !tells(ledger) {
+                ledger.entry(key.clone()).or_default().push(ran);
+            }
+        }
     }
 
     /// Compares the whole campaign with what the upstream received.
@@ -254,6 +271,28 @@ impl History {
         })
     }
 
+    /// What was counted; an error if nothing was completed, so that nothing was tested.
+    pub fn figures(&self) -> Result<Figures> {
+        let (completed, unknown) = self.outcomes();
+        if completed == 0 {
+            bail!("no key was completed: nothing was tested");
+        }
+        Ok(Figures::from([
+            ("keys", self.keys.len() as u64),
+            ("keys completed", completed as u64),
+            ("keys unknown", unknown as u64),
+            ("attempts", self.attempts),
+            ("attempts broken off", self.broken),
+        ]))
+    }
+
+    /// What went wrong, with the seed.
+    pub fn violations_of(&self, seed: u64) -> Vec<String> {
+        let all = self.violations.iter();
+        all.map(|violation| format!("seed {seed}: {violation}"))
+            .collect()
+    }
+
     /// How many keys were completed, and how many were unknown to the end.
     pub fn outcomes(&self) -> (usize, usize) {
         let completed = self
@@ -294,6 +333,7 @@ fn mark(answer: &Answer) -> Mark {
         "upstream-unreachable",
         "shutting-down",
         "store-unavailable",
+        "storage-full",
     ];
     if passing.iter().any(|name| problem(name)) {
         Mark::Busy
@@ -303,7 +343,7 @@ fn mark(answer: &Answer) -> Mark {
 }
 
 /// Checks a complete answer against the script: nothing missing, nothing of another execution.
-fn complete(key: &str, script: &Script, answer: &Answer) -> Result<Complete, String> {
+fn complete(key: &str, script: &Script, answer: &Answer) -> std::result::Result<Complete, String> {
     let execution = answer
         .head
         .header("x-execution")

@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::gateway::{Gateway, Setup, Starting};
 use super::load::{Shared, settle};
 use super::random::Random;
+use crate::campaign::figures::Figures;
 
 /// Gateways that are started and killed, one after the other on the same data.
 pub struct Kills {
@@ -17,11 +18,13 @@ pub struct Kills {
     /// Of the gateway that was started last, from 1.
     pub generation: u64,
     /// How many were killed.
-    pub count: u64,
+    count: u64,
     /// Of those, the ones that were still starting.
-    pub early: u64,
+    early: u64,
     /// The longest that one took to be ready.
-    pub longest_start: Duration,
+    longest_start: Duration,
+    /// How long the last start took.
+    last_start: Duration,
 }
 
 impl Kills {
@@ -34,7 +37,18 @@ impl Kills {
             count: 0,
             early: 0,
             longest_start: Duration::ZERO,
+            last_start: Duration::from_millis(40),
         }
+    }
+
+    /// What was counted.
+    pub fn figures(&self) -> Figures {
+        let longest = u64::try_from(self.longest_start.as_millis()).unwrap_or(u64::MAX);
+        Figures::from([
+            ("kills", self.count),
+            ("kills during a start", self.early),
+            ("longest start in ms", longest),
+        ])
     }
 
     /// Starts and kills until `is_over`, which is asked after each kill.
@@ -51,14 +65,23 @@ impl Kills {
             self.generation += 1;
             if self.random.percent(15) {
                 let starting = Starting::spawn(setup)?;
-                thread::sleep(Duration::from_micros(self.random.below(40_000)));
+                // Anywhere in it: recovery is cut off as often as what comes before and after.
+                let start = self.last_start.as_micros().max(1) as u64;
+                thread::sleep(Duration::from_micros(self.random.below(start)));
                 starting.kill()?;
                 self.early += 1;
             } else {
                 let gateway = Gateway::start(setup)?;
+                self.last_start = gateway.start_up;
                 self.longest_start = self.longest_start.max(gateway.start_up);
                 shared.target.set(Some((gateway.address, self.generation)));
-                thread::sleep(Duration::from_micros(self.random.between(5_000, longest)));
+                // Half of them soon, so that there are many.
+                let within = if self.random.percent(50) {
+                    longest
+                } else {
+                    longest / 10
+                };
+                thread::sleep(Duration::from_micros(self.random.between(5_000, within)));
                 gateway.kill()?;
                 shared.target.set(None);
             }

@@ -49,6 +49,8 @@ pub struct Shared {
     pub history: Arc<Mutex<History>>,
     /// The number of the next new key.
     pub next_key: Arc<AtomicU64>,
+    /// How many of the last keys may be sent again.
+    pub reach: u64,
     /// The campaign's seed.
     pub seed: u64,
 }
@@ -93,7 +95,7 @@ fn work(shared: &Shared, mut random: Random, stop: &AtomicBool) {
         let number = match random.below(100) {
             // One of the last few: it is likely to be in flight at another client.
             0..=14 if known > 0 => known - 1 - random.below(known.min(16)),
-            15..=34 if known > 0 => random.below(known),
+            15..=34 if known > 0 => known - 1 - random.below(known.min(shared.reach)),
             _ => shared.next_key.fetch_add(1, Ordering::SeqCst),
         };
         let key = key_name(shared.seed, number);
@@ -102,15 +104,28 @@ fn work(shared: &Shared, mut random: Random, stop: &AtomicBool) {
         } else {
             PATIENCE
         };
-        attempt(shared, &mut client, address, generation, &key, patience);
+        attempt_at((address, generation), shared, &mut client, &key, patience);
     }
 }
 
-fn attempt(
+/// Sends one attempt to the gateway that is there, and notes its answer; also says how that begins. Without a gateway
+/// it is to be tried again.
+pub fn attempt(
     shared: &Shared,
     client: &mut Client,
-    address: SocketAddr,
-    generation: u64,
+    key: &str,
+    patience: Duration,
+) -> (Seen, String) {
+    match shared.target.get() {
+        Some(gateway) => attempt_at(gateway, shared, client, key, patience),
+        None => (Seen::Again, "there is no gateway".to_owned()),
+    }
+}
+
+fn attempt_at(
+    (address, generation): (SocketAddr, u64),
+    shared: &Shared,
+    client: &mut Client,
     key: &str,
     patience: Duration,
 ) -> (Seen, String) {
@@ -147,10 +162,7 @@ fn settle_one(shared: &Shared, client: &mut Client, key: &str) {
     let deadline = Instant::now() + OUTCOME_LIMIT;
     let mut last = String::new();
     while Instant::now() < deadline {
-        let Some((address, generation)) = shared.target.get() else {
-            break;
-        };
-        let (seen, text) = attempt(shared, client, address, generation, key, PATIENCE);
+        let (seen, text) = attempt(shared, client, key, PATIENCE);
         last = text;
         match seen {
             Seen::Complete | Seen::Unknown | Seen::Wrong => return,

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod gateway;
 pub mod history;
+pub mod judge;
 pub mod kills;
 pub mod load;
 pub mod random;

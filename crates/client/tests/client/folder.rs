@@ -185,6 +185,38 @@ fn hostile_085_a_damaged_key_is_an_error_and_never_a_new_key() {
     assert_eq!(taken.entry.key, key);
 }
 
+/// Whatever else stands in a key's place: it is not taken for an absent key, and nothing waits for it.
+#[test]
+fn hostile_085_what_is_no_file_in_a_keys_place_is_an_error_at_once() {
+    let (_temporary, keys) = folder();
+    let action = action("a");
+    let file = keys.key_file(&action);
+    let fails = || {
+        let taken = run(keys.take(&action, entry("one")));
+        assert!(
+            matches!(taken, Err(FolderError::Damaged { .. })),
+            "{taken:?}"
+        );
+        fs::remove_file(&file)
+            .or_else(|_| fs::remove_dir(&file))
+            .unwrap();
+    };
+    std::os::unix::fs::symlink("/nonexistent/place", &file).unwrap();
+    fails();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &file,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    fails();
+    fs::create_dir(&file).unwrap();
+    fails();
+    assert!(run(keys.take(&action, entry("one"))).unwrap().is_new);
+}
+
 #[test]
 fn a_damaged_note_is_an_error_too_since_the_window_may_be_over() {
     let (_temporary, keys) = folder();

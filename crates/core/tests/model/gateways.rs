@@ -14,6 +14,7 @@ mod workers;
 
 use crate::{
     KEYS, LAG, LEASE, MARGIN, OWNERS, fingerprint,
+    judge::Judge,
     reference::{By, Fate, Token},
     world::{Ack, Loaded, Ticket, World, Write},
 };
@@ -124,6 +125,7 @@ enum What {
 
 pub struct Gateways {
     pub world: World,
+    judge: Judge,
     gateways: [Gateway; OWNERS],
     attempts: Vec<Attempt>,
     chores: Vec<Chore>,
@@ -148,6 +150,7 @@ impl Gateways {
                 claiming: [false; KEYS],
             }),
             world,
+            judge: Judge::default(),
             attempts: Vec::new(),
             chores: Vec::new(),
             dead: Vec::new(),
@@ -161,7 +164,7 @@ impl Gateways {
     /// One thing happens somewhere.
     pub fn step(&mut self) {
         // Behind a network, as much happens on the way to the store.
-        let things = if self.world.model.shared { 150 } else { 100 };
+        let things = if self.world.model.shared { 150 } else { 120 };
         match self.world.random.below(things) {
             0..14 => self.request_comes(),
             14..72 => self.attempt_goes_on(),
@@ -172,7 +175,8 @@ impl Gateways {
             93..97 => self.chore_is_done(),
             97..99 => self.gateway_dies(),
             99 => self.wall_clock_jumps(),
-            _ => self.world.something_happens(),
+            _ if self.world.model.shared => self.world.something_happens(),
+            _ => self.disk_goes_on(),
         }
     }
 
@@ -216,6 +220,7 @@ impl Gateways {
             let runs = self.world.reference.runs(key);
             assert!(!runs, "L1: key {key} runs for ever");
         }
+        self.judge.judge(self.world.model);
     }
 
     fn request_comes(&mut self) {
@@ -378,6 +383,7 @@ impl Gateways {
         let reference = &mut self.world.reference;
         reference.saw_a_replay(loaded.version, loaded.source, now, answer);
         reference.saw_the_end(id, answer);
+        self.is_told(index, answer);
         self.tell(index, "replayed")
     }
 
@@ -436,7 +442,7 @@ impl Gateways {
         let record = transition::claim(held, claim, now, LEASE).expect("it was decided so");
         // Two claims of one process over one record are told apart by their time alone, and no clock
         // stands still for as long as it does here.
-        if self.world.model.shared && self.claimed.contains(&record) {
+        if self.claimed.contains(&record) {
             self.gateways[self.attempts[index].gateway].claiming[key] = false;
             self.world.coverage.count("a claim waits for its clock");
             return Stage::Deciding;
@@ -561,7 +567,9 @@ impl Gateways {
         let attempt = &self.attempts[index];
         let resend = attempt.policy.on_unknown == OnUnknown::Resend;
         let (key, now) = (attempt.key, self.world.now);
+        let (fp, at) = (attempt.fp, self.world.reference.elapsed());
         let line = self.world.reference.sent(key, own.token, resend, now);
+        self.judge.sent(key, fp, index, resend, at);
         self.world.coverage.count("sent");
         self.world
             .note(|| format!("attempt {index}: SENT, line {line}"));
@@ -577,7 +585,7 @@ impl Gateways {
             return self.works(index, own, line, roll);
         }
         let (fate, settlement) = match roll {
-            0..45 => (Fate::Ran, Settlement::Completed(self.new_answer())),
+            0..45 => (Fate::Ran, Settlement::Completed(self.new_answer(line))),
             45..60 => (
                 Fate::DidNotRun,
                 Settlement::Released(ReleaseReason::DidNotRun),
@@ -586,7 +594,7 @@ impl Gateways {
             70..80 => (Fate::Pending, Settlement::LostForNow(line)),
             _ => return Stage::Sent(own, line),
         };
-        self.world.reference.decided(line, fate);
+        self.decided(line, fate);
         self.world
             .note(|| format!("attempt {index}: the upstream: {fate:?}"));
         Stage::Settling(own, settlement)
@@ -594,20 +602,33 @@ impl Gateways {
 
     fn hears_late(&mut self, index: usize, own: Own, line: usize) -> Stage {
         let answer = match self.world.random.below(100) {
-            0..40 => self.new_answer(),
+            0..40 => self.new_answer(line),
             40..60 => return Stage::Done,
             _ => return Stage::Late(own, line),
         };
-        self.world.reference.decided(line, Fate::Ran);
+        self.decided(line, Fate::Ran);
         self.world.coverage.count("a late answer comes");
         self.world
             .note(|| format!("attempt {index}: a late answer"));
         Stage::Settling(own, Settlement::Completed(answer))
     }
 
-    fn new_answer(&mut self) -> u32 {
+    fn decided(&mut self, line: usize, fate: Fate) {
+        self.world.reference.decided(line, fate);
+        self.judge.decided(line, fate);
+    }
+
+    /// The upstream's answer to the request in `line`.
+    fn new_answer(&mut self, line: usize) -> u32 {
+        self.judge.answered(line, self.world.reference.elapsed());
         self.answers += 1;
         self.answers
+    }
+
+    /// The client of an attempt has the whole answer.
+    fn is_told(&mut self, index: usize, answer: u32) {
+        let (Attempt { key, fp, .. }, at) = (&self.attempts[index], self.world.reference.elapsed());
+        self.judge.told(*key, *fp, answer, at);
     }
 
     /// Joiners of another gateway's execution watch the record. They never execute (I18).
@@ -637,6 +658,7 @@ impl Gateways {
                 self.world
                     .reference
                     .saw_the_end(joined.recording.operation, answer);
+                self.is_told(index, answer);
                 self.tell(index, "a joiner gets the whole answer")
             }
             None if same => Stage::Joined(joined),

@@ -2,12 +2,15 @@
 //! wrong between them, drawn from a seed. Once for each kind of store (`models`).
 //!
 //! `ONLYONCE_SEEDS` says how many seeds are run over each store (unless set, 100,000 over the embedded
-//! one and 30,000 over each other), `ONLYONCE_SEED` runs one and prints what happened in it, and
-//! `ONLYONCE_STORE` leaves all stores out but one.
+//! one and 30,000 over each other), and `ONLYONCE_FROM` which is the first; `ONLYONCE_SEED` runs one and prints
+//! what happened in it, and `ONLYONCE_STORE` leaves all stores out but one. The last line of a run is JSON,
+//! and says what was done.
 
 use std::{
+    collections::BTreeMap,
     env,
     num::NonZero,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex,
@@ -21,6 +24,7 @@ use onlyonce_core::Fingerprint;
 
 mod coverage;
 mod gateways;
+mod judge;
 mod models;
 mod random;
 mod reference;
@@ -96,56 +100,114 @@ fn stores() -> Vec<&'static Model> {
 
 #[test]
 fn no_seed_breaks_a_guarantee() {
-    for model in stores() {
-        match number_from("ONLYONCE_SEED") {
-            Some(seed) => {
-                println!("{}:\n{}", model.name, log_of(model, seed).join("\n"));
-                run(&mut start(model, seed, false));
-            }
-            None => run_all(model),
+    if let Some(seed) = number_from("ONLYONCE_SEED") {
+        for model in stores() {
+            println!("{}:\n{}", model.name, log_of(model, seed).join("\n"));
+            run(&mut start(model, seed, false));
         }
+        return;
+    }
+    let from = number_from("ONLYONCE_FROM").unwrap_or(0);
+    let mut all = Ran::default();
+    for model in stores() {
+        let usual = usual_seeds(model);
+        let seeds = number_from("ONLYONCE_SEEDS").unwrap_or(usual);
+        let ran = run_all(model, from..from + seeds);
+        all.seeds += ran.seeds;
+        all.elapsed += ran.elapsed;
+        all.executions += ran.covered.get("sent").copied().unwrap_or(0);
+        all.failed = all.failed.or(ran.failed);
+        if all.failed.is_some() {
+            break;
+        }
+        if number_from("ONLYONCE_FROM").is_none() {
+            println!("{}, {seeds} seeds: {:#?}", model.name, ran.covered);
+        }
+        if seeds >= usual {
+            assert_covered(model, &ran.covered);
+        }
+    }
+    println!("\n{}", all.as_json());
+    if let Some((model, seed)) = all.failed {
+        let name = model.name;
+        panic!(
+            "seed {seed} over {name} breaks a guarantee; it ends so (all of it: ONLYONCE_STORE={name} \
+             ONLYONCE_SEED={seed}):\n{}",
+            last_lines(&log_of(model, seed)),
+        );
     }
 }
 
-fn run_all(model: &'static Model) {
-    let usual = if model.shared { 30_000 } else { 100_000 };
-    let seeds = number_from("ONLYONCE_SEEDS").unwrap_or(usual);
-    let next = AtomicU64::new(0);
+fn usual_seeds(model: &Model) -> u64 {
+    if model.shared { 30_000 } else { 100_000 }
+}
+
+/// What was done.
+#[derive(Default)]
+struct Ran {
+    seeds: u64,
+    /// By the store's clock, in all of them.
+    elapsed: Duration,
+    executions: u64,
+    covered: BTreeMap<&'static str, u64>,
+    failed: Option<(&'static Model, u64)>,
+}
+
+impl Ran {
+    /// As `cargo xtask campaign` reads it.
+    fn as_json(&self) -> String {
+        let years = self.elapsed.as_secs() / (365 * 86_400);
+        let violations = self.failed.map_or(String::new(), |(model, seed)| {
+            format!("\"seed {seed} over {}\"", model.name)
+        });
+        let from = number_from("ONLYONCE_FROM").unwrap_or(0);
+        let to = from + number_from("ONLYONCE_SEEDS").unwrap_or(0);
+        format!(
+            "{{\"to\":{to},\"counts\":{{\"seeds\":{},\"simulated years\":{years},\"executions\":{}}},\
+             \"violations\":[{violations}]}}",
+            self.seeds, self.executions
+        )
+    }
+}
+
+/// How many seeds a thread takes at a time.
+const AT_A_TIME: u64 = 64;
+
+fn run_all(model: &'static Model, seeds: Range<u64>) -> Ran {
+    let next = AtomicU64::new(seeds.start);
     let failed = AtomicU64::new(u64::MAX);
-    let covered = Mutex::new(Coverage::default());
+    let all = Mutex::new(Ran::default());
     let threads = thread::available_parallelism().map_or(2, NonZero::get);
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut coverage = Coverage::default();
+                let mut ran = Ran::default();
                 while failed.load(Ordering::Relaxed) == u64::MAX {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
+                    let first = next.fetch_add(AT_A_TIME, Ordering::Relaxed);
+                    for seed in first..seeds.end.min(first.saturating_add(AT_A_TIME)) {
+                        let mut gateways = start(model, seed, false);
+                        if catch_unwind(AssertUnwindSafe(|| run(&mut gateways))).is_err() {
+                            failed.fetch_min(seed, Ordering::Relaxed);
+                            break;
+                        }
+                        ran.seeds += 1;
+                        ran.elapsed += gateways.world.reference.elapsed();
+                    }
+                    if first >= seeds.end {
                         break;
                     }
-                    let mut gateways = start(model, seed, false);
-                    if catch_unwind(AssertUnwindSafe(|| run(&mut gateways))).is_err() {
-                        failed.fetch_min(seed, Ordering::Relaxed);
-                    }
-                    coverage.add(&gateways.world.coverage);
-                    coverage.add(&gateways.world.reference.coverage);
                 }
-                covered.lock().expect("no thread panics").add(&coverage);
+                let mut all = all.lock().expect("no thread panics");
+                all.seeds += ran.seeds;
+                all.elapsed += ran.elapsed;
+                Coverage::add_to(&mut all.covered);
             });
         }
     });
     let failed = failed.into_inner();
-    let name = model.name;
-    assert!(
-        failed == u64::MAX,
-        "seed {failed} over {name} breaks a guarantee; it ends so (all of it: ONLYONCE_STORE={name} \
-         ONLYONCE_SEED={failed}):\n{}",
-        last_lines(&log_of(model, failed)),
-    );
-    let covered = covered.into_inner().expect("no thread panics");
-    println!("{name}, {seeds} seeds: {:#?}", covered.0);
-    if seeds >= 10_000 {
-        assert_covered(model, &covered);
+    Ran {
+        failed: (failed != u64::MAX).then_some((model, failed)),
+        ..all.into_inner().expect("no thread panics")
     }
 }
 
@@ -154,11 +216,11 @@ fn last_lines(log: &[String]) -> String {
 }
 
 /// Each of these is rare in one seed, and none may be missing in all of them.
-fn assert_covered(model: &Model, covered: &Coverage) {
+fn assert_covered(model: &Model, covered: &BTreeMap<&str, u64>) {
     let shared: &[_] = if model.shared { SHARED } else { &[] };
     let expected: Vec<_> = [SITUATIONS, shared, model.situations].concat();
     for what in &expected {
-        let times = covered.0.get(what).copied().unwrap_or(0);
+        let times = covered.get(what).copied().unwrap_or(0);
         assert!(
             times >= 20,
             "{what}: {times} times in all seeds over {}",
@@ -166,7 +228,7 @@ fn assert_covered(model: &Model, covered: &Coverage) {
         );
     }
     if model.forgets == Forgets::Nothing {
-        let forgotten = covered.0.keys().find(|what| what.starts_with("forgotten"));
+        let forgotten = covered.keys().find(|what| what.starts_with("forgotten"));
         assert_eq!(forgotten, None, "{} forgets", model.name);
     }
     // A claim that was never acknowledged is not executed.
@@ -175,7 +237,7 @@ fn assert_covered(model: &Model, covered: &Coverage) {
             "forgotten: a claim that is sent afterwards",
             "forgotten: a key runs again",
         ] {
-            assert!(!covered.0.contains_key(what), "{}: {what}", model.name);
+            assert!(!covered.contains_key(what), "{}: {what}", model.name);
         }
     }
 }

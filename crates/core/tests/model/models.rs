@@ -45,6 +45,9 @@ const PLAIN: Model = Model {
     tokens: false,
     situations: &[
         "a dead owner's claim is marked",
+        "a recovery is cut off",
+        "the power is cut",
+        "the power takes what was not synced",
         "told unknown: the store does not take the outcome",
     ],
 };

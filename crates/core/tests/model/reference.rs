@@ -147,7 +147,7 @@ impl Reference {
         };
         Self {
             model,
-            coverage: Coverage::default(),
+            coverage: Coverage,
             elapsed: Duration::ZERO,
             highest: start,
             versions: vec![nothing],

@@ -170,7 +170,7 @@ impl World {
             random: Random::new(seed),
             now: START,
             reference: Reference::new(KEYS, model, START),
-            coverage: Coverage::default(),
+            coverage: Coverage,
             faults: true,
             records: vec![None],
             visible: [0; KEYS],
@@ -310,7 +310,8 @@ impl World {
             self.coverage.count("a write does not get through");
             return Ack::Unavailable;
         }
-        if self.model.shared && self.faults && waits && self.random.chance(60) {
+        let often = if self.model.shared { 60 } else { 30 };
+        if self.faults && waits && self.random.chance(often) {
             let ticket = self.send(pending);
             self.note(|| format!("  on its way, {ticket:?}: key {key} {by:?} over {base:?}"));
             return Ack::OnItsWay(ticket);

@@ -1,6 +1,6 @@
 //! `onlyonce call`: one request from the shell that runs once, however often the command is run.
 
-mod words;
+pub(crate) mod words;
 
 use std::io::{self, Write};
 

@@ -36,7 +36,7 @@ pub(crate) struct Call {
     /// Your own name of what is to happen once: order-17/charge. Each action has one key, which is kept
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     action: String,
-    /// [default: POST]
+    /// [default: GET, or POST with --data]
     #[arg(short = 'X', long, value_name = "METHOD")]
     request: Option<Method>,
     /// A header, or the lines of a file
@@ -131,7 +131,12 @@ impl Call {
         let action = self.action()?;
         let body = self.body()?;
         let mut request = Request::new(Full::from(body));
-        *request.method_mut() = self.request.clone().unwrap_or(Method::POST);
+        // As curl has it.
+        let usual = match self.data.is_empty() {
+            true => Method::GET,
+            false => Method::POST,
+        };
+        *request.method_mut() = self.request.clone().unwrap_or(usual);
         *request.uri_mut() = self.url();
         *request.headers_mut() = self.headers()?;
         request.extensions_mut().insert(action);
@@ -200,7 +205,8 @@ impl Call {
     }
 }
 
-fn header(line: &str) -> Option<(HeaderName, HeaderValue)> {
+/// A header, as it is typed.
+pub(crate) fn header(line: &str) -> Option<(HeaderName, HeaderValue)> {
     let (name, value) = line.split_once(':')?;
     let value = HeaderValue::from_str(value.trim()).ok()?;
     Some((name.trim().parse().ok()?, value))
@@ -221,7 +227,8 @@ fn read(file: &str) -> Result<Vec<u8>, Failure> {
     })
 }
 
-fn url(text: &str) -> Result<Uri, &'static str> {
+/// A URL of HTTP.
+pub(crate) fn url(text: &str) -> Result<Uri, &'static str> {
     let wrong = "write it like https://api.example.com/v1/charges";
     let url: Uri = text.parse().map_err(|_| wrong)?;
     let is_http = matches!(url.scheme_str(), Some("http" | "https"));
@@ -231,6 +238,7 @@ fn url(text: &str) -> Result<Uri, &'static str> {
     }
 }
 
-fn span(text: &str) -> Result<Duration, &'static str> {
+/// A span of time.
+pub(crate) fn span(text: &str) -> Result<Duration, &'static str> {
     parse_duration(text).ok_or("write a span like 30s, 10m or 24h")
 }

@@ -17,7 +17,7 @@ use crate::config::{Config, Overrides, parse_address};
 use crate::failure::Failure;
 use crate::ledger_command::Ledger;
 use crate::store_command::StoreCommand;
-use crate::{call, demo, doctor, exec, keys, ledger_command, start, store_command};
+use crate::{call, demo, doctor, exec, keys, ledger_command, start, store_command, verify};
 
 /// Makes a retried request run once.
 #[derive(Debug, Parser)]
@@ -56,6 +56,8 @@ enum Command {
     Exec(exec::Exec),
     /// Send one request that runs once, however often it is tried
     Call(call::Call),
+    /// Drive a running gateway with faults of its own, and judge it by its upstream's ledger
+    Verify(Box<verify::Verify>),
 }
 
 #[derive(Debug, Args)]
@@ -72,11 +74,12 @@ struct Serve {
 
 /// Runs the command line `words`, the program's name first, and gives its exit code: 0 when all
 /// went well, 2 for a mistake in the words or the configuration, 1 for everything else; those of `call`
-/// are its own.
+/// and `verify` are their own.
 pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
-    let result = match Cli::try_parse_from(words) {
+    let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    let result = match Cli::try_parse_from(&words) {
         Ok(cli) => dispatch(cli.command),
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, &words),
     };
     match result {
         Ok(code) => code,
@@ -91,6 +94,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         // Its exit code is that of the command that it runs.
         Command::Exec(words) => return Ok(exec::run(&words)),
+        // 2 where it could not judge.
+        Command::Verify(words) => return verify::run(*words),
         Command::Serve(words) => start::serve(words.config()?),
         Command::Check { file } => check(&file),
         Command::Doctor(served) => doctor::run(served),
@@ -139,7 +144,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Help and version as clap prints them; every mistake in one line.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error, words: &[OsString]) -> ExitCode {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp
@@ -155,7 +160,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         };
     }
-    complain(&usage_line(error));
+    complain(&usage_line(error, words));
     ExitCode::from(2)
 }
 
@@ -165,7 +170,7 @@ pub(crate) fn complain(what: &dyn Display) {
 }
 
 /// clap says what is wrong in its first paragraph; a suggestion stands beside it as context.
-fn usage_line(error: &clap::Error) -> String {
+fn usage_line(error: &clap::Error, words: &[OsString]) -> String {
     let text = error.to_string();
     let paragraph: Vec<_> = text
         .lines()
@@ -186,10 +191,23 @@ fn usage_line(error: &clap::Error) -> String {
         _ => None,
     });
     let next = suggestion.map_or_else(
-        || "see `onlyonce --help`".to_owned(),
+        || format!("see `{} --help`", command_of(words)),
         |meant| format!("did you mean `{meant}`?"),
     );
     format!("{what}; {next}")
+}
+
+/// The command that was typed, with those that it is a part of.
+fn command_of(words: &[OsString]) -> String {
+    let mut command = Cli::command();
+    let mut typed = command.get_name().to_owned();
+    for word in words.iter().skip(1).take_while(|word| *word != "--") {
+        if let Some(part) = command.find_subcommand(word).cloned() {
+            typed = format!("{typed} {}", part.get_name());
+            command = part;
+        }
+    }
+    typed
 }
 
 /// The names of all commands.
@@ -205,7 +223,8 @@ mod tests {
     use super::*;
 
     fn mistake(words: &[&str]) -> String {
-        usage_line(&Cli::try_parse_from(words).unwrap_err())
+        let words: Vec<_> = words.iter().map(OsString::from).collect();
+        usage_line(&Cli::try_parse_from(&words).unwrap_err(), &words)
     }
 
     #[test]
@@ -219,7 +238,7 @@ mod tests {
             commands(),
             [
                 "serve", "check", "doctor", "sandbox", "demo", "keys", "ledger", "store", "exec",
-                "call"
+                "call", "verify"
             ]
         );
     }
@@ -238,7 +257,17 @@ mod tests {
             (
                 &["onlyonce", "serve"],
                 "the following required arguments were not provided: --upstream <URL>; see \
-                 `onlyonce --help`",
+                 `onlyonce serve --help`",
+            ),
+            (
+                &["onlyonce", "exec", "--", "serve"],
+                "the following required arguments were not provided: --key <KEY>; see `onlyonce \
+                 exec --help`",
+            ),
+            (
+                &["onlyonce", "keys", "complete", "k"],
+                "the following required arguments were not provided: --status <STATUS> --body <FILE>; see \
+                 `onlyonce keys complete --help`",
             ),
             (
                 &[
@@ -250,7 +279,7 @@ mod tests {
                     "f",
                 ],
                 "the argument '--upstream <URL>' cannot be used with '--config <FILE>'; see \
-                 `onlyonce --help`",
+                 `onlyonce serve --help`",
             ),
             (
                 &[
@@ -262,7 +291,7 @@ mod tests {
                     "here",
                 ],
                 "invalid value 'here' for '--listen <ADDR>': write an address and a port, like \
-                 127.0.0.1:8787; see `onlyonce --help`",
+                 127.0.0.1:8787; see `onlyonce serve --help`",
             ),
         ] {
             assert_eq!(mistake(words), expected);

@@ -190,10 +190,22 @@ fn refuse<S: Store>(control: &Control<S>, identity: Identity, request: &Request)
     if too_many {
         return too_many_guesses().into_response();
     }
-    let mut response = no_token().into_response();
+    let refusal = match identity {
+        Identity::Wrong => wrong_token(),
+        Identity::Nobody | Identity::Known(_) => no_token(),
+    };
+    let mut response = refusal.into_response();
     let challenge = HeaderValue::from_static("Bearer");
     response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     response
+}
+
+fn wrong_token() -> Refusal {
+    Refusal::new(
+        StatusCode::UNAUTHORIZED,
+        "this token is none of this control listener's",
+        "send that of server.control_token or of a [[server.token]]",
+    )
 }
 
 fn no_token() -> Refusal {

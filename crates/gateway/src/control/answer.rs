@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use onlyonce_core::OperationId;
 use onlyonce_engine::{ResolveError, Trouble, WorkError};
-use onlyonce_http::Problem;
+use onlyonce_http::{Place, Problem};
 use serde_json::json;
 
 /// Why the control listener does not do what it is asked.
@@ -41,14 +41,14 @@ impl Refusal {
         }
     }
 
-    /// What callers of a route are told too, with the type that they know it by.
-    pub(super) fn problem(status: StatusCode, problem: &Problem) -> Self {
+    /// What callers of a route are told too, with the type that they know it by, in the words of this place.
+    pub(super) fn problem(status: StatusCode, problem: &Problem, place: Place) -> Self {
         let page = problem.page();
         Self {
             page: Some(page.name),
             title: Some(page.title),
             retry_after: problem.retry_after().map(|wait| wait.as_secs().max(1)),
-            ..Self::new(status, problem.detail(), page.next)
+            ..Self::new(status, problem.detail(place), problem.next(place))
         }
     }
 
@@ -166,9 +166,12 @@ impl From<WorkError> for Refusal {
                 "there is no such operation",
                 "begin anew with its key: its record is gone, or never was",
             ),
-            WorkError::Fenced => Self::problem(StatusCode::CONFLICT, &Problem::ClaimLost),
+            WorkError::Fenced => {
+                Self::problem(StatusCode::CONFLICT, &Problem::ClaimLost, Place::Work)
+            }
             WorkError::Settled(state) => {
-                Self::problem(StatusCode::CONFLICT, &Problem::AlreadySettled(state))
+                let problem = Problem::AlreadySettled(state);
+                Self::problem(StatusCode::CONFLICT, &problem, Place::Work)
             }
             WorkError::OverLimit { limit } => Self::too_large(limit),
             WorkError::Trouble(trouble) => trouble.into(),

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use onlyonce_core::{OperationId, Timestamp};
 use onlyonce_engine::{ClaimToken, Engine, Operation, Purge, Reader, Resolution, Trouble};
 use onlyonce_http::tenant::ANONYMOUS;
-use onlyonce_http::{HashKeys, Problem};
+use onlyonce_http::{HashKeys, Place, Problem};
 use onlyonce_store::books::{Cell, EntryPage, EntryQuery, Of, SumsQuery};
 use onlyonce_store::{Page, Query, Store, StoreError, Stored};
 use tokio::sync::OwnedSemaphorePermit;
@@ -255,7 +255,7 @@ impl<S: Store> Desk<S> {
                 limit: Some(limit as u64),
                 retry_after: Duration::from_secs(1),
             };
-            Refusal::problem(StatusCode::TOO_MANY_REQUESTS, &problem)
+            Refusal::problem(StatusCode::TOO_MANY_REQUESTS, &problem, Place::Work)
         })
     }
 

@@ -26,10 +26,10 @@ use onlyonce_core::{
 };
 use onlyonce_engine::{
     ClaimToken, Execution, Granted, Kind, PushError, Reader, Refused, Request, RoutePolicy, Start,
-    Unsettled, Work,
+    Ticket, Unsettled, Work,
 };
 use onlyonce_http::work::fingerprint_of;
-use onlyonce_http::{FingerprintRules, Problem, Status, key_of};
+use onlyonce_http::{FingerprintRules, Place, Problem, Status, key_of};
 use onlyonce_store::Store;
 use serde::Deserialize;
 use serde_json::json;
@@ -40,7 +40,7 @@ use super::answer::Refusal;
 use super::desk::Desk;
 use super::query::{Named, operation_id};
 use super::recording::RecordingBody;
-use super::work::{self, conflict, peer, word};
+use super::work::{self, about, peer, word};
 use crate::exec::frames::{CONTENT_TYPE, Frame, Frames};
 
 const ROUTE: &str = "exec";
@@ -99,9 +99,7 @@ pub(super) async fn claim<S: Store>(
         Work::Replay(reader) => told(reader, Status::Replayed).await,
         Work::Join(reader) => told(reader, Status::Joined).await,
         Work::Refuse(Refused { refusal, ticket }) => Err(match refusal {
-            Why::KeyReused => {
-                Refusal::problem(StatusCode::UNPROCESSABLE_ENTITY, &Problem::KeyReused)
-            }
+            Why::KeyReused => refused(StatusCode::UNPROCESSABLE_ENTITY, &Problem::KeyReused),
             Why::InFlight => conflict(&in_flight(), ticket.as_ref()),
             Why::Unknown(reason) => conflict(&Problem::OutcomeUnknown(reason), ticket.as_ref()),
         }),
@@ -202,9 +200,9 @@ fn request<S: Store>(
     extensions: &Extensions,
 ) -> Result<Request, Refusal> {
     let header = HeaderName::from_static("idempotency-key");
-    let bad = |problem: &Problem| Refusal::problem(StatusCode::BAD_REQUEST, problem);
+    let bad = |problem: &Problem| refused(StatusCode::BAD_REQUEST, problem);
     let key = key_of(headers, std::slice::from_ref(&header)).map_err(|error| bad(&error.into()))?;
-    let key = key.ok_or_else(|| bad(&Problem::KeyMissing { header }))?;
+    let key = key.ok_or_else(|| bad(&Problem::no_key_in(&header)))?;
     let is_hash = query.command.len() == 64 && query.command.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_hash {
         return Err(not_ours("command is no hash of a command".to_owned()));
@@ -235,6 +233,14 @@ fn request<S: Store>(
     })
 }
 
+fn refused(status: StatusCode, problem: &Problem) -> Refusal {
+    Refusal::problem(status, problem, Place::Exec)
+}
+
+fn conflict(problem: &Problem, ticket: Option<&Ticket>) -> Refusal {
+    about(refused(StatusCode::CONFLICT, problem), ticket)
+}
+
 fn in_flight() -> Problem {
     Problem::OperationInFlight {
         waited: Some(JOIN_TIMEOUT),
@@ -255,7 +261,7 @@ impl Recorded {
             Self::Completed(operation) => operation,
             Self::Unknown(reason) => {
                 let problem = Problem::OutcomeUnknown(reason);
-                return Err(Refusal::problem(StatusCode::CONFLICT, &problem));
+                return Err(refused(StatusCode::CONFLICT, &problem));
             }
             Self::OverLimit(limit) => {
                 return Err(Refusal::new(

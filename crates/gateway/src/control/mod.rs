@@ -38,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use self::guesses::Guesses;
+pub(crate) use self::work::WINDOWS;
 use crate::shared::{Phase, Phases, Shared};
 
 /// What a handler works with. What is behind the token is reached through [`access::May`] only.

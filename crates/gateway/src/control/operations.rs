@@ -206,9 +206,18 @@ pub(super) async fn purge<S: Store>(
 }
 
 pub(super) fn not_json(error: JsonRejection) -> Refusal {
-    let next = match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => "send a shorter body, or raise limits.response_body",
-        _ => "send content-type: application/json and the fields that /openapi.json lists",
+    let (status, next) = match error.status() {
+        status @ StatusCode::PAYLOAD_TOO_LARGE => {
+            (status, "send a shorter body, or raise limits.response_body")
+        }
+        status => (
+            match status {
+                // A key that was used with another input is the only thing that this status says here.
+                StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+                status => status,
+            },
+            "send content-type: application/json and the fields that /openapi.json lists",
+        ),
     };
-    Refusal::new(error.status(), error.body_text(), next)
+    Refusal::new(status, error.body_text(), next)
 }

@@ -607,8 +607,8 @@ async fn a_resolution_that_cannot_be_is_refused() {
             json!({ "outcome": "completed", "status": 200, "headers": [["Content-Length", "1"]] }),
             400,
         ),
-        (json!({ "outcome": "maybe" }), 422),
-        (json!({ "outcome": "released", "reasn": "typo" }), 422),
+        (json!({ "outcome": "maybe" }), 400),
+        (json!({ "outcome": "released", "reasn": "typo" }), 400),
     ] {
         fixture.post(&path, &body).await.expect_refusal(status);
     }
@@ -648,7 +648,7 @@ async fn a_purge_removes_what_it_names_and_nothing_in_flight() {
     fixture
         .post("/v1/purge", &json!({ "tenants": "x" }))
         .await
-        .expect_refusal(422);
+        .expect_refusal(400);
     let left = fixture.get("/v1/operations").await.json();
     assert_eq!(left["operations"].as_array().unwrap().len(), 1);
 }

@@ -33,12 +33,13 @@ use onlyonce_core::{
 use onlyonce_engine::{
     ClaimToken, Refused, Request, RoutePolicy, Ticket, Trouble, Work, WorkError,
 };
-use onlyonce_http::Problem;
 use onlyonce_http::work::{METHOD, ROUTE, result_head};
+use onlyonce_http::{Place, Problem};
 use onlyonce_ledger::prices::Sale;
 use onlyonce_store::Store;
 use serde_json::value::RawValue;
 
+pub(crate) use self::asked::WINDOWS;
 use self::asked::{
     BeginBody, Begun, CompleteBody, FailBody, HeartbeatBody, MeteredBody, ReleaseBody,
 };
@@ -174,8 +175,15 @@ fn decided(how: &'static str, (end, ticket): (Ending, Ticket)) -> Result<Decisio
 }
 
 /// What stands in the way, of the operation of `ticket`.
-pub(super) fn conflict(problem: &Problem, ticket: Option<&Ticket>) -> Refusal {
-    let refusal = Refusal::problem(StatusCode::CONFLICT, problem);
+fn conflict(problem: &Problem, ticket: Option<&Ticket>) -> Refusal {
+    about(
+        Refusal::problem(StatusCode::CONFLICT, problem, Place::Work),
+        ticket,
+    )
+}
+
+/// The refusal, of the operation of `ticket`.
+pub(super) fn about(refusal: Refusal, ticket: Option<&Ticket>) -> Refusal {
     match ticket {
         Some(ticket) => refusal.about(ticket.id),
         None => refusal,
@@ -188,6 +196,7 @@ fn refuse(refused: Refused) -> Result<Decision, Refusal> {
         (Why::KeyReused, _) => Err(Refusal::problem(
             StatusCode::UNPROCESSABLE_ENTITY,
             &Problem::KeyReused,
+            Place::Work,
         )),
         (Why::InFlight, Some(ticket)) => Ok(Decision::without("in_flight", ticket)),
         // A claim for it is being written at this moment.
@@ -318,7 +327,7 @@ fn default_window<S: Store>(desk: &Desk<S>) -> Duration {
 fn key(text: &str) -> Result<Key, Refusal> {
     Key::new(text).map_err(|error| {
         let problem = Problem::KeyMalformed(onlyonce_http::KeyError::from(error));
-        Refusal::problem(StatusCode::BAD_REQUEST, &problem)
+        Refusal::problem(StatusCode::BAD_REQUEST, &problem, Place::Work)
     })
 }
 

@@ -22,11 +22,13 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use onlyonce_core::OperationId;
+use onlyonce_core::{Key, OperationId};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::cli::complain;
+use crate::config::parse_duration;
+use crate::control::WINDOWS;
 use crate::control_client::{Client, Listener, query};
 use crate::failure::Failure;
 
@@ -48,7 +50,7 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "KEY")]
     key: String,
     /// How long later runs get the recorded one, counted from its end [default: 24h]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = window)]
     window: Option<String>,
     /// What to do where nobody knows whether it ran: say so, or run it again, a second time perhaps
     #[arg(long, value_name = "WHAT", default_value = "report")]
@@ -65,6 +67,14 @@ pub(crate) struct Exec {
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// A span that the gateway takes: a mistake in it is one of the command line.
+fn window(text: &str) -> Result<String, String> {
+    match parse_duration(text) {
+        Some(span) if WINDOWS.contains(&span) => Ok(text.to_owned()),
+        _ => Err("write a span from 1ms to 3650d, like 12h or 1h30m".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -188,7 +198,7 @@ fn nothing_ran(failure: Failure) -> Failure {
 fn request(words: &Exec) -> Result<Request<Empty<Bytes>>, Failure> {
     let mut request = Request::new(Empty::new());
     *request.method_mut() = Method::POST;
-    let key = HeaderValue::from_str(&words.key).map_err(|_| {
+    let key = key(&words.key).ok_or_else(|| {
         Failure::usage(
             format!("--key cannot be {:?}", words.key),
             "use 1 to 255 visible ASCII characters",
@@ -197,6 +207,13 @@ fn request(words: &Exec) -> Result<Request<Empty<Bytes>>, Failure> {
     let name = HeaderName::from_static("idempotency-key");
     request.headers_mut().insert(name, key);
     Ok(request)
+}
+
+/// The key as a string of structured fields, so that a comma in it makes no list.
+fn key(text: &str) -> Option<HeaderValue> {
+    let key = Key::new(text).ok()?;
+    let escaped = key.as_str().replace('\\', "\\\\").replace('"', "\\\"");
+    HeaderValue::try_from(format!("\"{escaped}\"")).ok()
 }
 
 fn path(words: &Exec, nonce: &str) -> String {

@@ -77,12 +77,11 @@ pub(super) fn operation(operation: &Value) -> String {
     let ruling = &operation["ruling"];
     if ruling.is_object() {
         let (who, at) = (text(&ruling["who"]), text(&ruling["at"]));
-        let _ = writeln!(
-            out,
-            "{:<15} {who}, {at}: {}",
-            "settled by",
-            text(&ruling["reason"])
-        );
+        let reason = match ruling["reason"].as_str() {
+            None | Some("") => String::new(),
+            Some(reason) => format!(": {reason}"),
+        };
+        let _ = writeln!(out, "{:<15} {who}, {at}{reason}", "settled by");
     }
     for attempt in operation["attempts_log"].as_array().into_iter().flatten() {
         let number = format!("attempt {}", text(&attempt["number"]));

@@ -108,6 +108,7 @@ struct RouteMetrics {
     retries: Counter,
     joins: Counter,
     suspects: Counter,
+    unprotected: Counter,
 }
 
 /// What is counted.
@@ -164,6 +165,12 @@ impl Metrics {
             "Requests that look like repeats, of routes that observe",
             suspects.clone(),
         );
+        let unprotected = Family::<RouteLabels, Counter>::default();
+        registry.register(
+            "mcp_unprotected",
+            "Calls of tools that passed with neither a key nor a session",
+            unprotected.clone(),
+        );
         let route_metrics = |route: &Route| {
             let labels = RouteLabels {
                 route: route.name.to_string(),
@@ -179,6 +186,7 @@ impl Metrics {
                 retries: retries.get_or_create_owned(&labels),
                 joins: joins.get_or_create_owned(&labels),
                 suspects: suspects.get_or_create_owned(&labels),
+                unprotected: unprotected.get_or_create_owned(&labels),
             }
         };
         let routes = config
@@ -278,6 +286,11 @@ impl Metrics {
     /// A request of `route` looks like a repeat.
     pub(crate) fn suspect(&self, route: &Route) {
         self.routes[route.index].suspects.inc();
+    }
+
+    /// A call of a tool of `route` passes, and nothing protects it.
+    pub(crate) fn unprotected(&self, route: &Route) {
+        self.routes[route.index].unprotected.inc();
     }
 
     /// The gateway answered with the problem document `name`.

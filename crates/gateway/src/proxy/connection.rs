@@ -11,6 +11,7 @@ use http::Response;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use onlyonce_http::problem::{Problem, ProblemContext};
+use onlyonce_http::scan::{Fault, Scan};
 use onlyonce_store::Store;
 use onlyonce_tower::shell::timer::Timer;
 use tokio::io::AsyncReadExt;
@@ -19,7 +20,6 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::gate::Gate;
-use super::scan::{Fault, Scan};
 use super::service::{Caller, Service};
 use super::transport::Stream;
 use super::watch::{Deadlines, Due, Watch};
@@ -41,17 +41,14 @@ const PING: Duration = Duration::from_secs(20);
 /// Serves one connection to its end.
 pub(super) async fn serve<S: Store>(
     worker: Arc<Worker<S>>,
-    tcp: TcpStream,
+    came: Stream,
     caller: Caller,
     tls: Option<TlsAcceptor>,
     mut phases: Phases,
 ) {
-    // Without it, the last part of an answer may wait for an acknowledgement of the first.
-    if tcp.set_nodelay(true).is_err() {
-        return;
-    }
     let opened = tokio::select! {
-        opened = open(&worker.shared.config.server, tcp, tls) => opened,
+        biased;
+        opened = open(&worker.shared.config.server, came, tls) => opened,
         _ = phases.wait_for(|phase| *phase != Phase::Serving) => return,
     };
     let Ok(Some((stream, early, http2))) = opened else {
@@ -68,22 +65,13 @@ pub(super) async fn serve<S: Store>(
 /// `None` where the client left, or sent nothing for too long.
 async fn open(
     server: &Server,
-    tcp: TcpStream,
+    came: Stream,
     tls: Option<TlsAcceptor>,
 ) -> io::Result<Option<(Stream, Bytes, bool)>> {
-    if let Some(tls) = tls {
-        let Ok(accepted) = timeout(server.header_timeout, tls.accept(tcp)).await else {
-            return Ok(None);
-        };
-        let accepted = accepted?;
-        let http2 = accepted.get_ref().1.alpn_protocol() == Some(b"h2");
-        return Ok(Some((
-            Stream::Accepted(Box::new(accepted)),
-            Bytes::new(),
-            http2,
-        )));
-    }
-    let mut stream = Stream::Plain(tcp);
+    let mut stream = match (came, tls) {
+        (Stream::Plain(tcp), Some(tls)) => return open_tls(server, tcp, tls).await,
+        (stream, _) => stream,
+    };
     let mut early = [0; PREFACE.len()];
     let mut read = 0;
     let deadline = Instant::now() + server.idle_timeout;
@@ -98,6 +86,20 @@ async fn open(
     let http2 = early[..read] == *PREFACE;
     let early = Bytes::copy_from_slice(&early[..read]);
     Ok(Some((stream, early, http2)))
+}
+
+async fn open_tls(
+    server: &Server,
+    tcp: TcpStream,
+    tls: TlsAcceptor,
+) -> io::Result<Option<(Stream, Bytes, bool)>> {
+    let Ok(accepted) = timeout(server.header_timeout, tls.accept(tcp)).await else {
+        return Ok(None);
+    };
+    let accepted = accepted?;
+    let http2 = accepted.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Stream::Accepted(Box::new(accepted));
+    Ok(Some((stream, Bytes::new(), http2)))
 }
 
 async fn serve_http1<S: Store>(
@@ -148,7 +150,7 @@ async fn serve_http1<S: Store>(
     let last = last.map(|problem| {
         let context = ProblemContext {
             public_url: server.public_url.as_deref(),
-            operation: None,
+            ..ProblemContext::default()
         };
         written(&problem.to_response(&context))
     });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use onlyonce_core::planted::{Bug, planted};
 use onlyonce_tower::shell::timer::Timer;
 
 use super::lane::{Answer, Failed, Lane, Sending};
@@ -135,6 +136,7 @@ impl From<Failed> for Failure {
         match failed {
             Failed::NotTaken(_) => Self::NotSent("the connection was closed".to_owned()),
             Failed::NotSent(why) => Self::NotSent(why),
+            Failed::Broke(why) if planted(Bug::BreakTakenForNotSent) => Self::NotSent(why),
             Failed::Broke(why) => Self::Broke(why),
             Failed::BadAnswer(why) => Self::BadAnswer(why),
         }
@@ -148,6 +150,7 @@ mod tests {
 
     use bytes::Bytes;
 
+    use super::super::lines::Dial;
     use super::*;
     use crate::config::{Config, Overrides, Source};
 
@@ -161,7 +164,7 @@ mod tests {
         };
         let config = Config::read(&source, &Overrides::default()).expect("a configuration");
         let upstream = config.upstreams.into_iter().next().expect("an upstream");
-        Arc::new(Pool::new(upstream, None).expect("a pool"))
+        Arc::new(Pool::new(upstream, Dial::Tcp, None).expect("a pool"))
     }
 
     #[tokio::test]

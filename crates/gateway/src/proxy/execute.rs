@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
-use onlyonce_core::UnknownReason;
+use onlyonce_core::planted::{Bug, planted};
+use onlyonce_core::{OperationId, UnknownReason};
 use onlyonce_engine::{Execution, Reader, Unsettled};
 use onlyonce_ledger::End;
 use onlyonce_store::Store;
@@ -150,8 +151,9 @@ impl<S: Store> Driver<S> {
         self.path.count_request();
         let deadline = Instant::now() + policy.total_timeout;
         let mut tries = 0;
+        let blind = u32::from(planted(Bug::BlindUpstreamRetry));
         loop {
-            let more = tries < policy.retries.max;
+            let more = tries < policy.retries.max.max(blind);
             let request = order.request(&self.path, more);
             let exchanging = exchange(
                 &self.path.pool,
@@ -171,6 +173,7 @@ impl<S: Store> Driver<S> {
                 Ok(begun) => return self.record(execution, begun, deadline, left).await,
                 Err(Failure::NotSent(_)) if more && self.path.take_retry() => {}
                 Err(Failure::NotSent(why)) => return Outcome::NotSent(why),
+                Err(Failure::Broke(_)) if tries < blind => {}
                 Err(Failure::Broke(why)) => {
                     tracing::debug!(operation = %execution.id(), why, "the exchange broke");
                     return Outcome::Lost(UnknownReason::Broke);
@@ -182,7 +185,7 @@ impl<S: Store> Driver<S> {
                 Err(Failure::TimedOut(waiting)) => return Outcome::Late(waiting),
             }
             self.worker.shared.metrics.retried(&self.path.route);
-            let pause = tokio::time::sleep(jitter(&policy.retries, tries));
+            let pause = tokio::time::sleep(jitter(&policy.retries, tries, execution.id()));
             if while_followed(left, pause).await.is_none() {
                 return CANCELLED;
             }
@@ -339,14 +342,15 @@ impl Order {
 }
 
 /// A pause before try number `tries` + 1: anything from nothing to a span that doubles each time,
-/// so that those who failed together do not come back together.
-fn jitter(retries: &crate::config::Retries, tries: u32) -> Duration {
+/// so that those who failed together do not come back together. What is drawn are bits of the
+/// operation's id, which were drawn for it alone.
+fn jitter(retries: &crate::config::Retries, tries: u32, operation: OperationId) -> Duration {
     let ceiling = retries
         .backoff
         .saturating_mul(1_u32.checked_shl(tries.min(20)).unwrap_or(u32::MAX))
         .min(retries.max_backoff);
-    let random = uuid::Uuid::now_v7().as_u128() & u128::from(u32::MAX);
-    // At most 32 bits: exact.
-    let share = f64::from(u32::try_from(random).unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+    let [.., a, b, c, d, e, f, g, h] = *operation.as_bytes();
+    let drawn = u64::from_be_bytes([a, b, c, d, e, f, g, h]).rotate_left(11 * (tries % 64));
+    let share = f64::from(drawn as u32) / f64::from(u32::MAX);
     ceiling.mul_f64(share)
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use onlyonce_http::scan::{Fault, Found, Place, Scan};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::scan::{Fault, Found, Place, Scan};
 use super::watch::Watch;
 
 /// How much of what a client still sends is read and thrown away before its connection is closed,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
+use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, UnknownReason, view};
 use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
 use onlyonce_http::headers::sdk_retry_count;
@@ -23,7 +24,7 @@ use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
 use super::spool::{self, BodyLimits, Collected};
 use super::worker::Worker;
-use crate::config::{ClientGone, Route};
+use crate::config::{ClientGone, Forward, Route};
 use crate::metrics::Answer;
 use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin, Traces};
 
@@ -149,6 +150,9 @@ async fn answer_in<S: Store>(
     if followed == Status::Joined {
         shared.metrics.joined(&path.route);
     }
+    if path.route.policy.forward == Forward::AfterDurable {
+        reader.hold_until_durable();
+    }
     let mut follower = None;
     if path.route.policy.client_gone == ClientGone::Cancel && followed == Status::Joined {
         let presence = Some(caller.presence());
@@ -251,6 +255,7 @@ fn context<'a, S: Store>(worker: &'a Worker<S>, ticket: Option<&Ticket>) -> Prob
     ProblemContext {
         public_url: worker.shared.config.server.public_url.as_deref(),
         operation: ticket.map(|ticket| ticket.id),
+        ..ProblemContext::default()
     }
 }
 
@@ -391,6 +396,7 @@ impl Attempt {
                 method: self.head.method.as_str().into(),
                 path: match &self.call {
                     Some(call) => format!("{}#{}", self.head.uri.path(), call.tool).into(),
+                    None if planted(Bug::QueryStored) => self.head.uri.to_string().into(),
                     None => self.head.uri.path().into(),
                 },
                 trace: traces.callers,

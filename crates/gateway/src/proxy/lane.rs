@@ -6,7 +6,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -15,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
 use onlyonce_tower::shell::timer::Timer;
+use tokio::time::Instant;
 
 use super::inner_waker::InnerWaker;
 use super::outgoing::Outgoing;

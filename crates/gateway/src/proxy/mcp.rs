@@ -27,10 +27,10 @@ use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
 use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
-use crate::config::{KeyMode, Route, RouteKind};
+use crate::config::{KeyMode, Policy, Route, RouteKind};
 use crate::metrics::Answer;
 use crate::shared::Shared;
-use crate::tools::Told;
+use crate::tools::{Told, Tools};
 
 /// Which session a message belongs to.
 static SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
@@ -205,7 +205,8 @@ fn problem_of(error: NotAMessage) -> Problem {
 }
 
 /// The key of a call, in this order: of a header, of its `_meta`, of its place in its session. `Some(None)`
-/// where it is to be derived; `None` where the call passes without one.
+/// where it is to be derived; `None` where the call passes without one, which no call of a tool does that is named
+/// in `protect`.
 fn key_of_calls<S: Store>(
     shared: &Shared<S>,
     path: &Path,
@@ -221,12 +222,46 @@ fn key_of_calls<S: Store>(
         let ids = calls.ids.iter().map(|id| &**id);
         (!calls.ids.is_empty()).then(|| call_key(&shared.hash_keys, session.as_bytes(), ids))
     };
+    let mut tools = calls.tools.iter();
+    let is_protected = tools.any(|tool| Tools::is_named(&path.route, tool));
     match (sent.or_else(in_session), policy.key) {
-        (None, KeyMode::Optional | KeyMode::Observe) => Ok(None),
-        (None, KeyMode::Required) => Err(Problem::KeyMissing {
-            header: policy.key_headers[0].clone(),
-        }),
+        (None, KeyMode::Required) => Err(no_key(policy)),
+        // That it is always an operation is a promise.
+        (None, KeyMode::Optional | KeyMode::Observe) if is_protected => Err(no_key(policy)),
+        (None, KeyMode::Optional | KeyMode::Observe) => {
+            note_unprotected(shared, &path.route, calls);
+            Ok(None)
+        }
         (key, _) => Ok(Some(key)),
+    }
+}
+
+fn no_key(policy: &Policy) -> Problem {
+    Problem::KeyMissing {
+        expected_in: key_is_expected_in(policy).into(),
+    }
+}
+
+fn key_is_expected_in(policy: &Policy) -> String {
+    match policy.mcp.meta_keys.first() {
+        Some(name) => format!("_meta[\"{name}\"]"),
+        None => format!("the header {}", policy.key_headers[0]),
+    }
+}
+
+/// Counts calls that pass though nothing tells them from others, and says so once for each tool.
+fn note_unprotected<S: Store>(shared: &Shared<S>, route: &Route, calls: &Calls) {
+    shared.metrics.unprotected(route);
+    for tool in &calls.tools {
+        if shared.tools.is_to_be_warned_of(route, tool) {
+            tracing::warn!(
+                route = %route.name,
+                tool = shown(tool),
+                "calls of a tool pass, and nothing protects them: they have neither a session nor a key; have \
+                 clients set {}, and name the tool in `protect`, or set key = \"required\"",
+                key_is_expected_in(&route.policy)
+            );
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod gate;
 mod inner_waker;
 mod keyed;
 mod lane;
+mod lines;
 mod mcp;
 mod metering;
 mod outgoing;
@@ -30,7 +31,6 @@ mod path;
 mod pool;
 mod recording;
 mod reply;
-mod scan;
 mod service;
 mod spool;
 mod tls;
@@ -50,6 +50,8 @@ use onlyonce_tower::shell::audience::Audiences;
 use tokio::sync::watch as channel;
 use tokio_rustls::TlsAcceptor;
 
+use self::lines::Dial;
+pub use self::lines::{ByteStream, Line, OnLines, Opening, Upstreams};
 pub(crate) use self::metering::Meters;
 pub(crate) use self::tls::{UpstreamTls, service_tls};
 use self::worker::Worker;
@@ -93,7 +95,7 @@ pub fn run<S: Store>(
     let count = Arc::new(count);
     let audiences = Audiences::default();
     for (number, listener) in listeners.into_iter().enumerate() {
-        let worker = Worker::new(&shared, &upstream_tls, &audiences, work)
+        let worker = Worker::new(&shared, &Dial::Tcp, &upstream_tls, &audiences, work)
             .map_err(|error| cannot_start(&error))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use super::lane::{Lane, One};
+use super::lines::Dial;
 use super::outgoing::Outgoing;
 use super::transport::{Counted, Stream};
 use crate::config::Upstream;
@@ -27,6 +28,7 @@ const MAX_HEAD_BYTES: usize = 256 * 1024;
 /// The connections of one worker to one upstream.
 pub(super) struct Pool {
     upstream: Arc<Upstream>,
+    dial: Dial,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     host: HeaderValue,
     // Boxed as a lane holds it: it goes in and out without being moved or allocated again.
@@ -39,6 +41,7 @@ impl Pool {
     /// A pool without a connection; `tls` is there where the upstream is reached over TLS.
     pub(super) fn new(
         upstream: Arc<Upstream>,
+        dial: Dial,
         tls: Option<Arc<rustls::ClientConfig>>,
     ) -> io::Result<Self> {
         let tls = match tls {
@@ -52,6 +55,7 @@ impl Pool {
         let host = HeaderValue::from_str(upstream.authority.as_str()).map_err(io::Error::other)?;
         Ok(Self {
             upstream,
+            dial,
             tls,
             host,
             idle: Mutex::new(Vec::new()),
@@ -173,16 +177,7 @@ impl Pool {
     }
 
     async fn connect(&self) -> io::Result<Lane> {
-        let tcp = self.connect_tcp().await?;
-        tcp.set_nodelay(true)?;
-        let (stream, http2) = match &self.tls {
-            None => (Stream::Plain(tcp), self.upstream.http2),
-            Some((connector, name)) => {
-                let tls = connector.connect(name.clone(), tcp).await?;
-                let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-                (Stream::Opened(Box::new(tls)), http2)
-            }
-        };
+        let (stream, http2) = self.open().await?;
         let (counted, written) = Counted::new(stream);
         let io = TokioIo::new(counted);
         if http2 {
@@ -205,12 +200,33 @@ impl Pool {
         Ok(Lane::One(Box::new(One::new(sender, connection, written))))
     }
 
+    /// A new stream to the upstream, and whether it is for HTTP/2.
+    async fn open(&self) -> io::Result<(Stream, bool)> {
+        if let Dial::With(lines) = &self.dial {
+            let upstream = &self.upstream;
+            let line = lines.open(&upstream.host, upstream.port).await?;
+            return Ok((Stream::Made(line), upstream.http2));
+        }
+        let tcp = self.connect_tcp().await?;
+        match &self.tls {
+            None => Ok((Stream::Plain(tcp), self.upstream.http2)),
+            Some((connector, name)) => {
+                let tls = connector.connect(name.clone(), tcp).await?;
+                let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+                Ok((Stream::Opened(Box::new(tls)), http2))
+            }
+        }
+    }
+
     /// Tries the addresses of the upstream's host, one after the other.
     async fn connect_tcp(&self) -> io::Result<TcpStream> {
         let mut last = io::Error::other("its name has no address");
         for address in lookup_host((&*self.upstream.host, self.upstream.port)).await? {
             match TcpStream::connect(address).await {
-                Ok(tcp) => return Ok(tcp),
+                Ok(tcp) => {
+                    tcp.set_nodelay(true)?;
+                    return Ok(tcp);
+                }
                 Err(error) => last = error,
             }
         }

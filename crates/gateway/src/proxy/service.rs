@@ -189,9 +189,7 @@ fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
     let key = match (key_of(request.headers(), &policy.key_headers)?, policy.key) {
         (None, KeyMode::Optional) => return Ok(Way::Pass),
         (None, KeyMode::Required) => {
-            return Err(Problem::KeyMissing {
-                header: policy.key_headers[0].clone(),
-            });
+            return Err(Problem::no_key_in(&policy.key_headers[0]));
         }
         (key, _) => key,
     };
@@ -237,7 +235,7 @@ pub(super) fn refuse<S: Store>(
     }
     let context = ProblemContext {
         public_url: shared.config.server.public_url.as_deref(),
-        operation: None,
+        ..ProblemContext::default()
     };
     let mut response = form.response(problem, &context).map(Reply::whole);
     if http1 && problem.closes_connection() {

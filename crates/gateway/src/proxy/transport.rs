@@ -1,4 +1,4 @@
-//! Byte streams: TCP, plain or under TLS, and one that counts what it takes.
+//! Byte streams: TCP, plain or under TLS, a line that is no socket, and one that counts what it takes.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +9,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::lines::Line;
+
 /// A connection, plain or under TLS.
 pub(super) enum Stream {
     /// Plain TCP.
@@ -17,6 +19,15 @@ pub(super) enum Stream {
     Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// Our connection to an upstream.
     Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// What stands in the place of plain TCP.
+    Made(Line),
+}
+
+impl Stream {
+    /// Whether what it takes has been handed on, and what it refuses has not.
+    fn hands_on(&self) -> bool {
+        matches!(self, Self::Plain(_) | Self::Made(_))
+    }
 }
 
 macro_rules! on_stream {
@@ -25,6 +36,7 @@ macro_rules! on_stream {
             Stream::Plain($io) => $call,
             Stream::Accepted($io) => $call,
             Stream::Opened($io) => $call,
+            Stream::Made($io) => $call,
         }
     };
 }
@@ -61,6 +73,7 @@ impl AsyncWrite for Stream {
             Self::Plain(io) => io.is_write_vectored(),
             Self::Accepted(io) => io.is_write_vectored(),
             Self::Opened(io) => io.is_write_vectored(),
+            Self::Made(io) => io.is_write_vectored(),
         }
     }
 
@@ -108,14 +121,16 @@ impl Counted {
     /// TLS takes bytes in before it fails to send them on, and nobody can tell how many of them
     /// went out. They count from the moment that they are offered.
     fn offered(&self, bytes: usize) {
-        if !matches!(self.io, Stream::Plain(_)) {
+        if !self.io.hands_on() {
             self.written.add(bytes);
         }
     }
 
     /// What the kernel refuses has not been sent: plain TCP counts what was taken.
     fn taken(&self, taken: &Poll<io::Result<usize>>) {
-        if let (Stream::Plain(_), Poll::Ready(Ok(bytes))) = (&self.io, taken) {
+        if self.io.hands_on()
+            && let Poll::Ready(Ok(bytes)) = taken
+        {
             self.written.add(*bytes);
         }
     }

@@ -3,15 +3,14 @@
 //! The gate notes it as bytes pass; the connection's task looks at it when its timer fires. No
 //! timer is set or reset while requests flow: the timer fires once a shortest deadline and looks.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use onlyonce_http::scan::Place;
 use onlyonce_tower::shell::audience::Presence;
 use parking_lot::Mutex;
-
-use super::scan::Place;
+use tokio::time::Instant;
 
 /// The deadlines of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +32,7 @@ impl Deadlines {
 /// What a connection is doing. Written and read on one thread, and shared between the connection's
 /// task and what its service spawns.
 pub(super) struct Watch {
+    began: Instant,
     place: AtomicU8,
     since: AtomicU64,
     /// When writing was first held up, 0 while it is not.
@@ -69,8 +69,9 @@ impl Presence for Watch {
 impl Watch {
     pub(super) fn new() -> Self {
         Self {
+            began: Instant::now(),
             place: AtomicU8::new(Place::Between as u8),
-            since: AtomicU64::new(now()),
+            since: AtomicU64::new(1),
             held_up_since: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             half_closed: AtomicBool::new(false),
@@ -86,14 +87,14 @@ impl Watch {
             return;
         }
         self.place.store(place as u8, Relaxed);
-        self.since.store(now(), Relaxed);
+        self.since.store(self.now(), Relaxed);
     }
 
     /// Notes whether the client takes what is written.
     pub(super) fn note_write(&self, held_up: bool) {
         let since = self.held_up_since.load(Relaxed);
         match (held_up, since) {
-            (true, 0) => self.held_up_since.store(now(), Relaxed),
+            (true, 0) => self.held_up_since.store(self.now(), Relaxed),
             (false, 1..) => self.held_up_since.store(0, Relaxed),
             _ => {}
         }
@@ -117,7 +118,7 @@ impl Watch {
     /// Notes that a request is answered.
     pub(super) fn end(&self) {
         self.busy.fetch_sub(1, Relaxed);
-        self.since.store(now(), Relaxed);
+        self.since.store(self.now(), Relaxed);
         if self.waits.swap(false, Relaxed)
             && let Some(waker) = self.waiter.lock().take()
         {
@@ -138,7 +139,7 @@ impl Watch {
 
     /// What is due now.
     pub(super) fn due(&self, deadlines: &Deadlines) -> Due {
-        let now = now();
+        let now = self.now();
         let passed = |since: u64| Duration::from_millis(now.saturating_sub(since));
         // What begins after this look lasts at least until the next one.
         let mut next = deadlines.shortest();
@@ -160,11 +161,9 @@ impl Watch {
             Some(left) => Due::Nothing(next.min(left)),
         }
     }
-}
 
-/// Milliseconds since the first call, plus one: never 0.
-fn now() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let start = START.get_or_init(Instant::now);
-    u64::try_from(start.elapsed().as_millis()).map_or(u64::MAX, |millis| millis + 1)
+    /// Milliseconds since the connection began, plus one: never 0.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).map_or(u64::MAX, |millis| millis + 1)
+    }
 }

@@ -10,15 +10,17 @@ use axum::Router;
 use onlyonce_store::Store;
 use onlyonce_tower::shell::attached::Stays;
 use onlyonce_tower::shell::audience::Audiences;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use super::connection;
+use super::lines::Dial;
 use super::path::Path;
 use super::pool::Pool;
 use super::service::Caller;
 use super::tls::UpstreamTls;
+use super::transport::Stream;
 use super::watch::Watch;
 use crate::config::StoreUrl;
 use crate::shared::{Phase, Phases, Shared};
@@ -46,13 +48,14 @@ pub(super) struct Worker<S: Store> {
 impl<S: Store> Worker<S> {
     pub(super) fn new(
         shared: &Arc<Shared<S>>,
+        dial: &Dial,
         tls: &UpstreamTls,
         audiences: &Audiences,
         work: &Router,
     ) -> io::Result<Self> {
         let mut pools: Vec<(&str, Arc<Pool>)> = Vec::new();
         for upstream in &shared.config.upstreams {
-            let pool = Pool::new(Arc::clone(upstream), tls.of(upstream))?;
+            let pool = Pool::new(Arc::clone(upstream), dial.clone(), tls.of(upstream))?;
             pools.push((&upstream.name, Arc::new(pool)));
         }
         let path = |route: &Arc<crate::config::Route>| {
@@ -95,7 +98,16 @@ impl<S: Store> Worker<S> {
             tokio::select! {
                 biased;
                 accepted = listener.accept() => match accepted {
-                    Ok((tcp, peer)) => self.take(tcp, peer, tls.as_ref(), &phases),
+                    Ok((tcp, peer)) => {
+                        // Without it, the last part of an answer may wait for an acknowledgement of
+                        // the first.
+                        if tcp.set_nodelay(true).is_ok()
+                            && let Some(serving) =
+                                self.take(Stream::Plain(tcp), peer, tls.as_ref(), &phases)
+                        {
+                            tokio::spawn(serving);
+                        }
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(NO_ROOM).await;
@@ -108,24 +120,26 @@ impl<S: Store> Worker<S> {
         drop(listener);
         let stopping = phases.wait_for(|phase| *phase == Phase::Stopping);
         tokio::select! {
+            biased;
             () = self.open.none() => {}
             _ = stopping => {}
         }
         Ok(())
     }
 
-    fn take(
+    /// Serves one connection to its end; `None` where there is one too many.
+    pub(super) fn take(
         self: &Arc<Self>,
-        tcp: TcpStream,
+        came: Stream,
         peer: std::net::SocketAddr,
         tls: Option<&TlsAcceptor>,
         phases: &Phases,
-    ) {
+    ) -> Option<impl Future<Output = ()> + Send + use<S>> {
         let open = &self.shared.metrics.connections;
         let max = i64::try_from(self.shared.config.server.max_connections).unwrap_or(i64::MAX);
         if open.get() >= max {
             tracing::warn!(max, "a connection over server.max_connections was closed");
-            return;
+            return None;
         }
         let caller = Caller {
             peer,
@@ -134,15 +148,15 @@ impl<S: Store> Worker<S> {
             stays: Stays::default(),
         };
         let connection =
-            connection::serve(Arc::clone(self), tcp, caller, tls.cloned(), phases.clone());
+            connection::serve(Arc::clone(self), came, caller, tls.cloned(), phases.clone());
         let connected = Connected::new(Arc::clone(self));
-        tokio::spawn(async move {
+        Some(async move {
             connection.await;
             drop(connected);
-        });
+        })
     }
 
-    fn tidy(&self) {
+    pub(super) fn tidy(&self) {
         for path in &self.paths {
             path.pool.tidy();
         }

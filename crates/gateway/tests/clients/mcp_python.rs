@@ -151,7 +151,7 @@ fn a_reworded_argument_is_an_exception_that_says_what_to_do() {
         422,
         &[
             "The key was used for another request",
-            "Use a new key for a new action",
+            "Use a new key for a new call",
         ],
     );
     assert_eq!(said[2].recorded(), "execution 1 of charge: 5");
@@ -207,4 +207,11 @@ fn a_key_counts_where_there_is_no_session() {
         unprotected,
         Said::Text("execution 2 of charge: 5".into(), None)
     );
+    // One that is always to be an operation is refused without, and the agent told what it lacks.
+    let protect = "kind = \"mcp\"\n[route.mcp]\nprotect = [\"charge\"]";
+    let strict = setup(&server, "generic").route(protect).start();
+    job["base"] = json!(base(&strict));
+    let refused = run_once(CLIENT, &job);
+    expect_error(&refused, 400, &["_meta[\"dev.onlyonce/idempotency-key\"]"]);
+    assert_eq!(ran(&server, "charge"), 2);
 }

@@ -379,6 +379,31 @@ fn a_stream_is_printed_as_it_comes_and_one_that_breaks_off_is_no_success() {
 }
 
 #[test]
+fn without_data_it_asks_as_curl_does() {
+    let upstream = Upstream::counting();
+    let caller = Caller::new();
+    let sends = |words: &[&str]| {
+        let keys = caller
+            .0
+            .path()
+            .join(words.join("-").replace('/', ""))
+            .display()
+            .to_string();
+        let url = upstream.url();
+        let mut all = vec!["call", "--keys", &keys, "--action", "a"];
+        all.extend(words);
+        all.push(&url);
+        ends(&run_to_exit(BIN, &all, &[]), 0, &[]);
+        let seen = upstream.seen();
+        seen.last().expect("a request").head.word(0).to_owned()
+    };
+    assert_eq!(sends(&[]), "GET");
+    assert_eq!(sends(&["-d", "a=1"]), "POST");
+    assert_eq!(sends(&["-X", "POST"]), "POST");
+    assert_eq!(sends(&["-X", "PUT", "-d", "a=1"]), "PUT");
+}
+
+#[test]
 fn mistakes_are_one_line_that_says_what_to_do() {
     let caller = Caller::new();
     let url = "http://127.0.0.1:9/";

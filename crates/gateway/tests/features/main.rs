@@ -28,6 +28,7 @@ mod routes;
 mod sinks;
 mod telemetry;
 mod usage;
+mod verify;
 mod work;
 
 use onlyonce_testkit::{Gateway, Request, Response, Setup, Signal, Upstream};

@@ -1,6 +1,6 @@
 //! Routes of kind `mcp`, before a server that the tests script.
 
-use onlyonce_testkit::{Refusing, Request, Response, Setup, Signal, Upstream, eventually};
+use onlyonce_testkit::{Gateway, Refusing, Request, Response, Setup, Signal, Upstream, eventually};
 use serde_json::{Value, json};
 
 use crate::{BIN, setup};
@@ -344,6 +344,54 @@ fn without_session_and_key_a_call_passes_where_the_route_allows_it() {
     let again = derived.send(&post("", &pay(2)));
     again.expect_mark("replayed");
     assert_eq!(result(&again).0, 2);
+}
+
+/// A call of a tool that is always to be an operation is refused where nothing makes it one. Of others it is said
+/// once that they are not, and counted.
+#[test]
+fn a_call_of_a_protected_tool_never_passes_for_want_of_a_key() {
+    let upstream = server();
+    let mut gateway = setup(&upstream)
+        .route("kind = \"mcp\"\n[route.mcp]\nprotect = [\"pay\"]")
+        .start();
+    let unprotected = |gateway: &Gateway| {
+        gateway
+            .control()
+            .metric("onlyonce_mcp_unprotected_total", "")
+    };
+    for message in [pay(1), json!([pay(1), call(2, "other", json!({}))])] {
+        let refused = gateway.send(&post("", &message));
+        let error = match message.is_array() {
+            true => refused.expect_status(400).json()["error"].clone(),
+            false => expect_error(&refused, 1, "key-missing"),
+        };
+        refused.expect_retry(false);
+        let next = error["data"]["next"].as_str().expect("a text");
+        assert!(next.contains(&format!("_meta[\"{KEY_NAME}\"]")), "{next}");
+    }
+    // Without an id there is no telling one from another, whatever the session.
+    let mut unasked = pay(1);
+    unasked.as_object_mut().expect("an object").remove("id");
+    gateway.send(&post("s", &unasked)).expect_status(400);
+    assert_eq!((upstream.hits(), unprotected(&gateway)), (0, 0.0));
+    gateway.send(&post("s", &pay(1))).expect_mark("executed");
+    gateway
+        .send(&post("", &keyed(pay(1), "k", None)))
+        .expect_mark("executed");
+    for _ in 0..3 {
+        let passed = gateway.send(&post("", &call(1, "send mail", json!({}))));
+        assert_eq!(passed.mark(), None);
+    }
+    assert_eq!((upstream.hits(), unprotected(&gateway)), (5, 3.0));
+    let told = |log: &str| log.matches("nothing protects them").count();
+    eventually("a line in the log", || told(&gateway.stderr()) > 0);
+    gateway.terminate();
+    let log = gateway.wait_for_run().stderr;
+    assert_eq!(told(&log), 1, "{log}");
+    assert!(
+        log.contains("send%20mail") && log.contains("protect"),
+        "{log}"
+    );
 }
 
 /// A server that answers the first message so, and each later one with a result.

@@ -126,6 +126,15 @@ fn i06_another_input_under_a_used_key_is_refused_and_reveals_nothing() {
     let refused = control.post("/v1/work", &other);
     expect_problem(&refused, 422, "key-reused");
     assert!(!refused.text().contains(&id));
+    // In the words of who has sent no request of HTTP to any upstream.
+    let said = refused.text();
+    assert!(
+        said.contains("another input") && !said.contains("upstream"),
+        "{said}"
+    );
+    let malformed = control.post("/v1/work", &json!({ "key": "a b" }));
+    expect_problem(&malformed, 400, "key-malformed");
+    assert!(!malformed.text().contains("header"), "{}", malformed.text());
     // The same input in another order is the same.
     let same = json!({ "key": "k", "input": { "n": 1, "to": "a" } });
     assert_eq!(begin(&control, &same)["decision"], "in_flight");

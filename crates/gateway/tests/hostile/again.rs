@@ -34,11 +34,13 @@ fn put(path: &str, key: &str, body: &str) -> Request {
     Request::new("PUT", path).key(key).body(body)
 }
 
+/// Case: a used key with another method. Answer: 422 `key-reused`, nothing is sent or shown.
 #[test]
 fn hostile_019_another_method_is_another_request() {
     expect_mismatch(&post("/x", "k", "b"), &put("/x", "k", "b"));
 }
 
+/// Case: a used key with another path. Answer: 422 `key-reused`, nothing is sent or shown.
 #[test]
 fn hostile_020_another_path_is_another_request() {
     expect_mismatch(&post("/x", "k", "b"), &post("/y", "k", "b"));
@@ -46,12 +48,14 @@ fn hostile_020_another_path_is_another_request() {
     expect_mismatch(&post("/x", "k", "yb"), &post("/xy", "k", "b"));
 }
 
+/// Case: a used key with another query. Answer: 422 `key-reused`, nothing is sent or shown.
 #[test]
 fn hostile_021_another_query_is_another_request() {
     expect_mismatch(&post("/x?a=1", "k", "b"), &post("/x?a=2", "k", "b"));
     expect_mismatch(&post("/x?a=1", "k", "b"), &post("/x", "k", "b"));
 }
 
+/// Case: a used key with another byte in the body. Answer: 422 `key-reused`, nothing is sent or shown.
 #[test]
 fn hostile_022_one_byte_of_the_body_makes_another_request() {
     expect_mismatch(&post("/x", "k", "abc"), &post("/x", "k", "abd"));
@@ -59,12 +63,16 @@ fn hostile_022_one_byte_of_the_body_makes_another_request() {
     expect_mismatch(&post("/x", "k", "abc"), &post("/x", "k", ""));
 }
 
+/// Case: a used key with the members of its JSON in another order. Answer: 422 `key-reused`, nothing is
+/// sent or shown.
 #[test]
 fn hostile_023_the_same_json_in_another_order_is_another_request() {
     let json = |body: &str| post("/x", "k", body).header("Content-Type", "application/json");
     expect_mismatch(&json(r#"{"a":1,"b":2}"#), &json(r#"{"b":2,"a":1}"#));
 }
 
+/// Case: a used key with another content type or coding. Answer: 422 `key-reused`, nothing is sent or
+/// shown.
 #[test]
 fn hostile_024_another_content_type_or_encoding_is_another_request() {
     let typed = |kind: &str| post("/x", "k", "{}").header("Content-Type", kind);
@@ -74,6 +82,7 @@ fn hostile_024_another_content_type_or_encoding_is_another_request() {
     expect_mismatch(&encoded("gzip"), &encoded("br"));
 }
 
+/// Case: two tenants use one key. Answer: two operations.
 #[test]
 fn hostile_025_tenants_are_independent() {
     let upstream = Upstream::counting();
@@ -92,6 +101,7 @@ fn hostile_025_tenants_are_independent() {
     assert_eq!(upstream.hits(), 3);
 }
 
+/// Case: a configured tenant comes with its new credential. Answer: a replay.
 #[test]
 fn hostile_026_a_rotated_credential_of_a_configured_tenant_replays() {
     let upstream = Upstream::counting();
@@ -119,6 +129,7 @@ fn hostile_026_a_rotated_credential_of_a_configured_tenant_replays() {
     );
 }
 
+/// Case: no credential. Answer: a scope of its own, or 401 `credential-missing` where that is not allowed.
 #[test]
 fn hostile_027_no_credential_has_a_scope_of_its_own_where_allowed() {
     let upstream = Upstream::counting();
@@ -169,6 +180,7 @@ fn held() -> (Upstream, Signal) {
     (upstream, go)
 }
 
+/// Case: the key of a request that still runs. Answer: joins it.
 #[test]
 fn hostile_028_the_same_key_in_flight_joins() {
     let (upstream, go) = held();
@@ -195,6 +207,7 @@ fn hostile_028_the_same_key_in_flight_joins() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: a thousand clients use one key at once. Answer: one execution, a thousand equal answers.
 #[test]
 fn hostile_029_a_thousand_at_once_run_once() {
     let (upstream, go) = held();
@@ -233,32 +246,40 @@ fn hostile_029_a_thousand_at_once_run_once() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: another request under the key of one that still runs. Answer: 422 `key-reused` at once.
 #[test]
 fn hostile_030_a_mismatch_in_flight_is_told_at_once() {
-    let go = Signal::new();
-    let wait = go.clone();
-    let upstream = Upstream::scripted(move |x| {
-        wait.wait();
-        x.answer(200, &[], b"done");
-    });
-    let gateway = setup(&upstream).route("concurrent = \"reject\"").start();
-    let mut first = gateway.begin(&post("/x", "k", "b"));
-    upstream.wait_for_hits(1);
-    gateway
-        .post("/x", "k", "other")
-        .expect_problem(422, "key-reused")
-        .expect_retry(false);
-    // The same request is told that it is still running, by this route's policy.
-    let running = gateway.post("/x", "k", "b");
-    running
-        .expect_problem(409, "operation-in-flight")
-        .expect_retry(true);
-    assert!(running.header("retry-after").is_some());
-    go.fire();
-    expect_executed(&first.response(), 200);
-    assert_eq!(upstream.hits(), 1);
+    for concurrent in ["join", "reject"] {
+        let go = Signal::new();
+        let wait = go.clone();
+        let upstream = Upstream::scripted(move |x| {
+            wait.wait();
+            x.answer(200, &[], b"done");
+        });
+        let gateway = setup(&upstream)
+            .route(&format!("concurrent = \"{concurrent}\""))
+            .start();
+        let mut first = gateway.begin(&post("/x", "k", "b"));
+        upstream.wait_for_hits(1);
+        gateway
+            .post("/x", "k", "other")
+            .expect_problem(422, "key-reused")
+            .expect_retry(false);
+        if concurrent == "reject" {
+            // The same request is told that it is still running, by this route's policy.
+            let running = gateway.post("/x", "k", "b");
+            running
+                .expect_problem(409, "operation-in-flight")
+                .expect_retry(true);
+            assert!(running.header("retry-after").is_some());
+        }
+        go.fire();
+        expect_executed(&first.response(), 200);
+        assert_eq!(upstream.hits(), 1);
+    }
 }
 
+/// Case: one key before two upstreams. Answer: two operations.
 #[test]
 fn hostile_031_upstreams_are_independent() {
     let (one, two) = (Upstream::counting(), Upstream::counting());
@@ -279,6 +300,7 @@ fn hostile_031_upstreams_are_independent() {
     assert_eq!((one.hits(), two.hits()), (1, 1));
 }
 
+/// Case: the upstream answers 429. Answer: released: the next attempt executes.
 #[test]
 fn hostile_032_a_key_released_by_429_runs_again() {
     let upstream = Upstream::scripted(|x| match x.number {
@@ -299,6 +321,8 @@ fn hostile_032_a_key_released_by_429_runs_again() {
     assert_eq!(upstream.hits(), 2);
 }
 
+/// Case: ten attempts at once, and the upstream says that nothing ran. Answer: ten equal answers, one
+/// request sent.
 #[test]
 fn hostile_033_those_who_joined_share_the_release() {
     let go = Signal::new();

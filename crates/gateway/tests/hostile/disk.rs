@@ -48,6 +48,29 @@ fn hostile_088_a_read_only_file_system_is_refused_at_the_start_and_nothing_is_lo
 }
 
 #[test]
+fn hostile_088_a_file_system_that_turns_read_only_sends_nothing_and_loses_nothing() {
+    let upstream = Upstream::counting();
+    let faults = Faults::new();
+    let mut gateway = faults.on(setup(&upstream)).start();
+    let first = gateway.post("/x", "k", "b");
+    expect_executed(&first, 200);
+    faults.set("readonly");
+    for key in ["k1", "k2"] {
+        gateway
+            .post("/x", key, "b")
+            .expect_problem(503, "store-unavailable")
+            .expect_retry(true);
+    }
+    assert_eq!(upstream.hits(), 1);
+    gateway.kill();
+    faults.clear();
+    gateway.start_again();
+    expect_replay(&gateway.post("/x", "k", "b"), &first);
+    expect_executed(&gateway.post("/x", "k1", "b"), 200);
+    assert_eq!(upstream.hits(), 2);
+}
+
+#[test]
 fn hostile_089_a_full_disk_at_the_start_is_refused_and_nothing_is_lost() {
     let upstream = Upstream::counting();
     let faults = Faults::new();

@@ -2,7 +2,7 @@
  *
  * The file named by FAULTS holds the faults that are on, as words:
  *   fsync    fsync and fdatasync fail with EIO
- *   write    writes to files fail with EIO
+ *   readonly writes to files fail with EROFS, as once the kernel has given up on a file system
  *   full     writes that make a file longer fail with ENOSPC
  *   hang     fsync and fdatasync wait until the word is gone
  *   clock=N  the wall clock is N seconds ahead (or, if negative, behind)
@@ -59,7 +59,7 @@ static int write_fails(int fd, off_t end) {
     }
     errno = saved;
     faults(text, sizeof text);
-    int error = strstr(text, "write") ? EIO
+    int error = strstr(text, "readonly") ? EROFS
               : strstr(text, "full") && end > about.st_size ? ENOSPC : 0;
     if (error == 0)
         return 0;

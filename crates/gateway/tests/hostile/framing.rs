@@ -2,7 +2,7 @@
 
 use onlyonce_testkit::{Client, Gateway, Request, Signal, Upstream};
 
-use crate::{expect_executed, expect_replay, gateway, post};
+use crate::{expect_executed, expect_replay, gateway, post, setup};
 
 /// Bytes that are no valid request: answered 400 and the connection closed, nothing sent.
 #[track_caller]
@@ -25,6 +25,7 @@ fn nothing_is_claimed(gateway: &Gateway) {
     assert_eq!(all["operations"].as_array().map(Vec::len), Some(0), "{all}");
 }
 
+/// Case: a length and chunks in one request. Answer: 400, closed.
 #[test]
 fn hostile_034_a_length_and_chunks_together_are_refused() {
     expect_refused_bytes(&[
@@ -37,6 +38,7 @@ fn hostile_034_a_length_and_chunks_together_are_refused() {
     ]);
 }
 
+/// Case: two lengths. Answer: 400, closed.
 #[test]
 fn hostile_035_two_lengths_are_refused() {
     expect_refused_bytes(&[
@@ -47,6 +49,7 @@ fn hostile_035_two_lengths_are_refused() {
     ]);
 }
 
+/// Case: a length with a sign, in hexadecimal, empty, or too large. Answer: 400, closed.
 #[test]
 fn hostile_036_a_length_that_is_no_number_is_refused() {
     for length in [
@@ -65,6 +68,7 @@ fn hostile_036_a_length_that_is_no_number_is_refused() {
     }
 }
 
+/// Case: an unknown transfer coding. Answer: 400, closed.
 #[test]
 fn hostile_037_an_unknown_transfer_encoding_is_refused() {
     for coding in ["xchunked", "chunked, gzip", "identity", "chunked\u{b}"] {
@@ -75,12 +79,14 @@ fn hostile_037_an_unknown_transfer_encoding_is_refused() {
     }
 }
 
+/// Case: chunks in HTTP/1.0. Answer: 400, closed.
 #[test]
 fn hostile_038_chunks_in_http_1_0_are_refused() {
     expect_refused_bytes(&["POST /x HTTP/1.0\r\nHost: h\r\nIdempotency-Key: k\r\n\
          Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"]);
 }
 
+/// Case: chunk lines with a bare LF or CR, or with a size that cannot be. Answer: 400, closed.
 #[test]
 fn hostile_039_a_broken_chunk_line_is_refused() {
     for chunks in [
@@ -99,6 +105,7 @@ fn hostile_039_a_broken_chunk_line_is_refused() {
     }
 }
 
+/// Case: a folded header, and a space before a colon. Answer: 400, closed.
 #[test]
 fn hostile_040_folded_headers_and_a_space_before_the_colon_are_refused() {
     expect_refused_bytes(&[
@@ -108,6 +115,7 @@ fn hostile_040_folded_headers_and_a_space_before_the_colon_are_refused() {
     ]);
 }
 
+/// Case: a key in the trailers. Answer: does not count.
 #[test]
 fn hostile_041_a_key_in_trailers_is_ignored() {
     let upstream = Upstream::counting();
@@ -127,6 +135,7 @@ fn hostile_041_a_key_in_trailers_is_ignored() {
     nothing_is_claimed(&gateway);
 }
 
+/// Case: no Host, or two. Answer: 400, closed.
 #[test]
 fn hostile_042_two_hosts_or_none_are_refused() {
     expect_refused_bytes(&[
@@ -136,6 +145,7 @@ fn hostile_042_two_hosts_or_none_are_refused() {
     ]);
 }
 
+/// Case: a target elsewhere, and CONNECT. Answer: 400, nothing is sent.
 #[test]
 fn hostile_043_a_request_for_elsewhere_is_refused() {
     let upstream = Upstream::counting();
@@ -156,6 +166,7 @@ fn hostile_043_a_request_for_elsewhere_is_refused() {
     nothing_is_claimed(&gateway);
 }
 
+/// Case: `Expect: 100-continue` on a retry. Answer: the final answer.
 #[test]
 fn hostile_044_a_replay_answers_an_expectation_with_the_final_answer() {
     let upstream = Upstream::counting();
@@ -184,6 +195,7 @@ fn hostile_044_a_replay_answers_an_expectation_with_the_final_answer() {
     assert_eq!(upstream.seen()[0].body.as_deref(), Some(&b"body"[..]));
 }
 
+/// Case: an upgrade with a key. Answer: 400 `upgrade-refused`.
 #[test]
 fn hostile_045_an_upgrade_with_a_key_is_refused() {
     let upstream = Upstream::counting();
@@ -203,6 +215,8 @@ fn hostile_045_an_upgrade_with_a_key_is_refused() {
     nothing_is_claimed(&gateway);
 }
 
+/// Case: an answer is due while the request's body is unread. Answer: the body is drained within a bound,
+/// or the connection closed; a replay waits for the body.
 #[test]
 fn hostile_046_an_answer_before_the_body_was_read_leaves_the_connection_in_order() {
     let upstream = Upstream::counting();
@@ -232,6 +246,51 @@ fn hostile_046_an_answer_before_the_body_was_read_leaves_the_connection_in_order
 }
 
 #[test]
+fn hostile_046_a_replay_waits_for_the_body_that_makes_it_one() {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream).server("body_timeout = \"500ms\"").start();
+    let request = post("/x", "k", "body");
+    let first = gateway.send(&request);
+    expect_executed(&first, 200);
+    // Without its body nobody can tell that it is the same request: not a byte of the answer is shown.
+    let mut client = gateway.connect();
+    client.send_bytes(&request.head_bytes()).send_bytes(b"bod");
+    client.response().expect_problem(408, "request-timeout");
+    assert!(client.closed());
+    // With it the answer is there, and the connection still in order.
+    let mut client = gateway.connect();
+    client.send_bytes(&request.head_bytes()).send_bytes(b"bod");
+    client.send_bytes(b"y");
+    expect_replay(&client.response(), &first);
+    expect_replay(&client.ask(&request), &first);
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[test]
+fn hostile_046_a_body_without_end_after_the_answer_is_read_within_a_bound() {
+    const MOST: usize = 64 << 20;
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let mut client = gateway.connect();
+    let endless = post("/x", "bad,key", "")
+        .no_length()
+        .header("Transfer-Encoding", "chunked");
+    client.send_bytes(&endless.head_bytes());
+    client.response().expect_problem(400, "key-malformed");
+    let chunk = [b"10000\r\n", &vec![b'x'; 0x1_0000][..], b"\r\n"].concat();
+    let sent = (0..MOST / chunk.len())
+        .take_while(|_| client.wire().send(&chunk).is_ok())
+        .count();
+    assert!(
+        sent < MOST / chunk.len(),
+        "64 MiB were read for a request that was answered"
+    );
+    assert_eq!(upstream.hits(), 0);
+    nothing_is_claimed(&gateway);
+}
+
+/// Case: `Connection: idempotency-key`. Answer: it is the key all the same.
+#[test]
 fn hostile_047_a_key_named_as_hop_by_hop_still_counts() {
     let upstream = Upstream::counting();
     let gateway = gateway(&upstream);
@@ -243,6 +302,7 @@ fn hostile_047_a_key_named_as_hop_by_hop_still_counts() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: requests that do not wait for each other on one connection. Answer: answered in order.
 #[test]
 fn hostile_048_pipelined_requests_are_answered_in_order() {
     let upstream = Upstream::counting();
@@ -280,6 +340,7 @@ fn hostile_048_a_pipelined_retry_while_its_first_attempt_runs_is_answered_after_
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: GET, HEAD and OPTIONS with a key. Answer: pass through, without a record.
 #[test]
 fn hostile_051_safe_methods_pass_through() {
     let upstream = Upstream::scripted(|x| {

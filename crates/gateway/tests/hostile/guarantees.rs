@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use onlyonce_testkit::{Signal, Upstream, eventually};
 
 use crate::faults::Faults;
-use crate::{expect_executed, expect_replay, gateway, noise, post, setup};
+use crate::{expect_executed, expect_replay, gateway, memory_of, noise, post, setup};
 
 #[test]
 fn i02_the_claim_is_durable_before_the_first_byte_goes_upstream() {
@@ -110,19 +110,28 @@ fn i03_a_route_that_forwards_after_durable_shows_nothing_before() {
         .start();
     let mut client = gateway.begin(&post("/x", "k", "b"));
     upstream.wait_for_hits(1);
+    // The simulator found that who joined was shown bytes as they came.
+    let mut joiner = gateway.begin(&post("/x", "k", "b"));
     faults.set("hang");
     go.fire();
     faults.wait_until_struck();
-    client.patience(Duration::from_millis(300));
-    assert!(
-        client.try_read_head().is_err(),
-        "a byte before the record was durable"
-    );
+    for waiting in [&mut client, &mut joiner] {
+        waiting.patience(Duration::from_millis(300));
+        assert!(
+            waiting.try_read_head().is_err(),
+            "a byte before the record was durable"
+        );
+    }
     faults.clear();
-    client.patience(onlyonce_testkit::PATIENCE);
+    for waiting in [&mut client, &mut joiner] {
+        waiting.patience(onlyonce_testkit::PATIENCE);
+    }
     let answer = client.response();
     expect_executed(&answer, 200);
     assert_eq!(answer.text(), "begun, and ended");
+    let joined = joiner.response();
+    joined.expect_status(200).expect_mark("joined");
+    assert_eq!(joined.body, answer.body);
     expect_replay(&gateway.post("/x", "k", "b"), &answer);
 }
 
@@ -187,11 +196,11 @@ fn i15_a_reader_that_stands_still_does_not_hold_a_body_in_memory() {
         }
     });
     let gateway = setup(&upstream).store("cache_bytes = \"4MiB\"").start();
-    let before = resident_bytes(gateway.pid());
+    let before = memory_of(gateway.pid(), "VmRSS:");
     let mut slow = gateway.begin(&post("/x", "k", "b"));
     slow.read_head();
     gateway.control().wait_for_state("k", "completed");
-    let growth = resident_bytes(gateway.pid()).saturating_sub(before);
+    let growth = memory_of(gateway.pid(), "VmRSS:").saturating_sub(before);
     assert!(
         growth < SIZE / 2,
         "{growth} bytes more for a body of {SIZE}"
@@ -201,20 +210,6 @@ fn i15_a_reader_that_stands_still_does_not_hold_a_body_in_memory() {
     assert!(answer.whole(), "{:?}", answer.end);
     assert_eq!(answer.body.len(), SIZE);
     assert_eq!(upstream.hits(), 1);
-}
-
-fn resident_bytes(pid: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
-        * 1024
 }
 
 /// The files below a folder that contain these bytes.

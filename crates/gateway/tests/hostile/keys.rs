@@ -31,6 +31,7 @@ fn expect_one_key(values: &[&str]) {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: no key, where the route requires one. Answer: 400 `key-missing`, nothing is sent.
 #[test]
 fn hostile_001_a_missing_key_is_refused_where_one_is_required() {
     let upstream = Upstream::counting();
@@ -43,6 +44,7 @@ fn hostile_001_a_missing_key_is_refused_where_one_is_required() {
     expect_executed(&gateway.post("/x", "k", "b"), 200);
 }
 
+/// Case: no key, where none is required. Answer: passes, without a mark and without a record.
 #[test]
 fn hostile_002_without_a_key_a_request_passes_through_unmarked() {
     let upstream = Upstream::counting();
@@ -66,33 +68,39 @@ fn hostile_002_without_a_key_a_request_passes_through_unmarked() {
     assert_eq!(all["operations"].as_array().map(Vec::len), Some(0));
 }
 
+/// Case: a key without a character, bare or in quotes. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_003_an_empty_key_is_refused() {
     expect_malformed(&["", "\"\""]);
 }
 
+/// Case: a key of spaces and tabs. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_004_a_key_of_white_space_is_refused() {
     expect_malformed(&["    ", "\"   \"", "\t"]);
 }
 
+/// Case: a key of a single character. Answer: taken.
 #[test]
 fn hostile_005_one_character_is_a_key() {
     expect_one_key(&["k", "k"]);
 }
 
+/// Case: a key as long as is allowed. Answer: taken.
 #[test]
 fn hostile_006_255_characters_are_a_key() {
     let key = "k".repeat(255);
     expect_one_key(&[&key, &format!("\"{key}\"")]);
 }
 
+/// Case: a key that is one character too long. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_007_256_characters_are_refused() {
     let key = "k".repeat(256);
     expect_malformed(&[&key, &format!("\"{key}\"")]);
 }
 
+/// Case: 64 KiB of key. Answer: 431 `headers-too-large`.
 #[test]
 fn hostile_008_64_kib_of_key_are_too_much_header() {
     let upstream = Upstream::counting();
@@ -106,11 +114,13 @@ fn hostile_008_64_kib_of_key_are_too_much_header() {
     assert_eq!(upstream.hits(), 0);
 }
 
+/// Case: the header twice, with one value. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_009_two_headers_with_the_same_key_are_refused() {
     two_headers("k", "k");
 }
 
+/// Case: the header twice, with two values. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_010_two_headers_with_different_keys_are_refused() {
     two_headers("k", "l");
@@ -132,27 +142,32 @@ fn two_headers(one: &str, other: &str) {
     assert_eq!(upstream.hits(), 0);
 }
 
+/// Case: several keys in one header, with commas. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_011_a_list_in_one_header_is_refused() {
     expect_malformed(&["k, l", "k,k", "\"k\", \"l\"", "\"k\",\"k\""]);
 }
 
+/// Case: a key with and without quotes. Answer: one operation.
 #[test]
 fn hostile_012_a_quoted_and_a_bare_key_are_one_key() {
     expect_one_key(&["\"k-1\"", "k-1", "  k-1  ", "\"k-1\""]);
 }
 
+/// Case: a quote that has no partner. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_013_a_quote_that_is_not_closed_is_refused() {
     expect_malformed(&["\"k", "k\"", "\"", "\"k\\\"", "\"k\"l"]);
 }
 
+/// Case: bytes that are not ASCII. Answer: 400 `key-malformed`.
 #[test]
 fn hostile_014_a_key_that_is_not_ascii_is_refused() {
     // Latin-1, and the bytes of UTF-8, bare and quoted.
     expect_malformed(&["k\u{e9}", "\u{c3}\u{a9}", "\"\u{c3}\u{a9}\"", "k\u{ff}"]);
 }
 
+/// Case: NUL, CR, LF, TAB and other control characters. Answer: 400, closed.
 #[test]
 fn hostile_015_a_control_character_in_a_key_is_refused_and_the_connection_closed() {
     let upstream = Upstream::counting();
@@ -168,6 +183,7 @@ fn hostile_015_a_control_character_in_a_key_is_refused_and_the_connection_closed
     assert_eq!(upstream.hits(), 0);
 }
 
+/// Case: keys that differ in upper and lower case. Answer: an operation each.
 #[test]
 fn hostile_016_another_case_is_another_key() {
     let upstream = Upstream::counting();
@@ -180,6 +196,8 @@ fn hostile_016_another_case_is_another_key() {
     assert_eq!(upstream.hits(), 3);
 }
 
+/// Case: keys that look like paths, SQL, commands of Redis, patterns, scripts. Answer: plain text, an
+/// operation each.
 #[test]
 fn hostile_017_paths_sql_resp_and_globs_are_opaque() {
     let upstream = Upstream::counting();
@@ -211,6 +229,8 @@ fn hostile_017_paths_sql_resp_and_globs_are_opaque() {
     assert_eq!(upstream.hits(), keys.len());
 }
 
+/// Case: structured fields with parameters, with escapes, of other types. Answer: parameters are dropped,
+/// escapes undone; 400 for what is neither a string nor a plain token.
 #[test]
 fn hostile_018_parameters_of_a_quoted_key_are_ignored() {
     expect_one_key(&["\"k\"", "\"k\";a=1", "\"k\";a=1;b=\"x\"", "\"k\";c", "k"]);

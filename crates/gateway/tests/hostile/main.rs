@@ -119,3 +119,11 @@ fn noise(length: usize) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
+
+/// The bytes that a line of `/proc/PID/status` tells of a process: `VmRSS:` now, `VmHWM:` at the most.
+fn memory_of(pid: u32, line: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let told = status.lines().find_map(|found| found.strip_prefix(line));
+    let kib = told.unwrap().split_whitespace().next().unwrap();
+    kib.parse::<usize>().unwrap() * 1024
+}

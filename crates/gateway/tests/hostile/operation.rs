@@ -26,6 +26,7 @@ fn held() -> (Upstream, Signal) {
     (upstream, go)
 }
 
+/// Case: SIGTERM while requests run. Answer: finished within the deadline, else `outcome-unknown`.
 #[test]
 fn hostile_093_on_sigterm_what_runs_is_finished() {
     let (upstream, go) = held();
@@ -84,6 +85,7 @@ fn hostile_093_without_work_it_ends_at_once() {
     assert_eq!(gateway.wait_for_exit(), Some(0));
 }
 
+/// Case: kill -9 at any moment. Answer: nothing runs twice, no whole answer is lost.
 #[test]
 fn hostile_094_killed_in_flight_is_unknown_after_the_restart() {
     let (upstream, _go) = held();
@@ -216,6 +218,7 @@ fn clock_jumps(days: i64) {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: the wall clock jumps by 30 days, ahead or back. Answer: nothing runs again, nothing is lost.
 #[test]
 fn hostile_095_a_clock_that_jumps_ahead_loses_nothing() {
     clock_jumps(30);

@@ -20,6 +20,7 @@ fn executed_and_replayed(answer: &'static str, status: u16) -> (Response, Respon
     (first, second)
 }
 
+/// Case: 100 and 103 before the answer. Answer: not recorded.
 #[test]
 fn hostile_065_interim_answers_are_not_recorded() {
     let (first, second) = executed_and_replayed(
@@ -33,6 +34,7 @@ fn hostile_065_interim_answers_are_not_recorded() {
     }
 }
 
+/// Case: the upstream switches protocols. Answer: 502 `outcome-unknown`.
 #[test]
 fn hostile_066_a_switch_of_protocols_is_refused() {
     let upstream = Upstream::scripted(|x| {
@@ -51,6 +53,7 @@ fn hostile_066_a_switch_of_protocols_is_refused() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: 204 and 304. Answer: replayed without a body.
 #[test]
 fn hostile_067_204_and_304_are_replayed_without_a_body() {
     for (status, line) in [(204, "204 No Content"), (304, "304 Not Modified")] {
@@ -73,6 +76,7 @@ fn hostile_067_204_and_304_are_replayed_without_a_body() {
     }
 }
 
+/// Case: errors that do not say that nothing ran. Answer: recorded and replayed.
 #[test]
 fn hostile_068_errors_outside_the_release_list_are_recorded() {
     for status in [400_u16, 402, 404, 409, 422, 500, 501, 502, 504, 599] {
@@ -88,6 +92,7 @@ fn hostile_068_errors_outside_the_release_list_are_recorded() {
     }
 }
 
+/// Case: cookies in the answer. Answer: not in replays, unless the route allows it.
 #[test]
 fn hostile_075_cookies_are_not_in_replays() {
     let (first, second) = executed_and_replayed(
@@ -116,6 +121,7 @@ fn hostile_075_cookies_are_replayed_where_the_route_allows_it() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: hop-by-hop headers. Answer: neither stored nor forwarded.
 #[test]
 fn hostile_076_hop_by_hop_headers_are_never_stored() {
     let upstream = Upstream::scripted(|x| {
@@ -175,6 +181,7 @@ fn hostile_076_hop_by_hop_headers_are_never_stored() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: many headers of one name. Answer: order and number stay.
 #[test]
 fn hostile_077_many_headers_of_one_name_keep_their_order_and_number() {
     let (first, second) = executed_and_replayed(
@@ -189,6 +196,7 @@ fn hostile_077_many_headers_of_one_name_keep_their_order_and_number() {
     }
 }
 
+/// Case: the gateway's own marks in the upstream's answer. Answer: taken out.
 #[test]
 fn hostile_078_our_marks_in_an_upstreams_answer_are_removed() {
     let (first, second) = executed_and_replayed(
@@ -224,6 +232,7 @@ fn hostile_078_our_marks_in_an_upstreams_answer_are_removed() {
     );
 }
 
+/// Case: an answer before the request's body was taken. Answer: recorded, the connection closed.
 #[test]
 fn hostile_079_an_answer_before_the_body_was_read_is_recorded() {
     let upstream = Upstream::scripted(|x| {
@@ -243,6 +252,7 @@ fn hostile_079_an_answer_before_the_body_was_read_is_recorded() {
     assert_eq!((upstream.hits(), upstream.connections()), (2, 2));
 }
 
+/// Case: trailers. Answer: recorded and replayed.
 #[test]
 fn hostile_080_trailers_are_recorded_and_replayed() {
     let upstream = Upstream::scripted(|x| {

@@ -54,6 +54,8 @@ fn ask_across_the_window(gateway: &Gateway, first: &Response) {
     assert!(replays > 0, "the window was over at once");
 }
 
+/// Case: attempts around the end of the window. Answer: replays before the moment that was announced, an
+/// execution after it.
 #[test]
 fn hostile_081_the_window_ends_at_the_time_that_was_announced() {
     let upstream = Upstream::counting();
@@ -74,6 +76,7 @@ fn hostile_081_the_window_ends_at_the_time_that_was_announced() {
     assert_eq!(upstream.hits(), 2);
 }
 
+/// Case: a restart before the window's end, and one across it. Answer: the same end.
 #[test]
 fn hostile_082_a_restart_does_not_move_the_windows_end() {
     let upstream = Upstream::counting();
@@ -104,6 +107,7 @@ fn faulty(upstream: &Upstream) -> (Gateway, Faults) {
     (gateway, faults)
 }
 
+/// Case: the store is down at the claim. Answer: 503 `store-unavailable`, nothing is sent.
 #[test]
 fn hostile_083_a_store_down_at_the_claim_sends_nothing() {
     let upstream = Upstream::counting();
@@ -137,6 +141,8 @@ fn held() -> (Upstream, Signal) {
     (upstream, go)
 }
 
+/// Case: the store is down at the completion. Answer: the end is withheld and the write tried again; else
+/// `outcome-unknown`.
 #[test]
 fn hostile_084_a_store_down_at_completion_withholds_the_end() {
     let (upstream, go) = held();
@@ -170,7 +176,7 @@ fn hostile_084_a_store_down_at_completion_withholds_the_end() {
 }
 
 #[test]
-fn hostile_084_a_full_disk_at_completion_withholds_the_end() {
+fn hostile_089_a_full_disk_at_completion_withholds_the_end_until_there_is_space() {
     let go = Signal::new();
     let wait = go.clone();
     let upstream = Upstream::scripted(move |x| {
@@ -196,20 +202,13 @@ fn hostile_084_a_full_disk_at_completion_withholds_the_end() {
         assert!(more, "the client saw an end that is not recorded");
     }
     faults.clear();
-    // The write is retried; where the gateway has given up by then, the outcome is unknown.
-    eventually("an outcome", || {
-        gateway.control().operation("k")["state"] != "in_flight"
-    });
-    let retry = gateway.post("/x", "k", "b");
-    if retry.status() == 200 {
-        // Who comes right after the write joins what is about to end, and gets all of it.
-        assert!(matches!(retry.mark(), Some("joined" | "replayed")));
-        assert!(retry.text().ends_with("and ended"));
-    } else {
-        retry
-            .expect_problem(502, "outcome-unknown")
-            .expect_retry(false);
-    }
+    // The write is tried again, and the very client that waited gets the end.
+    client.patience(onlyonce_testkit::PATIENCE);
+    let answer = client.finish();
+    assert!(answer.whole(), "{:?}", answer.end);
+    assert!(answer.text().ends_with("and ended"));
+    gateway.control().wait_for_state("k", "completed");
+    expect_replay(&gateway.post("/x", "k", "b"), &answer);
     assert_eq!(upstream.hits(), 1);
     eventually("it works again", || {
         gateway.post("/x", "k2", "b").status() == 200
@@ -254,6 +253,7 @@ fn damage(folder: &Path, needle: &[u8], most: usize) -> usize {
     damaged
 }
 
+/// Case: a damaged record, a damaged recording. Answer: `outcome-unknown` for that key alone.
 #[test]
 fn hostile_085_a_damaged_record_makes_its_own_key_unknown() {
     for what in ["body", "key"] {
@@ -332,6 +332,7 @@ fn hostile_085_i13_a_damaged_recording_makes_its_own_key_unknown() {
     }
 }
 
+/// Case: a data folder of a newer format. Answer: refuses to start, and says why.
 #[test]
 fn hostile_086_a_newer_format_is_refused_at_the_start() {
     let upstream = Upstream::counting();
@@ -371,6 +372,7 @@ pub fn one_clear_line(stderr: &str, words: &[&str]) {
     );
 }
 
+/// Case: a second process on a data folder. Answer: refuses to start.
 #[test]
 fn hostile_087_a_second_process_on_a_data_folder_is_refused() {
     let upstream = Upstream::counting();
@@ -397,6 +399,8 @@ fn hostile_087_a_second_process_on_a_data_folder_is_refused() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// Case: a file system that takes no writes. Answer: refuses to start; while it runs, 503 and nothing is
+/// sent.
 #[test]
 fn hostile_088_a_folder_that_cannot_be_written_is_refused_at_the_start() {
     let upstream = Upstream::counting();
@@ -412,6 +416,8 @@ fn hostile_088_a_folder_that_cannot_be_written_is_refused_at_the_start() {
     one_clear_line(&run.stderr, &["/proc/onlyonce-data"]);
 }
 
+/// Case: a full disk: at the start, at the claim, at the completion. Answer: refuses to start; 507
+/// `storage-full` and nothing is sent; the end is withheld. Works again once there is space.
 #[test]
 fn hostile_089_a_full_disk_at_the_claim_sends_nothing_and_space_makes_it_work_again() {
     let upstream = Upstream::scripted(|x| x.answer(200, &[], &noise(300 << 10)));
@@ -445,6 +451,7 @@ fn hostile_089_a_full_disk_at_the_claim_sends_nothing_and_space_makes_it_work_ag
     assert_eq!(upstream.hits(), hits + 1);
 }
 
+/// Case: one fsync fails. Answer: 503 `store-unavailable` until the restart, nothing is sent.
 #[test]
 fn hostile_090_a_failed_fsync_poisons_until_the_restart() {
     let upstream = Upstream::counting();
@@ -480,6 +487,7 @@ fn key_of(byte: u8) -> String {
     format!("{byte:02x}").repeat(32)
 }
 
+/// Case: an encryption key that is missing or wrong. Answer: refuses to start, or `outcome-unknown`.
 #[test]
 fn hostile_091_a_missing_encryption_key_is_refused_at_the_start() {
     let upstream = Upstream::counting();
@@ -528,6 +536,8 @@ fn refused_or_unknown(gateway: &mut Gateway) {
     }
 }
 
+/// Case: one tenant floods the store with new keys. Answer: 429 `quota-exceeded` for these; its retries and
+/// all others are served.
 #[test]
 fn hostile_092_operations_in_flight_meet_the_tenants_quota() {
     let (upstream, go) = held();

@@ -16,7 +16,7 @@ use crate::{BIN, on_every_server, post};
 
 on_every_server! { three:
     i12_a_gateway_cut_off_from_the_store_sends_nothing_and_the_others_serve
-    i09_a_gateway_paused_past_its_lease_under_load_writes_nothing_late
+    hostile_096_i09_a_gateway_paused_past_its_lease_under_load_writes_nothing_late
     a_rolling_restart_under_load_loses_nothing
 }
 
@@ -157,7 +157,7 @@ fn i12_a_gateway_cut_off_from_the_store_sends_nothing_and_the_others_serve<S: Se
     assert_eq!(nodes.hits("held"), 1);
 }
 
-fn i09_a_gateway_paused_past_its_lease_under_load_writes_nothing_late<S: Server>(
+fn hostile_096_i09_a_gateway_paused_past_its_lease_under_load_writes_nothing_late<S: Server>(
     nodes: &mut Nodes<'_, S>,
 ) {
     let load = Load::start(&nodes.targets, CLIENTS);

@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use onlyonce_testkit::{Client, Response, Signal, Upstream, eventually};
+use onlyonce_testkit::{Client, Response, Setup, Signal, Upstream, eventually};
 
 use crate::servers::Server;
-use crate::{alone, held, on_every_server, post, setup, two_gateways};
+use crate::{BIN, alone, held, on_every_server, post, setup, two_gateways};
 
 on_every_server! { alone:
     a_retry_on_another_gateway_is_replayed
@@ -15,7 +15,8 @@ on_every_server! { alone:
     many_at_once_on_both_gateways_run_once
     i18_a_release_is_shared_across_gateways
     l3_an_owner_that_dies_breaks_its_joiners_elsewhere_and_is_unknown
-    i09_an_owner_that_wakes_after_its_lease_changes_nothing
+    hostile_096_i09_an_owner_that_wakes_after_its_lease_changes_nothing
+    hostile_084_a_server_down_at_the_completion_withholds_the_end_and_the_write_is_tried_again
     i12_without_the_server_nothing_is_sent_and_service_resumes
     i12_a_server_that_hangs_sends_nothing_and_service_resumes
     a_kill_of_the_server_loses_nothing_that_was_acknowledged
@@ -180,7 +181,9 @@ fn l3_an_owner_that_dies_breaks_its_joiners_elsewhere_and_is_unknown(server: &mu
     assert_eq!(upstream.hits(), 1);
 }
 
-fn i09_an_owner_that_wakes_after_its_lease_changes_nothing(server: &mut impl Server) {
+/// Case: SIGSTOP past the lease, another gateway takes over, SIGCONT. Answer: what the woken one writes
+/// changes nothing.
+fn hostile_096_i09_an_owner_that_wakes_after_its_lease_changes_nothing(server: &mut impl Server) {
     let (upstream, go) = held();
     let (a, b) = two_gateways(&upstream, server);
     let mut first = a.begin(&post("k"));
@@ -188,6 +191,7 @@ fn i09_an_owner_that_wakes_after_its_lease_changes_nothing(server: &mut impl Ser
     first.read_until("begun");
     a.pause();
     b.control().wait_for_state("k", "unknown");
+    let before = b.control().operation("k");
     go.fire();
     a.resume();
     assert!(!first.finish().whole(), "an answer that does not stand");
@@ -195,6 +199,41 @@ fn i09_an_owner_that_wakes_after_its_lease_changes_nothing(server: &mut impl Ser
         gateway
             .send(&post("k"))
             .expect_problem(502, "outcome-unknown");
+    }
+    let after = b.control().operation("k");
+    for what in ["state", "id", "reason"] {
+        assert_eq!(before[what], after[what], "{what}");
+    }
+    assert_eq!(upstream.hits(), 1);
+}
+
+fn hostile_084_a_server_down_at_the_completion_withholds_the_end_and_the_write_is_tried_again(
+    server: &mut impl Server,
+) {
+    let (upstream, go) = held();
+    // A lease that lasts until the server is back.
+    let store = format!("url = \"{}\"\nlease = \"30s\"", server.url());
+    let setup = Setup::new(BIN, &upstream.url()).store(&store);
+    let (a, b) = (setup.clone().start(), setup.start());
+    let mut first = a.begin(&post("k"));
+    first.read_head();
+    first.read_until("begun");
+    server.kill();
+    go.fire();
+    first.patience(Duration::from_millis(500));
+    while let Ok(more) = first.step() {
+        assert!(more, "the client saw an end that is not recorded");
+    }
+    server.restart();
+    first.patience(onlyonce_testkit::PATIENCE);
+    let first = first.finish();
+    first.expect_status(200);
+    assert!(first.text().ends_with(", and ended"));
+    for gateway in [&a, &b] {
+        eventually("it is replayed", || {
+            gateway.send(&post("k")).mark() == Some("replayed")
+        });
+        expect_same(&first, &gateway.send(&post("k")));
     }
     assert_eq!(upstream.hits(), 1);
 }

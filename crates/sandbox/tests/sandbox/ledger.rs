@@ -20,6 +20,9 @@ async fn the_page_shows_what_ran_and_what_it_cost() {
     assert_eq!(page["charged_usd"], "0.093000");
     let mut first = page["entries"][0].clone();
     let at = first["at"].take();
+    let digests = first.as_object_mut().unwrap();
+    assert_eq!(digests.remove("request_sha256"), Some(json!(sha256("{}"))));
+    assert!(digests.remove("answer_sha256").unwrap().is_string());
     assert_eq!(at.as_str().unwrap().len(), "2025-01-01T00:00:00.000Z".len());
     assert_eq!(
         first,
@@ -30,6 +33,63 @@ async fn the_page_shows_what_ran_and_what_it_cost() {
         })
     );
     assert_eq!(page["entries"][1]["key"], json!(null));
+}
+
+fn sha256(text: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    digest
+        .as_ref()
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[tokio::test]
+async fn an_entry_has_the_digest_of_an_answer_that_was_given_whole_and_of_no_other() {
+    let sandbox = start().await;
+    let stream = r#"{"model":"m","messages":[],"stream":true}"#;
+    let quick = ("x-sandbox-interval", "0ms");
+    let whole = [
+        sandbox.post("/v1/echo", &[], "a").await.body(),
+        sandbox
+            .post("/v1/chat/completions", &[quick], stream)
+            .await
+            .body(),
+        sandbox
+            .post("/v1/echo", &[("x-sandbox-fault", "status:503")], "")
+            .await
+            .body(),
+    ];
+    for fault in ["cut-stream", "reset-after-head", "reset-before-head"] {
+        let headers = [quick, ("x-sandbox-fault", fault)];
+        sandbox.post("/v1/chat/completions", &headers, stream).await;
+    }
+    let page = sandbox.get("/_sandbox/ledger").await.json();
+    let digests = page["entries"].as_array().unwrap().iter();
+    let digests: Vec<_> = digests
+        .map(|entry| entry["answer_sha256"].clone())
+        .collect();
+    for (digest, body) in digests.iter().zip(&whole) {
+        assert_eq!(digest, &json!(sha256(body)), "{body}");
+    }
+    assert_eq!(digests[3..], [json!(null), json!(null), json!(null)]);
+}
+
+#[tokio::test]
+async fn without_its_header_a_key_is_taken_from_the_checkers() {
+    let sandbox = start().await;
+    sandbox
+        .post("/v1/echo", &[("x-verify-key", "v-1")], "")
+        .await;
+    let both = [("x-verify-key", "v-2"), ("idempotency-key", "k-2")];
+    sandbox.post("/v1/echo", &both, "").await;
+    let keys: Vec<_> = sandbox
+        .ledger
+        .snapshot()
+        .entries
+        .into_iter()
+        .map(|entry| entry.key)
+        .collect();
+    assert_eq!(keys, [Some("v-1".to_owned()), Some("k-2".to_owned())]);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use super::{
 use crate::codec::{put_varint, take_varint};
 
 const MAGIC: &[u8; 8] = b"1ONCEIDX";
-const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 const HEADER: usize = 36;
 
 /// One entry of a segment, as far as the index needs it.
@@ -94,7 +94,7 @@ impl Catalog {
         )
     }
 
-    fn encode(&self, segment: u32) -> BytesMut {
+    pub fn encode(&self, segment: u32) -> BytesMut {
         let last = self
             .items
             .iter()
@@ -125,7 +125,7 @@ impl Catalog {
         out
     }
 
-    fn decode(segment: u32, bytes: Bytes) -> Option<Self> {
+    pub fn decode(segment: u32, bytes: Bytes) -> Option<Self> {
         let (covered, crc) = bytes.split_last_chunk::<4>()?;
         if crc32fast::hash(covered).to_be_bytes() != *crc {
             return None;

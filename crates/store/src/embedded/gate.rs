@@ -9,14 +9,11 @@ use std::{
     cell::RefCell,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak, atomic},
     task::{Context, Poll, Waker},
 };
 
-use parking_lot::Mutex;
+use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering, thread_local};
 
 /// What everybody waits for: the log is durable up to some position, or broken.
 pub struct Gate {
@@ -42,14 +39,14 @@ struct Waiting {
 }
 
 thread_local! {
-    static THREADS: RefCell<Vec<(u64, Arc<Threadful>)>> = const { RefCell::new(Vec::new()) };
+    static THREADS: RefCell<Vec<(u64, Arc<Threadful>)>> = RefCell::default();
 }
 
 /// Numbers gates and waiters.
-static NUMBERS: AtomicU64 = AtomicU64::new(1);
+static NUMBERS: atomic::AtomicU64 = atomic::AtomicU64::new(1);
 
 fn next_number() -> u64 {
-    NUMBERS.fetch_add(1, Ordering::Relaxed)
+    NUMBERS.fetch_add(1, atomic::Ordering::Relaxed)
 }
 
 impl Gate {
@@ -135,7 +132,8 @@ impl Gate {
     }
 
     fn this_thread(&self) -> Arc<Threadful> {
-        THREADS.with_borrow_mut(|threads| {
+        THREADS.with(|threads| {
+            let mut threads = threads.borrow_mut();
             if let Some((_, thread)) = threads.iter().find(|(number, _)| *number == self.number) {
                 return thread.clone();
             }
@@ -220,49 +218,5 @@ impl Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         self.hand_on();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn all_waiters_of_a_thread_pass_when_the_gate_opens() {
-        let gate = Gate::open_to(0);
-        let waiters: Vec<_> = (1..=100)
-            .map(|position| tokio::spawn(gate.wait(position)))
-            .collect();
-        tokio::task::yield_now().await;
-        let opener = gate.clone();
-        std::thread::spawn(move || opener.open(100))
-            .join()
-            .expect("the opener");
-        for waiter in waiters {
-            assert_eq!(waiter.await.expect("no panic"), Ok(()));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_is_dropped_hands_its_wake_up_on() {
-        let gate = Gate::open_to(0);
-        let leader = tokio::spawn(gate.wait(1));
-        tokio::task::yield_now().await;
-        let follower = tokio::spawn(gate.wait(1));
-        tokio::task::yield_now().await;
-        gate.open(1);
-        leader.abort();
-        assert_eq!(follower.await.expect("no panic"), Ok(()));
-    }
-
-    #[tokio::test]
-    async fn i12_a_broken_gate_tells_everybody_but_those_who_had_passed() {
-        let gate = Gate::open_to(5);
-        let waiter = tokio::spawn(gate.wait(6));
-        tokio::task::yield_now().await;
-        gate.break_off("the disk is on fire");
-        assert!(waiter.await.expect("no panic").is_err());
-        assert_eq!(gate.wait(5).await, Ok(()));
-        assert!(gate.wait(7).await.is_err());
     }
 }

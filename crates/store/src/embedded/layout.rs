@@ -19,7 +19,10 @@
 //! last batch of the log can be torn by a power cut, and nobody was told of what it holds.
 
 use bytes::{Buf, BufMut, BytesMut};
-use onlyonce_core::Address;
+use onlyonce_core::{
+    Address,
+    planted::{Bug, planted},
+};
 
 pub const SEGMENT_HEADER: usize = 32;
 pub const BATCH_HEADER: usize = 24;
@@ -201,15 +204,15 @@ pub fn read_batch_header(segment: u32, bytes: &[u8]) -> Option<BatchHeader> {
     })
 }
 
-/// The offsets in `bytes` at which a batch header stands, in order.
+/// The offsets in `bytes` at which a batch header stands, in order. It looks no further than it is asked:
+/// a segment of many small batches is asked for the next one at each.
 pub fn find_batch_headers(
     segment: u32,
     bytes: &[u8],
 ) -> impl Iterator<Item = (usize, BatchHeader)> {
-    memchr::memmem::find_iter(bytes, &BATCH_MAGIC.to_be_bytes())
+    const MAGIC: [u8; 4] = BATCH_MAGIC.to_be_bytes();
+    memchr::memmem::find_iter(bytes, &MAGIC)
         .filter_map(move |at| read_batch_header(segment, &bytes[at..]).map(|header| (at, header)))
-        .collect::<Vec<_>>()
-        .into_iter()
 }
 
 /// The addresses of the records in batch `seq` by its trailer, which ends where `bytes` end.
@@ -291,7 +294,7 @@ pub fn read_entry(segment: u32, bytes: &[u8]) -> Option<Entry<'_>> {
             flags,
             address: Address::from_bytes(address),
         },
-        body: (crc32fast::hash(body) == body_crc).then_some(body),
+        body: (crc32fast::hash(body) == body_crc || planted(Bug::ChecksumIgnored)).then_some(body),
         len,
     })
 }
@@ -381,5 +384,18 @@ mod tests {
             read_segment_header(5, &header),
             SegmentHeader::Newer(FORMAT + 1)
         );
+    }
+
+    #[test]
+    fn l04_the_next_of_many_batches_is_found_without_reading_all_of_them() {
+        let one = batch();
+        let many = one.repeat(100_000);
+        let start = std::time::Instant::now();
+        for at in (0..many.len()).step_by(one.len()) {
+            let next = find_batch_headers(3, &many[at..]).next();
+            assert_eq!(next.map(|(further, _)| further), Some(0));
+        }
+        // To read all that follow each of them takes minutes.
+        assert!(start.elapsed() < std::time::Duration::from_secs(20));
     }
 }

@@ -1,8 +1,12 @@
 //! What the former process left, written down before the store is open.
 
-use std::num::NonZero;
+use std::{num::NonZero, time::Duration};
 
-use onlyonce_core::{Address, State, StateName, UnknownReason, transition};
+use onlyonce_core::{
+    Address, ReleaseReason, State, StateName, UnknownReason,
+    planted::{Bug, planted},
+    transition,
+};
 
 use super::{Inner, body::RecordBody, index::Place, layout::Kind, log::NotTaken, store::refused};
 use crate::{StoreError, Write, corrupt};
@@ -39,8 +43,12 @@ impl Inner {
         let fence = held.record.fence();
         let reason = UnknownReason::OwnerDied;
         let (now, raise) = (self.clock.now(), NonZero::<u32>::MIN);
-        let record = transition::expire(Some(&held.record), fence, reason, now, raise)
-            .map_err(std::io::Error::other)?;
+        let (open, not_sent) = (Some(&held.record), ReleaseReason::NotSent);
+        let record = match planted(Bug::RestartReExecution) {
+            true => transition::release(open, fence, not_sent, now, Duration::MAX),
+            false => transition::expire(open, fence, reason, now, raise),
+        };
+        let record = record.map_err(std::io::Error::other)?;
         let write = Write {
             record,
             last_chunk: None,

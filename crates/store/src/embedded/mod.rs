@@ -23,7 +23,12 @@ mod body;
 mod books;
 mod catalog;
 mod census;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod index;
 mod largest;
 mod layout;
@@ -37,6 +42,7 @@ mod segment;
 mod shard;
 mod store;
 mod sweep;
+mod sync;
 
 use std::{
     path::{Path, PathBuf},

@@ -8,7 +8,10 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use onlyonce_core::Address;
+use onlyonce_core::{
+    Address,
+    planted::{Bug, planted},
+};
 
 use super::{
     OpenError,
@@ -188,6 +191,7 @@ impl Reading<'_> {
         let unreadable = match head.kind {
             // Whose chunk or attempt it was is unknown, and then it is missing when it is wanted.
             layout::Kind::Chunk | layout::Kind::Attempt | layout::Kind::Removal => What::Lost,
+            layout::Kind::Record if planted(Bug::CorruptAsAbsent) => What::Lost,
             layout::Kind::Record => What::Unreadable,
         };
         let only = |what| Described {

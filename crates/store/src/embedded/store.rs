@@ -5,6 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Attempt, Entry, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
+    planted::{Bug, planted},
     transition,
 };
 use quick_cache::{Weighter, sync::Cache};
@@ -314,6 +315,11 @@ impl Inner {
         loop {
             match self.put_record(address, expected, &write, executed.as_ref())? {
                 Ok(None) => return Ok(Swap::Lost),
+                Ok(Some((_, attempts)))
+                    if planted(Bug::ClaimNotSynced) && write.record.is_new_claim() =>
+                {
+                    return Ok(Swap::Done { attempts });
+                }
                 Ok(Some((place, attempts))) => {
                     // Who is woken reads no sooner than it is durable.
                     self.log.gate.wait(place.end()).await.map_err(in_doubt)?;

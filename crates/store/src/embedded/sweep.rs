@@ -8,7 +8,10 @@
 
 use std::sync::atomic::Ordering;
 
-use onlyonce_core::Address;
+use onlyonce_core::{
+    Address,
+    planted::{Bug, planted},
+};
 
 use super::{
     EmbeddedStore, Inner,
@@ -283,5 +286,5 @@ fn is_droppable(segment: &Segment, settled: u64) -> bool {
     segment
         .finished()
         .is_some_and(|last_seq| last_seq <= settled)
-        && segment.live.load(Ordering::Relaxed) == 0
+        && (segment.live.load(Ordering::Relaxed) == 0 || planted(Bug::LiveSegmentDropped))
 }

@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{Response, StatusCode};
 use axum::routing::post;
 use axum::{Json, Router};
-use onlyonce_core::Head;
-use onlyonce_engine::Resolution;
-use onlyonce_store::Store;
-use onlyonce_tower::{Failure, Key, Once, OnceLayer, Operation, OperationId, Rules, StepError};
+// The crate `onlyonce` has all of these under the same names.
+use onlyonce_tower::{
+    Failure, Key, Once, OnceLayer, Operation, OperationId, Rules, StepError, Store,
+};
 use serde::{Deserialize, Serialize};
 
 /// What is asked for.
@@ -82,22 +82,16 @@ async fn settle<S: Store>(
 ) -> Result<StatusCode, (StatusCode, String)> {
     let refuse = |why: String| (StatusCode::CONFLICT, format!("{why}\n"));
     let id: OperationId = id.parse().map_err(|_| refuse("no operation".to_owned()))?;
-    let resolution = match result.is_empty() {
-        true => Resolution::Released,
-        false => Resolution::Completed {
-            head: Head {
-                status: 200,
-                ..Head::default()
-            },
-            body: result.into(),
-            trailers: Default::default(),
-            window: Duration::from_secs(30 * 86_400),
-        },
+    let (who, why) = ("example", "looked up");
+    let month = Duration::from_secs(30 * 86_400);
+    let settled = match result.is_empty() {
+        true => once.release(id, who, why).await,
+        false => {
+            once.complete(id, Response::new(result), month, who, why)
+                .await
+        }
     };
-    let settled = once
-        .engine()
-        .resolve(id, resolution, "example", "looked up");
-    settled.await.map_err(|error| refuse(error.to_string()))?;
+    settled.map_err(|error| refuse(error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
+use onlyonce_core::planted::{Bug, planted};
+
 /// Goes on as a task where it is dropped before it has ended. Pending for ever once it has.
 pub struct Attached<T: 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
@@ -62,6 +64,9 @@ impl<T> Drop for Attached<T> {
         if let Some(stays) = &self.stays
             && !stays.leave()
         {
+            return;
+        }
+        if planted(Bug::ClientGoneCancels) {
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

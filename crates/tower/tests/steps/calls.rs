@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce_core::{Got, StateName};
-use onlyonce_tower::{Call, Failure, Key, Once, RunError};
+use onlyonce_tower::{Call, Failure, Key, Once, Rules, RunError, StepError};
 use serde_json::json;
 use tokio::sync::{Notify, oneshot};
 
-use crate::world::{Broke, Counter, World, lost};
+use crate::world::{Broke, Counter, World, charge, lost};
 
 fn call(key: &str) -> Call {
     Call::new(Key::new(key).unwrap())
@@ -45,6 +45,24 @@ async fn i01_a_function_runs_once_and_its_result_is_given_again() {
         .map(|attempt| attempt.got)
         .collect();
     assert_eq!(got, [Got::Executed, Got::Replayed, Got::Replayed]);
+}
+
+#[tokio::test]
+async fn i07_nothing_but_a_step_is_in_a_namespace_of_steps() {
+    // Such a call could pass for a step of whichever operation its key named.
+    let world = World::new();
+    let runs = Counter::default();
+    let hits = runs.clone();
+    let ran = world
+        .once
+        .run(call("k").namespace("run/steps"), async move |_| {
+            Ok::<_, Failure>(runs.hit())
+        });
+    let error = ran.await.unwrap_err();
+    assert!(matches!(error, RunError::Reserved { .. }), "{error:?}");
+    assert_eq!(hits.hits(), 0);
+    let named = std::panic::catch_unwind(|| Rules::default().namespace("reports/steps"));
+    assert!(named.is_err());
 }
 
 #[tokio::test]
@@ -212,4 +230,30 @@ async fn at_the_end_what_runs_is_unknown_and_its_steps_are_too() {
     assert!(matches!(ran, Err(RunError::Unknown { .. })), "{ran:?}");
     assert_eq!(world.operation().await.state.name(), StateName::Unknown);
     assert_eq!(world.state_of("charge").await, Some(StateName::Unknown));
+}
+
+#[tokio::test]
+async fn i10_what_a_function_left_behind_runs_no_step_after_its_end() {
+    // A task that outlived its function ran a step, whatever had become of the operation.
+    let world = World::new();
+    let bank = Counter::default();
+    for (key, result) in [
+        ("released", Err(Failure::did_not_run("no line"))),
+        ("completed", Ok(1)),
+        ("unknown", Err(Failure::from(Broke))),
+    ] {
+        let (give, left) = oneshot::channel();
+        let ran = world.once.run(call(key), async move |operation| {
+            give.send(operation).unwrap();
+            result
+        });
+        let _: Result<usize, _> = ran.await;
+        let late = charge(&left.await.unwrap(), &bank).await;
+        assert!(
+            matches!(late, Err(StepError::Ended { .. })),
+            "{key}: {late:?}"
+        );
+    }
+    assert_eq!(bank.hits(), 0);
+    assert!(world.step("charge").await.is_none());
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::post;
-use onlyonce_core::{Got, StateName, UnknownReason};
+use onlyonce_core::{Fingerprint, Got, Policy, RequestLine, Scope, StateName, UnknownReason};
+use onlyonce_engine::{Begin, RoutePolicy};
 use onlyonce_store::MemoryStore;
 use onlyonce_tower::{Call, Completer, Failure, Key, Once, OnceLayer, Operation, Rules, StepError};
 use tokio::runtime::{Builder, Runtime};
@@ -177,6 +178,71 @@ fn what_stopped_at_an_unknown_step_waits_until_that_is_settled() {
         assert_eq!(world.operation().await.state.name(), StateName::Completed);
         assert_eq!(bank.hits(), 0);
     });
+}
+
+#[test]
+fn i07_an_unknown_record_of_another_scope_keeps_the_completer_from_nothing() {
+    // Whoever called an operation of their own like a step of this one stopped it for good.
+    let here = process();
+    here.block_on(async {
+        let world = World::new();
+        let bank = Counter::default();
+        let ran = world
+            .once
+            .run(call().tenant("acme"), async move |operation| {
+                let step = operation.step("charge", async || Err::<usize, _>(Failure::from(Broke)));
+                Ok::<_, Failure>(step.await?.to_string())
+            });
+        ran.await.unwrap_err();
+        let step = world.step("charge").await.unwrap();
+        world.resolve(step.id, Some("9")).await;
+        let operation = world.operation().await;
+        for scope in [
+            ("beta", "run/steps"),
+            ("acme", "other/steps"),
+            ("acme", "run/steps/steps"),
+        ] {
+            plant(&world, scope, &format!("{}/x", operation.id)).await;
+        }
+        let round = completer(&world.once, &bank).round().await;
+        assert_eq!(round.unwrap(), 1);
+        let attempt = world.once.engine().operation(operation.id).await.unwrap();
+        assert_eq!(
+            attempt.unwrap().stored.record.state.name(),
+            StateName::Completed
+        );
+    });
+}
+
+/// Leaves an unknown operation behind, straight in the engine.
+async fn plant(world: &World, (tenant, namespace): (&str, &str), key: &str) {
+    let request = onlyonce_engine::Request {
+        scope: Scope {
+            tenant: tenant.into(),
+            namespace: namespace.into(),
+        },
+        key: Key::new(key).unwrap(),
+        fingerprint: Fingerprint::from_bytes([7; 32]),
+        line: RequestLine {
+            route: "planted".into(),
+            method: "POST".into(),
+            path: "/".into(),
+            trace: None,
+        },
+        peer: "".into(),
+        sdk_retry_count: None,
+        trace: None,
+    };
+    let policy = RoutePolicy {
+        decision: Policy::default(),
+        window: LEASE,
+        join_timeout: LEASE,
+    };
+    let begun = world.once.engine().begin(request, &policy).await;
+    let Ok(Begin::Execute(execution, _)) = begun else {
+        panic!("the key is taken");
+    };
+    execution.lose(UnknownReason::HandlerFailed).await.unwrap();
 }
 
 #[test]

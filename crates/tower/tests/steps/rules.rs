@@ -425,16 +425,21 @@ async fn i11_a_step_that_was_settled_is_remembered_for_longer_than_its_operation
 }
 
 #[tokio::test]
-async fn the_next_operation_under_a_key_has_steps_of_its_own() {
+async fn i04_the_next_operation_under_a_key_has_steps_of_its_own() {
+    // It sent its downstream the key of the one before, and was given that one's receipt.
     let world = World::new();
     let bank = Counter::default();
+    let mut keys = std::collections::HashSet::new();
     for number in 1..=2 {
         let bank = bank.clone();
         let call = Call::new(Key::new("k").unwrap()).window(DAY).resume();
-        let ran = world
-            .once
-            .run(call, async move |operation| charge(&operation, &bank).await);
-        assert_eq!(ran.await.unwrap(), number);
+        let ran = world.once.run(call, async move |operation| {
+            let number = charge(&operation, &bank).await?;
+            Ok::<_, StepError>((number, operation.key_for("charge").as_str().to_owned()))
+        });
+        let (charged, key) = ran.await.unwrap();
+        assert_eq!(charged, number);
+        assert!(keys.insert(key), "the operation before had the same key");
         // The window of the operation has passed, and that of its steps has not.
         world.clock.advance(DAY);
         world.store.sweep().await.unwrap();

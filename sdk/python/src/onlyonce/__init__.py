@@ -12,6 +12,7 @@ from ._client import AsyncClient, Client
 from ._errors import (
     ActionReused,
     AlreadySettled,
+    BadToolCall,
     ClaimLost,
     ClockWentBack,
     DidNotRun,
@@ -47,6 +48,7 @@ __all__ = [
     "AsyncClient",
     "AsyncOperation",
     "AsyncTools",
+    "BadToolCall",
     "Claim",
     "ClaimLost",
     "Client",

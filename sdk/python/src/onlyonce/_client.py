@@ -15,7 +15,7 @@ from ._http import Address, send, send_async
 from ._once import F, Key, OnceOptions, once
 from ._operation import AsyncOperation, How, Operation
 from ._protocol import Claim, Decision, Flow, Pause, Retry, TransportError, Work
-from ._time import Span, seconds
+from ._time import Span, seconds, window_text
 from ._tools import AsyncTools, Tool, ToolOptions, Tools
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ class _Base:
         on_unknown: str,
     ) -> Begin:
         return Begin(key, input, namespace or self.namespace, self.tenant, name, lease, on_unknown)
+
+
+    def _how(self, wait: Span, window: Optional[Span], did_not_run: Tuple[Type[BaseException], ...]) -> How:
+        # A window that the gateway would refuse is a mistake to be found before the work, and not at its end.
+        return How(seconds(wait), None if window is None else window_text(window), did_not_run, self.retry)
 
 
 class Client(_Base):
@@ -172,7 +177,11 @@ class Client(_Base):
     ) -> Operation:
         """One operation as a context manager. The arguments are those of `begin`, and `window` of `complete`.
 
-        `did_not_run` are exceptions that say that nothing ran, beside `DidNotRun`.
+        `did_not_run` are exceptions that say that nothing ran, beside `DidNotRun`; errors of this package, and what
+        comes after `complete`, never do.
+
+        Raises:
+            ValueError: `wait` or `window` is none that there can be.
 
         ::
 
@@ -182,7 +191,7 @@ class Client(_Base):
             return op.result
         """
         asked = self._begin(key, input, namespace, name, lease, on_unknown)
-        return Operation(self._run, asked, How(seconds(wait), window, did_not_run, self.retry))
+        return Operation(self._run, asked, self._how(wait, window, did_not_run))
 
     def once(self, key: Key, **options: Unpack[OnceOptions]) -> Callable[[F], F]:
         """A decorator for functions that are to run once for each key: see `onlyonce.once`."""
@@ -282,7 +291,7 @@ class AsyncClient(_Base):
     ) -> AsyncOperation:
         """See `Client.operation`; for ``async with``."""
         asked = self._begin(key, input, namespace, name, lease, on_unknown)
-        return AsyncOperation(self._run, asked, How(seconds(wait), window, did_not_run, self.retry))
+        return AsyncOperation(self._run, asked, self._how(wait, window, did_not_run))
 
     def once(self, key: Key, **options: Unpack[OnceOptions]) -> Callable[[F], F]:
         """A decorator for coroutine functions that are to run once for each key: see `onlyonce.once`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 
 class OnlyonceError(Exception):
@@ -43,6 +43,16 @@ class KeyReused(OnlyonceError):
 
 class ToolCallChanged(KeyReused):
     """A tool call was made before, under the same id and with other arguments. Nothing ran."""
+
+
+class BadToolCall(OnlyonceError):
+    """A model asked for something that cannot be done: no such tool, or arguments that do not fit. Nothing ran, and no
+    operation was begun, so the same call may come again."""
+
+    def __init__(self, happened: str, means: str, next: str, answer: Dict[str, Any]) -> None:
+        super().__init__(happened, means, next)
+        self.answer = answer
+        """The message or block that tells the model so."""
 
 
 class InFlight(OnlyonceError):

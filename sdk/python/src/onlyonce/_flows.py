@@ -75,7 +75,10 @@ def to_json(value: Any) -> bytes:
     Raises:
         TypeError, ValueError: It is not JSON.
     """
-    return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def begin(asked: Begin, wait: float, nonce: str, retry: Retry) -> Flow[Decision]:
@@ -85,8 +88,14 @@ def begin(asked: Begin, wait: float, nonce: str, retry: Retry) -> Flow[Decision]
     return decision(response, seconds(asked.lease))
 
 
-def acquire(asked: Begin, wait: float, retry: Retry, now: Monotonic = time.monotonic) -> Flow[Union[Claim, Replay]]:
-    """Begins, and waits up to `wait` seconds where somebody else executes it.
+def acquire(
+    asked: Begin,
+    wait: float,
+    retry: Retry,
+    now: Monotonic = time.monotonic,
+    is_gone: Callable[[], bool] = lambda: False,
+) -> Flow[Union[Claim, Replay]]:
+    """Begins, and waits up to `wait` seconds where somebody else executes it, or until whoever asked `is_gone`.
 
     Raises:
         InFlight: It was not finished in that time.
@@ -119,7 +128,7 @@ def acquire(asked: Begin, wait: float, retry: Retry, now: Monotonic = time.monot
                 "Nothing ran, there or here.",
                 "Call again if it is still to be done.",
             )
-        if now() >= until:
+        if now() >= until or is_gone():
             raise _in_flight(asked, found, wait)
         if now() - began < _TOO_SOON:
             yield Pause(min(retry.backoff * retry.random(), max(0.0, until - now())))

@@ -12,8 +12,10 @@ synced, linked to its own name, which fails where that exists, and the folder is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import time
 import unicodedata
 import uuid
@@ -29,6 +31,8 @@ from ._time import parse, text
 _FORMAT = 1
 # No file of ours is longer, in bytes.
 _LONGEST = 64 << 10
+# A key that is forgotten as often between two looks is no key.
+_TRIES = 100
 # A file that was being written so many seconds ago is what a crash left.
 _LEFT_BEHIND = 3600
 _NAME_CONTEXT = "onlyonce-client 1 name of a file"
@@ -146,7 +150,7 @@ class KeyFolder:
         """
         check_action(action)
         file = self.key_file(action)
-        while True:
+        for _ in range(_TRIES):
             kept = self.look(action)
             if kept is not None:
                 # Who made it may not have come to sync the folder yet, and it is about to be sent.
@@ -170,6 +174,7 @@ class KeyFolder:
                 written.unlink()
             self._sync()
             return Taken(fresh, True, None)
+        raise _damaged(file, "it comes and goes")
 
     def note(self, action: str, key: str, note: Note) -> None:
         """Keeps what the server said under `key`, in place of what it said before.
@@ -272,11 +277,20 @@ def _checked(kept: Mapping[str, Any]) -> bytes:
 def _read(file: Path, names: List[str]) -> Optional[Dict[str, Any]]:
     """What the file keeps, with its members in this order; None where there is none."""
     try:
-        with open(file, "rb") as source:
-            content = source.read(_LONGEST)
+        # A link that leads nowhere is there, though nothing can be read; a pipe would be waited for.
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise _damaged(file, "it is no regular file")
+            # The whole of a regular file, which is much shorter.
+            content = os.read(handle, _LONGEST)
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _damaged(file, "it is a link") from None
         raise _cannot("read", file, error) from error
     try:
         found: Any = json.loads(content)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type, Ty
 from . import _errors as errors
 from ._flows import to_json
 from ._operation import AsyncOperation, Operation
-from ._time import Span
+from ._time import Span, seconds, window_text
 
 if TYPE_CHECKING:
     from ._client import AsyncClient, Client
@@ -66,12 +66,21 @@ def once(
         on_unknown: ``"rerun"`` runs it again where nobody knows whether it ran: twice perhaps.
         namespace: Where the key is unique, within the tenant.
         name: What it is called in lists and as a part of the input; the function's own name unless said.
-        did_not_run: Exceptions that say that nothing ran, beside `DidNotRun`.
+        did_not_run: Exceptions that say that nothing ran, beside `DidNotRun`. Raised by the function itself: an error
+            of this package never says so, nor anything that comes after its result.
+
+    Raises, here already:
+        ValueError: A span of time is none, or a constant key is one for all arguments.
 
     Raises, when the function is called:
         Unknown, KeyReused, InFlight, NothingRan, LeaseOver, Refused, Unavailable: nothing ran here.
         NotRecorded: it ran here, and its result is not recorded; the cause says why.
     """
+
+    for span in (wait, lease):
+        seconds(span)
+    if window is not None:
+        window_text(window)
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         called = name or function.__name__

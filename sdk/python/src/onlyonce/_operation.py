@@ -9,7 +9,7 @@ import logging
 import threading
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Awaitable, Callable, Mapping, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Awaitable, Callable, Mapping, Optional, Set, Tuple, Type, TypeVar, Union
 
 from . import _errors as errors
 from . import _flows as flows
@@ -68,6 +68,7 @@ class _Base:
         self._claim: Optional[Claim] = None
         self._began = False
         self._settled = False
+        self._has_result = False
         self._token: Optional[contextvars.Token[_Base]] = None
         self.id: str = ""
         """The operation's id: pass it on as the key of what you call, where that honours keys."""
@@ -113,6 +114,20 @@ class _Base:
             raise RuntimeError(f"{self.key} is settled already")
         return self._claim
 
+    def _completing(self) -> Claim:
+        """The claim, now that there is a result: from here on nothing says any more that nothing ran."""
+        claim = self._open()
+        self._has_result = True
+        return claim
+
+    def _says_that_it_did_not_run(self, error: Optional[BaseException]) -> bool:
+        # An error of this package is about recording, or about another operation.
+        is_ours = isinstance(error, errors.OnlyonceError)
+        if self._has_result or is_ours or not isinstance(error, self._did_not_run):
+            return False
+        # Once it is said of one operation, it says nothing of one around it.
+        return not hasattr(error, _SAID_OF)
+
     def _leave(self) -> None:
         if self._token is not None:
             _current.reset(self._token)
@@ -127,8 +142,7 @@ class _Base:
         if is_unheard or self.lost is not None:
             # There is nobody to tell it to: the lease has ended it, or will.
             return None
-        if isinstance(error, self._did_not_run) and not hasattr(error, _SAID_OF):
-            # Once it is said of this operation, it says nothing of one around it.
+        if self._says_that_it_did_not_run(error):
             setattr(error, _SAID_OF, self.id)
             return flows.release(self._claim, self._retry)
         if error is None:
@@ -166,7 +180,7 @@ class Operation(_Base):
 
     def complete(self, result: Any, *, metered: Optional[Mapping[str, Any]] = None) -> None:
         """Records `result`. Raises as `Client.complete` does; after ResultTooLarge try a shorter one."""
-        self._run(flows.complete(self._open(), result, self._window, metered, self._retry))
+        self._run(flows.complete(self._completing(), result, self._window, metered, self._retry))
         self._end(result)
 
     def release(self) -> None:
@@ -210,6 +224,10 @@ class Operation(_Base):
                 continue
 
 
+# What is still to be given back; a loop keeps no tasks by itself.
+_giving_back: Set[asyncio.Future[None]] = set()
+
+
 class AsyncOperation(_Base):
     """An operation for ``async with``. Made by `AsyncClient.operation`; the same as `Operation`."""
 
@@ -217,17 +235,41 @@ class AsyncOperation(_Base):
         super().__init__(asked, how)
         self._run = run
         self._beats: Optional[asyncio.Task[None]] = None
+        self._is_gone = False
 
     async def __aenter__(self) -> AsyncOperation:
         self._begin_once()
-        self._enter(await self._run(flows.acquire(self._asked, self._wait, self._retry)))
+        begins = flows.acquire(self._asked, self._wait, self._retry, is_gone=lambda: self._is_gone)
+        beginning = asyncio.ensure_future(self._run(begins))
+        try:
+            # A request that is on its way may be granted, whoever has given up by then.
+            found = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            self._is_gone = True
+            giving_back = asyncio.ensure_future(self._give_back(beginning))
+            _giving_back.add(giving_back)
+            giving_back.add_done_callback(_giving_back.discard)
+            raise
+        self._enter(found)
         if self._claim is not None:
             self._beats = asyncio.ensure_future(self._beat(self._claim))
         return self
 
+    async def _give_back(self, beginning: asyncio.Future[Union[Claim, Replay]]) -> None:
+        """Nothing runs for whoever has given up, so a claim that comes is released."""
+        try:
+            found = await beginning
+        except Exception:
+            return
+        if isinstance(found, Claim):
+            try:
+                await self._run(flows.release(found, self._retry))
+            except errors.OnlyonceError as unsaid:
+                self._unsaid(unsaid)
+
     async def complete(self, result: Any, *, metered: Optional[Mapping[str, Any]] = None) -> None:
         """See `Operation.complete`."""
-        await self._run(flows.complete(self._open(), result, self._window, metered, self._retry))
+        await self._run(flows.complete(self._completing(), result, self._window, metered, self._retry))
         self._end(result)
 
     async def release(self) -> None:

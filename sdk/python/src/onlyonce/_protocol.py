@@ -127,7 +127,7 @@ def said(response: Response) -> Said:
     """Reads a refusal. What cannot be read still has its status."""
     try:
         document: Any = json.loads(response.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         document = {}
@@ -292,6 +292,13 @@ def _body(response: Response) -> Dict[str, Any]:
         body = json.loads(response.body)
     except ValueError:
         body = None
+    except RecursionError:
+        raise errors.Refused(
+            "The result is nested too deep to be read here.",
+            "It ran, and what is recorded stays.",
+            "Read it elsewhere, as with `onlyonce keys show`, and have workers complete with flatter results.",
+            response.status,
+        ) from None
     if not isinstance(body, dict):
         raise _unreadable(response)
     return body

@@ -37,6 +37,21 @@ def span_text(span: Span) -> str:
     return f"{round(seconds(span) * 1000)}ms"
 
 
+# What the gateway takes, in seconds.
+_SHORTEST_WINDOW, _LONGEST_WINDOW = 0.001, 3650 * 86400.0
+
+
+def window_text(span: Span) -> str:
+    """The span for which a result answers, as the gateway reads it: checked before anything runs.
+
+    Raises:
+        ValueError: It is no span of time, or none that a result can answer for.
+    """
+    if not _SHORTEST_WINDOW <= seconds(span) <= _LONGEST_WINDOW:
+        raise ValueError(f"a window cannot be {span!r}: a result answers for 1ms to 3650d")
+    return span_text(span)
+
+
 def parse(text: str) -> datetime:
     """The moment that `text` names in RFC 3339.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type, TypedDict, Union
 from urllib.parse import quote
 
@@ -46,19 +46,42 @@ class ToolCall:
         Objects of the official SDKs and dictionaries are the same here.
 
         Raises:
-            ValueError: It is none of them, or its arguments are not JSON.
+            BadToolCall: Its arguments are not JSON.
+            ValueError: It is none of them.
         """
         kind = _field(asked, "type")
         if kind == "tool_use":
             return cls(_field(asked, "id"), _field(asked, "name"), _field(asked, "input"), "anthropic")
         if kind == "function_call":
-            arguments = _arguments(_field(asked, "arguments"))
-            return cls(_field(asked, "call_id"), _field(asked, "name"), arguments, "responses")
+            call = cls(_field(asked, "call_id"), _field(asked, "name"), _field(asked, "arguments"), "responses")
+            return call._parsed()
         function = _field(asked, "function")
         if function is not None:
-            arguments = _arguments(_field(function, "arguments"))
-            return cls(_field(asked, "id"), _field(function, "name"), arguments, "chat")
+            call = cls(_field(asked, "id"), _field(function, "name"), _field(function, "arguments"), "chat")
+            return call._parsed()
         raise ValueError(f"this is no tool call of OpenAI's and no tool_use block of Anthropic's: {asked!r}")
+
+    def _parsed(self) -> ToolCall:
+        """The same with its arguments as JSON, of a dialect that writes them as text."""
+        text = self.arguments
+        if not isinstance(text, str):
+            return self
+        try:
+            return replace(self, arguments=json.loads(text) if text.strip() else {})
+        except (ValueError, RecursionError) as error:
+            raise self.bad(f"the arguments of {self.name} are not JSON ({error}): {text[:200]!r}") from None
+
+    def bad(self, why: str) -> errors.BadToolCall:
+        """The error that says to you and to the model that it asked for what cannot be done."""
+        told = self.answer(f"Nothing was done: {why}")
+        if self.dialect == "anthropic":
+            told["is_error"] = True
+        return errors.BadToolCall(
+            f"Tool call {self.id} cannot be made: {why}.",
+            "Nothing ran, and no operation was begun.",
+            "Hand the answer of this error to the model, which can correct itself.",
+            told,
+        )
 
     def answer(self, result: Any) -> Dict[str, Any]:
         """`result` as the message or block that the model is given."""
@@ -72,15 +95,6 @@ class ToolCall:
 
 def _field(of: Any, name: str) -> Any:
     return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
-
-
-def _arguments(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    try:
-        return json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        raise ValueError(f"the model's arguments are not JSON ({error}): {text!r}") from None
 
 
 class _Base:
@@ -103,8 +117,11 @@ class _Base:
     def _asked(self, step: Step, call: ToolCall) -> Any:
         if not call.id:
             raise ValueError(f"the call of {call.name} has no id, so it cannot be told from another one")
-        if call.name not in self._tools:
-            raise LookupError(f"there is no tool {call.name!r}; there are {', '.join(sorted(self._tools))}")
+        tool = self._tools.get(call.name)
+        if tool is None:
+            raise call.bad(f"there is no tool {call.name!r}; there are {', '.join(sorted(self._tools))}")
+        # What cannot be called at all must not leave an operation of which nobody knows.
+        _check_arguments(tool, call)
         said = {"tool": call.name, "arguments": call.arguments}
         return self._begin(self.key(step, call.id), input=said, name=call.name, **self._options)
 
@@ -118,10 +135,19 @@ class _Base:
         )
 
 
-def _given(arguments: Any) -> Dict[str, Any]:
-    if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments of a tool are an object, and not {arguments!r}")
-    return arguments
+def _check_arguments(tool: Tool, call: ToolCall) -> None:
+    """Raises BadToolCall where `tool` cannot be called with the arguments of `call`."""
+    if not isinstance(call.arguments, dict):
+        raise call.bad(f"the arguments of {call.name} are not an object: {call.arguments!r}")
+    try:
+        signature = inspect.signature(tool)
+    except (TypeError, ValueError):
+        # Some that are not written in Python have none.
+        return
+    try:
+        signature.bind(**call.arguments)
+    except TypeError as error:
+        raise call.bad(f"the arguments do not fit {call.name}{signature}: {error}") from None
 
 
 class Tools(_Base):
@@ -141,13 +167,21 @@ class Tools(_Base):
 
         Raises:
             ToolCallChanged: The same call was made with another tool or other arguments.
-            LookupError: There is no such tool.
+            BadToolCall: There is no such tool, or the arguments do not fit it. Nothing was begun.
             Whatever a ``@once`` function raises.
         """
         return self._call(step, ToolCall(call_id, name, dict(arguments)))
 
     def answer(self, step: Step, asked: Any) -> Dict[str, Any]:
-        """Does what the model asked for, and returns the message or block to answer it with. Raises as `call` does."""
+        """Does what the model asked for, and returns the message or block to answer it with. Raises as `call` does.
+
+        ::
+
+            try:
+                messages.append(tools.answer(step, call))
+            except onlyonce.BadToolCall as error:
+                messages.append(error.answer)
+        """
         call = ToolCall.of(asked)
         return call.answer(self._call(step, call))
 
@@ -156,7 +190,7 @@ class Tools(_Base):
         try:
             with operation:
                 if not operation.replayed:
-                    record(operation, self._tools[call.name](**_given(call.arguments)))
+                    record(operation, self._tools[call.name](**call.arguments))
         except errors.KeyReused as error:
             if operation.id:
                 # It is of something that the tool itself has called.
@@ -182,7 +216,7 @@ class AsyncTools(_Base):
         try:
             async with operation:
                 if not operation.replayed:
-                    result = self._tools[call.name](**_given(call.arguments))
+                    result = self._tools[call.name](**call.arguments)
                     await record_async(operation, await result if inspect.isawaitable(result) else result)
         except errors.KeyReused as error:
             if operation.id:

@@ -6,7 +6,7 @@ use onlyonce_core::{
 
 use super::{Attempt, Chore, Gateways, Stage, What, response};
 use crate::{
-    KEYS, LEASE, OWNERS, RETENTION, WINDOW,
+    KEYS, LEASE, OWNERS, RETENTION, WINDOW, number_of,
     reference::By,
     world::{Ack, Write},
 };
@@ -105,14 +105,19 @@ impl Gateways {
             return;
         };
         let removes = record.state.name() == StateName::Completed;
+        let seen = record.clone();
         let what = match self.world.random.below(4) {
             0 | 1 if lease_passed => What::Expire,
             0 if removes => What::OperatorRemoves,
             2 => What::OperatorSaysNo,
-            3 => What::OperatorKnows(self.new_answer()),
+            3 => {
+                let at = self.world.reference.elapsed();
+                self.judge.known(key, number_of(&seen.fingerprint), at);
+                self.answers += 1;
+                What::OperatorKnows(self.answers)
+            }
             _ => return,
         };
-        let seen = record.clone();
         self.world.note(|| {
             let (state, fence) = (seen.state.name(), seen.fence());
             format!("somebody has seen {state}, {fence:?}")
@@ -132,6 +137,9 @@ impl Gateways {
         let index = self.world.random.below(self.chores.len());
         let chore = self.chores.swap_remove(index);
         let (gateway, key, seen) = (chore.gateway, chore.key, chore.seen.fence());
+        if let What::OperatorRemoves | What::OperatorSaysNo = chore.what {
+            self.judge.ruled(key, self.world.reference.elapsed());
+        }
         if let What::OperatorRemoves = chore.what {
             self.world.remove(gateway, key, &chore.seen);
             return;
@@ -197,8 +205,16 @@ impl Gateways {
 
     pub(super) fn gateway_dies(&mut self) {
         let number = self.world.random.below(OWNERS);
-        let old = self.gateways[number].owner;
-        self.dead.push(old);
+        self.dies(number);
+        self.world.coverage.count("a gateway dies");
+        // The embedded store's next life knows at once that the one before it is gone (L3).
+        if !self.world.model.shared && self.world.random.chance(50) {
+            self.settles_what_was_left(number, KEYS);
+        }
+    }
+
+    fn dies(&mut self, number: usize) {
+        self.dead.push(self.gateways[number].owner);
         self.gateways[number].owner = 10 * (self.dead.len() as u64 + 1) + number as u64;
         self.gateways[number].claiming = [false; KEYS];
         self.world.forget_memory(number);
@@ -207,39 +223,62 @@ impl Gateways {
                 attempt.stage = Stage::Done;
             }
         }
-        self.world.coverage.count("a gateway dies");
         self.world.note(|| format!("gateway {number} dies"));
-        // The embedded store's next life knows at once that the one before it is gone (L3).
-        if !self.world.model.shared && self.world.random.chance(50) {
-            self.marks_the_claims_of(number, old);
+    }
+
+    /// The disk takes what waits for it, or the power goes.
+    pub(super) fn disk_goes_on(&mut self) {
+        match self.world.random.chance(96) {
+            true => self.world.serve(),
+            false => self.power_is_cut(),
         }
     }
 
-    pub(super) fn marks_the_claims_of(&mut self, gateway: usize, dead: u64) {
-        for key in 0..KEYS {
+    /// What the disk has not is gone, and every process with it. The next life settles what was left, and may be
+    /// cut off over it.
+    fn power_is_cut(&mut self) {
+        self.world.power_is_cut();
+        for number in 0..OWNERS {
+            self.dies(number);
+        }
+        while self.world.random.chance(30) {
+            self.world.coverage.count("a recovery is cut off");
+            let keys = self.world.random.below(KEYS);
+            self.settles_what_was_left(0, keys);
+            self.dies(0);
+        }
+        self.settles_what_was_left(0, KEYS);
+    }
+
+    /// A new life marks the claims of those before it, under the first `keys` keys. What workers hold is not
+    /// theirs.
+    fn settles_what_was_left(&mut self, gateway: usize, keys: usize) {
+        for key in 0..keys {
             let now = self.world.now;
             let Some(record) = self.world.counting(key).cloned() else {
                 continue;
             };
-            let fence = record.fence();
-            if matches!(record.state, State::InFlight { owner, .. } if owner.number() == dead) {
-                let reason = UnknownReason::OwnerDied;
-                let raise = self.world.raise();
-                let next = transition::expire(Some(&record), fence, reason, now, raise);
-                let by = By::Expiry {
-                    owner_is_dead: true,
-                };
-                self.world.coverage.count("a dead owner's claim is marked");
-                self.world.write(Write {
-                    gateway,
-                    key,
-                    base: Some(&record),
-                    record: &next.expect("it runs"),
-                    by,
-                    read_at: now,
-                    waits: false,
-                });
+            let State::InFlight { owner, .. } = record.state else {
+                continue;
+            };
+            if !self.dead.contains(&owner.number()) {
+                continue;
             }
+            let (fence, reason) = (record.fence(), UnknownReason::OwnerDied);
+            let raise = self.world.raise();
+            let next = transition::expire(Some(&record), fence, reason, now, raise);
+            self.world.coverage.count("a dead owner's claim is marked");
+            self.world.write(Write {
+                gateway,
+                key,
+                base: Some(&record),
+                record: &next.expect("it runs"),
+                by: By::Expiry {
+                    owner_is_dead: true,
+                },
+                read_at: now,
+                waits: false,
+            });
         }
     }
 

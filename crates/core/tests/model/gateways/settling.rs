@@ -115,10 +115,19 @@ impl Gateways {
         match settlement {
             Settlement::Completed(answer) => {
                 self.world.reference.saw_the_end(token.id, answer);
+                self.is_told(index, answer);
                 self.tell(index, "executed")
             }
-            Settlement::Released(ReleaseReason::NotSent) => self.tell(index, "told not sent"),
-            Settlement::Released(_) => self.tell(index, "given the answer that it did not run"),
+            Settlement::Released(reason) => {
+                self.judge.told_that_nothing_ran(index);
+                self.tell(
+                    index,
+                    match reason {
+                        ReleaseReason::NotSent => "told not sent",
+                        _ => "given the answer that it did not run",
+                    },
+                )
+            }
             Settlement::Lost(_) => self.tell(index, "told unknown"),
             Settlement::LostForNow(line) => {
                 self.tell(index, "told unknown for now");

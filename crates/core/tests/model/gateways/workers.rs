@@ -24,13 +24,13 @@ impl Gateways {
     /// A worker is at it.
     pub(super) fn works(&mut self, index: usize, own: Own, line: usize, roll: usize) -> Stage {
         let (fate, report) = match roll {
-            0..40 => (Fate::Ran, Some(Report::Completed(self.new_answer()))),
+            0..40 => (Fate::Ran, Some(Report::Completed(self.new_answer(line)))),
             40..50 => (Fate::DidNotRun, Some(Report::DidNotRun)),
             50..60 => (Fate::Ran, Some(Report::CannotSay)),
             60..70 => (Fate::Ran, None),
             _ => return Stage::Sent(own, line),
         };
-        self.world.reference.decided(line, fate);
+        self.decided(line, fate);
         match report {
             Some(report) => Stage::Reporting(own.token, report),
             None => self.tell(index, "a worker dies"),

@@ -39,6 +39,24 @@ impl World {
         }
     }
 
+    /// The power goes. Of what was on its way to the disk, only the first writes are there.
+    pub fn power_is_cut(&mut self) {
+        self.coverage.count("the power is cut");
+        let under_way = std::mem::take(&mut self.wire);
+        let kept = self.random.below(under_way.len() + 1);
+        if kept < under_way.len() {
+            self.coverage.count("the power takes what was not synced");
+        }
+        self.note(|| {
+            format!(
+                "the power is cut: {kept} of {} writes are kept",
+                under_way.len()
+            )
+        });
+        self.commits(&under_way[..kept], false);
+        self.late.clear();
+    }
+
     fn line_is_cut(&mut self) {
         let gateway = self.random.below(OWNERS);
         self.lines[gateway].cut = true;

@@ -115,12 +115,17 @@ impl World {
         if self.lines[self.wire[at].gateway].cut {
             return;
         }
-        let batch = self.batch(at);
+        let batch = match self.model.shared {
+            true => self.batch(at),
+            // The disk takes them in order, as many as wait at that moment.
+            false => self.wire.drain(..=at).collect(),
+        };
         if batch.len() > 1 {
             self.coverage.count("a batch holds several writes");
         }
         let roll = match self.faults {
-            true => self.random.below(100),
+            true if self.model.shared => self.random.below(100),
+            true => self.random.below(75),
             false => 0,
         };
         match roll {

@@ -19,7 +19,8 @@ use crate::control::desk::Desk;
 
 /// A lease is short enough for a dead worker to be found out, and long enough to be renewed in time.
 const LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3_600);
-const WINDOWS: RangeInclusive<Duration> =
+/// For how long a result may answer.
+pub(crate) const WINDOWS: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(10 * 365 * 86_400);
 /// Characters of a name, a namespace, a nonce, or a word about what was used.
 const WORD_MAX: usize = 255;

@@ -33,7 +33,7 @@ pub const FILE_HEADER: usize = 44;
 pub const BLOCK_HEADER: usize = 73;
 const FILE_MAGIC: &[u8; 8] = b"1ONCEBOK";
 /// Not in any text.
-const BLOCK_MAGIC: [u8; 4] = [0xff, 0xb0, 0x0c, 0x01];
+pub const BLOCK_MAGIC: [u8; 4] = [0xff, 0xb0, 0x0c, 0x01];
 /// The format of book files that this program writes.
 pub const FORMAT: u32 = 1;
 /// The most that a body unpacks to.

@@ -20,6 +20,8 @@
 
 mod block;
 mod cells;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod kept;
 mod open;
 mod read;

@@ -1,10 +1,9 @@
-//! `cargo xtask exports`: `kill -9` at random points under load, while each operation is told to a
+//! `kill -9` at random points under load, while each operation is told to a
 //! receiver that fails at random; what that was told is compared with the ledger and the upstream.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::ops::AddAssign;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -14,17 +13,24 @@ use anyhow::{Context, Result, bail};
 use onlyonce_testkit::{Manner, Receiver};
 use serde_json::Value;
 
-use crate::args::Args;
-use crate::command::{Progress, headline, target_dir};
+use super::{Batch, Campaign, Done, Ended};
+use crate::command::{Progress, target_dir};
 use crate::faults::client::ask;
-use crate::faults::gateway::{Setup, binary};
+use crate::faults::gateway::Setup;
 use crate::faults::history::{History, Violation};
 use crate::faults::kills::{Kills, settle_twice};
 use crate::faults::load::{Load, Shared, Target};
 use crate::faults::random::{Random, hash};
 use crate::faults::script::{Script, Used};
 use crate::faults::upstream::{Ledger, Upstream, lock};
-use crate::torture::conclude;
+
+/// The campaign.
+pub const CAMPAIGN: Campaign = Campaign {
+    name: "exports",
+    about: "kill -9 and a sink that fails: what it was told is the ledger and what the upstream gave, to the token",
+    targets: &[],
+    batch,
+};
 
 /// How many clients send at once: few, so that there are many kills before all is sent.
 const CLIENTS: u64 = 3;
@@ -39,60 +45,38 @@ const FAULTY_TIMES: usize = 4;
 /// that meets a fault each time.
 const SILENCE: Duration = Duration::from_secs(40);
 
-/// What a campaign is told.
-pub struct Plan {
-    /// How many operations are begun at least.
-    pub operations: u64,
-    /// What the random choices follow from.
-    pub seed: u64,
-    /// The gateway.
-    pub binary: PathBuf,
-}
+/// How many operations a batch begins at least.
+const OPERATIONS: u64 = 2_000;
 
-/// Runs the campaign that the command line asks for.
-pub fn run(mut args: Args) -> Result<()> {
-    let operations = args.value("--operations")?.unwrap_or(10_000);
-    let seed = args.value("--seed")?.unwrap_or(1);
-    let named = args.value::<PathBuf>("--binary")?;
-    let release = args.flag("--release");
-    args.finish()?;
-    campaign(&Plan {
-        operations,
-        seed,
-        binary: binary(named, release)?,
-    })
-}
-
-/// Runs one campaign; an error if anything differs.
-pub fn campaign(plan: &Plan) -> Result<()> {
-    headline(&format!(
-        "exports: {} operations, kill -9 and a faulty receiver, seed {}",
-        plan.operations, plan.seed
-    ));
+/// One seed.
+fn batch(batch: &Batch<'_>) -> Result<Ended> {
+    let seed = batch.from;
     let folder = target_dir().join(format!("exports-{}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
 
     let upstream = Upstream::start()?;
-    let seed = plan.seed;
     let receiver = Receiver::with(move |id, before| manner(seed, id, before));
     let setup = Setup {
-        binary: plan.binary.clone(),
+        binary: batch.gateway.path()?,
         config: folder.join("onlyonce.toml"),
         data: folder.join("data"),
         upstream: upstream.address(),
+        server: String::new(),
         more: telling(&receiver),
+        environment: Vec::new(),
     };
     let shared = Shared {
         target: Target::default(),
         history: Arc::new(Mutex::new(History::default())),
         next_key: Arc::new(AtomicU64::new(0)),
+        reach: u64::MAX,
         seed,
     };
 
     let mut kills = Kills::new(seed, LONGEST_LIFE);
     let load = Load::start(&shared, CLIENTS);
-    let all_sent = || shared.next_key.load(Ordering::SeqCst) >= plan.operations;
+    let all_sent = || shared.next_key.load(Ordering::SeqCst) >= OPERATIONS;
     let killed = kills.until(all_sent, &setup, &shared);
     shared.target.set(None);
     load.stop();
@@ -101,28 +85,33 @@ pub fn campaign(plan: &Plan) -> Result<()> {
 
     let last = settle_twice(&setup, &shared, kills.generation, CLIENTS)?;
     let mut history = lock(&shared.history);
-    let (completed, unknown) = history.outcomes();
+    let (completed, _) = history.outcomes();
     let books = catch_up(last.control, &receiver, completed)?;
     drop(last);
 
     history.check_ledger(&upstream.ledger());
     let told = compare(&mut history, &upstream.ledger(), &receiver, &books);
-    println!(
-        "   {} kills ({} during start-up); {} keys: {completed} completed, {unknown} unknown; \
-         {} events told ({told_between_kills} before the last kill) in {} requests; \
-         {} input and {} output tokens, {} nanodollars; {} violations",
-        kills.count,
-        kills.early,
-        history.keys().len(),
-        told.operations,
-        receiver.came_in_all(),
-        told.used.input,
-        told.used.output,
-        told.used.nanos,
-        history.violations.len()
-    );
-    conclude(&history, completed)?;
-    fs::remove_dir_all(&folder).context("cannot remove the campaign's folder")
+    let mut figures = history.figures()?;
+    figures.add_all(&kills.figures());
+    for (name, number) in [
+        ("events told", told.operations as u64),
+        ("events before the last kill", told_between_kills as u64),
+        ("requests to the sink", receiver.came_in_all() as u64),
+        ("input tokens", u64::try_from(told.used.input)?),
+        ("output tokens", u64::try_from(told.used.output)?),
+        ("nanodollars", u64::try_from(told.used.nanos)?),
+    ] {
+        figures.add(name, number);
+    }
+    let violations = history.violations_of(seed);
+    if violations.is_empty() {
+        fs::remove_dir_all(&folder).context("cannot remove the campaign's folder")?;
+    }
+    Ok(Ended::Done(Done {
+        to: seed + 1,
+        figures,
+        violations,
+    }))
 }
 
 /// What the receiver does with an event that came so often before.

@@ -29,7 +29,10 @@ impl Mounted {
     pub fn mount(disk: Disk, folder: &Path) -> Result<Self> {
         let disk = Arc::new(Mutex::new(disk));
         let mut config = Config::default();
-        config.mount_options = vec![MountOption::FSName("powercut".into()), MountOption::NoAtime];
+        config.mount_options = vec![
+            MountOption::FSName("power-cuts".into()),
+            MountOption::NoAtime,
+        ];
         let session = fuser::spawn_mount(
             Fuse {
                 disk: Arc::clone(&disk),

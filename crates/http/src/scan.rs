@@ -16,7 +16,7 @@ const MAX_EMPTY_LINES: u8 = 4;
 
 /// What is wrong with the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub enum Fault {
     /// They are no well-framed message.
     Malformed(&'static str),
     /// The head is larger than its limit, which is named.
@@ -25,14 +25,16 @@ pub(super) enum Fault {
 
 /// A fault, and how many of the bytes that it was found in stand before the faulty message part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) fault: Fault,
-    pub(super) sound: usize,
+pub struct Found {
+    /// What is wrong.
+    pub fault: Fault,
+    /// How many of the bytes of this [`Scan::feed`] may be read by others.
+    pub sound: usize,
 }
 
 /// Where in a message the bytes stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub enum Place {
     /// Between messages.
     Between,
     /// Inside a head.
@@ -44,7 +46,7 @@ pub(super) enum Place {
 }
 
 /// Follows the framing of one connection.
-pub(super) struct Scan {
+pub struct Scan {
     state: State,
     /// The start of a line whose end has not come yet.
     line: Vec<u8>,
@@ -79,7 +81,9 @@ struct Head {
 }
 
 impl Scan {
-    pub(super) fn new(max_head_bytes: usize, max_fields: usize) -> Self {
+    /// One for a connection. A head of more bytes than `max_head_bytes`, or of more than `max_fields`
+    /// fields, is too large.
+    pub fn new(max_head_bytes: usize, max_fields: usize) -> Self {
         Self {
             state: State::Head,
             line: Vec::new(),
@@ -90,14 +94,15 @@ impl Scan {
     }
 
     /// One that looks at nothing, for a protocol with other frames.
-    pub(super) fn blind() -> Self {
+    pub fn blind() -> Self {
         Self {
             state: State::Blind,
             ..Self::new(0, 0)
         }
     }
 
-    pub(super) fn place(&self) -> Place {
+    /// Where the bytes that came so far end.
+    pub fn place(&self) -> Place {
         match self.state {
             State::Head if self.head.bytes == 0 && self.line.is_empty() => Place::Between,
             State::Head => Place::Head,
@@ -106,8 +111,8 @@ impl Scan {
         }
     }
 
-    /// Takes in the next bytes of the stream.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), Found> {
+    /// Takes in the next bytes of the stream. After a fault there is nothing more to take in.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Found> {
         let mut at = 0;
         let mut sound = 0;
         while at < bytes.len() {

@@ -243,8 +243,8 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::{Image, pieces};
+    use crate::campaign::power_cuts::disk::{Disk, Fault, ROOT, Rules};
     use crate::faults::random::Random;
-    use crate::powercut::disk::{Disk, Fault, ROOT, Rules};
 
     fn name(text: &str) -> &OsStr {
         OsStr::new(text)

@@ -1,0 +1,172 @@
+//! The last word: what the upstream and the clients have seen, and nothing else.
+//!
+//! It knows no record, no epoch and no store. When a seed is over, it goes through the upstream's ledger and
+//! through what each client was told, and panics where that breaks a guarantee: whatever the protocol, its
+//! assertions and the reference believe by then.
+
+use std::time::Duration;
+
+use crate::{
+    KEYS, LAG, WINDOW,
+    models::{Forgets, Model},
+    reference::Fate,
+};
+
+/// No two clocks are further apart than that, where one of them opens a window and the other closes it.
+const SLACK: Duration = Duration::from_secs(2 * LAG.as_secs());
+
+/// A request that the upstream got.
+struct Line {
+    key: usize,
+    fp: u8,
+    /// Whose request it is.
+    attempt: usize,
+    /// Whether the route lets it be sent again.
+    resend: bool,
+    at: Duration,
+    fate: Fate,
+}
+
+/// An answer that somebody made.
+struct Made {
+    key: usize,
+    fp: u8,
+    /// When its request was sent, where the upstream made it.
+    sent: Option<Duration>,
+    at: Duration,
+    /// When a client was told it first.
+    told: Option<Duration>,
+}
+
+/// What is seen from outside. All times are true time since the start.
+#[derive(Default)]
+pub struct Judge {
+    ledger: Vec<Line>,
+    /// By its number, from 1.
+    answers: Vec<Made>,
+    /// When an operator said that an operation did not run, or may run again, by key.
+    rulings: [Vec<Duration>; KEYS],
+}
+
+impl Judge {
+    /// A request reaches the upstream; lines have the numbers of the reference's.
+    pub fn sent(&mut self, key: usize, fp: u8, attempt: usize, resend: bool, at: Duration) {
+        self.ledger.push(Line {
+            key,
+            fp,
+            attempt,
+            resend,
+            at,
+            fate: Fate::Pending,
+        });
+    }
+
+    pub fn decided(&mut self, line: usize, fate: Fate) {
+        self.ledger[line].fate = fate;
+    }
+
+    /// The upstream makes the next answer, to the request in `line`.
+    pub fn answered(&mut self, line: usize, at: Duration) {
+        let Line {
+            key, fp, at: sent, ..
+        } = self.ledger[line];
+        self.answers.push(Made {
+            key,
+            fp,
+            sent: Some(sent),
+            at,
+            told: None,
+        });
+    }
+
+    /// An operator knows the next answer, to the request `fp` under `key`.
+    pub fn known(&mut self, key: usize, fp: u8, at: Duration) {
+        self.answers.push(Made {
+            key,
+            fp,
+            sent: None,
+            at,
+            told: None,
+        });
+    }
+
+    /// An operator says that what ran under `key` did not, or may run again.
+    pub fn ruled(&mut self, key: usize, at: Duration) {
+        self.rulings[key].push(at);
+    }
+
+    /// A client that has asked `fp` under `key` has this whole answer.
+    pub fn told(&mut self, key: usize, fp: u8, answer: u32, at: Duration) {
+        let made = self.answers.get_mut(answer as usize - 1);
+        let made = made.unwrap_or_else(|| panic!("I5: nobody made answer {answer}"));
+        assert_eq!(made.key, key, "I7: the answer of another key");
+        assert_eq!(made.fp, fp, "I6: the answer to another request");
+        made.told.get_or_insert(at);
+    }
+
+    /// The client of `attempt` was told that nothing ran.
+    pub fn told_that_nothing_ran(&self, attempt: usize) {
+        let mut lines = self.ledger.iter().filter(|line| line.attempt == attempt);
+        let ran = lines.any(|line| line.fate != Fate::DidNotRun);
+        assert!(
+            !ran,
+            "I10: the client of attempt {attempt} was told that nothing ran"
+        );
+    }
+
+    /// Goes through all of it.
+    pub fn judge(&self, model: &Model) {
+        if model.forgets == Forgets::TheLatest {
+            // What follows from that is counted by the reference.
+            return;
+        }
+        for key in 0..KEYS {
+            self.judge_executions(key);
+            if model.forgets == Forgets::Nothing {
+                self.judge_answers(key);
+            }
+        }
+    }
+
+    /// I1: what may have run is followed by another execution only where the route resends, after an
+    /// operator's word, or after a window.
+    fn judge_executions(&self, key: usize) {
+        let lines: Vec<_> = self.ledger.iter().filter(|line| line.key == key).collect();
+        for (index, later) in lines.iter().enumerate() {
+            let before = lines[..index].iter();
+            for earlier in before.filter(|line| line.fate != Fate::DidNotRun) {
+                let apart = later.at - earlier.at + SLACK >= WINDOW;
+                let again = later.resend || apart || self.is_ruled(key, earlier.at, later.at);
+                assert!(
+                    again,
+                    "I1: key {key} was sent at {:?} and, as if for the first time, at {:?}",
+                    earlier.at, later.at
+                );
+            }
+        }
+    }
+
+    /// I4: who has an answer, and who has another one, are a window or an operator's word apart.
+    fn judge_answers(&self, key: usize) {
+        let told = |made: &&Made| made.key == key && made.told.is_some();
+        let mut told: Vec<_> = self.answers.iter().filter(told).collect();
+        told.sort_by_key(|made| made.at);
+        for pair in told.windows(2) {
+            let [first, second] = pair else { continue };
+            let begun = second.sent.unwrap_or(second.at);
+            let apart = begun.saturating_sub(first.at) + SLACK >= WINDOW;
+            let is_ruled = self.is_ruled(key, first.at, begun);
+            assert!(
+                apart || is_ruled,
+                "I4: key {key} was answered at {:?}, and otherwise at {:?}",
+                first.told,
+                second.told
+            );
+        }
+    }
+
+    fn is_ruled(&self, key: usize, from: Duration, to: Duration) -> bool {
+        let mut rulings = self.rulings[key].iter();
+        rulings.any(|at| (from..=to).contains(at))
+    }
+}

@@ -1,0 +1,248 @@
+//! Connections that end at every byte of a request and of an answer, one after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use onlyonce_core::StateName;
+use tokio::time::sleep;
+
+use crate::client::{self, Action, Heard, Manner};
+use crate::gateway::Gateway;
+use crate::seed::in_time;
+use crate::upstream::{How, Kind, Plan};
+use crate::world::{Fixed, Temper, World};
+
+const WAYS: [How; 3] = [How::Reset, How::Closed, How::Stalls];
+
+const COUNTED: Kind = Kind::Counted {
+    status: 200,
+    len: 60,
+};
+const EVENTS: Kind = Kind::Events {
+    count: 5,
+    trailers: true,
+};
+
+/// What came of one cut.
+struct Came {
+    /// What the caller heard, and who joined it, and who came when all was over.
+    first: Heard,
+    joined: Heard,
+    later: Heard,
+    /// What the store held before the last one came.
+    state: Option<StateName>,
+    /// Bytes that the upstream saw of each request.
+    seen: Vec<usize>,
+    wrong: Vec<String>,
+}
+
+fn action() -> Action {
+    Action {
+        tenant: 0,
+        key: "k0".to_owned(),
+        route: 0,
+        version: 0,
+        body_len: 60,
+    }
+}
+
+/// One operation over a line that is cut, or whose gateway dies, with a caller of this manner.
+fn cut(takes: usize, exchange: Plan, manner: &Manner) -> Came {
+    in_time(async {
+        let fixed = Fixed { takes, exchange };
+        let world = World::new(0, Temper::default(), Some(fixed), vec![action()], false);
+        let gateway = Gateway::start(&world, 0);
+        let (dying, death) = (Arc::clone(&gateway), Arc::clone(&world));
+        tokio::spawn(async move {
+            death.gateway_dies.notified().await;
+            dying.kill();
+            dying.starts();
+        });
+        let (action, patient) = (action(), Manner::patient());
+        let (first, joined) = tokio::join!(
+            client::attempt(&world, &gateway, &action, manner),
+            follower(&world, &gateway, &action, manner),
+        );
+        sleep(Duration::from_secs(10)).await;
+        let state = world.record(0, "k0").map(|record| record.state.name());
+        let later = client::attempt(&world, &gateway, &action, &patient).await;
+        world.judge_all();
+        let seen = world.ledger(|ledger| ledger.iter().map(|one| one.seen).collect());
+        Came {
+            first,
+            joined,
+            later,
+            state,
+            seen,
+            wrong: world.told().wrong,
+        }
+    })
+}
+
+/// Comes once the first one has begun; nobody, where that does not end its request.
+async fn follower(world: &Arc<World>, gateway: &Gateway, action: &Action, first: &Manner) -> Heard {
+    if first.leaves_sending.is_some() {
+        return Heard::Left;
+    }
+    sleep(Duration::from_millis(1)).await;
+    client::attempt(world, gateway, action, &Manner::patient()).await
+}
+
+/// The bytes of a request as the upstream gets it, and of an answer.
+fn lengths(kind: Kind) -> (usize, usize) {
+    let whole = cut(usize::MAX, answering(kind, None), &Manner::patient());
+    assert_eq!(whole.wrong, [""; 0]);
+    assert!(matches!(whole.first, Heard::Answer(..)));
+    (whole.seen[0], crate::upstream::answer_len(kind))
+}
+
+fn answering(answer: Kind, answer_ends: Option<(usize, How)>) -> Plan {
+    Plan {
+        answer,
+        answer_ends,
+        thinks: Duration::from_millis(10),
+        ..Plan::plain()
+    }
+}
+
+fn problem(heard: &Heard) -> &str {
+    match heard {
+        Heard::Answer(head, _) if head.header("onlyonce-status").is_some() => "an answer",
+        Heard::Answer(head, _) => match head.status() {
+            502 | 504 => match head.header("x-should-retry") {
+                Some("true") => "unreachable",
+                _ => "unknown",
+            },
+            _ => "another problem",
+        },
+        Heard::Broken(Some(_), _) => "broken",
+        Heard::Broken(None, _) => "nothing",
+        Heard::Left => "left",
+        Heard::NoConnection => "no connection",
+    }
+}
+
+/// Nobody knows, and all say so; the upstream saw one request.
+fn expect_unknown(came: &Came, broken: bool, case: &str) {
+    assert_eq!(came.wrong, [""; 0], "{case}");
+    assert_eq!(came.state, Some(StateName::Unknown), "{case}");
+    for heard in [&came.first, &came.joined] {
+        let told = problem(heard);
+        assert!(
+            told == "unknown" || (broken && told == "broken"),
+            "{case}: {told}"
+        );
+    }
+    assert_eq!(problem(&came.later), "unknown", "{case}");
+    assert!(came.seen.len() <= 1, "{case}: {:?}", came.seen);
+}
+
+/// Nothing ran, which is over at once, and whoever comes next runs.
+fn expect_released(came: &Came, case: &str) {
+    assert_eq!(came.wrong, [""; 0], "{case}");
+    assert_eq!(problem(&came.first), "unreachable", "{case}");
+    assert_eq!(problem(&came.joined), "an answer", "{case}");
+    assert_eq!(came.state, Some(StateName::Completed), "{case}");
+}
+
+#[test]
+fn a_cut_at_every_byte_of_a_request_that_was_read_is_unknown() {
+    let (len, _) = lengths(COUNTED);
+    for at in 0..len {
+        for how in WAYS {
+            let plan = Plan {
+                request_ends: Some((at, how)),
+                ..Plan::plain()
+            };
+            let came = cut(usize::MAX, plan, &Manner::patient());
+            // What was written may have been read: that it was not, only the upstream knows.
+            expect_unknown(&came, false, &format!("{how:?} at byte {at} of {len}"));
+            assert_eq!(came.seen.first().copied().unwrap_or(0), at);
+        }
+    }
+}
+
+#[test]
+fn i10_a_line_that_takes_no_byte_releases_and_one_that_takes_any_does_not() {
+    let (len, _) = lengths(COUNTED);
+    for at in 0..len {
+        let came = cut(at, Plan::plain(), &Manner::patient());
+        let case = format!("{at} of {len} bytes were taken");
+        match at {
+            0 => expect_released(&came, &case),
+            _ => expect_unknown(&came, false, &case),
+        }
+    }
+    let came = cut(len, Plan::plain(), &Manner::patient());
+    assert_eq!(came.wrong, [""; 0]);
+    assert_eq!(problem(&came.first), "an answer");
+}
+
+#[test]
+fn i05_a_cut_at_every_byte_of_an_answer_is_unknown_and_never_a_clean_end() {
+    for kind in [COUNTED, EVENTS] {
+        let (_, len) = lengths(kind);
+        for at in 0..len {
+            for how in WAYS {
+                let plan = answering(kind, Some((at, how)));
+                let came = cut(usize::MAX, plan, &Manner::patient());
+                let case = format!("{kind:?}, {how:?} at byte {at} of {len}");
+                expect_unknown(&came, true, &case);
+            }
+        }
+        let whole = cut(usize::MAX, answering(kind, None), &Manner::patient());
+        assert_eq!(whole.state, Some(StateName::Completed));
+        for heard in [&whole.first, &whole.joined, &whole.later] {
+            assert_eq!(problem(heard), "an answer");
+        }
+    }
+}
+
+#[test]
+fn l3_a_gateway_that_dies_at_any_byte_leaves_an_outcome_that_is_unknown() {
+    for kind in [COUNTED, EVENTS] {
+        let (request_len, answer_len) = lengths(kind);
+        let within = |len| (0..len).map(|at| Some((at, How::GatewayDies)));
+        let asking = within(request_len).map(|request_ends| Plan {
+            request_ends,
+            ..Plan::plain()
+        });
+        let answers = within(answer_len).map(|ends| answering(kind, ends));
+        for plan in asking.chain(answers) {
+            let case = format!("{plan:?}");
+            let came = cut(usize::MAX, plan, &Manner::patient());
+            assert_eq!(came.wrong, [""; 0], "{case}");
+            assert_eq!(came.state, Some(StateName::Unknown), "{case}");
+            let told = problem(&came.first);
+            assert!(["broken", "nothing"].contains(&told), "{case}: {told}");
+            assert_eq!(problem(&came.later), "unknown", "{case}");
+        }
+    }
+}
+
+#[test]
+fn l1_a_caller_that_leaves_at_any_byte_leaves_nothing_half_done() {
+    let len = action().bytes(0).len();
+    for at in 0..=len {
+        let manner = Manner {
+            leaves_sending: Some(at),
+            ..Manner::patient()
+        };
+        let came = cut(usize::MAX, Plan::plain(), &manner);
+        assert_eq!(came.wrong, [""; 0]);
+        // A request that came whole is executed, whoever stays to hear of it.
+        let expected = (at == len).then_some(StateName::Completed);
+        assert_eq!(came.state, expected, "after {at} bytes of {len}");
+        assert_eq!(problem(&came.later), "an answer");
+    }
+    for at in 1..200 {
+        let manner = Manner {
+            leaves_reading: Some(at),
+            ..Manner::patient()
+        };
+        let came = cut(usize::MAX, answering(EVENTS, None), &manner);
+        assert_eq!(came.wrong, [""; 0]);
+        assert_eq!(came.state, Some(StateName::Completed));
+        assert_eq!(problem(&came.joined), "an answer");
+    }
+}

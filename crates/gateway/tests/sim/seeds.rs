@@ -1,0 +1,140 @@
+//! Many seeds, on all cores.
+
+use std::env;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::seed;
+use crate::world::Counts;
+
+/// What each run of the tests takes.
+const USUAL: u64 = 1_000;
+
+/// What a run of at least this many seeds has to meet, each of them.
+const ENOUGH: u64 = 1_000;
+
+const SITUATIONS: &[&str] = &[
+    "attempts: broken in the answer",
+    "attempts: broken without an answer",
+    "attempts: executed",
+    "attempts: joined",
+    "attempts: left",
+    "attempts: no connection",
+    "attempts: refused, another request",
+    "attempts: refused, in flight",
+    "attempts: refused, no store",
+    "attempts: replayed",
+    "attempts: told that it did not run",
+    "attempts: told that nobody knows",
+    "attempts: told that nothing was sent",
+    "exchanges: answered",
+    "exchanges: broken before the answer's head was whole",
+    "exchanges: broken in the answer's body",
+    "exchanges: broken in the request",
+    "exchanges: declined",
+    "gateways: ended",
+    "gateways: killed",
+    "gateways: stood still",
+    "writes: done and not acknowledged",
+    "writes: done later",
+    "writes: lost",
+    "writes: refused",
+];
+
+#[test]
+fn no_seed_breaks_a_guarantee() {
+    if let Some(seed) = number_from("ONLYONCE_SEED") {
+        let told = seed::run(seed, true);
+        println!("{}", told.log.unwrap_or_default().join("\n"));
+        assert_eq!(told.wrong, [""; 0]);
+        return;
+    }
+    let from = number_from("ONLYONCE_FROM").unwrap_or(0);
+    let count = number_from("ONLYONCE_SEEDS").unwrap_or(USUAL);
+    let seconds = number_from("ONLYONCE_SECONDS").unwrap_or(u64::MAX);
+    let (to, counts, failed) = run(from, from + count, seconds);
+    let violations: Vec<String> = failed.iter().map(|seed| tell(*seed)).collect();
+    let did = serde_json::json!({ "to": to, "counts": counts, "violations": violations });
+    // What the harness has begun to write of this test ends here.
+    println!("\n{did}");
+    assert!(failed.is_none(), "a guarantee is broken: see above");
+    if to - from >= ENOUGH {
+        for what in SITUATIONS {
+            let times = counts.get(what).copied().unwrap_or(0);
+            assert!(times >= 10, "{what}: {times} times in all seeds");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log() {
+    let mut distinct = std::collections::HashSet::new();
+    for seed in 0..100 {
+        let first = seed::run(seed, true).log;
+        let second = seed::run(seed, true).log;
+        assert_eq!(first, second, "seed {seed}");
+        assert!(first.as_ref().is_some_and(|log| log.len() > 10));
+        distinct.insert(first);
+    }
+    assert_eq!(distinct.len(), 100, "two seeds gave the same log");
+}
+
+/// Runs seeds from `from` on, up to `end` or until `seconds` are over or one breaks a guarantee: where to go
+/// on, what happened, and which seed that was.
+fn run(from: u64, end: u64, seconds: u64) -> (u64, Counts, Option<u64>) {
+    let until = Instant::now().checked_add(Duration::from_secs(seconds));
+    let (next, failed) = (AtomicU64::new(from), AtomicU64::new(u64::MAX));
+    let counts = Mutex::new(Counts::new());
+    let goes_on =
+        || failed.load(Relaxed) == u64::MAX && until.is_none_or(|until| Instant::now() < until);
+    let work = || {
+        let mut own = Counts::new();
+        while goes_on() {
+            let seed = next.fetch_add(1, Relaxed);
+            if seed >= end {
+                break;
+            }
+            let told = seed::run(seed, false);
+            *own.entry("seeds").or_default() += 1;
+            for (what, times) in told.counts {
+                *own.entry(what).or_default() += times;
+            }
+            if !told.wrong.is_empty() {
+                failed.fetch_min(seed, Relaxed);
+            }
+        }
+        let mut counts = counts.lock().unwrap();
+        for (what, times) in own {
+            *counts.entry(what).or_default() += times;
+        }
+    };
+    let threads = thread::available_parallelism().map_or(2, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let failed = Some(failed.into_inner()).filter(|seed| *seed != u64::MAX);
+    (
+        next.into_inner().min(end),
+        counts.into_inner().unwrap(),
+        failed,
+    )
+}
+
+/// Prints the log of a seed, and says what was wrong in it.
+fn tell(seed: u64) -> String {
+    let told = seed::run(seed, true);
+    println!("{}", told.log.unwrap_or_default().join("\n"));
+    format!("seed {seed}: {}", told.wrong.join("; "))
+}
+
+fn number_from(name: &str) -> Option<u64> {
+    let value = env::var(name).ok()?;
+    let digits = value.replace(['_', ','], "");
+    let number = digits.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}

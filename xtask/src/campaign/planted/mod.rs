@@ -1,0 +1,216 @@
+//! Bugs are planted, one at a time, and the tests have to catch each.
+//!
+//! A test that cannot fail proves nothing. So each bug of [`Bug::ALL`] names the tests that must fail with it
+//! (`hunters`); they run with the bug, and without any, where they must pass.
+
+mod hunters;
+mod programs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Result, bail};
+use onlyonce_core::planted::Bug;
+
+use super::figures::Figures;
+use super::{Batch, Binary, Campaign, Done, Ended, short};
+use crate::args::Args;
+use crate::page::Part;
+use hunters::{Hunter, Program, SEEDS, hunters};
+use programs::{Programs, Ran, Seeds};
+
+/// The campaign.
+pub const CAMPAIGN: Campaign = Campaign {
+    name: NAME,
+    about: "bugs are planted, one at a time, and the tests have to catch each within their budget",
+    targets: &[(20, "bugs caught")],
+    batch,
+};
+
+const NAME: &str = "planted";
+
+/// Where the page shows the bugs.
+pub const PART: Part = Part {
+    begin: "<!-- planted bugs: written by `cargo xtask campaign --docs` -->\n",
+    end: "<!-- /planted bugs -->\n",
+};
+
+/// How many seeds of the model a bug may take, over each kind of store.
+const SEEDS_A_STORE: u64 = 20_000;
+
+/// How many run at the same time.
+const AT_ONCE: usize = 2;
+
+/// `cargo xtask planted`.
+pub fn run(args: Args) -> Result<()> {
+    args.finish()?;
+    short(NAME, &Binary::new(None, false)).map(drop)
+}
+
+/// Hunts every bug, in other seeds each time.
+fn batch(batch: &Batch<'_>) -> Result<Ended> {
+    let programs = Programs::build()?;
+    let seeds = Seeds {
+        from: (batch.from - 1) * SEEDS_A_STORE,
+        number: SEEDS_A_STORE,
+    };
+    control(&programs, seeds)?;
+    let cases: Vec<(Bug, Hunter)> = Bug::ALL
+        .iter()
+        .flat_map(|&bug| hunters(bug).into_iter().map(move |hunter| (bug, hunter)))
+        .collect();
+    let verdicts = in_parallel(&cases, |&(bug, hunter)| {
+        Verdict::of(hunter, programs.run(&[hunter], Some(bug), seeds))
+    });
+    let mut violations = Vec::new();
+    let mut escaped = BTreeSet::new();
+    for ((bug, _), verdict) in cases.iter().zip(verdicts) {
+        let name = bug.name();
+        match verdict {
+            Verdict::Caught(by) => println!("   {name:<28} caught by {by}"),
+            Verdict::Escaped(from) => {
+                escaped.insert(name);
+                violations.push(format!("{name} escapes from {from}"));
+            }
+        }
+    }
+    let caught = Bug::ALL.len() - escaped.len();
+    Ok(Ended::Done(Done {
+        to: batch.from + 1,
+        figures: Figures::from([
+            ("bugs planted", Bug::ALL.len() as u64),
+            ("bugs caught", caught as u64),
+        ]),
+        violations,
+    }))
+}
+
+/// Without a bug, the same tests complain of nothing.
+fn control(programs: &Programs, seeds: Seeds) -> Result<()> {
+    let mut by_program: BTreeMap<Program, BTreeSet<Hunter>> = BTreeMap::new();
+    for hunter in Bug::ALL.iter().flat_map(|&bug| hunters(bug)) {
+        by_program.entry(hunter.program).or_default().insert(hunter);
+    }
+    for (program, hunters) in by_program {
+        let hunters: Vec<_> = hunters.into_iter().collect();
+        let ran = programs.run(&hunters, None, seeds)?;
+        if ran.failed > 0 {
+            bail!("{program:?} complains without a bug:\n{}", ran.output);
+        }
+        println!("   without a bug, {} tests of {program:?} pass", ran.passed);
+    }
+    Ok(())
+}
+
+enum Verdict {
+    /// With how, and what it said.
+    Caught(String),
+    Escaped(String),
+}
+
+impl Verdict {
+    fn of(hunter: Hunter, ran: Result<Ran>) -> Self {
+        match ran {
+            Err(error) => Self::Escaped(format!("{hunter}: {error:#}")),
+            Ok(ran) if ran.failed == 0 => Self::Escaped(hunter.to_string()),
+            Ok(ran) if hunter == SEEDS => Self::Caught(seed_in(&ran.output)),
+            Ok(_) => Self::Caught(hunter.to_string()),
+        }
+    }
+}
+
+/// The seed that caught it, and what it says.
+fn seed_in(output: &str) -> String {
+    let mut lines = output.lines();
+    let mut broken = "?";
+    while let Some(line) = lines.next() {
+        if !line.contains("panicked at") {
+            continue;
+        }
+        let said = lines.next().unwrap_or_default();
+        // It is run once more for its log, right before it is named.
+        if let Some((seed, _)) = said.split_once(" breaks a guarantee") {
+            return format!("{seed}: {broken}");
+        }
+        broken = said;
+    }
+    "the model, which named no seed".to_owned()
+}
+
+/// What `work` gives for each of `cases`, a few at a time, in their order.
+fn in_parallel<C: Sync, T: Send>(cases: &[C], work: impl Fn(&C) -> T + Sync) -> Vec<T> {
+    let next = Mutex::new(cases.iter().enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let take = || next.lock().ok()?.next();
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((index, case)) = take() {
+                    let result = work(case);
+                    if let Ok(mut done) = done.lock() {
+                        done.insert(index, result);
+                    }
+                }
+            });
+        }
+    });
+    done.into_inner()
+        .unwrap_or_default()
+        .into_values()
+        .collect()
+}
+
+/// The bugs, as `docs/reliability.md` shows them.
+pub fn table() -> String {
+    let mut table = String::from("| bug | what it does | caught by |\n|---|---|---|\n");
+    for &bug in Bug::ALL {
+        let hunters = hunters(bug);
+        let by: Vec<_> = hunters
+            .iter()
+            .map(|hunter| match *hunter == SEEDS {
+                true => hunter.to_string(),
+                false => format!("`{hunter}`"),
+            })
+            .collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            table,
+            "| `{}` | {} | {} |",
+            bug.name(),
+            bug.what(),
+            by.join(", ")
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PART, in_parallel, seed_in, table};
+    use crate::page;
+
+    #[test]
+    fn the_page_shows_every_planted_bug() {
+        let page = page::read().unwrap();
+        let written = PART.within(&page, &table()).unwrap();
+        assert!(page == written, "run `cargo xtask campaign --docs`");
+    }
+
+    #[test]
+    fn the_seed_and_what_it_broke_are_found() {
+        let output = "thread 'x' panicked at a.rs:1:\nI8: it was written\n\
+                      thread 'y' panicked at b.rs:1:\nseed 7 over redis breaks a guarantee; it ends so";
+        assert_eq!(seed_in(output), "seed 7 over redis: I8: it was written");
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_their_cases() {
+        let cases: Vec<u64> = (0..50).collect();
+        assert_eq!(
+            in_parallel(&cases, |case| case * 2),
+            cases.iter().map(|c| c * 2).collect::<Vec<_>>()
+        );
+    }
+}
