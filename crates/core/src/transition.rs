@@ -135,6 +135,37 @@ pub fn renew(
     Ok(follow_at(record.epoch.raised(raise), record, state))
 }
 
+/// Takes a worker's claim over: from now on the process `owner` executes what the worker was granted, under
+/// a lease of its own. The claim, and with it the recording, stays what it was. It raises the epoch as
+/// [`renew`] does.
+pub fn take_over(
+    held: Option<&Record>,
+    fence: Fence,
+    owner: OwnerId,
+    now: Timestamp,
+    lease: Duration,
+    raise: NonZero<u32>,
+) -> Result<Record, NotLawful> {
+    let record = fenced(held, fence)?;
+    let State::InFlight {
+        owner: worker,
+        resend_of,
+        ..
+    } = record.state
+    else {
+        return Err(no_arrow(record, StateName::InFlight));
+    };
+    if !worker.is_worker() {
+        return Err(no_arrow(record, StateName::InFlight));
+    }
+    let state = State::InFlight {
+        owner,
+        lease_until: now.after(lease),
+        resend_of,
+    };
+    Ok(follow_at(record.epoch.raised(raise), record, state))
+}
+
 /// What a whole response leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
@@ -350,7 +381,7 @@ pub fn assert_lawful(before: Option<&Record>, after: &Record) {
 /// When a guarantee would be broken: I6 (a running, completed or unknown record keeps its
 /// fingerprint), I7 (and its scope and key), I8 (only the drawn arrows; completed is immutable), I9
 /// (every write raises the epoch, a completion and a release by exactly one; a claim names its own
-/// recording, and every other write keeps the name), I10 (a resend is known as one, and is not
+/// recording, and every other write keeps the name; a process keeps its claim), I10 (a resend is known as one, and is not
 /// released), I11 (the window starts at completion and does not end before it).
 pub fn check_lawful(before: Option<&Record>, after: &Record) -> Result<(), Breach> {
     check_arrow(before.map(Record::standing), after)?;
@@ -366,6 +397,9 @@ pub fn check_lawful(before: Option<&Record>, after: &Record) -> Result<(), Breac
         || format!("I10: {} may have run before it was resent", after.id),
     )?;
     let Some(before) = before else { return Ok(()) };
+    unless(may_own(before, after), || {
+        format!("I9: {} was taken from a process", after.id)
+    })?;
     unless(
         before.scope == after.scope && before.key == after.key,
         || format!("I7: {} changed its scope or key", after.id),
@@ -375,6 +409,16 @@ pub fn check_lawful(before: Option<&Record>, after: &Record) -> Result<(), Breac
         before.state.name() == StateName::Released || before.fingerprint == after.fingerprint,
         || format!("I6: {} changed its fingerprint", after.id),
     )
+}
+
+/// A claim stays with the process that made it; a worker's may be taken over.
+fn may_own(before: &Record, after: &Record) -> bool {
+    match (&before.state, &after.state) {
+        (State::InFlight { owner, .. }, State::InFlight { owner: next, .. }) => {
+            owner == next || owner.is_worker()
+        }
+        _ => true,
+    }
 }
 
 /// Why nobody can say whether an execution before a claim that comes now, or the one that runs,
@@ -455,7 +499,7 @@ pub fn check_arrow(before: Option<Standing>, after: &Record) -> Result<(), Breac
         format!("I9: epoch {:?} after {epoch:?}", after.epoch)
     })?;
 
-    // Only a renewal leaves what is in flight in flight; every other way there is a claim.
+    // A renewal leaves what is in flight in flight, and so does who takes it over; every other way there is a claim.
     let claims = to == InFlight && from != Some(InFlight);
     let claim = before
         .filter(|_| !claims)

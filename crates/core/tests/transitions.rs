@@ -443,6 +443,46 @@ fn i09_a_renewal_and_an_expiry_raise_the_epoch_by_what_they_drew() {
     }
 }
 
+/// `running()` under the claim of a worker.
+fn running_by_a_worker() -> Record {
+    let mut held = running();
+    if let State::InFlight { owner, .. } = &mut held.state {
+        *owner = OwnerId::worker(3);
+    }
+    held
+}
+
+#[test]
+fn i09_a_workers_claim_is_taken_over_as_it_is_and_a_processs_is_not() {
+    let (held, owner) = (running_by_a_worker(), OwnerId::new(9));
+    let raise = NonZero::new(7).expect("not zero");
+    let take =
+        |held: &Record, fence| transition::take_over(Some(held), fence, owner, LATER, LEASE, raise);
+    let taken = take(&held, held.fence()).expect("it is a worker's");
+    let state = State::InFlight {
+        owner,
+        lease_until: LATER.after(LEASE),
+        resend_of: None,
+    };
+    assert_eq!(taken.state, state);
+    assert_eq!(taken.epoch, held.epoch.raised(raise));
+    assert_eq!(taken.recording(), held.recording());
+    assert!(take(&held, taken.fence()).is_err(), "fenced");
+    for other in [taken, running(), completed(), unknown(), released()] {
+        let refused = take(&other, other.fence());
+        assert!(matches!(refused, Err(NotLawful::NoSuchArrow { .. })));
+    }
+}
+
+#[test]
+#[should_panic(expected = "I9")]
+fn i09_the_assertion_refuses_to_take_a_claim_from_a_process() {
+    let before = running();
+    let mut after = next_of(&before, running_by_a_worker());
+    after.claim = before.claim;
+    assert_lawful(Some(&before), &after);
+}
+
 #[test]
 #[should_panic(expected = "I9")]
 fn i09_the_assertion_refuses_a_renewal_that_does_not_raise_the_epoch() {

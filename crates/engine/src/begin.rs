@@ -640,7 +640,7 @@ impl<S: Store> Slot<S> {
     }
 
     /// The claim is durable.
-    fn run(mut self, record: Arc<Record>) -> Arc<Live> {
+    pub(crate) fn run(mut self, record: Arc<Record>) -> Arc<Live> {
         self.done = true;
         self.shared.abandoned.forget(self.live.address);
         self.live.publish(|state| {

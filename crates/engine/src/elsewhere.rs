@@ -5,7 +5,8 @@
 //! the record says how the execution ended (I3, I18).
 //!
 //! So it is with what a worker executes: only its record is ever in the store, and whoever waits for it
-//! here waits by a mirror.
+//! here waits by a mirror. Where this process takes the worker's claim over, the mirror sees what its readers
+//! see.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,8 @@ use onlyonce_core::{
 use onlyonce_store::{Seen, Shown, Store, StoreError, Stored};
 
 use crate::{
-    Kind, Shared,
+    Frame, Kind, Reader, Shared, Start,
+    begin::ticket,
     live::{End, Live, Phase},
     show::ShownHead,
 };
@@ -113,7 +115,12 @@ impl<S: Store> Mirror<S> {
         let mut pause = PAUSE_MIN;
         loop {
             let owner = match self.look().await {
-                Look::Running(owner) => owner,
+                Look::Running(owner) => {
+                    if owner == self.shared.owner {
+                        self.follow_own().await;
+                    }
+                    owner
+                }
                 Look::Completed(stored) => return self.complete(stored).await,
                 Look::Released(reason) => return self.released(reason).await,
                 Look::Unknown(reason) => return End::Unknown(reason),
@@ -135,6 +142,32 @@ impl<S: Store> Mirror<S> {
                 }
             }
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Sees what the readers of this process see of what it executes, until that ends.
+    async fn follow_own(&mut self) {
+        let Some(own) = self.shared.registry.at(self.live.address) else {
+            return;
+        };
+        own.claimed().await;
+        let record = own.state.lock().record.clone();
+        let is_it = |record: &Arc<Record>| record.recording() == self.recording;
+        let Some(record) = record.filter(is_it) else {
+            return;
+        };
+        let mut reader = Reader::live(self.shared.clone(), own, ticket(&record, 1), None);
+        reader.seek(self.live.state.lock().recording.len());
+        if let Start::Response { head, kind } = reader.start().await {
+            self.live.publish(|state| {
+                if state.recording.head.is_none() {
+                    state.recording.set_head(head, kind);
+                }
+            });
+        }
+        // How it ended, the record says.
+        while let Some(Ok(Frame::Data(bytes))) = reader.next().await {
+            self.push(bytes);
         }
     }
 

@@ -8,7 +8,11 @@
 //! ```text
 //! begin_work ──> Execute(Granted) ──> renew_work .. ──> complete_work | release_work | fail_work
 //!            ──> Replay, Join, Refuse                    (with the token that was granted)
+//!                                      take_over ──> Execution
 //! ```
+//!
+//! A worker whose answer is to be seen while it grows sends it to an engine, which takes the claim over and
+//! records it as an execution of its own.
 //!
 //! Every write reads the record, sees whether it is under that very claim, and is a compare-and-set on
 //! what was read. A lost acknowledgement is resolved by looking again (I14): where the claim stands
@@ -25,9 +29,11 @@ use onlyonce_store::{MAX_CHUNK, Shown, Store, StoreError, Stored, Swap, Write};
 use tokio::time::Instant;
 
 use crate::{
-    Begin, Engine, Reader, Refused, Request, RoutePolicy, Shared, Trouble,
-    begin::{Decided, ticket},
+    Begin, Engine, Execution, Reader, Refused, Request, RoutePolicy, Shared, Trouble,
+    admission::Permit,
+    begin::{Decided, Slot, ticket},
     elsewhere::mirror,
+    live::Live,
     write::Backoff,
 };
 
@@ -239,6 +245,8 @@ impl<S: Store> Engine<S> {
         let written = self.shared.write_work(id, token, None, |stored, now| {
             let record = &*stored.record;
             match record.state {
+                // The process that took it over renews it, for as long as it lives (L3).
+                _ if is_taken_over(record) => Step::Stands,
                 State::InFlight { .. } => write(transition::renew(
                     Some(record),
                     record.fence(),
@@ -250,6 +258,46 @@ impl<S: Store> Engine<S> {
             }
         });
         Ok(written.await?.record)
+    }
+
+    /// Takes the claim over: this process records from now on what the worker sends it of its answer, and
+    /// renews the lease. It answers retries for `window` from its completion.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkError`]; [`WorkError::Settled`] with [`StateName::InFlight`] where it was taken over before.
+    pub async fn take_over(
+        &self,
+        id: OperationId,
+        token: &ClaimToken,
+        window: Duration,
+    ) -> Result<Execution<S>, WorkError> {
+        let shared = &self.shared;
+        let mut backoff = Backoff::new(Instant::now() + shared.settings.settle_timeout);
+        // Kept over all tries: whoever comes meanwhile must not take what is in doubt for abandoned.
+        let mut slot = None;
+        let mut doubted = false;
+        loop {
+            if shared.is_stopping() {
+                return Err(Trouble::ShuttingDown.into());
+            }
+            let taken = shared.take_over_now((id, token), &mut slot, doubted);
+            let error = match taken.await {
+                Ok(Some((live, record, permit))) => {
+                    return Ok(Execution::new(shared.clone(), live, record, window, permit));
+                }
+                // Somebody looks at it, or wrote: the next try tells.
+                Ok(None) => StoreError::Unavailable("the operation changes all the time".into()),
+                Err(Unseen::Never(error)) => return Err(error),
+                Err(Unseen::Store(error)) => {
+                    doubted |= matches!(error, StoreError::InDoubt(_));
+                    error
+                }
+            };
+            if matches!(error, StoreError::Full(_)) || !backoff.wait().await {
+                return Err(Trouble::from(error).into());
+            }
+        }
     }
 
     /// Completes with a whole answer, which answers retries for `window` from now on (I11). Also the late
@@ -279,6 +327,7 @@ impl<S: Store> Engine<S> {
         let written = shared.write_work(id, token, last_chunk.clone(), |stored, now| {
             let record = &*stored.record;
             match &record.state {
+                _ if is_taken_over(record) => Step::Not(settled(record)),
                 State::Completed(completed)
                     if completed.head == response.head
                         && completed.chunks == response.chunks
@@ -324,6 +373,7 @@ impl<S: Store> Engine<S> {
         let written = self.shared.write_work(id, token, None, |stored, now| {
             let record = &*stored.record;
             match record.state {
+                _ if is_taken_over(record) => Step::Not(settled(record)),
                 State::Released { reason: held, .. } if held == reason => Step::Stands,
                 State::InFlight { .. } => write(transition::release(
                     Some(record),
@@ -354,6 +404,7 @@ impl<S: Store> Engine<S> {
         let written = shared.write_work(id, token, None, |stored, now| {
             let record = &*stored.record;
             match record.state {
+                _ if is_taken_over(record) => Step::Not(settled(record)),
                 State::Unknown { .. } => Step::Stands,
                 State::InFlight { .. } => {
                     let next = transition::lose(Some(record), record.fence(), reason, now);
@@ -436,6 +487,15 @@ fn write(next: Result<Record, NotLawful>) -> Step {
     }
 }
 
+fn is_workers(record: &Record) -> bool {
+    matches!(record.state, State::InFlight { owner, .. } if owner.is_worker())
+}
+
+/// Whether a process executes it, and settles it alone.
+fn is_taken_over(record: &Record) -> bool {
+    matches!(record.state, State::InFlight { owner, .. } if !owner.is_worker())
+}
+
 fn settled(record: &Record) -> WorkError {
     WorkError::Settled(record.state.name())
 }
@@ -499,6 +559,46 @@ impl<S: Store> Shared<S> {
                 return Err(Trouble::from(error).into());
             }
         }
+    }
+
+    /// Makes this process the owner of a worker's claim, and the operation live here. `None` where somebody
+    /// was faster. `doubted` says that a try before this one may have done it.
+    async fn take_over_now(
+        self: &Arc<Self>,
+        (id, token): (OperationId, &ClaimToken),
+        slot: &mut Option<Slot<S>>,
+        doubted: bool,
+    ) -> Result<Option<(Arc<Live>, Arc<Record>, Permit)>, Unseen> {
+        let stored = self.look(id, token).await?;
+        let (record, address) = (&stored.record, token.address);
+        let is_done = doubted && self.is_own(record);
+        if !is_done && !is_workers(record) {
+            return Err(settled(record).into());
+        }
+        if slot.is_none() {
+            *slot = Slot::take(self, address, record.fingerprint);
+        }
+        if slot.is_none() {
+            return Ok(None);
+        }
+        let permit = self.admission.admit(&record.scope.tenant);
+        let permit = permit.map_err(WorkError::from)?;
+        let taken = match is_done {
+            true => record.clone(),
+            false => {
+                let (lease, now) = (self.settings.lease, self.store.now());
+                let (owner, raise) = (self.owner, self.raise());
+                let next =
+                    transition::take_over(Some(record), record.fence(), owner, now, lease, raise);
+                let next = next.map_err(|_| settled(record))?;
+                match self.put(address, &stored, next, None).await? {
+                    Some(taken) => taken,
+                    None => return Ok(None),
+                }
+            }
+        };
+        let live = slot.take().map(|slot| slot.run(taken.clone()));
+        Ok(live.map(|live| (live, taken, permit)))
     }
 
     async fn look(&self, id: OperationId, token: &ClaimToken) -> Result<Stored, Unseen> {

@@ -7,6 +7,7 @@ use onlyonce_engine::{Engine, Seldom};
 use onlyonce_http::{HashKeys, Tenants};
 use onlyonce_ledger::MeterMemory;
 use onlyonce_store::Store;
+use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::failure::Failure;
@@ -16,6 +17,9 @@ use crate::proxy::Meters;
 use crate::sinks::Sinks;
 use crate::telemetry::Telemetry;
 use crate::tools::Tools;
+
+/// No more of them are in memory at a time.
+const LARGE_MESSAGES_AT_ONCE: usize = 4;
 
 /// What every part of a running gateway shares. Made once at the start; handed around in an `Arc`.
 pub struct Shared<S: Store> {
@@ -33,6 +37,8 @@ pub struct Shared<S: Store> {
     pub(crate) suspects: Arc<Suspects>,
     /// Which tools are declared to be harmless, where a route is of kind `mcp`.
     pub(crate) tools: Tools,
+    /// Turns for messages of tools that are too large for the data path: each takes several times its size.
+    pub(crate) large_messages: Semaphore,
     /// What is counted.
     pub metrics: Metrics,
     /// Who is told what the books say.
@@ -72,6 +78,7 @@ impl<S: Store> Shared<S> {
             meters,
             suspects,
             tools: Tools::default(),
+            large_messages: Semaphore::new(LARGE_MESSAGES_AT_ONCE),
             metrics,
             sinks,
             telemetry,

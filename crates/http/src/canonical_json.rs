@@ -6,6 +6,7 @@
 //! its own digits here. For all others the result is the RFC's.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use onlyonce_core::planted::{Bug, planted};
 use struson::reader::{JsonReader, JsonStreamReader, ReaderError, ReaderSettings, ValueType};
@@ -136,18 +137,26 @@ fn write_object(
     out: &mut Vec<u8>,
 ) -> Result<(), NotCanonical> {
     reader.begin_object()?;
-    let mut members: Vec<(String, Option<Vec<u8>>)> = Vec::new();
+    // All names and all values stand in one piece of memory each: an object may be nothing but small members.
+    let (mut names, mut values) = (String::new(), Vec::new());
+    let mut members: Vec<(Range<usize>, Option<Range<usize>>)> = Vec::new();
     while reader.has_next()? {
-        let name = reader.next_name_owned()?;
+        let name_at = names.len();
+        names.push_str(reader.next_name()?);
+        let name = name_at..names.len();
+        let value_at = values.len();
         // An ignored member is read as well: it must be JSON, and its name must not come twice.
-        let value = member_value(reader, &step(ignore, &name))?;
-        members.push((name, value));
+        let counts = write_below(reader, &step(ignore, &names[name.clone()]), &mut values)?;
+        members.push((name, counts.then_some(value_at..values.len())));
     }
     reader.end_object()?;
-    members.sort_unstable_by(|(one, _), (other, _)| compare_utf16(one, other));
-    if let Some(pair) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+    members.sort_unstable_by(|(one, _), (other, _)| {
+        compare_utf16(&names[one.clone()], &names[other.clone()])
+    });
+    let twice = |pair: &&[(Range<usize>, _)]| names[pair[0].0.clone()] == names[pair[1].0.clone()];
+    if let Some(pair) = members.windows(2).find(twice) {
         return Err(NotCanonical::DuplicateName {
-            name: pair[0].0.clone(),
+            name: names[pair[0].0.clone()].to_owned(),
         });
     }
     out.push(b'{');
@@ -156,9 +165,9 @@ fn write_object(
         let Some(value) = value else { continue };
         out.extend_from_slice(separator);
         separator = b",";
-        write_string(&name, out);
+        write_string(&names[name], out);
         out.push(b':');
-        out.extend_from_slice(&value);
+        out.extend_from_slice(&values[value]);
     }
     out.push(b'}');
     Ok(())
@@ -180,9 +189,8 @@ fn write_array(
             [] => Below::Counts(Vec::new()),
             _ => step(ignore, &index.to_string()),
         };
-        match member_value(reader, &below)? {
-            Some(value) => out.extend_from_slice(&value),
-            None => out.extend_from_slice(b"null"),
+        if !write_below(reader, &below, out)? {
+            out.extend_from_slice(b"null");
         }
         index += 1;
     }
@@ -211,16 +219,21 @@ fn step<'a>(ignore: &[&'a [String]], token: &str) -> Below<'a> {
     Below::Counts(left)
 }
 
-/// The canonical form of the next value, or `None` where it does not count.
-fn member_value(
+/// Writes the canonical form of the next value, unless it does not count; says whether it does.
+fn write_below(
     reader: &mut Reader<'_>,
     below: &Below<'_>,
-) -> Result<Option<Vec<u8>>, NotCanonical> {
-    let mut value = Vec::new();
+    out: &mut Vec<u8>,
+) -> Result<bool, NotCanonical> {
     match below {
         // Not skipped but read, so that an ignored value with a name twice is refused as well.
-        Below::Ignored => write_value(reader, &[], &mut value).map(|()| None),
-        Below::Counts(left) => write_value(reader, left, &mut value).map(|()| Some(value)),
+        Below::Ignored => {
+            let at = out.len();
+            write_value(reader, &[], out)?;
+            out.truncate(at);
+            Ok(false)
+        }
+        Below::Counts(left) => write_value(reader, left, out).map(|()| true),
     }
 }
 

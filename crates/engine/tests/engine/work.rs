@@ -6,7 +6,7 @@ use onlyonce_core::{
     Metered, OperationId, Record, Refusal, ReleaseReason, Source, State, StateName, UnknownReason,
 };
 use onlyonce_engine::{
-    ClaimToken, Engine, Granted, Kind, Purge, Resolution, RoutePolicy, Start, Watch, Work,
+    ClaimToken, Engine, Frame, Granted, Kind, Purge, Resolution, RoutePolicy, Start, Watch, Work,
     WorkError,
 };
 use onlyonce_store::Store;
@@ -516,4 +516,94 @@ async fn the_books_have_what_a_worker_used() {
         world.engine.upkeep().await.booked == 1
     })
     .await;
+}
+
+#[tokio::test]
+async fn i03_what_a_worker_sends_is_seen_as_it_comes_by_who_joined_before_and_after() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    let mut early = world.join("k").await;
+    let (id, token) = (granted.id, &granted.token);
+    let taken = world.engine.take_over(id, token, WINDOW).await;
+    let mut execution = taken.expect("it is the worker's");
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("it runs");
+    execution.push("first".into()).await.expect("it runs");
+    let mut late = world.join("k").await;
+    for reader in [&mut early, &mut late] {
+        let started = Start::Response {
+            head: head(200),
+            kind: Kind::Executed,
+        };
+        assert_eq!(reader.start().await, started);
+        let frame = reader.next().await.expect("it runs").expect("it runs");
+        assert_eq!(frame, Frame::Data("first".into()));
+    }
+    execution.push(", last".into()).await.expect("it runs");
+    execution.complete(no_trailers()).await.expect("durable");
+    for mut reader in [early, late] {
+        assert_eq!(reader.next().await, Some(Ok(Frame::Data(", last".into()))));
+        assert_eq!(reader.next().await, None);
+    }
+    assert_eq!(read(world.replay("k").await).await, whole("first, last"));
+}
+
+#[tokio::test]
+async fn i09_a_claim_is_taken_over_once_and_settled_by_who_took_it() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    let (id, token) = (granted.id, &granted.token);
+    let execution = world.engine.take_over(id, token, WINDOW).await;
+    let execution = execution.expect("it is the worker's");
+    let runs = Some(WorkError::Settled(StateName::InFlight));
+    for engine in [&world.engine, &world.neighbour(2).engine] {
+        assert_eq!(engine.take_over(id, token, WINDOW).await.err(), runs);
+        assert_eq!(complete(engine, &granted, "other").await.err(), runs);
+        assert_eq!(engine.release_work(id, token).await.err(), runs);
+        assert_eq!(engine.fail_work(id, token, None).await.err(), runs);
+    }
+    // Nor does the worker keep alive what its gateway has left.
+    let before = world.record("k").await;
+    let renewed = world.engine.renew_work(id, token, 2 * LEASE).await;
+    renewed.expect("it runs");
+    assert_eq!(world.record("k").await, before);
+    finish(execution, "done").await;
+    assert_eq!(read(world.replay("k").await).await, whole("done"));
+    let settled = world.engine.take_over(id, token, WINDOW).await.err();
+    assert_eq!(settled, Some(WorkError::Settled(StateName::Completed)));
+}
+
+#[tokio::test]
+async fn i09_a_claim_that_was_not_granted_or_has_passed_is_not_taken_over() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    let guess = grant(&world.engine, "other").await.token;
+    let taken = world.engine.take_over(granted.id, &guess, WINDOW).await;
+    assert_eq!(taken.err(), Some(WorkError::NotFound));
+    world.clock.advance(LEASE);
+    world.engine.upkeep().await;
+    let (id, token) = (granted.id, &granted.token);
+    let taken = world.engine.take_over(id, token, WINDOW).await;
+    assert_eq!(taken.err(), Some(WorkError::Settled(StateName::Unknown)));
+}
+
+#[tokio::test]
+async fn l3_what_a_dead_gateway_took_over_becomes_unknown_within_a_lease() {
+    let world = World::new();
+    let other = world.neighbour(2);
+    let granted = grant(&world.engine, "k").await;
+    let (id, token) = (granted.id, &granted.token);
+    let execution = other.engine.take_over(id, token, WINDOW).await;
+    // It never runs again.
+    std::mem::forget(execution.expect("it is the worker's"));
+    world.clock.advance(LEASE);
+    world
+        .engine
+        .renew_work(id, token, LEASE)
+        .await
+        .expect("not yet");
+    world.engine.upkeep().await;
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
 }

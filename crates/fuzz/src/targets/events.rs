@@ -163,7 +163,8 @@ fn rewritten(stream: &[u8], kind: u8, cut: u8) {
             id: "\"again\"".into(),
             token: (kind & 4 != 0).then(|| "5".into()),
         };
-        let mut rewriter = Rewriter::new(retry, is_stream, requests);
+        let executed = (kind & 8 != 0).then(|| "1".into());
+        let mut rewriter = Rewriter::new(retry, executed, is_stream, requests);
         let mut out = Vec::new();
         bytes.for_each(|piece| out.append(&mut rewriter.push(piece)));
         out.append(&mut rewriter.finish());
@@ -174,13 +175,15 @@ fn rewritten(stream: &[u8], kind: u8, cut: u8) {
 }
 
 fn answered(stream: &[u8], kind: u8, cut: u8) {
+    let ids: Vec<Box<str>> = ["1", "2", "\"again\""].map(Into::into).into();
+    let ids = &ids[..usize::from(kind >> 1 & 3)];
     let of = |bytes: &mut dyn Iterator<Item = &[u8]>| {
-        let mut answered = Answered::new(kind & 1 == 0, usize::from(kind >> 1 & 3));
+        let mut answered = Answered::new(kind & 1 == 0, ids, kind & 8 != 0);
         bytes.for_each(|piece| answered.see(piece));
         (
             answered.is_whole(),
             answered.has_begun(),
-            answered.error(),
+            answered.is_refused(&[-32602]),
             answered.is_resumable(),
             answered.takes_an_event(),
         )

@@ -1,9 +1,14 @@
-//! `POST /v1/exec`: a command that runs where its caller is, once at most.
+//! A command that runs where its caller is, once at most.
 //!
-//! The caller sends no body before it is told to (`Expect: 100-continue`), and it is told so by the first
-//! look at its body: once the claim is durable (I2). What the command writes is the body from then on,
-//! and is recorded as it comes, so that whoever comes meanwhile joins. A body that breaks off is an
-//! outcome that nobody knows.
+//! ```text
+//! POST /v1/exec/claim          may it run? a claim, or the run that there was, or a refusal
+//! POST /v1/exec/{id}/output    under that claim: what the command writes, as it comes
+//! ```
+//!
+//! The caller starts the command once it holds the claim, which is durable then (I2) and a worker's: it
+//! belongs to no process. Nothing less is the right to run: an interim response, for one, comes from whatever
+//! stands between. The gateway that the output is sent to takes the claim over and records it as it comes, so
+//! that whoever comes meanwhile joins. Output that breaks off is an outcome that nobody knows.
 
 use std::time::Duration;
 
@@ -11,17 +16,17 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
-use axum::http::header::CONTENT_TYPE as CONTENT_TYPE_HEADER;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE as CONTENT_TYPE_HEADER};
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use onlyonce_core::{
-    Concurrent, Head, HeaderBlock, OnUnknown, OperationId, Refusal as Why, ReleaseReason,
-    RequestLine, Scope, UnknownReason,
+    Concurrent, Head, HeaderBlock, OnUnknown, OperationId, Refusal as Why, RequestLine, Scope,
+    UnknownReason,
 };
 use onlyonce_engine::{
-    Begin, Execution, Kind, PushError, Reader, Refused, Request, RoutePolicy, Start, Ticket,
-    Unsettled,
+    ClaimToken, Execution, Granted, Kind, PushError, Reader, Refused, Request, RoutePolicy, Start,
+    Ticket, Unsettled, Work,
 };
 use onlyonce_http::work::fingerprint_of;
 use onlyonce_http::{FingerprintRules, Place, Problem, Status, key_of};
@@ -33,6 +38,7 @@ use tokio::time::timeout;
 use super::access::{May, Working};
 use super::answer::Refusal;
 use super::desk::Desk;
+use super::query::{Named, operation_id};
 use super::recording::RecordingBody;
 use super::work::{self, about, peer, word};
 use crate::exec::frames::{CONTENT_TYPE, Frame, Frames};
@@ -42,15 +48,23 @@ const METHOD: &str = "EXEC";
 
 /// A caller says at least every ten seconds that its command runs. One that is silent for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long a claim is believed whose output is not there yet. The caller renews it as often as it says that
+/// the command runs: something between may hold the output back.
+const LEASE: Duration = SILENCE_MAX;
 /// How long a joiner waits until it is told that the command has started.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The query of `POST /v1/exec`.
+/// The claim under which output comes.
+static CLAIM: HeaderName = HeaderName::from_static("onlyonce-claim");
+
+/// The query of `POST /v1/exec/claim`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ExecQuery {
+pub(super) struct ClaimQuery {
     /// A hash of the command and its arguments, in hexadecimal.
     command: String,
+    /// Drawn at random for this run: who asks twice with it is granted one claim, and finds it in the answer.
+    nonce: String,
     name: Option<String>,
     tenant: Option<String>,
     namespace: Option<String>,
@@ -58,41 +72,33 @@ pub(super) struct ExecQuery {
     on_unknown: Option<String>,
 }
 
-/// `POST /v1/exec`.
-pub(super) async fn run<S: Store>(
+/// The query of `POST /v1/exec/{id}/output`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OutputQuery {
+    window: Option<String>,
+}
+
+/// `POST /v1/exec/claim`.
+pub(super) async fn claim<S: Store>(
     desk: May<S, Working>,
-    query: Result<Query<ExecQuery>, QueryRejection>,
+    query: Result<Query<ClaimQuery>, QueryRejection>,
     headers: HeaderMap,
     extensions: Extensions,
-    body: Body,
 ) -> Result<Response, Refusal> {
-    let Query(query) = query.map_err(|error| {
-        let next = "send what `onlyonce exec` sends";
-        Refusal::bad_request(error.body_text(), next)
-    })?;
-    if headers
-        .get(CONTENT_TYPE_HEADER)
-        .is_none_or(|kind| kind != CONTENT_TYPE)
-    {
-        return Err(Refusal::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("the body is not {CONTENT_TYPE}"),
-            "run `onlyonce exec`, which sends that",
-        ));
-    }
+    let Query(query) = query.map_err(|error| not_ours(error.body_text()))?;
     let policy = policy(&desk, &query)?;
+    let nonce = word("nonce", Some(query.nonce.clone()))?.unwrap_or_default();
     let request = request(&desk, query, &headers, &extensions)?;
-    let begun = desk.engine().begin(request, &policy).await?;
-    match begun {
-        Begin::Execute(execution, _) => {
-            // A caller that leaves must be found out by its body, and not end this halfway.
-            let recorded = tokio::spawn(record(execution, body)).await;
-            let recorded = recorded.unwrap_or(Recorded::Unknown(UnknownReason::NotRecorded));
-            recorded.answer()
-        }
-        Begin::Replay(reader) => told(reader, Status::Replayed).await,
-        Begin::Join(reader) => told(reader, Status::Joined).await,
-        Begin::Refuse(Refused { refusal, ticket }) => Err(match refusal {
+    let engine = desk.engine().clone();
+    let worker = engine.worker(Some(&nonce), LEASE);
+    // Whoever leaves now may have been granted the claim: it is to be there when they ask again.
+    let begun = tokio::spawn(async move { engine.begin_work(request, worker, &policy).await });
+    match begun.await.map_err(|_| work::interrupted())?? {
+        Work::Execute(granted) => Ok(granted_to(&granted, &nonce)),
+        Work::Replay(reader) => told(reader, Status::Replayed).await,
+        Work::Join(reader) => told(reader, Status::Joined).await,
+        Work::Refuse(Refused { refusal, ticket }) => Err(match refusal {
             Why::KeyReused => refused(StatusCode::UNPROCESSABLE_ENTITY, &Problem::KeyReused),
             Why::InFlight => conflict(&in_flight(), ticket.as_ref()),
             Why::Unknown(reason) => conflict(&Problem::OutcomeUnknown(reason), ticket.as_ref()),
@@ -100,7 +106,72 @@ pub(super) async fn run<S: Store>(
     }
 }
 
-fn policy<S: Store>(desk: &Desk<S>, query: &ExecQuery) -> Result<RoutePolicy, Refusal> {
+/// The right to run, for who has drawn `nonce`: an answer to somebody else has another one.
+fn granted_to(granted: &Granted, nonce: &str) -> Response {
+    let answer = json!({
+        "operation": granted.id.to_string(),
+        "claim": granted.token.to_string(),
+        "nonce": nonce,
+    });
+    let mut response = Json(answer).into_response();
+    let never = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(CACHE_CONTROL, never);
+    response
+}
+
+/// `POST /v1/exec/{id}/output`.
+pub(super) async fn output<S: Store>(
+    desk: May<S, Working>,
+    Named(id): Named,
+    query: Result<Query<OutputQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let id = operation_id(&id)?;
+    let Query(query) = query.map_err(|error| not_ours(error.body_text()))?;
+    let kind = headers.get(CONTENT_TYPE_HEADER);
+    if kind.is_none_or(|kind| kind != CONTENT_TYPE) {
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("the body is not {CONTENT_TYPE}"),
+            "run `onlyonce exec`, which sends that",
+        ));
+    }
+    let token = headers.get(&CLAIM).and_then(|claim| claim.to_str().ok());
+    let token = token.and_then(|claim| claim.parse().ok());
+    let token: ClaimToken = token.ok_or_else(|| not_ours("there is no claim".to_owned()))?;
+    let window = window(&desk, query.window.as_deref())?;
+    let engine = desk.engine_for(id, &token).await?;
+    let execution = engine.take_over(id, &token, window).await;
+    let execution = execution.map_err(|error| Refusal::from(error).about(id))?;
+    // A caller that leaves must be found out by its body, and not end this halfway.
+    let recorded = tokio::spawn(record(execution, body)).await;
+    let recorded = recorded.unwrap_or(Recorded::Unknown(UnknownReason::NotRecorded));
+    recorded.answer()
+}
+
+/// `POST /v1/exec`, as it was: who asks so takes `100 Continue` for the claim, and does not get it.
+pub(super) async fn outdated<S: Store>(_: May<S, Working>) -> Refusal {
+    Refusal::new(
+        StatusCode::GONE,
+        "this `onlyonce exec` is older than the gateway and asks for the claim in a way that is not \
+         safe",
+        "use the one of the gateway's version",
+    )
+}
+
+fn not_ours(what: String) -> Refusal {
+    Refusal::bad_request(what, "send what `onlyonce exec` sends")
+}
+
+fn window<S: Store>(desk: &Desk<S>, asked: Option<&str>) -> Result<Duration, Refusal> {
+    asked.map_or_else(
+        || Ok(desk.window_of(ROUTE)),
+        |text| work::window("window", text),
+    )
+}
+
+fn policy<S: Store>(desk: &Desk<S>, query: &ClaimQuery) -> Result<RoutePolicy, Refusal> {
     let on_unknown = match query.on_unknown.as_deref() {
         None | Some("report") => OnUnknown::Report,
         Some("rerun") => OnUnknown::Resend,
@@ -111,10 +182,7 @@ fn policy<S: Store>(desk: &Desk<S>, query: &ExecQuery) -> Result<RoutePolicy, Re
             ));
         }
     };
-    let window = match &query.window {
-        Some(text) => work::window("window", text)?,
-        None => desk.window_of(ROUTE),
-    };
+    let window = window(desk, query.window.as_deref())?;
     Ok(RoutePolicy {
         decision: onlyonce_core::Policy {
             concurrent: Concurrent::Join,
@@ -127,7 +195,7 @@ fn policy<S: Store>(desk: &Desk<S>, query: &ExecQuery) -> Result<RoutePolicy, Re
 
 fn request<S: Store>(
     desk: &Desk<S>,
-    query: ExecQuery,
+    query: ClaimQuery,
     headers: &HeaderMap,
     extensions: &Extensions,
 ) -> Result<Request, Refusal> {
@@ -137,10 +205,7 @@ fn request<S: Store>(
     let key = key.ok_or_else(|| bad(&Problem::no_key_in(&header)))?;
     let is_hash = query.command.len() == 64 && query.command.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_hash {
-        return Err(Refusal::bad_request(
-            "command is no hash of a command",
-            "send what `onlyonce exec` sends",
-        ));
+        return Err(not_ours("command is no hash of a command".to_owned()));
     }
     let tenant = word("tenant", query.tenant)?;
     Ok(Request {
@@ -186,16 +251,14 @@ fn in_flight() -> Problem {
 /// What became of a run.
 enum Recorded {
     Completed(OperationId),
-    Released(OperationId),
     Unknown(UnknownReason),
     OverLimit(u64),
 }
 
 impl Recorded {
     fn answer(self) -> Result<Response, Refusal> {
-        let (operation, status) = match self {
-            Self::Completed(operation) => (operation, Status::Executed),
-            Self::Released(operation) => (operation, Status::Released),
+        let operation = match self {
+            Self::Completed(operation) => operation,
             Self::Unknown(reason) => {
                 let problem = Problem::OutcomeUnknown(reason);
                 return Err(refused(StatusCode::CONFLICT, &problem));
@@ -209,7 +272,7 @@ impl Recorded {
             }
         };
         let answer = Json(json!({ "operation": operation.to_string() }));
-        Ok(marked(answer.into_response(), status))
+        Ok(marked(answer.into_response(), Status::Executed))
     }
 }
 
@@ -232,10 +295,6 @@ async fn record<S: Store>(mut execution: Execution<S>, mut body: Body) -> Record
                 Err(error) => return lost(execution, &error).await,
             }
         }
-        End::NotStarted => match execution.release(ReleaseReason::Worker).await {
-            Ok(()) => return Recorded::Released(id),
-            Err(error) => Err(error),
-        },
         End::Broken(reason) => {
             // What the store did not take is left to upkeep, and was logged.
             let _ = execution.lose(reason).await;
@@ -275,7 +334,6 @@ async fn lost<S: Store>(execution: Execution<S>, error: &PushError) -> Recorded 
 /// How what came of a run ended.
 enum End {
     Exit(u8),
-    NotStarted,
     Broken(UnknownReason),
     NotPushed(PushError),
 }
@@ -314,12 +372,6 @@ async fn recorded<S: Store>(execution: &mut Execution<S>, body: &mut Body) -> En
             if exit.is_some() {
                 return End::Broken(UnknownReason::WorkerFailed);
             }
-            if let Frame::NotStarted(_) = frame {
-                return match has_started {
-                    true => End::Broken(UnknownReason::WorkerFailed),
-                    false => End::NotStarted,
-                };
-            }
             if !has_started {
                 has_started = true;
                 if let Err(error) = execution.head(head(), Kind::Executed).await {
@@ -327,7 +379,7 @@ async fn recorded<S: Store>(execution: &mut Execution<S>, body: &mut Body) -> En
                 }
             }
             match frame {
-                Frame::Runs | Frame::NotStarted(_) => {}
+                Frame::Runs => {}
                 Frame::Exit(code) => exit = Some(code),
                 Frame::Stdout(_) | Frame::Stderr(_) => {
                     if let Err(error) = execution.push(frame.encode()).await {

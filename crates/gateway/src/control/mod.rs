@@ -189,9 +189,11 @@ fn for_workers<S: Store>() -> Vec<Endpoint<S>> {
         Endpoint::closed(path, handler.layer(work::body_limit()))
     };
     vec![
+        Endpoint::closed("/v1/exec", post(exec::outdated)),
+        Endpoint::closed("/v1/exec/claim", post(exec::claim)),
         Endpoint {
             follows: true,
-            ..Endpoint::closed("/v1/exec", post(exec::run))
+            ..Endpoint::closed("/v1/exec/{id}/output", post(exec::output))
         },
         settle("/v1/work", post(work::begin)),
         Endpoint::closed("/v1/work/{id}", get(work::wait)),

@@ -110,7 +110,7 @@ pub(super) async fn begin<S: Store>(
     Ok(Json(decision))
 }
 
-fn interrupted() -> Refusal {
+pub(super) fn interrupted() -> Refusal {
     Trouble::Unavailable("the attempt was interrupted".into()).into()
 }
 

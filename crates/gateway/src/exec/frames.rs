@@ -7,7 +7,6 @@
 //! 1  bytes of standard output
 //! 2  bytes of standard error
 //! 3  it has ended with this exit code, a byte; the last frame of a whole run
-//! 4  it could not be started, and this is why; the only frame
 //! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -31,8 +30,6 @@ pub(crate) enum Frame {
     Stderr(Bytes),
     /// It has ended, with this exit code.
     Exit(u8),
-    /// It could not be started.
-    NotStarted(Bytes),
 }
 
 /// Bytes that are no frames.
@@ -52,7 +49,6 @@ impl Frame {
                 code = [*exit];
                 (3, &code)
             }
-            Self::NotStarted(why) => (4, why),
         };
         let mut out = BytesMut::with_capacity(HEADER + bytes.len());
         out.put_u8(kind);
@@ -95,7 +91,6 @@ impl Frames {
             (1, [_, ..]) => Ok(Some(Frame::Stdout(bytes))),
             (2, [_, ..]) => Ok(Some(Frame::Stderr(bytes))),
             (3, [code]) => Ok(Some(Frame::Exit(*code))),
-            (4, _) => Ok(Some(Frame::NotStarted(bytes))),
             _ => Err(NotFrames),
         }
     }
@@ -116,7 +111,6 @@ mod tests {
             Frame::Stdout(Bytes::from_static(b"out\n")),
             Frame::Stderr(Bytes::from(vec![0; FRAME_MAX])),
             Frame::Exit(7),
-            Frame::NotStarted(Bytes::from_static(b"no such file")),
         ]
     }
 
@@ -142,7 +136,7 @@ mod tests {
         let too_long = [1, 0, 1, 0, 1];
         for bytes in [
             &too_long[..],
-            &[5, 0, 0, 0, 0],
+            &[4, 0, 0, 0, 0],
             &[1, 0, 0, 0, 0],
             &[3, 0, 0, 0, 0],
             &[3, 0, 0, 0, 2, 1, 1],

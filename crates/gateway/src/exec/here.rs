@@ -1,50 +1,64 @@
 //! The command runs here: what it writes is printed and recorded, signals reach it, its end is told.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::unix::process::ExitStatusExt;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::Response;
-use hyper::body::Incoming;
+use futures_util::{StreamExt, stream};
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Method, Request};
+use http_body::Frame as BodyFrame;
+use http_body_util::StreamBody;
 use rustix::process::{Pid, Signal as Unix, kill_process};
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::frames::{FRAME_MAX, Frame};
-use super::{OWN_FAILURE, told};
+use super::{Claim, OWN_FAILURE, PAUSES, told};
 use crate::cli::complain;
-use crate::control_client::Client;
+use crate::control_client::{Client, query};
 use crate::failure::Failure;
 
+/// That the command runs, said of its claim.
+const HEARTBEAT: &str = "heartbeat";
 /// How often the gateway is told that the command runs.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How long the gateway may take to accept what the command wrote, and to record its end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs `command`, and records it by `out`; `answer` is what the gateway says of that in the end.
+/// Runs `command` under `claim`, and sends what it writes to the gateway.
 pub(super) async fn run(
     command: &[OsString],
-    out: mpsc::Sender<Bytes>,
-    answer: Pin<&mut impl Future<Output = Result<Response<Incoming>, Failure>>>,
+    claim: Claim,
     client: &Client,
 ) -> Result<u8, Failure> {
+    let started = Signals::catch().and_then(|signals| Ok((start(command)?, signals)));
+    let started = match started {
+        Ok(started) => started,
+        Err(error) => return Ok(not_started(command, &error, release(&claim, client).await)),
+    };
+    let (out, body) = mpsc::channel(16);
     let (stop, stopped) = watch::channel(false);
     let recorder = Recorder {
         out: Some(out),
         stopped,
     };
+    let (path, request) = claim.output(body)?;
     let mut recorded = pin!(async {
-        let response = answer.await?;
+        let response = client.send(&path, request).await?;
         client.json(response).await.map(drop)
     });
-    let mut running = pin!(execute(command, recorder));
+    let mut running = pin!(attend(started, recorder));
+    let mut beating = pin!(beat(&claim, client));
     let mut early = None;
     let ended = loop {
         tokio::select! {
@@ -54,6 +68,7 @@ pub(super) async fn run(
                 early = Some(said);
                 stop.send_replace(true);
             }
+            never = &mut beating, if early.is_none() => match never {},
         }
     };
     let recorded = match early {
@@ -68,11 +83,67 @@ pub(super) async fn run(
     ended.code(recorded)
 }
 
+type Output = StreamBody<stream::BoxStream<'static, Result<BodyFrame<Bytes>, Infallible>>>;
+
+impl Claim {
+    /// Where the output goes, and the request whose body is what comes out of `body`.
+    fn output(&self, body: mpsc::Receiver<Bytes>) -> Result<(String, Request<Output>), Failure> {
+        let pieces = stream::unfold(body, |mut body| async move {
+            let piece = body.recv().await?;
+            Some((Ok(BodyFrame::data(piece)), body))
+        });
+        let mut request = Request::new(StreamBody::new(pieces.boxed()));
+        *request.method_mut() = Method::POST;
+        let headers = request.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(super::frames::CONTENT_TYPE),
+        );
+        let token = HeaderValue::from_str(&self.token)
+            .map_err(|_| Failure::usage("the claim is none", "look at the gateway"))?;
+        headers.insert(HeaderName::from_static("onlyonce-claim"), token);
+        let window = query(&[("window", self.window.as_deref())]);
+        Ok((
+            format!("/v1/exec/{}/output{window}", self.operation),
+            request,
+        ))
+    }
+
+    /// Says `what` of the claim, by which the gateway knows it.
+    async fn say(&self, what: &str, client: &Client) -> Result<Value, Failure> {
+        let path = format!("/v1/work/{}/{what}", self.operation);
+        let mut body = json!({ "claim": self.token });
+        if what == HEARTBEAT {
+            body["lease"] = json!(format!("{}s", PATIENCE.as_secs()));
+        }
+        client.post(&path, &body).await
+    }
+}
+
+/// Has the claim believed for as long as the command runs. What comes in between may hold its output back.
+async fn beat(claim: &Claim, client: &Client) -> Infallible {
+    loop {
+        sleep(SAY_EVERY).await;
+        // Another one follows, and the output says the same.
+        let _ = timeout(SAY_EVERY, claim.say(HEARTBEAT, client)).await;
+    }
+}
+
+/// Says that nothing ran; whether the key is free by that.
+async fn release(claim: &Claim, client: &Client) -> Result<bool, Failure> {
+    let mut pauses = PAUSES.iter();
+    loop {
+        match (claim.say("release", client).await, pauses.next()) {
+            (Err(_), Some(pause)) => sleep(*pause).await,
+            (said, _) => return Ok(said?["state"] == "released"),
+        }
+    }
+}
+
 /// How the command ended.
 enum Ended {
     Code(u8),
     Signal(i32),
-    NotStarted { code: u8, why: Failure },
 }
 
 impl Ended {
@@ -86,10 +157,6 @@ impl Ended {
     /// What to exit with, where the gateway says that of the record.
     fn code(self, recorded: Result<(), Failure>) -> Result<u8, Failure> {
         match self {
-            Self::NotStarted { code, why } => {
-                complain(&why);
-                Ok(code)
-            }
             Self::Signal(number) => {
                 complain(&Failure::other(
                     format!(
@@ -117,16 +184,11 @@ impl Ended {
     }
 }
 
-async fn execute(command: &[OsString], mut recorder: Recorder) -> Ended {
-    let started = Signals::catch().and_then(|signals| Ok((start(command)?, signals)));
-    let ((mut child, mut pipes), signals) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            let said = Bytes::from(error.to_string());
-            recorder.record(&Frame::NotStarted(said)).await;
-            return not_started(command, &error);
-        }
-    };
+/// The command that has been started, and the signals that it is to get.
+type Started = ((Child, Pipes), Signals);
+
+/// Prints and records what the command writes, to its end.
+async fn attend(((mut child, mut pipes), signals): Started, mut recorder: Recorder) -> Ended {
     let forwarding = tokio::spawn(signals.forward_to(child.id()));
     let mut say = interval(SAY_EVERY);
     say.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -154,22 +216,35 @@ async fn execute(command: &[OsString], mut recorder: Recorder) -> Ended {
     ended
 }
 
-fn not_started(command: &[OsString], error: &io::Error) -> Ended {
+/// What to exit with where nothing ran, and the gateway was told so, or not.
+fn not_started(command: &[OsString], error: &io::Error, released: Result<bool, Failure>) -> u8 {
+    // As shells do.
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => 127,
+        _ => 126,
+    };
     let program = command.first().cloned().unwrap_or_default();
-    Ended::NotStarted {
-        // As shells do.
-        code: match error.kind() {
-            io::ErrorKind::NotFound => 127,
-            _ => 126,
-        },
-        why: Failure::other(
-            format!(
-                "{} could not be started ({error}), and nothing ran",
-                program.to_string_lossy()
-            ),
-            "correct the command and run it again: the key is free",
-        ),
-    }
+    let program = program.to_string_lossy();
+    let what = format!("{program} could not be started ({error}), and nothing ran");
+    let (code, why) = match released {
+        Ok(true) => {
+            let next = "correct the command and run it again: the key is free";
+            (code, Failure::other(what, next))
+        }
+        Ok(false) => {
+            let next = "nobody knows of an earlier run still: settle it with `onlyonce keys`, or correct \
+                        the command and run it again with --on-unknown rerun";
+            (code, Failure::other(what, next))
+        }
+        Err(failure) => {
+            let what = format!("{what}, but that could not be recorded: {failure}");
+            let next = "later runs are told that nobody knows, in a minute at the latest; free the key \
+                        with `onlyonce keys release`";
+            (OWN_FAILURE, Failure::other(what, next))
+        }
+    };
+    complain(&why);
+    code
 }
 
 fn start(command: &[OsString]) -> io::Result<(Child, Pipes)> {

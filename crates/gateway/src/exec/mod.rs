@@ -1,31 +1,30 @@
 //! `onlyonce exec`: a command that runs once at most, whoever starts it.
 //!
-//! It asks the control listener of a gateway for the right to run the command (`/v1/exec`): the request
-//! waits with its body until the gateway sends `100 Continue`, and that is the claim. Then the command
-//! runs here, and what it writes is printed here and sent there as the body. Any other answer means that
-//! the command is not to run here: it is a recorded run, which is printed, one that goes on elsewhere,
-//! which is joined, or a refusal.
+//! It asks the control listener of a gateway for the right to run the command (`/v1/exec/claim`). What grants
+//! it is an answer that only the gateway can give: a claim, beside the nonce of this very request. Then the
+//! command runs here, and what it writes is printed here and sent there under the claim
+//! (`/v1/exec/{id}/output`). Any other answer means that the command is not to run here: it is a recorded run,
+//! which is printed, one that goes on elsewhere, which is joined, or a refusal.
 
 pub(crate) mod frames;
 mod here;
 mod told;
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use futures_util::stream;
-use http::header::{CONTENT_TYPE, EXPECT};
-use http::{HeaderName, HeaderValue, Method, Request, Response};
-use http_body::Frame as BodyFrame;
-use http_body_util::StreamBody;
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Empty;
 use hyper::body::Incoming;
-use onlyonce_core::Key;
-use tokio::sync::{mpsc, oneshot};
+use onlyonce_core::{Key, OperationId};
+use serde_json::Value;
+use uuid::Uuid;
 
 use crate::cli::complain;
 use crate::config::parse_duration;
@@ -36,6 +35,8 @@ use crate::failure::Failure;
 /// The exit code where the command did not run here and there is no recorded run to give, or where it
 /// ran and nobody else will know how.
 const OWN_FAILURE: u8 = 125;
+/// The pauses before a request is made again whose answer did not come.
+const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 
 /// Run a command once at most, over the control listener of a running gateway.
 ///
@@ -111,41 +112,76 @@ pub(crate) fn run(words: &Exec) -> ExitCode {
 
 async fn once(words: &Exec) -> Result<u8, Failure> {
     let client = words.listener.client()?;
-    let (out, body) = mpsc::channel(16);
-    let (request, claimed) = request(words, body)?;
-    let path = path(words);
-    let answer = client.send(&path, request);
-    tokio::pin!(answer);
-    let claimed = tokio::select! {
-        biased;
-        // Whatever is answered without the claim, the command does not run here.
-        answer = &mut answer => Err(answer),
-        claimed = claimed => Ok(claimed),
-    };
-    let response = match claimed {
-        Ok(Ok(())) => return here::run(&words.command, out, answer, &client).await,
-        // What tells of the claim is gone with the connection, and so the answer is an error.
-        Ok(Err(_)) => answer.await,
-        Err(answer) => answer,
-    };
-    let told = told(&client, response.map_err(nothing_ran)?).await;
-    // The end of a body that nobody wants would reach a connection that closes, and could cost the rest
-    // of the answer.
-    drop(out);
-    told
+    match ask(words, &client).await.map_err(nothing_ran)? {
+        Asked::Granted(claim) => here::run(&words.command, claim, &client).await,
+        Asked::Told(run) => told::show(run).await,
+    }
 }
 
-/// What there is to do about an answer that came before the command could run.
-async fn told(client: &Client, response: Response<Incoming>) -> Result<u8, Failure> {
-    if response.status().is_success() {
-        return told::show(response).await;
+/// What the gateway has said to a run.
+enum Asked {
+    /// It is to run here.
+    Granted(Claim),
+    /// It ran, or runs elsewhere.
+    Told(Response<Incoming>),
+}
+
+/// The right to run the command once, and to say what became of it.
+struct Claim {
+    operation: OperationId,
+    /// 64 hexadecimal digits.
+    token: String,
+    /// How long the run answers later ones, where that was said.
+    window: Option<String>,
+}
+
+/// Asks whether the command may run here. Where no answer comes it asks again: under the same nonce, so that a
+/// claim that was granted and did not arrive is granted to this run and to no other.
+async fn ask(words: &Exec, client: &Client) -> Result<Asked, Failure> {
+    let nonce = Uuid::new_v4().simple().to_string();
+    let path = path(words, &nonce);
+    let mut pauses = PAUSES.iter();
+    let response = loop {
+        match (client.send(&path, request(words)?).await, pauses.next()) {
+            (Err(Failure::Other { .. }), Some(pause)) => tokio::time::sleep(*pause).await,
+            (answered, _) => break answered?,
+        }
+    };
+    let status = response.status();
+    let kind = response.headers().get(CONTENT_TYPE);
+    if status.is_success() && kind.is_some_and(|kind| kind == frames::CONTENT_TYPE) {
+        return Ok(Asked::Told(response));
     }
-    match client.json(response).await {
-        Ok(_) => Err(Failure::other(
-            "the gateway answered something else than it should, and nothing was run",
-            "look whether it is as new as this program",
-        )),
-        Err(failure) => Err(nothing_ran(failure)),
+    if status == StatusCode::NOT_FOUND {
+        return Err(Failure::other(
+            "what --control names has no claims for commands",
+            "name a control listener, or a route of workers; a gateway that is older than this program \
+             needs an `onlyonce` of its own version",
+        ));
+    }
+    let granted = client.json(response).await?;
+    let window = words.window.clone();
+    let claim = Claim::read(&granted, &nonce, window).ok_or_else(|| {
+        Failure::other(
+            "what was answered is no claim for this run",
+            "look at what stands between this program and the gateway",
+        )
+    })?;
+    Ok(Asked::Granted(claim))
+}
+
+impl Claim {
+    /// Out of the answer to who has drawn `nonce`; `None` where it is another one's, or none.
+    fn read(granted: &Value, nonce: &str, window: Option<String>) -> Option<Self> {
+        let text = |name: &str| granted.get(name)?.as_str();
+        let token = text("claim")?;
+        let is_token = token.len() == 64 && token.bytes().all(|digit| digit.is_ascii_hexdigit());
+        (is_token && text("nonce")? == nonce).then_some(())?;
+        Some(Self {
+            operation: text("operation")?.parse().ok()?,
+            token: token.to_owned(),
+            window,
+        })
     }
 }
 
@@ -158,19 +194,9 @@ fn nothing_ran(failure: Failure) -> Failure {
     }
 }
 
-type RequestBody = StreamBody<stream::BoxStream<'static, Result<BodyFrame<Bytes>, Infallible>>>;
-
-/// The request, whose body is what comes out of `body`; and what tells that the claim is made.
-fn request(
-    words: &Exec,
-    body: mpsc::Receiver<Bytes>,
-) -> Result<(Request<RequestBody>, oneshot::Receiver<()>), Failure> {
-    let pieces = stream::unfold(body, |mut body| async move {
-        let piece = body.recv().await?;
-        Some((Ok(BodyFrame::data(piece)), body))
-    });
-    let body = StreamBody::new(Box::pin(pieces) as stream::BoxStream<'static, _>);
-    let mut request = Request::new(body);
+/// The request for the claim.
+fn request(words: &Exec) -> Result<Request<Empty<Bytes>>, Failure> {
+    let mut request = Request::new(Empty::new());
     *request.method_mut() = Method::POST;
     let key = key(&words.key).ok_or_else(|| {
         Failure::usage(
@@ -178,22 +204,9 @@ fn request(
             "use 1 to 255 visible ASCII characters",
         )
     })?;
-    let headers = request.headers_mut();
-    headers.insert(HeaderName::from_static("idempotency-key"), key);
-    let kind = HeaderValue::from_static(frames::CONTENT_TYPE);
-    headers.insert(CONTENT_TYPE, kind);
-    headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
-    let (tell, claimed) = oneshot::channel();
-    let tell = parking_lot::Mutex::new(Some(tell));
-    hyper::ext::on_informational(&mut request, move |response| {
-        if response.status() == http::StatusCode::CONTINUE
-            && let Some(tell) = tell.lock().take()
-        {
-            // Nobody waits any more where the answer was faster.
-            let _ = tell.send(());
-        }
-    });
-    Ok((request, claimed))
+    let name = HeaderName::from_static("idempotency-key");
+    request.headers_mut().insert(name, key);
+    Ok(request)
 }
 
 /// The key as a string of structured fields, so that a comma in it makes no list.
@@ -203,7 +216,7 @@ fn key(text: &str) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("\"{escaped}\"")).ok()
 }
 
-fn path(words: &Exec) -> String {
+fn path(words: &Exec, nonce: &str) -> String {
     let on_unknown = match words.on_unknown {
         OnUnknown::Report => "report",
         OnUnknown::Rerun => "rerun",
@@ -216,13 +229,14 @@ fn path(words: &Exec) -> String {
     let command = hash(&words.command);
     let parts = [
         ("command", Some(&*command)),
+        ("nonce", Some(nonce)),
         ("name", name),
         ("tenant", words.tenant.as_deref()),
         ("namespace", words.namespace.as_deref()),
         ("window", words.window.as_deref()),
         ("on_unknown", Some(on_unknown)),
     ];
-    format!("/v1/exec{}", query(&parts))
+    format!("/v1/exec/claim{}", query(&parts))
 }
 
 /// What makes two runs the same one: the command and its arguments.
@@ -240,6 +254,21 @@ fn hash(command: &[OsString]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn i02_a_claim_is_one_that_was_granted_to_this_very_run() {
+        let id = "op_019a1b2c-3d4e-7f60-8a9b-0c1d2e3f4a5b";
+        let granted = |claim: &str, nonce: &str| {
+            let answer = serde_json::json!({"operation": id, "claim": claim, "nonce": nonce});
+            Claim::read(&answer, "n", None).is_some()
+        };
+        let token = "0a".repeat(32);
+        assert!(granted(&token, "n"));
+        assert!(!granted(&token, "another"));
+        assert!(!granted(&token[1..], "n") && !granted(&"x".repeat(64), "n"));
+        let none = serde_json::json!({"claim": token, "nonce": "n"});
+        assert!(Claim::read(&none, "n", None).is_none());
+    }
 
     #[test]
     fn commands_differ_by_every_word_and_where_it_ends() {

@@ -41,7 +41,7 @@ pub(super) fn print(frame: &Frame) {
             out.write_all(bytes).and_then(|()| out.flush())
         }
         Frame::Stderr(bytes) => io::stderr().write_all(bytes),
-        Frame::Runs | Frame::Exit(_) | Frame::NotStarted(_) => Ok(()),
+        Frame::Runs | Frame::Exit(_) => Ok(()),
     };
 }
 

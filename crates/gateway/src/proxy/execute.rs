@@ -211,7 +211,13 @@ impl<S: Store> Driver<S> {
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         if !released {
-            recording::meter(&mut incoming, meters, route, self.asked());
+            recording::meter(
+                &mut incoming,
+                meters,
+                route,
+                self.asked(),
+                self.asks_several(),
+            );
             let Some(()) = while_followed(left, recording::hold(&mut incoming)).await else {
                 return CANCELLED;
             };
@@ -245,6 +251,10 @@ impl<S: Store> Driver<S> {
         Ok(incoming)
     }
 
+    fn asks_several(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.is_several)
+    }
+
     fn asked(&self) -> onlyonce_ledger::Asked<'_> {
         onlyonce_ledger::Asked {
             path: &self.target,
@@ -271,7 +281,13 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
-        recording::meter(&mut incoming, meters, route, self.asked());
+        recording::meter(
+            &mut incoming,
+            meters,
+            route,
+            self.asked(),
+            self.asks_several(),
+        );
         if let Some(spans) = &self.spans {
             spans.answered(incoming.head.status, incoming.is_stream());
         }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -23,7 +22,7 @@ use super::mcp::{Call, ask_for_plain};
 use super::path::Path;
 use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
-use super::spool::{self, BodyLimits, Collected, NoBody, problem_of_no_body};
+use super::spool::{self, BodyLimits, Collected};
 use super::worker::Worker;
 use crate::config::{ClientGone, Forward, Route};
 use crate::metrics::Answer;
@@ -34,14 +33,19 @@ pub(super) enum Body {
     /// It is still to come.
     Coming(Incoming),
     /// It is here, and is a call.
-    Call(Bytes, Arc<Call>),
+    Call {
+        body: Collected,
+        call: Arc<Call>,
+        /// What makes two calls the same call.
+        identity: Vec<u8>,
+    },
 }
 
 impl Body {
     fn call(&self) -> Option<&Arc<Call>> {
         match self {
             Self::Coming(_) => None,
-            Self::Call(_, call) => Some(call),
+            Self::Call { call, .. } => Some(call),
         }
     }
 }
@@ -292,11 +296,15 @@ async fn attempt<S: Store>(
     let call = body.call().cloned();
     let (body, fingerprint) = match body {
         Body::Coming(body) => collected(worker, route, &identity, body).await?,
-        Body::Call(body, call) => {
+        Body::Call {
+            body,
+            identity: call,
+            ..
+        } => {
             let rules = &route.fingerprint_rules;
             let mut fingerprint = FingerprintBuilder::by_bytes(&shared.hash_keys, &identity, rules);
-            fingerprint.body_chunk(&call.identity);
-            (Collected::Whole(body), fingerprint.finish())
+            fingerprint.body_chunk(&call);
+            (body, fingerprint.finish())
         }
     };
     let scope = Scope {
@@ -334,16 +342,8 @@ async fn collected<S: Store>(
         folder: &worker.spool_folder,
         timeout: shared.config.server.body_timeout,
     };
-    let collected = spool::collect(body, &limits, &mut fingerprint).await;
-    let body = collected.map_err(|error| match error {
-        NoBody::Came(why) => {
-            problem_of_no_body(why, "limits.request_body", limits.max, limits.timeout)
-        }
-        NoBody::NotSpooled(error) => {
-            tracing::error!(%error, "a request body could not be spooled");
-            Problem::StorageFull { limit_name: None }
-        }
-    })?;
+    let collected = spool::collect(body, &limits, |piece| fingerprint.body_chunk(piece)).await;
+    let body = collected.map_err(|why| why.problem("limits.request_body", &limits))?;
     Ok((body, fingerprint.finish()))
 }
 

@@ -5,9 +5,9 @@
 
 mod told;
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
@@ -17,23 +17,30 @@ use onlyonce_http::mcp::{Answered, Calls, ListReader, NotAMessage, Posted, Retry
 use onlyonce_http::problem::Problem;
 use onlyonce_http::{call_key, key_of};
 use onlyonce_store::Store;
-use onlyonce_tower::shell::collecting::Coming;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use onlyonce_tower::shell::collecting;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 
 use super::keyed;
 use super::passthrough::{self, Came};
 use super::path::Path;
 use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
-use super::spool::problem_of_no_body;
+use super::spool::{self, BodyLimits, Collected, NoBody};
 use super::worker::Worker;
 use crate::config::{KeyMode, Policy, Route, RouteKind};
 use crate::metrics::Answer;
 use crate::shared::Shared;
-use crate::tools::Tools;
+use crate::tools::{Told, Tools};
 
 /// Which session a message belongs to.
 static SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
+/// In a recording, and nowhere else: the id of the request that was executed.
+static EXECUTED: HeaderName = HeaderName::from_static("onlyonce-executed-id");
+
+/// Larger messages wait on disk until they are whole, and few of them are read at once, beside the data path.
+const MOST_IN_MEMORY: u64 = 256 << 10;
+/// The largest message, in bytes, of who presents no credential where one is needed for a call.
+const MOST_OF_NOBODY: u64 = 64 << 10;
 
 /// Of the name of a tool, what stands for itself.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
@@ -48,19 +55,19 @@ const MOST_OF_A_NAME: usize = 128;
 pub(super) struct Call {
     /// The tool, as it is shown and priced.
     pub(super) tool: Box<str>,
-    /// What makes two calls the same call.
-    pub(super) identity: Vec<u8>,
+    /// Whether several tools are called, or one several times.
+    pub(super) is_several: bool,
     /// The id of the request and its progress token, where it is one request.
     retry: Option<Retry>,
-    /// How many answers there are to be.
-    requests: usize,
+    /// The ids of the answers that there are to be.
+    ids: Vec<Box<str>>,
+    /// Whether there is a call that gets no answer.
+    is_unanswered: bool,
 }
 
-/// Whether a request is a message: with a JSON body, posted on a route of the kind.
-pub(super) fn is_message<B>(route: &Route, request: &Request<B>) -> bool {
-    route.kind == RouteKind::Mcp
-        && *request.method() == Method::POST
-        && says_json(request.headers())
+/// Whether a request is a message, whatever it says of its type: servers do not agree on what is JSON.
+pub(super) fn is_message(route: &Route, method: &Method) -> bool {
+    route.kind == RouteKind::Mcp && !method.is_safe() && !passes(route, method)
 }
 
 /// Whether a request passes whatever key it has: what is asked for is the server's stream, or the end of a
@@ -78,29 +85,36 @@ pub(super) async fn answer<S: Store>(
 ) -> Response<Reply> {
     let http1 = request.version() <= Version::HTTP_11;
     let shared = &worker.shared;
-    let (mut head, body) = request.into_parts();
-    let (posted, body) = match read(shared, path, &head, body).await {
-        Ok(read) => read,
-        Err(problem) => return refuse(shared, Some(path), &problem, http1, Form::JsonRpc(None)),
-    };
     let route = &path.route;
+    let (mut head, body) = request.into_parts();
     let tenant = shared.tenants.tenant_of(
         &head.headers,
         head.uri.query(),
         route.policy.credential_query.as_deref(),
     );
+    let is_nobody = tenant.is_anonymous() && !shared.config.server.allow_anonymous;
+    let (posted, body) = match read(worker, path, &head, body, is_nobody).await {
+        Ok(read) => read,
+        Err(problem) => return refuse(shared, Some(path), &problem, http1, Form::JsonRpc(None)),
+    };
+    let told = Told::of(route, tenant.name(), &head.uri);
     let is_protected = |calls: &Calls| {
         let mut tools = calls.tools.iter();
-        !tools.all(|tool| shared.tools.pass(route, tenant.name(), tool))
+        !tools.all(|tool| shared.tools.pass(route, &told, tool))
     };
     let decided = match posted.calls {
-        Some(calls) if is_protected(&calls) => key_of_calls(shared, path, &head, &calls)
-            .map(|way| way.map(|key| (key, Call::of(calls)))),
+        Some(calls) if is_protected(&calls) => {
+            key_of_calls(shared, path, &head, &calls).map(|way| way.map(|key| (key, calls)))
+        }
         _ => Ok(None),
     };
     let answered = match decided {
-        Ok(Some((key, call))) => {
-            let asked = keyed::Body::Call(body, Arc::new(call));
+        Ok(Some((key, mut calls))) => {
+            let asked = keyed::Body::Call {
+                body,
+                identity: std::mem::take(&mut calls.identity),
+                call: Arc::new(Call::of(calls)),
+            };
             let request = Request::from_parts(head, asked);
             return keyed::answer(worker, caller, path, key, request).await;
         }
@@ -109,9 +123,8 @@ pub(super) async fn answer<S: Store>(
             if lists {
                 ask_for_plain(&mut head.headers);
             }
-            let request = Request::from_parts(head, Came::Whole(body));
-            let tenant = lists.then(|| tenant.name().into());
-            passthrough::pass(shared, caller, path, request, tenant).await
+            let request = Request::from_parts(head, Came::Here(body));
+            passthrough::pass(shared, caller, path, request, lists.then_some(told)).await
         }
         Err(problem) => Err(problem),
     };
@@ -129,12 +142,12 @@ pub(super) async fn answer<S: Store>(
 
 /// What is posted, and the whole body.
 async fn read<S: Store>(
-    shared: &Shared<S>,
-    path: &Path,
+    worker: &Worker<S>,
+    path: &Arc<Path>,
     head: &Parts,
     body: Incoming,
-) -> Result<(Posted, Bytes), Problem> {
-    let policy = &path.route.policy;
+    is_nobody: bool,
+) -> Result<(Posted, Collected), Problem> {
     if head.headers.contains_key(CONTENT_ENCODING) {
         let why = "a message must not be encoded (Content-Encoding)".into();
         return Err(Problem::BadRequest { why });
@@ -143,18 +156,43 @@ async fn read<S: Store>(
         let why = "a message belongs to one session".into();
         return Err(Problem::BadRequest { why });
     }
-    let (limit, timeout) = (
-        shared.config.limits.mcp_message,
-        shared.config.server.body_timeout,
-    );
-    let no_body = |why| problem_of_no_body(why, "limits.mcp_message", limit, timeout);
-    let mut coming = Coming::new(body, limit, timeout).map_err(no_body)?;
-    let mut whole = BytesMut::new();
-    while let Some(piece) = coming.next().await.map_err(no_body)? {
-        whole.extend_from_slice(&piece);
-    }
-    let posted = Posted::read(&whole, &policy.mcp.meta_keys, &policy.ignore_pointers);
-    Ok((posted.map_err(problem_of)?, whole.freeze()))
+    let (shared, config) = (&worker.shared, &worker.shared.config);
+    let most = match is_nobody {
+        true => config.limits.mcp_message.min(MOST_OF_NOBODY),
+        false => config.limits.mcp_message,
+    };
+    let limits = BodyLimits {
+        max: most,
+        spool_above: config.limits.spool_above.min(MOST_IN_MEMORY),
+        folder: &worker.spool_folder,
+        timeout: config.server.body_timeout,
+    };
+    let collected = spool::collect(body, &limits, |_| ()).await;
+    let body = collected.map_err(|why| match why {
+        NoBody::Came(collecting::NoBody::TooLarge) if is_nobody => Problem::CredentialMissing,
+        why => why.problem("limits.mcp_message", &limits),
+    })?;
+    let posted = match &body {
+        Collected::Whole(bytes) => posted(path, bytes),
+        Collected::Spooled { file, len, .. } => {
+            let (path, file, len) = (Arc::clone(path), Arc::clone(file), *len);
+            // It is never closed.
+            let _turn = shared.large_messages.acquire().await;
+            let read = spool::blocking(move || {
+                let mut whole = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+                file.read_exact_at(&mut whole, 0)?;
+                Ok(posted(&path, &whole))
+            });
+            read.await
+                .map_err(|error| NoBody::NotSpooled(error).problem("limits.mcp_message", &limits))?
+        }
+    };
+    Ok((posted.map_err(problem_of)?, body))
+}
+
+fn posted(path: &Path, body: &[u8]) -> Result<Posted, NotAMessage> {
+    let policy = &path.route.policy;
+    Posted::read(body, &policy.mcp.meta_keys, &policy.ignore_pointers)
 }
 
 fn problem_of(error: NotAMessage) -> Problem {
@@ -178,7 +216,9 @@ fn key_of_calls<S: Store>(
     let policy = &path.route.policy;
     let sent = key_of(&head.headers, &policy.key_headers)?.or_else(|| calls.key.clone());
     let in_session = || {
-        let session = head.headers.get(&SESSION)?;
+        // Without a name there is none, and all who have none would be in it.
+        let session = head.headers.get(&SESSION);
+        let session = session.filter(|session| !session.as_bytes().trim_ascii().is_empty())?;
         let ids = calls.ids.iter().map(|id| &**id);
         (!calls.ids.is_empty()).then(|| call_key(&shared.hash_keys, session.as_bytes(), ids))
     };
@@ -234,12 +274,13 @@ impl Call {
         };
         Self {
             tool: tools.join("+").into(),
-            identity: calls.identity,
-            requests: calls.ids.len(),
+            is_several: tools.len() > 1,
+            is_unanswered: calls.is_unanswered,
             retry: id.map(|id| Retry {
                 id,
                 token: calls.token,
             }),
+            ids: calls.ids,
         }
     }
 
@@ -251,7 +292,18 @@ impl Call {
     /// What follows the answer to it, where that can be read.
     pub(super) fn answered(&self, headers: &HeaderMap) -> Option<Answered> {
         let is_plain = !headers.contains_key(CONTENT_ENCODING);
-        is_plain.then(|| Answered::new(is_stream(headers), self.requests))
+        let is_stream = is_stream(headers);
+        (is_plain && (is_stream || says_json(headers)))
+            .then(|| Answered::new(is_stream, &self.ids, self.is_unanswered))
+    }
+
+    /// Puts into what is recorded which request was executed: an answer is made that of a retry by it.
+    pub(super) fn sign(&self, headers: &mut HeaderMap) {
+        let id = self.retry.as_ref().map(|retry| &*retry.id);
+        let id = id.map(|id| utf8_percent_encode(id, NON_ALPHANUMERIC).to_string());
+        if let Some(id) = id.and_then(|id| HeaderValue::try_from(id).ok()) {
+            headers.insert(&EXECUTED, id);
+        }
     }
 }
 
@@ -264,6 +316,13 @@ fn shown(tool: &str) -> String {
 /// Asks the server for an answer that can be read.
 pub(super) fn ask_for_plain(headers: &mut HeaderMap) {
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+}
+
+/// Takes the id of the executed request out of a head, as JSON.
+pub(super) fn executed(headers: &mut HeaderMap) -> Option<Box<str>> {
+    let id = headers.remove(&EXECUTED)?;
+    let id = percent_decode(id.as_bytes()).decode_utf8().ok()?;
+    Some(id.into())
 }
 
 /// Takes the session out of an answer that is to be recorded: it belongs to one caller, and the answer to all.
@@ -293,26 +352,19 @@ fn kind(headers: &HeaderMap) -> Option<&str> {
 /// Learns which tools are harmless from a list that passes, until it is dropped.
 pub(super) struct Listing<S: Store> {
     shared: Arc<Shared<S>>,
-    route: Arc<Route>,
-    tenant: Box<str>,
+    told: Told,
     /// `None` once it has told.
     reader: Option<ListReader>,
 }
 
 impl<S: Store> Listing<S> {
-    /// Of an answer with this head to `tenant`; `None` where it is none, or cannot be read.
-    pub(super) fn begin(
-        shared: &Arc<Shared<S>>,
-        path: &Path,
-        tenant: Box<str>,
-        head: &Response<()>,
-    ) -> Option<Self> {
+    /// Of an answer with this head to `told`; `None` where it is none, or cannot be read.
+    pub(super) fn begin(shared: &Arc<Shared<S>>, told: Told, head: &Response<()>) -> Option<Self> {
         let headers = head.headers();
         let is_readable = head.status().is_success() && !headers.contains_key(CONTENT_ENCODING);
         is_readable.then(|| Self {
             shared: Arc::clone(shared),
-            route: Arc::clone(&path.route),
-            tenant,
+            told,
             reader: Some(ListReader::new(is_stream(headers))),
         })
     }
@@ -323,17 +375,28 @@ impl<S: Store> Listing<S> {
             return;
         };
         reader.see(bytes);
-        let declared = reader.take();
-        if !declared.is_empty() {
-            self.shared.tools.learn(&self.route, &self.tenant, declared);
-        }
+        self.learn();
     }
 
     /// The answer is over.
     pub(super) fn end(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            let declared = reader.finish();
-            self.shared.tools.learn(&self.route, &self.tenant, declared);
+        if let Some(reader) = &mut self.reader {
+            reader.finish();
+        }
+        self.learn();
+        self.reader = None;
+    }
+
+    fn learn(&mut self) {
+        let Some(reader) = &mut self.reader else {
+            return;
+        };
+        let declared = reader.take();
+        if !declared.is_empty() {
+            self.shared.tools.learn(&self.told, declared);
+        }
+        if reader.is_unreadable() {
+            self.shared.tools.forget(&self.told);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What an execution used and cost, read out of its answer on the way into the recording.
 
 use http::HeaderMap;
-use onlyonce_core::{Metered, Timestamp};
+use onlyonce_core::{Metered, Source, Timestamp};
 use onlyonce_ledger::prices::{Prices, Sale};
 use onlyonce_ledger::{Asked, End, Meter, MeterMemory};
 
@@ -24,6 +24,8 @@ pub(super) struct Metering {
     /// The model that was asked, where the request names it.
     asked_model: Box<str>,
     status: u16,
+    /// Whether it answers several calls at once: what each of them costs is told nowhere.
+    is_several: bool,
 }
 
 impl Metering {
@@ -39,6 +41,17 @@ impl Metering {
             asked_model: asked.model.unwrap_or_default().into(),
             meter: Meter::of(&route.policy.usage, asked, status, headers, &meters.memory),
             status,
+            is_several: false,
+        }
+    }
+
+    /// Of the answer to several calls at once.
+    pub(super) fn of_several(asked: Asked<'_>, status: u16) -> Self {
+        Self {
+            asked_model: asked.model.unwrap_or_default().into(),
+            meter: None,
+            status,
+            is_several: true,
         }
     }
 
@@ -60,6 +73,15 @@ impl Metering {
     ) -> Option<Metered> {
         if let Some(why) = self.meter.as_ref().and_then(Meter::gave_up) {
             meters.gave_up.gave_up(why);
+        }
+        if self.is_several {
+            let has_prices = !route.policy.usage.is_empty() || route.per_call.is_some();
+            // It counts among what is not metered, and not as free.
+            return has_prices.then(|| Metered {
+                request_model: self.asked_model,
+                source: Source::Unknown,
+                ..Metered::default()
+            });
         }
         let format = self.meter.as_ref().map(|meter| meter.format().clone());
         let fixed = format.as_ref().and_then(|format| format.per_call());

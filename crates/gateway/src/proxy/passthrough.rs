@@ -25,26 +25,28 @@ use super::outgoing::{Interrupted, Outgoing};
 use super::path::Path;
 use super::reply::{Cut, Reply, cut};
 use super::service::Caller;
+use super::spool::Collected;
 use super::watching::Watching;
 use crate::config::RouteKind;
 use crate::observe::Sight;
 use crate::shared::Shared;
+use crate::tools::Told;
 
 /// The body of a request that is to be passed on.
 pub(super) enum Came {
     /// It is still to come.
     Coming(Incoming),
     /// It is here.
-    Whole(Bytes),
+    Here(Collected),
 }
 
-/// Passes `request` on and its answer back. `lists_for` is the tenant who asks for a list of tools.
+/// Passes `request` on and its answer back. `lists_for` is who asks for a list of tools.
 pub(super) async fn pass<S: Store>(
     shared: &Arc<Shared<S>>,
     caller: &Caller,
     path: &Path,
     request: Request<Came>,
-    lists_for: Option<Box<str>>,
+    lists_for: Option<Told>,
 ) -> Result<Response<Reply>, Problem> {
     let policy = &path.route.policy;
     let method = request.method().clone();
@@ -88,7 +90,7 @@ pub(super) async fn pass<S: Store>(
         head.headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let listing = lists_for.and_then(|tenant| Listing::begin(shared, path, tenant, &head));
+    let listing = lists_for.and_then(|told| Listing::begin(shared, told, &head));
     // What a server has to say by itself comes when it comes.
     let is_endless = path.route.kind == RouteKind::Mcp && method == Method::GET;
     let between_bytes = (!is_endless).then_some(policy.between_bytes_timeout);
@@ -120,7 +122,7 @@ fn outbound(
     }
     let interrupted = Interrupted::default();
     let body = match body {
-        Came::Whole(bytes) => Outgoing::Whole(bytes),
+        Came::Here(body) => body.outgoing(),
         Came::Coming(body) if body.is_end_stream() => {
             say_no_body(&head.method, &mut head.headers);
             sight.iter().for_each(|sight| sight.end());

@@ -117,11 +117,13 @@ pub(super) fn follow(incoming: &mut Incoming, call: &Call) -> Result<(), Unknown
     if (200..300).contains(&incoming.head.status) {
         incoming.passage.answered = call.answered(&incoming.headers);
     }
-    let Some(session) = mcp::without_session(&mut incoming.headers) else {
-        return Ok(());
-    };
+    let session = mcp::without_session(&mut incoming.headers);
+    call.sign(&mut incoming.headers);
     incoming.repack()?;
-    mcp::with_session(&mut incoming.headers, session);
+    mcp::executed(&mut incoming.headers);
+    if let Some(session) = session {
+        mcp::with_session(&mut incoming.headers, session);
+    }
     Ok(())
 }
 
@@ -146,8 +148,7 @@ pub(super) async fn hold(incoming: &mut Incoming) {
 /// Whether the answer to a call says that it did not run. Then it used nothing either.
 pub(super) fn says_not_run(incoming: &mut Incoming, policy: &Policy) -> bool {
     let answered = incoming.passage.answered.as_ref();
-    let code = answered.and_then(Answered::error);
-    let says = code.is_some_and(|code| policy.mcp.release_codes.contains(&code));
+    let says = answered.is_some_and(|answered| answered.is_refused(&policy.mcp.release_codes));
     if says {
         incoming.passage.metering = None;
     }
@@ -155,9 +156,18 @@ pub(super) fn says_not_run(incoming: &mut Incoming, policy: &Policy) -> bool {
 }
 
 /// Reads on the way what the answer to the call `asked` tells of its use.
-pub(super) fn meter(incoming: &mut Incoming, meters: &Meters, route: &Route, asked: Asked<'_>) {
+pub(super) fn meter(
+    incoming: &mut Incoming,
+    meters: &Meters,
+    route: &Route,
+    asked: Asked<'_>,
+    is_several: bool,
+) {
     let status = incoming.head.status;
-    let metering = Metering::new(meters, route, asked, status, &incoming.headers);
+    let metering = match is_several {
+        true => Metering::of_several(asked, status),
+        false => Metering::new(meters, route, asked, status, &incoming.headers),
+    };
     incoming.passage.metering = Some(metering);
 }
 

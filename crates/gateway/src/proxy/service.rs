@@ -192,7 +192,7 @@ fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
     if policy.key == KeyMode::Observe || mcp::passes(&path.route, request.method()) {
         return Ok(Way::Pass);
     }
-    if mcp::is_message(&path.route, request) {
+    if mcp::is_message(&path.route, request.method()) {
         return match request.headers().contains_key(UPGRADE) {
             true => Err(FramingError::UpgradeWithKey.into()),
             false => Ok(Way::Message),

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
-use onlyonce_http::FingerprintBuilder;
 use onlyonce_http::problem::Problem;
 use onlyonce_ledger::Addition;
 use onlyonce_tower::shell::collecting::{self, Coming};
@@ -36,22 +35,29 @@ pub(super) enum NoBody {
     NotSpooled(io::Error),
 }
 
-/// What a caller is told whose body did not come as it should; `limit_name` names the limit of its size.
-pub(super) fn problem_of_no_body(
-    why: collecting::NoBody,
-    limit_name: &'static str,
-    limit: u64,
-    timeout: Duration,
-) -> Problem {
-    match why {
-        collecting::NoBody::TooLarge => Problem::BodyTooLarge { limit_name, limit },
-        collecting::NoBody::TooSlow => Problem::RequestTimeout {
-            limit_name: "server.body_timeout",
-            limit: timeout,
-        },
-        collecting::NoBody::Broken => Problem::BadRequest {
-            why: "the body did not come whole, or is not framed as it should be".into(),
-        },
+impl NoBody {
+    /// What a caller is told; `limit_name` names the limit of a body's size.
+    pub(super) fn problem(self, limit_name: &'static str, limits: &BodyLimits<'_>) -> Problem {
+        let why = match self {
+            Self::Came(why) => why,
+            Self::NotSpooled(error) => {
+                tracing::error!(%error, "a request body could not be spooled");
+                return Problem::StorageFull { limit_name: None };
+            }
+        };
+        match why {
+            collecting::NoBody::TooLarge => Problem::BodyTooLarge {
+                limit_name,
+                limit: limits.max,
+            },
+            collecting::NoBody::TooSlow => Problem::RequestTimeout {
+                limit_name: "server.body_timeout",
+                limit: limits.timeout,
+            },
+            collecting::NoBody::Broken => Problem::BadRequest {
+                why: "the body did not come whole, or is not framed as it should be".into(),
+            },
+        }
     }
 }
 
@@ -88,17 +94,17 @@ impl Collected {
     }
 }
 
-/// Takes in the whole body, and shows each piece of it to `fingerprint`.
+/// Takes in the whole body, and shows each piece of it to `see`.
 pub(super) async fn collect(
     body: Incoming,
     limits: &BodyLimits<'_>,
-    fingerprint: &mut FingerprintBuilder<'_>,
+    mut see: impl FnMut(&[u8]),
 ) -> Result<Collected, NoBody> {
     let mut coming = Coming::new(body, limits.max, limits.timeout).map_err(NoBody::Came)?;
     let announced = coming.announced();
     let mut pieces = Pieces::Nothing;
     while let Some(data) = coming.next().await.map_err(NoBody::Came)? {
-        fingerprint.body_chunk(&data);
+        see(&data);
         pieces = pieces
             .add(data, announced, coming.seen(), limits)
             .await
@@ -177,7 +183,7 @@ async fn write(file: Arc<File>, data: Bytes, end: u64) -> io::Result<Pieces> {
     .await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work)

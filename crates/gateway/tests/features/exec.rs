@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use onlyonce_testkit::{Gateway, Upstream, eventually};
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,10 +23,15 @@ struct Exec {
 
 impl Exec {
     fn new(gateway: &Gateway, key: &str) -> Self {
+        Self::by(gateway, gateway.control_addr(), key)
+    }
+
+    /// Through `control`, which stands before the control listener of `gateway`.
+    fn by(gateway: &Gateway, control: SocketAddr, key: &str) -> Self {
         let mut command = Command::new(BIN);
         command
             .args(["exec", "--key", key, "--control"])
-            .arg(format!("http://{}", gateway.control_addr()))
+            .arg(format!("http://{control}"))
             .env("DIR", gateway.folder())
             .stdin(Stdio::null());
         Self { command }
@@ -117,6 +127,150 @@ fn i01_a_command_runs_once_and_later_runs_print_and_exit_the_same() {
     let operation = gateway.control().operation("k");
     assert_eq!(operation["state"], "completed");
     assert_eq!(operation["path"], "sh");
+}
+
+/// A proxy as nginx is by default: it answers `100 Continue` by itself to every request, takes the whole of
+/// it in, and passes it on to `to`. Where it has no `to`, it answers 502.
+fn buffering_proxy(to: Option<SocketAddr>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for caller in listener.incoming() {
+            thread::spawn(move || pass_on(caller.unwrap(), to));
+        }
+    });
+    at
+}
+
+fn pass_on(mut caller: TcpStream, to: Option<SocketAddr>) {
+    let mut request = Vec::new();
+    let mut goes_on = false;
+    while !is_whole(&request) {
+        let mut piece = [0; 4096];
+        match caller.read(&mut piece) {
+            Ok(read @ 1..) => request.extend_from_slice(&piece[..read]),
+            // It is gone: nothing of that is passed on.
+            _ => return,
+        }
+        if !goes_on && request.windows(4).any(|end| end == b"\r\n\r\n") {
+            let proceed = b"HTTP/1.1 100 Continue\r\n\r\n";
+            caller.write_all(proceed).unwrap();
+            goes_on = true;
+        }
+    }
+    let Some(to) = to else {
+        let refused = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n";
+        return caller.write_all(refused).unwrap();
+    };
+    let line = request.windows(2).position(|end| end == b"\r\n").unwrap();
+    request.splice(line..line, *b"\r\nConnection: close");
+    let mut gateway = TcpStream::connect(to).unwrap();
+    gateway.write_all(&request).unwrap();
+    // Who has seen enough leaves.
+    let _ = std::io::copy(&mut gateway, &mut caller);
+    let _ = caller.shutdown(Shutdown::Write);
+}
+
+fn is_whole(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    if head.contains("transfer-encoding: chunked") {
+        return request.ends_with(b"\r\n0\r\n\r\n");
+    }
+    let length = head.lines().find_map(|line| {
+        let length = line.strip_prefix("content-length:")?;
+        length.trim().parse::<usize>().ok()
+    });
+    body.len() >= length.unwrap_or(0)
+}
+
+/// A stock nginx before the control listener answers `100 Continue` by itself, and exec took that for the
+/// claim: one key ran three times of three, and so it did with another command, and with the gateway down.
+#[test]
+fn i01_what_a_proxy_says_by_itself_is_not_taken_for_the_claim() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let proxy = buffering_proxy(Some(gateway.control_addr()));
+    let by_proxy = |script: &str| {
+        let mut run = Exec::by(&gateway, proxy, "k").script(script);
+        run.output().unwrap()
+    };
+    let script = format!("{RAN} echo out; exit 3");
+    let first = by_proxy(&script);
+    assert_eq!(first.status.code(), Some(3), "{}", text(&first.stderr));
+    assert_eq!(by_proxy(&script), first);
+    assert_eq!(run(&gateway, "k", &script), first, "without the proxy too");
+    let other = by_proxy(RAN);
+    assert_eq!(other.status.code(), Some(125));
+    assert!(text(&other.stderr).contains("nothing was run here"));
+    assert_eq!(runs(&gateway), 1);
+}
+
+/// As above: the command ran although nobody had heard of it.
+#[test]
+fn i12_behind_a_proxy_whose_gateway_is_down_nothing_runs() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let proxy = buffering_proxy(None);
+    let mut refused = Exec::by(&gateway, proxy, "k").script(RAN);
+    let refused = refused.output().unwrap();
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(text(&refused.stderr).contains("nothing was run here"));
+    assert_eq!(runs(&gateway), 0);
+}
+
+/// As above: a token that opens nothing ran the command.
+#[test]
+fn i02_a_token_that_is_none_runs_nothing_behind_a_proxy() {
+    let upstream = Upstream::counting();
+    let gateway = setup(&upstream)
+        .server("control_token = \"env:TOKEN\"")
+        .env("TOKEN", "the-token-of-workers-which-is-long-enough")
+        .start();
+    let proxy = buffering_proxy(Some(gateway.control_addr()));
+    let mut refused = Exec::by(&gateway, proxy, "k").script(RAN);
+    let refused = refused.env("ONLYONCE_CONTROL_TOKEN", "wrong").output();
+    let refused = refused.unwrap();
+    assert_eq!(refused.status.code(), Some(125));
+    assert_eq!(runs(&gateway), 0);
+}
+
+/// What an `exec` sent before claims had a request of their own: it would have run on any `100 Continue`.
+#[test]
+fn i02_an_exec_that_is_older_than_the_gateway_is_told_so_and_not_to_go_on() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let mut old = TcpStream::connect(gateway.control_addr()).unwrap();
+    let command = "ab".repeat(32);
+    let head = format!(
+        "POST /v1/exec?command={command} HTTP/1.1\r\nHost: {}\r\nIdempotency-Key: k\r\n\
+         Content-Type: application/vnd.onlyonce.exec\r\nExpect: 100-continue\r\n\
+         Transfer-Encoding: chunked\r\n\r\n",
+        gateway.control_addr()
+    );
+    old.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 4096];
+    let read = old.read(&mut answer).unwrap();
+    let answer = text(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 410 "), "{answer}");
+    assert!(answer.contains("older than the gateway"), "{answer}");
+    assert!(gateway.control().operations("k").is_empty());
+}
+
+/// A gateway that is older than `exec` knows no such claim.
+#[test]
+fn i02_with_a_gateway_that_is_older_nothing_runs() {
+    let upstream = Upstream::scripted(|x| x.answer(404, &[], b"{}"));
+    let gateway = gateway(&upstream);
+    let mut refused = Exec::by(&gateway, upstream.addr(), "k").script(RAN);
+    let refused = refused.output().unwrap();
+    assert_eq!(refused.status.code(), Some(125));
+    let message = text(&refused.stderr);
+    assert!(message.contains("older than this program"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert_eq!(runs(&gateway), 0);
 }
 
 #[test]
@@ -284,7 +438,11 @@ fn hostile_094_when_the_gateway_is_killed_the_command_ends_here_and_its_outcome_
     let script = format!("{RAN} echo first; read x < \"$DIR/gate\"; echo last");
     let (mut runner, mut seen) = start(&mut Exec::new(&gateway, "k").script(&script));
     assert_eq!(line(&mut seen), "first\n");
+    // The gateway has it too.
+    let (mut joiner, mut joined) = start(&mut Exec::new(&gateway, "k").script(&script));
+    assert_eq!(line(&mut joined), "first\n");
     gateway.kill();
+    assert_eq!(joiner.wait().unwrap().code(), Some(125));
     open(&gate);
     assert_eq!(line(&mut seen), "last\n");
     assert_eq!(runner.wait().unwrap().code(), Some(125));
@@ -352,6 +510,67 @@ fn i10_a_command_that_cannot_be_started_leaves_the_key_free() {
     assert_eq!(gateway.control().operation("k")["state"], "released");
     assert_eq!(run(&gateway, "k", RAN).status.code(), Some(0));
     assert_eq!(runs(&gateway), 1);
+}
+
+/// exec said that the key was free while the release had reached nobody.
+#[test]
+fn i10_a_command_that_cannot_be_started_says_so_where_nobody_could_be_told() {
+    let upstream = Upstream::counting();
+    let mut gateway = gateway(&upstream);
+    let (proxy, claimed) = claims_only(gateway.control_addr());
+    let mut missing = Exec::by(&gateway, proxy, "k").command;
+    let missing = missing.args(["--", "/no/such/command"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(125));
+    let message = text(&missing.stderr);
+    assert!(
+        message.contains("nothing ran, but that could not be recorded"),
+        "{message}"
+    );
+    assert!(!message.contains("the key is free"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert_eq!(claimed.load(Ordering::SeqCst), 1);
+    assert_eq!(gateway.control().operation("k")["state"], "in_flight");
+    gateway.kill();
+}
+
+/// Passes the first request on to `to`, and closes all others. How many it has passed on.
+fn claims_only(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let passed = Arc::new(AtomicUsize::new(0));
+    let count = passed.clone();
+    thread::spawn(move || {
+        for caller in listener.incoming() {
+            if count.load(Ordering::SeqCst) == 0 {
+                count.store(1, Ordering::SeqCst);
+                pass_on(caller.unwrap(), Some(to));
+            }
+        }
+    });
+    (at, passed)
+}
+
+/// An earlier run of which nobody knows stays unknown where a rerun could not be started, and the key is not
+/// free.
+#[test]
+fn i10_a_rerun_that_cannot_be_started_does_not_free_the_key() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let script = format!("{RAN} kill -9 $$");
+    let program = gateway.folder().join("program");
+    let rerun = |words: &[&str]| {
+        let mut run = Exec::new(&gateway, "k").with(words).command;
+        run.arg("--").arg(&program).output().unwrap()
+    };
+    fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(rerun(&[]).status.code(), Some(137));
+    fs::remove_file(&program).unwrap();
+    let missing = rerun(&["--on-unknown", "rerun"]);
+    assert_eq!(missing.status.code(), Some(127));
+    let message = text(&missing.stderr);
+    assert!(!message.contains("the key is free"), "{message}");
+    assert_eq!(gateway.control().operation("k")["state"], "unknown");
 }
 
 #[test]

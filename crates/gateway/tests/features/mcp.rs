@@ -823,3 +823,237 @@ fn the_configuration_in_force_shows_the_kind() {
         json!([-32700, -32600, -32601, -32602])
     );
 }
+
+/// Of one reader it was JSON, of the other it was none, and so it was no call: three posts under one key ran
+/// three times, unmarked, also where a key is required.
+#[test]
+fn i01_a_call_with_a_number_beyond_a_double_runs_once() {
+    let upstream = Upstream::scripted(|x| {
+        x.read_body();
+        let said = said(&pay(1), x.number).to_string();
+        x.answer(200, &[JSON], said.as_bytes());
+    });
+    let gateway = mcp(&upstream).route("key = \"required\"").start();
+    let digits = "7".repeat(400);
+    for (ran, number) in ["1e999", "[{\"y\":-1e400}]", &*digits]
+        .into_iter()
+        .enumerate()
+    {
+        let body = pay(1).to_string().replace(":5", &format!(":{number}"));
+        let request = post("s", &pay(1)).body(body);
+        let key = format!("k-{ran}");
+        gateway
+            .send(&request.clone().key(&key))
+            .expect_mark("executed");
+        gateway.send(&request.key(&key)).expect_mark("replayed");
+        assert_eq!(upstream.hits(), ran + 1);
+    }
+    let no_session = post("", &pay(1)).body(pay(1).to_string().replace(":5", ":1e999"));
+    expect_error(&gateway.send(&no_session), 1, "key-missing");
+    assert_eq!(upstream.hits(), 3);
+}
+
+/// The answer to a batch of two comes as events: the one that is wrong is refused first.
+#[test]
+fn i10_a_refused_call_of_a_batch_does_not_release_the_one_that_runs() {
+    let upstream = Upstream::scripted(|x| {
+        let batch: Value = serde_json::from_slice(&x.read_body()).expect("JSON");
+        x.start_chunked(200, &[EVENTS]);
+        x.chunk(format!("data: {}\n\n", error(&batch[1], -32602)));
+        x.chunk(format!("data: {}\n\n", said(&batch[0], x.number)));
+        x.end_chunks();
+    });
+    let gateway = mcp(&upstream).start();
+    let batch = json!([pay(1), call(2, "pay", json!({ "bad": true }))]);
+    let first = gateway.send(&post("s", &batch));
+    first.expect_mark("executed");
+    for _ in 0..2 {
+        let again = gateway.send(&post("s", &batch));
+        again.expect_mark("replayed");
+        assert_eq!(again.body, first.body);
+    }
+    assert_eq!(upstream.hits(), 1);
+    let refused = Upstream::scripted(|x| {
+        let batch: Value = serde_json::from_slice(&x.read_body()).expect("JSON");
+        let both = [error(&batch[0], -32602), error(&batch[1], -32601)];
+        x.answer(200, &[JSON], format!("[{}]", both.join(",")).as_bytes());
+    });
+    let gateway = mcp(&refused).start();
+    for _ in 0..2 {
+        gateway.send(&post("s", &batch)).expect_mark("released");
+    }
+    assert_eq!(refused.hits(), 2);
+}
+
+/// Each of these freed the key of a call that ran, or was recorded as the answer.
+#[test]
+fn i10_what_is_no_answer_to_the_call_neither_releases_nor_ends_it() {
+    let foreign =
+        |id: &str| format!("{{\"id\":{id},\"error\":{{\"code\":-32602,\"message\":\"\"}}}}");
+    let noted = "{\"method\":\"notifications/message\",\"error\":{\"code\":-32602}}".to_owned();
+    for first in [foreign("\"other\""), foreign("null"), noted] {
+        let upstream = Upstream::scripted(move |x| {
+            let message: Value = serde_json::from_slice(&x.read_body()).expect("JSON");
+            x.start_chunked(200, &[EVENTS]);
+            x.chunk(format!("data: {first}\n\n"));
+            x.chunk(format!("data: {}\n\n", said(&message, x.number)));
+            x.end_chunks();
+        });
+        let gateway = mcp(&upstream).start();
+        let executed = gateway.send(&post("s", &keyed(pay(1), "k", None)));
+        executed.expect_mark("executed");
+        let again = gateway.send(&post("t", &keyed(pay(2), "k", None)));
+        again.expect_mark("replayed");
+        // I4: what is for somebody else is not made this caller's.
+        let expected = executed.text().replace("\"id\":1", "\"id\":2");
+        assert_eq!(again.text(), expected);
+        assert_eq!(again.header("onlyonce-executed-id"), None);
+        assert_eq!(upstream.hits(), 1);
+    }
+    let result = "{\"id\":1,\"result\":{}}";
+    let events = |message: &str| format!("data: {message}\n\n");
+    for (kind, said) in [
+        (EVENTS, events("{\"id\":\"other\",\"result\":{}}")),
+        (JSON, "{\"id\":\"other\",\"result\":{}}".to_owned()),
+        (JSON, result[..result.len() - 2].to_owned()),
+        (JSON, format!("{}{result}", foreign("1"))),
+    ] {
+        let upstream = first_says(200, kind, move |_| said.clone());
+        let gateway = mcp(&upstream).start();
+        let first = gateway.send(&post("s", &keyed(pay(1), "k", None)));
+        assert!(!first.text().contains("execution"));
+        gateway.control().wait_for_state("k", "unknown");
+        let again = gateway.send(&post("s", &keyed(pay(2), "k", None)));
+        expect_error(&again, 2, "outcome-unknown");
+        assert_eq!(upstream.hits(), 1);
+    }
+}
+
+/// Servers take these for JSON, and the gateway took them for something else.
+#[test]
+fn i01_a_call_of_any_content_type_is_a_call() {
+    let upstream = server();
+    let gateway = mcp(&upstream).start();
+    for (ran, kind) in [
+        "text/plain, application/json",
+        "application/json, text/event-stream",
+        "text/plain",
+        "",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let session = format!("s-{ran}");
+        let request = post(&session, &pay(1))
+            .without("Content-Type")
+            .header("Content-Type", kind);
+        gateway.send(&request).expect_mark("executed");
+        gateway.send(&request).expect_mark("replayed");
+        assert_eq!(upstream.hits(), ran + 1);
+    }
+    let none = post("s", &pay(1)).without("Content-Type");
+    gateway.send(&none).expect_mark("executed");
+    let no_json = post("s", &pay(1)).without("Content-Type").body("a=b");
+    gateway.send(&no_json).expect_status(400);
+}
+
+/// What one of them declares read-only switched off the protection of the other.
+#[test]
+fn i01_servers_behind_one_route_do_not_speak_for_each_other() {
+    let upstream = Upstream::scripted(|x| {
+        let message: Value = serde_json::from_slice(&x.read_body()).expect("JSON");
+        if message["method"] != "tools/list" {
+            let said = said(&message, x.number).to_string();
+            return x.answer(200, &[JSON], said.as_bytes());
+        }
+        let is_docs = x.path() == "/mcp/docs";
+        let tools = json!([{ "name": "pay", "annotations": { "readOnlyHint": is_docs } }]);
+        let list = json!({ "id": message["id"], "result": { "tools": tools } });
+        x.answer(200, &[JSON], list.to_string().as_bytes());
+    });
+    let gateway = mcp(&upstream).start();
+    let at = |path: &str, message: &Value| {
+        Request::post(path)
+            .header("Content-Type", "application/json")
+            .header("Mcp-Session-Id", "s")
+            .body(message.to_string())
+    };
+    let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
+    for path in ["/mcp/shop", "/mcp/docs"] {
+        gateway.send(&at(path, &list)).expect_status(200);
+    }
+    assert_eq!(gateway.send(&at("/mcp/docs", &pay(2))).mark(), None);
+    let paid = at("/mcp/shop", &pay(2));
+    gateway.send(&paid).expect_mark("executed");
+    gateway.send(&paid).expect_mark("replayed");
+}
+
+/// All who have no session were in one, and a new client got another one's answer.
+#[test]
+fn i07_an_empty_session_is_none() {
+    let upstream = server();
+    let gateway = mcp(&upstream).start();
+    for _ in 0..2 {
+        let request = post("", &pay(1)).header("Mcp-Session-Id", "");
+        assert_eq!(gateway.send(&request).mark(), None);
+    }
+    assert_eq!(upstream.hits(), 2);
+}
+
+/// A message waits on disk until it is whole, and is passed on from there.
+#[test]
+fn i15_a_large_message_is_a_call_as_any_other() {
+    let upstream = server();
+    let gateway = mcp(&upstream).start();
+    let large = call(1, "pay", json!("x".repeat(3 << 20)));
+    gateway.send(&post("s", &large)).expect_mark("executed");
+    gateway.send(&post("s", &large)).expect_mark("replayed");
+    let sent = large.to_string();
+    assert_eq!(upstream.seen()[0].body.as_deref(), Some(sent.as_bytes()));
+    let list = json!({ "id": 2, "method": "ping", "params": { "x": "x".repeat(3 << 20) } });
+    gateway.send(&post("s", &list)).expect_status(200);
+    let sent = list.to_string();
+    assert_eq!(upstream.seen()[1].body.as_deref(), Some(sent.as_bytes()));
+}
+
+/// Who has no credential where a call needs one sends no large message either.
+#[test]
+fn i15_a_large_message_of_nobody_is_not_taken_in() {
+    let upstream = server();
+    let gateway = mcp(&upstream).server("allow_anonymous = false").start();
+    let large = call(1, "pay", json!("x".repeat(70 << 10)));
+    gateway.send(&post("s", &large)).expect_status(401);
+    let ping = json!({ "id": 1, "method": "initialize" });
+    gateway.send(&post("", &ping)).expect_status(200);
+    let known = post("s", &large).header("Authorization", "Bearer t");
+    gateway.send(&known).expect_mark("executed");
+}
+
+/// A batch was booked as free.
+#[test]
+fn a_batch_of_calls_counts_as_not_metered_and_one_call_in_a_batch_has_its_price() {
+    let upstream = Upstream::scripted(|x| {
+        let batch: Value = serde_json::from_slice(&x.read_body()).expect("JSON");
+        let batch = batch.as_array().expect("a batch");
+        let said: Vec<_> = batch.iter().map(|one| said(one, x.number)).collect();
+        x.answer(200, &[JSON], json!(said).to_string().as_bytes());
+    });
+    let gateway = setup(&upstream)
+        .route("kind = \"mcp\"\nusage = [\"pay\"]")
+        .extra("[[usage]]\nname = \"pay\"\npaths = \"/mcp/pay\"\nprovider = \"mcp\"\nper_call = \"0.25\"\n")
+        .start();
+    for batch in [json!([pay(1), pay(2)]), json!([pay(3)])] {
+        gateway.send(&post("s", &batch)).expect_mark("executed");
+    }
+    eventually("both are booked", || {
+        let report = gateway.control().json("/v1/ledger?by=model");
+        let rows = report["rows"].as_array().cloned().unwrap_or_default();
+        let row = |model: &str| rows.iter().find(|row| row["model"] == model).cloned();
+        let (Some(one), Some(two)) = (row("pay"), row("pay+pay")) else {
+            return false;
+        };
+        let spent = one["spent_usd"].as_str().unwrap_or_default();
+        let is_priced = spent.trim_end_matches('0') == "0.25" && one["unmetered"] == 0;
+        is_priced && two["unmetered"] == 1
+    });
+}

@@ -23,7 +23,7 @@ const METHODS: [&str; 8] = [
 
 /// What is described and not provoked here: a store that cannot be read, and one that a settling write
 /// waits for.
-const NOT_SHOWN: [&str; 19] = [
+const NOT_SHOWN: [&str; 21] = [
     "GET /v1/ledger 503",
     "GET /v1/ledger/entries 503",
     "GET /v1/operations 503",
@@ -34,6 +34,8 @@ const NOT_SHOWN: [&str; 19] = [
     "GET /v1/sinks/{name}/dead 503",
     "GET /v1/unknown 503",
     "GET /v1/work/{id} 503",
+    "POST /v1/exec/{id}/output 503",
+    "POST /v1/exec/{id}/output 507",
     "POST /v1/sinks/{name}/resend 503",
     "POST /v1/work/{id}/complete 503",
     "POST /v1/work/{id}/complete 507",
@@ -270,6 +272,8 @@ const COMPLETE: &str = "/v1/work/{id}/complete";
 const RELEASE: &str = "/v1/work/{id}/release";
 const FAIL: &str = "/v1/work/{id}/fail";
 const EXEC: &str = "/v1/exec";
+const EXEC_CLAIM: &str = "/v1/exec/claim";
+const EXEC_OUTPUT: &str = "/v1/exec/{id}/output";
 const SETTLE: [&str; 4] = [HEARTBEAT, COMPLETE, RELEASE, FAIL];
 const DEAD: &str = "/v1/sinks/{name}/dead";
 const RESEND: &str = "/v1/sinks/{name}/resend";
@@ -435,9 +439,20 @@ fn looking(described: &mut Described, gateway: &Gateway, ids: &[String; 4]) {
     asked.get(RECORDING, &ids[3], 409);
 }
 
-/// A run of a command that writes `output`, and exits unless it is `cut`.
-fn exec(asked: &mut Asked<'_>, key: &str, command: char, output: &[u8], cut: bool) -> u16 {
+/// A claim for a command.
+fn claim(asked: &mut Asked<'_>, key: &str, command: char) -> Response {
     let command = command.to_string().repeat(64);
+    let path = format!("{EXEC_CLAIM}?command={command}&nonce=n-{key}");
+    asked.send(EXEC_CLAIM, "POST", Request::post(&path).key(key))
+}
+
+/// A run of a command that writes `output`, and exits unless it is `cut`. The status of the answer to its
+/// claim where that is refused, or is a run.
+fn exec(asked: &mut Asked<'_>, key: &str, command: char, output: &[u8], cut: bool) -> u16 {
+    let claimed = claim(asked, key, command);
+    if claimed.status() != 200 || claimed.header("content-type") != Some("application/json") {
+        return claimed.status();
+    }
     let mut run = Vec::new();
     for piece in output.chunks(1 << 15) {
         run.push(1);
@@ -447,11 +462,13 @@ fn exec(asked: &mut Asked<'_>, key: &str, command: char, output: &[u8], cut: boo
     if !cut {
         run.extend_from_slice(&[3, 0, 0, 0, 1, 0]);
     }
-    let request = Request::post(&format!("{EXEC}?command={command}"))
-        .key(key)
+    let granted = claimed.json();
+    let operation = granted["operation"].as_str().unwrap();
+    let request = Request::post(&EXEC_OUTPUT.replace("{id}", operation))
+        .header("Onlyonce-Claim", granted["claim"].as_str().unwrap())
         .header("Content-Type", "application/vnd.onlyonce.exec")
         .body(run);
-    asked.send(EXEC, "POST", request).status()
+    asked.send(EXEC_OUTPUT, "POST", request).status()
 }
 
 /// Everything that a worker does.
@@ -509,8 +526,23 @@ fn working(described: &mut Described, gateway: &Gateway) {
     ] {
         assert_eq!(exec(&mut asked, key, command, b"out", cut), status);
     }
-    let untyped = Request::post(&format!("{EXEC}?command={}", "a".repeat(64))).body("x");
-    assert_eq!(asked.send(EXEC, "POST", untyped).status(), 415);
+    let outdated = Request::post(&format!("{EXEC}?command={}", "a".repeat(64))).body("x");
+    assert_eq!(asked.send(EXEC, "POST", outdated).status(), 410);
+    for (id, kind, claim, status) in [
+        (
+            NOBODY,
+            "application/vnd.onlyonce.exec",
+            &*"a".repeat(64),
+            404,
+        ),
+        (NOBODY, "application/vnd.onlyonce.exec", "x", 400),
+        (NOBODY, "application/json", &*"a".repeat(64), 415),
+    ] {
+        let output = Request::post(&EXEC_OUTPUT.replace("{id}", id))
+            .header("Content-Type", kind)
+            .header("Onlyonce-Claim", claim);
+        assert_eq!(asked.send(EXEC_OUTPUT, "POST", output).status(), status);
+    }
     let untyped = Request::post(WORK).body(begin.to_string());
     assert_eq!(asked.send(WORK, "POST", untyped).status(), 415);
     let beat = json!({"claim": claim, "lease": "20s"});

@@ -1,6 +1,7 @@
 //! What tools a server declares, read out of an answer to `tools/list` as it passes.
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::events::{Part, Splitter};
 
@@ -25,6 +26,7 @@ pub struct ListReader {
     message: Vec<u8>,
     declared: Vec<Declared>,
     is_too_long: bool,
+    is_unreadable: bool,
 }
 
 impl ListReader {
@@ -35,6 +37,7 @@ impl ListReader {
             message: Vec::new(),
             declared: Vec::new(),
             is_too_long: false,
+            is_unreadable: false,
         }
     }
 
@@ -55,12 +58,16 @@ impl ListReader {
         std::mem::take(&mut self.declared)
     }
 
-    /// The tools that are left at its end.
-    pub fn finish(mut self) -> Vec<Declared> {
+    /// Whether a part of it cannot be read: what was declared before may be declared otherwise there.
+    pub fn is_unreadable(&self) -> bool {
+        self.is_unreadable
+    }
+
+    /// Its end has come: what is left can be taken.
+    pub fn finish(&mut self) {
         if self.events.is_none() {
             self.end_message();
         }
-        self.declared
     }
 
     fn keep(&mut self, byte: u8) {
@@ -72,22 +79,72 @@ impl ListReader {
 
     fn end_message(&mut self) {
         let message = std::mem::take(&mut self.message);
-        if std::mem::take(&mut self.is_too_long) {
+        let is_too_long = std::mem::take(&mut self.is_too_long);
+        if message.trim_ascii().is_empty() {
             return;
         }
-        let message = serde_json::from_slice::<Value>(&message).unwrap_or_default();
-        let tools = message["result"]["tools"].as_array();
-        self.declared
-            .extend(tools.into_iter().flatten().filter_map(declared));
+        match serde_json::from_slice::<Message>(&message) {
+            Ok(message) if !is_too_long => {
+                let tools = message.result.and_then(|result| result.tools);
+                self.declared
+                    .extend(tools.into_iter().flatten().filter_map(Tool::declared));
+            }
+            _ => self.is_unreadable = true,
+        }
     }
 }
 
-fn declared(tool: &Value) -> Option<Declared> {
-    let says = |hint| tool["annotations"][hint] == Value::Bool(true);
-    Some(Declared {
-        name: tool["name"].as_str()?.into(),
-        may_repeat: says("readOnlyHint") || says("idempotentHint"),
-    })
+/// What counts of a message. (Nothing else is kept of it.)
+#[derive(Deserialize)]
+struct Message {
+    result: Option<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    tools: Option<Vec<Tool>>,
+}
+
+#[derive(Deserialize)]
+struct Tool {
+    name: Option<Text>,
+    annotations: Option<Annotations>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Annotations {
+    read_only_hint: Option<Hint>,
+    idempotent_hint: Option<Hint>,
+}
+
+/// A text, or something else where one belongs.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Text(Box<str>),
+    Other(IgnoredAny),
+}
+
+/// The same of `true` and `false`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Hint {
+    Says(bool),
+    Other(IgnoredAny),
+}
+
+impl Tool {
+    fn declared(self) -> Option<Declared> {
+        let says = |hint: Option<Hint>| matches!(hint, Some(Hint::Says(true)));
+        let may_repeat = self.annotations.is_some_and(|annotations| {
+            says(annotations.read_only_hint) || says(annotations.idempotent_hint)
+        });
+        match self.name? {
+            Text::Text(name) => Some(Declared { name, may_repeat }),
+            Text::Other(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +162,8 @@ mod tests {
             .as_bytes()
             .chunks(7)
             .for_each(|piece| reader.see(piece));
-        let declared = reader.finish();
+        reader.finish();
+        let declared = reader.take();
         let named: Vec<_> = declared
             .iter()
             .map(|tool| format!("{}={}", tool.name, tool.may_repeat))
@@ -125,9 +183,36 @@ mod tests {
         assert_eq!(read(&stream, true), expected);
     }
 
+    /// A number that no double holds made the list no list, and what a list before it had declared harmless
+    /// stayed so.
+    #[test]
+    fn i01_a_list_that_cannot_be_read_is_known_to_be_one() {
+        let odd = LIST.replace("{\"title\":\"x\"}", "{\"inputSchema\":{\"maximum\":1e999}}");
+        assert_eq!(read(&odd, false), read(LIST, false));
+        let is_unreadable = |answer: &str, is_stream| {
+            let mut reader = ListReader::new(is_stream);
+            reader.see(answer.as_bytes());
+            reader.finish();
+            reader.is_unreadable()
+        };
+        assert!(!is_unreadable(LIST, false) && !is_unreadable("id: 1\ndata:\n\n", true));
+        assert!(is_unreadable(&LIST[..LIST.len() - 2], false));
+        assert!(is_unreadable("data: {\n\n", true));
+        let twice = r#"{"result":{"tools":[{"name":"a","name":"b"}]}}"#;
+        assert!(is_unreadable(twice, false));
+    }
+
     #[test]
     fn what_is_no_list_declares_nothing() {
-        for answer in ["", "{}", "[]", "no JSON", r#"{"error":{"code":1}}"#] {
+        for answer in ["", "{}", r#"{"error":{"code":1}}"#, r#"{"result":{}}"#] {
+            assert_eq!(read(answer, false), "");
+        }
+        for answer in [
+            "[]",
+            "no JSON",
+            r#"{"result":1}"#,
+            r#"{"result":{"tools":[1]}}"#,
+        ] {
             assert_eq!(read(answer, false), "");
         }
         let long = LIST.replace("\"plain\"", &format!("\"{}\"", "x".repeat(MAX_LIST)));

@@ -1,7 +1,11 @@
 //! What is posted to a server: a message, or several at once (revision 2025-03-26).
 
+use std::fmt;
+
 use onlyonce_core::Key;
-use serde_json::{Map, Value};
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::canonical_json::{NotCanonical, Pointer, canonicalize};
 use crate::key::KeyError;
@@ -12,15 +16,28 @@ const CALL: &str = "tools/call";
 /// token, a trace, the key itself).
 const BESIDE: [&str; 2] = ["/id", "/params/_meta"];
 
+/// Messages that are posted at once.
+const MOST_MESSAGES: usize = 1_000;
+/// Bytes of an id as JSON. It is compared with those of answers, which are not held.
+pub(super) const LONGEST_ID: usize = 256;
+
 /// What cannot be read as every server reads it, so that it may be a call to one of them.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAMessage {
     /// It is not JSON that all read alike.
     #[error("the message is not JSON that all read alike: {0}")]
     NotJson(#[from] NotCanonical),
+    /// Two readers do not agree on it.
+    #[error("the message is not JSON that all read alike: {0}")]
+    NotAlike(#[from] serde_json::Error),
     /// The id of a call is of a kind that no id is.
-    #[error("the id of a call is neither a string nor a whole number")]
+    #[error(
+        "the id of a call is neither a string nor a whole number, or has more than {LONGEST_ID} bytes"
+    )]
     NoId,
+    /// Two requests that are posted at once have one id.
+    #[error("two requests have the same id")]
+    SameId,
     /// The name of a tool is no text.
     #[error("the name of a tool is no string")]
     NoName,
@@ -50,6 +67,8 @@ pub struct Calls {
     pub tools: Vec<Box<str>>,
     /// The ids of all requests, as JSON.
     pub ids: Vec<Box<str>>,
+    /// Whether one of the calls has no id: it gets no answer.
+    pub is_unanswered: bool,
     /// Whether they are several messages in a list. Then their ids are part of what they are.
     pub is_batch: bool,
     /// The key that the call names in its `_meta`.
@@ -76,25 +95,14 @@ impl Posted {
         };
         // Reads all of it, and refuses members that come twice.
         let identity = canonicalize(body, &ignored)?;
-        let posted = serde_json::from_slice(body).unwrap_or_default();
-        let messages = match &posted {
-            Value::Array(messages) => messages.as_slice(),
-            message => std::slice::from_ref(message),
-        };
-        let messages: Vec<_> = messages.iter().filter_map(Value::as_object).collect();
-        let is_call = |message: &&Map<String, Value>| method(message) == Some(CALL);
-        let calls: Vec<_> = messages.iter().copied().filter(is_call).collect();
-        let is = |wanted| {
-            messages
-                .iter()
-                .any(|message| method(message) == Some(wanted))
-        };
+        let messages = Messages::read(body)?;
+        let calls: Vec<_> = messages.iter().filter(|one| one.is(CALL)).collect();
         Ok(Self {
             id: match messages.as_slice() {
-                [message] if !is_batch => id_of(message).ok().flatten(),
+                [message] if !is_batch => message.id().ok().flatten(),
                 _ => None,
             },
-            lists_tools: is("tools/list"),
+            lists_tools: messages.iter().any(|one| one.is("tools/list")),
             calls: match calls.as_slice() {
                 [] => None,
                 calls => Some(Calls::of(calls, &messages, key_names, is_batch, identity)?),
@@ -105,52 +113,165 @@ impl Posted {
 
 impl Calls {
     fn of(
-        calls: &[&Map<String, Value>],
-        messages: &[&Map<String, Value>],
+        calls: &[&Message<'_>],
+        messages: &[Message<'_>],
         key_names: &[Box<str>],
         is_batch: bool,
         identity: Vec<u8>,
     ) -> Result<Self, NotAMessage> {
-        let tool = |call: &&Map<String, Value>| {
-            let name = call
-                .get("params")
-                .and_then(|params| params["name"].as_str());
-            name.map(Into::into).ok_or(NotAMessage::NoName)
-        };
-        let requests = messages.iter().filter(|message| method(message).is_some());
-        let ids: Vec<_> = requests.map(|one| id_of(one)).collect::<Result<_, _>>()?;
-        let meta = match calls {
-            [call] if !is_batch => call.get("params").map(|params| &params["_meta"]),
-            _ => None,
-        };
-        let key = key_names.iter().find_map(|name| meta?.get(&**name));
+        let requests = messages.iter().filter(|message| message.method.is_some());
+        let ids: Vec<_> = requests.map(Message::id).collect::<Result<_, _>>()?;
+        let ids: Vec<_> = ids.into_iter().flatten().collect();
+        let mut sorted: Vec<_> = ids.iter().collect();
+        sorted.sort_unstable();
+        if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(NotAMessage::SameId);
+        }
+        let mut tools = Vec::new();
+        let mut meta = None;
+        for call in calls {
+            let [name, beside] = members(call.params, ["name", "_meta"])?;
+            let name = name.map(|name| serde_json::from_str::<Value>(name.get()));
+            let Some(Value::String(name)) = name.transpose()? else {
+                return Err(NotAMessage::NoName);
+            };
+            tools.push(name.into());
+            meta = beside.filter(|_| !is_batch);
+        }
+        let [token] = members(meta, ["progressToken"])?;
+        let mut key = None;
+        for name in key_names {
+            let [named] = members(meta, [&**name])?;
+            key = key.or(named);
+        }
         Ok(Self {
-            tools: calls.iter().map(tool).collect::<Result<_, _>>()?,
-            ids: ids.into_iter().flatten().collect(),
+            tools,
+            ids,
+            is_unanswered: calls.iter().any(|call| call.id.is_none()),
             is_batch,
             key: key.map(key_in).transpose()?,
-            token: meta.and_then(|meta| text_of(&meta["progressToken"])),
+            token: token.and_then(text_of),
             identity,
         })
     }
 }
 
-fn method(message: &Map<String, Value>) -> Option<&str> {
-    message.get("method")?.as_str()
+/// What counts of a message. Nothing else of it is kept: a tree of all that a caller may send takes a hundred
+/// times the bytes that it was sent in.
+struct Message<'a> {
+    id: Option<&'a RawValue>,
+    method: Option<Box<str>>,
+    params: Option<&'a RawValue>,
 }
 
-/// The id of a request; `None` of a notification.
-fn id_of(message: &Map<String, Value>) -> Result<Option<Box<str>>, NotAMessage> {
-    match message.get("id") {
-        None => Ok(None),
-        Some(id) => text_of(id).map(Some).ok_or(NotAMessage::NoId),
+impl<'a> Message<'a> {
+    /// Of one message; of what is no object, one without anything.
+    fn of(message: &'a RawValue) -> Result<Self, serde_json::Error> {
+        let [id, method, params] = members(Some(message), ["id", "method", "params"])?;
+        // What is no text is no method of a call.
+        let method = method.filter(|method| method.get().starts_with('"'));
+        let method = method.map(|method| serde_json::from_str::<String>(method.get()));
+        Ok(Self {
+            id,
+            method: method.transpose()?.map(Into::into),
+            params,
+        })
+    }
+
+    fn is(&self, method: &str) -> bool {
+        self.method.as_deref() == Some(method)
+    }
+
+    /// The id of a request; `None` of a notification.
+    fn id(&self) -> Result<Option<Box<str>>, NotAMessage> {
+        match self.id {
+            None => Ok(None),
+            Some(id) => text_of(id).map(Some).ok_or(NotAMessage::NoId),
+        }
+    }
+}
+
+/// The messages in a body.
+struct Messages<'a>(Vec<Message<'a>>);
+
+impl<'a> Messages<'a> {
+    fn read(body: &'a [u8]) -> Result<Vec<Message<'a>>, serde_json::Error> {
+        match body.trim_ascii_start().first() {
+            Some(b'[') => serde_json::from_slice::<Self>(body).map(|messages| messages.0),
+            _ => Ok(vec![Message::of(serde_json::from_slice(body)?)?]),
+        }
+    }
+}
+
+impl<'a> Deserialize<'a> for Messages<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+
+        impl<'a> Visitor<'a> for Each {
+            type Value = Messages<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'a>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut messages = Vec::new();
+                while let Some(message) = list.next_element::<&RawValue>()? {
+                    if messages.len() >= MOST_MESSAGES {
+                        let why = format_args!("it is a list of more than {MOST_MESSAGES}");
+                        return Err(de::Error::custom(why));
+                    }
+                    messages.push(Message::of(message).map_err(de::Error::custom)?);
+                }
+                Ok(Messages(messages))
+            }
+        }
+
+        deserializer.deserialize_seq(Each)
+    }
+}
+
+/// The members `names` of `json`, as far as it is an object and has them.
+fn members<'a, const N: usize>(
+    json: Option<&'a RawValue>,
+    names: [&str; N],
+) -> Result<[Option<&'a RawValue>; N], serde_json::Error> {
+    struct Wanted<'n, const N: usize>([&'n str; N]);
+
+    impl<'a, const N: usize> Visitor<'a> for Wanted<'_, N> {
+        type Value = [Option<&'a RawValue>; N];
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = [None; N];
+            while let Some(name) = map.next_key::<String>()? {
+                match self.0.iter().position(|wanted| **wanted == *name) {
+                    Some(place) => found[place] = Some(map.next_value()?),
+                    None => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(found)
+        }
+    }
+
+    match json {
+        Some(json) if json.get().starts_with('{') => {
+            serde_json::Deserializer::from_str(json.get()).deserialize_map(Wanted(names))
+        }
+        _ => Ok([None; N]),
     }
 }
 
 /// A string or a whole number, as JSON: they are typed, `1` is not `"1"`.
-fn text_of(value: &Value) -> Option<Box<str>> {
-    match value {
-        Value::String(_) => Some(value.to_string().into()),
+fn text_of(json: &RawValue) -> Option<Box<str>> {
+    if json.get().len() > LONGEST_ID {
+        return None;
+    }
+    match serde_json::from_str(json.get()).ok()? {
+        text @ Value::String(_) => Some(text.to_string().into()),
         Value::Number(number) if number.is_i64() || number.is_u64() => {
             Some(number.to_string().into())
         }
@@ -158,9 +279,9 @@ fn text_of(value: &Value) -> Option<Box<str>> {
     }
 }
 
-fn key_in(value: &Value) -> Result<Key, NotAMessage> {
-    let text = value.as_str().ok_or(NotAMessage::KeyNotText)?;
-    Ok(Key::new(text).map_err(KeyError::from)?)
+fn key_in(json: &RawValue) -> Result<Key, NotAMessage> {
+    let text: String = serde_json::from_str(json.get()).map_err(|_| NotAMessage::KeyNotText)?;
+    Ok(Key::new(&text).map_err(KeyError::from)?)
 }
 
 #[cfg(test)]
@@ -212,7 +333,7 @@ mod tests {
         assert!(!one.is_batch);
         assert_eq!(calls(&call("\"1\"", "{}", "{}")).ids, ["\"1\"".into()]);
         let notification = r#"{"method":"tools/call","params":{"name":"pay"}}"#;
-        assert!(calls(notification).ids.is_empty());
+        assert!(calls(notification).ids.is_empty() && calls(notification).is_unanswered);
     }
 
     #[test]
@@ -250,6 +371,63 @@ mod tests {
         assert_ne!(batch.identity, other.identity);
     }
 
+    /// A number that no double holds was JSON to the one reader and none to the other, and so the message was
+    /// taken for no call: it passed without a claim, with a key or without.
+    #[test]
+    fn i01_a_call_with_a_number_of_any_size_is_a_call() {
+        let digits = "9".repeat(400);
+        for number in ["1e999", "-1e400", &digits, "1e-999", "0.1e99999"] {
+            for arguments in [
+                format!("{{\"x\":{number}}}"),
+                format!("{{\"x\":[{{\"y\":{number}}}]}}"),
+            ] {
+                assert_eq!(calls(&call("1", &arguments, "{}")).tools, ["pay".into()]);
+                let batch = format!("[{}]", call("1", &arguments, "{}"));
+                assert_eq!(calls(&batch).tools, ["pay".into()]);
+            }
+        }
+        // Beside the call too.
+        let body = call("1", "{}", "{}").replacen('{', "{\"x\":1e999,", 1);
+        assert_eq!(calls(&body).tools, ["pay".into()]);
+        let one = calls(&call("1", r#"{"x":1e999}"#, "{}")).identity;
+        let other = calls(&call("1", r#"{"x":1e998}"#, "{}")).identity;
+        assert_ne!(one, other);
+    }
+
+    /// Whatever the canonical walk takes, either is a call or is seen to be none: nothing that has the method
+    /// is passed because a second reader stumbles.
+    #[test]
+    fn i01_no_call_is_lost_between_two_readers() {
+        for odd in [
+            "\"\\ud800\"",
+            "\"\\u0000\"",
+            "-0",
+            "1E+2",
+            "1e18446744073709551616",
+            "\"\u{7f}\"",
+        ] {
+            let body = call("1", &format!("{{\"x\":{odd}}}"), "{}");
+            let is_call = |posted: Posted| posted.calls.is_some();
+            assert!(
+                read(&body).is_ok_and(is_call) || read(&body).is_err(),
+                "{odd}"
+            );
+        }
+        let escaped = call("1", "{}", "{}").replace("\"method\"", "\"m\\u0065thod\"");
+        assert_eq!(calls(&escaped).tools, ["pay".into()]);
+        let escaped = call("1", "{}", "{}").replace("tools/call", "tools\\/c\\u0061ll");
+        assert_eq!(calls(&escaped).tools, ["pay".into()]);
+    }
+
+    #[test]
+    fn i15_of_a_message_no_more_is_kept_than_what_counts() {
+        let many = format!("[{}1]", "1,".repeat(MOST_MESSAGES));
+        assert!(read(&many).is_err());
+        let elements = "{\"a\":1},".repeat(100_000);
+        let body = format!("{{\"method\":\"x\",\"params\":[{elements}1]}}");
+        assert!(read(&body).unwrap().calls.is_none());
+    }
+
     #[test]
     fn what_servers_may_read_in_two_ways_is_refused() {
         for body in [
@@ -259,6 +437,11 @@ mod tests {
             r#"{"method":"tools/call","params":{"name":"a","name":"b"}}"#,
             r#"{"method":"tools/call","id":1.5,"params":{"name":"a"}}"#,
             r#"{"method":"tools/call","id":null,"params":{"name":"a"}}"#,
+            r#"[{"method":"tools/call","id":1,"params":{"name":"a"}},{"method":"ping","id":1}]"#,
+            &format!(
+                r#"{{"method":"tools/call","id":"{}","params":{{"name":"a"}}}}"#,
+                "x".repeat(300)
+            ),
             r#"{"method":"tools/call","id":1,"params":{"name":1}}"#,
             r#"{"method":"tools/call","id":1}"#,
             &call("1", "{}", &format!(r#"{{"{NAMES}":1}}"#)),

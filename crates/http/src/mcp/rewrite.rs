@@ -8,8 +8,7 @@
 use std::ops::Range;
 
 use super::events::{Part, Splitter};
-use super::scan::{Mark, Scanner, Slot};
-use crate::canonical_json::canonicalize;
+use super::scan::{Mark, Scanner, Slot, are_equal};
 
 /// How much of a message is held until it is known what it is. A longer one is an answer if it has named
 /// no method by then, and passes as it is otherwise.
@@ -37,6 +36,8 @@ pub enum Requests {
 #[derive(Debug)]
 pub struct Rewriter {
     retry: Retry,
+    /// The id of the request that was executed, where it is known. Answers to others stay what they are.
+    executed: Option<Box<str>>,
     requests: Requests,
     /// Of an event stream.
     events: Option<Splitter>,
@@ -66,9 +67,15 @@ enum Manner {
 
 impl Rewriter {
     /// For an event stream where `is_stream`, else for one JSON text.
-    pub fn new(retry: Retry, is_stream: bool, requests: Requests) -> Self {
+    pub fn new(
+        retry: Retry,
+        executed: Option<Box<str>>,
+        is_stream: bool,
+        requests: Requests,
+    ) -> Self {
         Self {
             retry,
+            executed,
             requests,
             events: is_stream.then(Splitter::default),
             scanner: Scanner::default(),
@@ -219,9 +226,15 @@ impl Rewriter {
                 Slot::Id => Some(&self.retry.id),
                 Slot::Token => self.retry.token.as_ref(),
             };
-            if let Some(of_retry) = of_retry.filter(|_| replaced == Some(slot)) {
+            let own = &self.held[range.clone()];
+            let is_meant = replaced == Some(slot)
+                && (slot == Slot::Token
+                    || self
+                        .executed
+                        .as_ref()
+                        .is_none_or(|id| are_equal(own, id.as_bytes())));
+            if let Some(of_retry) = of_retry.filter(|_| is_meant) {
                 out.extend_from_slice(&self.held[from..range.start]);
-                let own = &self.held[range.clone()];
                 out.extend_from_slice(match are_equal(own, of_retry.as_bytes()) {
                     true => own,
                     false => of_retry.as_bytes(),
@@ -232,13 +245,6 @@ impl Rewriter {
         out.extend_from_slice(&self.held[from..]);
         self.held.clear();
     }
-}
-
-/// Whether two JSON texts mean the same: `1` is not `"1"`, and `"a"` is `"\u0061"`.
-fn are_equal(one: &[u8], other: &[u8]) -> bool {
-    one == other
-        || canonicalize(one, &[])
-            .is_ok_and(|one| canonicalize(other, &[]).is_ok_and(|other| one == other))
 }
 
 #[cfg(test)]
@@ -256,7 +262,7 @@ mod tests {
     #[track_caller]
     fn rewritten(answer: &str, retry: &Retry, is_stream: bool, requests: Requests) -> String {
         let made = |pieces: &[&[u8]]| {
-            let mut rewriter = Rewriter::new(retry.clone(), is_stream, requests);
+            let mut rewriter = Rewriter::new(retry.clone(), None, is_stream, requests);
             let mut out: Vec<u8> = pieces
                 .iter()
                 .flat_map(|piece| rewriter.push(piece))
@@ -350,6 +356,20 @@ mod tests {
         assert_eq!(rewritten(STREAM, &to, true, Requests::LeaveOut), expected);
     }
 
+    /// Each answer of a stream got the id of the retry, an error for somebody else too: a client that retried
+    /// took that for its own.
+    #[test]
+    fn i04_an_answer_to_another_request_keeps_its_id() {
+        let foreign = "data: {\"id\":\"other\",\"error\":{\"code\":-32602}}\n\n";
+        let own = "data: {\"result\":{},\"id\":1}\n\n";
+        let both = format!("{foreign}{own}");
+        let executed = Some("1".into());
+        let mut rewriter = Rewriter::new(retry("2", None), executed, true, Requests::Keep);
+        let out = rewriter.push(both.as_bytes());
+        let expected = format!("{foreign}{}", own.replace("\"id\":1", "\"id\":2"));
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
     #[test]
     fn a_number_is_not_its_text() {
         let event = "data: {\"id\":1,\"result\":{}}\n\n";
@@ -367,7 +387,8 @@ mod tests {
         ] {
             let event = format!("data: {answer}\n\n");
             for (text, is_stream) in [(&answer, false), (&event, true)] {
-                let mut rewriter = Rewriter::new(retry("22", None), is_stream, Requests::Keep);
+                let mut rewriter =
+                    Rewriter::new(retry("22", None), None, is_stream, Requests::Keep);
                 let mut out = Vec::new();
                 for piece in text.as_bytes().chunks(1000) {
                     out.extend(rewriter.push(piece));
@@ -387,7 +408,7 @@ mod tests {
             "data: {{\"id\":1,\"method\":\"sampling/createMessage\",\"params\":\"{long}\"}}\n\n"
         );
         let next = "data: {\"id\":1,\"result\":{}}\n\n";
-        let mut rewriter = Rewriter::new(retry("2", None), true, Requests::LeaveOut);
+        let mut rewriter = Rewriter::new(retry("2", None), None, true, Requests::LeaveOut);
         let out = rewriter.push(format!("{event}{next}").as_bytes());
         assert!(out == format!("{event}{}", next.replace('1', "2")).as_bytes());
     }

@@ -4,8 +4,13 @@
 //! It holds a name or a short value, never a message. Of what is no JSON it says anything, and breaks
 //! nothing.
 
+use super::message::LONGEST_ID;
+use crate::canonical_json::canonicalize;
+
 /// Longer names and values are none that count.
 const MAX_TEXT: usize = 256;
+/// The same of an id, which may have each character escaped.
+const MAX_ID: usize = 6 * LONGEST_ID;
 
 /// A value that ties a message to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +53,13 @@ pub(super) struct Scanner {
 
 #[derive(Debug, Default)]
 struct Found {
-    has_id: bool,
-    is_response: bool,
-    is_array: bool,
+    /// As JSON.
+    id: Option<Vec<u8>>,
+    has_method: bool,
+    has_result: bool,
+    has_error: bool,
+    /// Whether a member that counts came twice: readers do not agree on it.
+    is_ambiguous: bool,
     is_over: bool,
     method: Vec<u8>,
     code: Option<i64>,
@@ -93,14 +102,22 @@ enum Wanted {
 }
 
 impl Scanner {
-    /// Whether it is the answer to a request: it has a `result` or an `error`.
+    /// Whether it looks like the answer to a request by now: it has a `result` or an `error`.
     pub(super) fn is_response(&self) -> bool {
-        self.found.is_response
+        self.found.has_result || self.found.has_error
     }
 
-    /// Whether it is several messages in one (a batch).
-    pub(super) fn is_array(&self) -> bool {
-        self.found.is_array
+    /// The id, as JSON, of the request that it is the answer to. `None` of what is none, whatever it looks
+    /// like: what has a method asks for something.
+    pub(super) fn answers(&self) -> Option<&[u8]> {
+        let found = &self.found;
+        let is_answer = self.is_response() && !found.has_method && !found.is_ambiguous;
+        found.id.as_deref().filter(|_| is_answer && found.is_over)
+    }
+
+    /// Whether it has a `result`.
+    pub(super) fn has_result(&self) -> bool {
+        self.found.has_result
     }
 
     /// Whether it is whole.
@@ -110,7 +127,7 @@ impl Scanner {
 
     /// Whether it has an id.
     pub(super) fn has_id(&self) -> bool {
-        self.found.has_id
+        self.found.id.is_some()
     }
 
     /// Its method, empty where it has none.
@@ -180,7 +197,12 @@ impl Scanner {
             return Mark::Nothing;
         }
         match self.wanted {
-            Some(wanted) => self.end_value(wanted, Mark::Ends),
+            Some(wanted) => {
+                if wanted == Wanted::Slot(Slot::Id) {
+                    self.text = [b"\"", self.text.as_slice(), b"\""].concat();
+                }
+                self.end_value(wanted, Mark::Ends)
+            }
             None => Mark::Nothing,
         }
     }
@@ -231,12 +253,16 @@ impl Scanner {
         let text = std::mem::take(&mut self.text);
         match wanted {
             Wanted::Slot(slot) => {
-                self.found.has_id |= slot == Slot::Id;
+                if slot == Slot::Id {
+                    self.found.is_ambiguous |= self.found.id.is_some();
+                    self.found.id = Some(text);
+                }
                 return mark(slot);
             }
             Wanted::Method => self.found.method = unescaped(text),
             Wanted::Code => {
                 let text = std::str::from_utf8(&text).unwrap_or_default();
+                self.found.is_ambiguous |= self.found.code.is_some();
                 self.found.code = text.parse().ok();
             }
         }
@@ -260,7 +286,14 @@ impl Scanner {
             b"error" => Member::Error,
             _ => Member::Other,
         };
-        self.found.is_response |= matches!(name.as_slice(), b"result" | b"error");
+        let found = &mut self.found;
+        let seen = match name.as_slice() {
+            b"method" => &mut found.has_method,
+            b"result" => &mut found.has_result,
+            b"error" => &mut found.has_error,
+            _ => return,
+        };
+        found.is_ambiguous |= std::mem::replace(seen, true);
     }
 
     fn open(&mut self, is_object: bool) {
@@ -268,7 +301,6 @@ impl Scanner {
             self.set_next(Next::End);
         }
         self.depth += 1;
-        self.found.is_array |= self.depth == 1 && !is_object;
         self.set_next(match is_object {
             true => Next::Name,
             false => Next::Item,
@@ -299,10 +331,21 @@ impl Scanner {
     }
 
     fn keep(&mut self, byte: u8) {
-        if self.text.len() < MAX_TEXT {
+        let most = match self.wanted {
+            Some(Wanted::Slot(_)) => MAX_ID,
+            _ => MAX_TEXT,
+        };
+        if self.text.len() < most {
             self.text.push(byte);
         }
     }
+}
+
+/// Whether two JSON texts mean the same: `1` is not `"1"`, and `"a"` is `"\u0061"`.
+pub(super) fn are_equal(one: &[u8], other: &[u8]) -> bool {
+    one == other
+        || canonicalize(one, &[])
+            .is_ok_and(|one| canonicalize(other, &[]).is_ok_and(|other| one == other))
 }
 
 /// The text of a JSON string, without its quotes.
@@ -372,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_errors_and_batches_are_told_apart() {
+    fn answers_and_errors_are_told_apart() {
         let (_, error) =
             marked(r#"{"id":1,"error":{"data":{"code":5},"code":-32602,"message":"code"}}"#);
         assert!(error.is_response());
@@ -383,7 +426,28 @@ mod tests {
         let (_, request) = marked(r#"{"id":1,"method":"ping","params":{"result":1}}"#);
         assert!(!request.is_response());
         let (_, batch) = marked(r#"[{"id":1,"result":{}}]"#);
-        assert!(batch.is_array() && batch.is_over());
+        assert!(!batch.is_response() && batch.is_over());
+    }
+
+    #[test]
+    fn an_answer_tells_whom_it_answers_and_what_asks_for_something_answers_nobody() {
+        for (message, id) in [
+            (r#"{"id":1,"result":{}}"#, Some("1")),
+            (r#"{"error":{"code":1},"id":"a\"b"}"#, Some(r#""a\"b""#)),
+            (r#"{"id":null,"error":{"code":1}}"#, Some("null")),
+            (r#"{"error":{"code":1}}"#, None),
+            (r#"{"id":1,"error":{"code":1},"method":"x"}"#, None),
+            (r#"{"method":"","id":1,"result":1}"#, None),
+            (r#"{"id":1,"id":2,"result":1}"#, None),
+            (r#"{"id":1,"error":{"code":1,"code":2}}"#, None),
+            (r#"{"id":1,"error":{"code":1},"error":{}}"#, None),
+            (r#"{"id":1,"result":{}"#, None),
+            (r#"{"id":{"id":1},"result":{}}"#, None),
+        ] {
+            let (_, scanner) = marked(message);
+            let answers = scanner.answers().map(|id| std::str::from_utf8(id).unwrap());
+            assert_eq!(answers, id, "{message}");
+        }
     }
 
     #[test]

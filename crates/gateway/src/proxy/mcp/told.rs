@@ -15,7 +15,7 @@ use onlyonce_http::mcp::{Answered, Requests, Rewriter};
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_tower::shell::reply::{Cut, Reply};
 
-use super::{Call, is_stream, says_json};
+use super::{Call, executed, is_stream, says_json};
 
 impl Call {
     /// The answer as this call's caller gets it, who got `status`. `None` where it cannot be made this caller's
@@ -27,6 +27,7 @@ impl Call {
         context: &ProblemContext<'_>,
     ) -> Option<Response<Reply>> {
         let (mut head, body) = response.into_parts();
+        let executed = executed(&mut head.headers);
         let (is_stream, is_json) = (is_stream(&head.headers), says_json(&head.headers));
         let Some(retry) = &self.retry else {
             return Some(Response::from_parts(head, body));
@@ -39,7 +40,7 @@ impl Call {
             _ => Requests::Keep,
         };
         let rewriter = matches!(status, Status::Replayed | Status::Joined)
-            .then(|| Rewriter::new(retry.clone(), is_stream, requests));
+            .then(|| Rewriter::new(retry.clone(), executed, is_stream, requests));
         if rewriter.is_some() && head.headers.contains_key(CONTENT_ENCODING) {
             return None;
         }
