@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{Books, StoreError, Swept};
 
-/// How many segments one sweep moves at most, so that it stays a small load.
-const MOST_MOVED: usize = 4;
+/// How many bytes one sweep writes again, and those of one more segment at most: so it stays a small load, and
+/// yet frees more than is written, however small the segments are.
+const MOST_MOVED: u64 = 64 << 20;
 
 impl EmbeddedStore {
     pub(super) async fn sweep_all(&self) -> Result<Swept, StoreError> {
@@ -33,10 +34,13 @@ impl EmbeddedStore {
         // What is not booked keeps its segment.
         while matches!(self.book().await, Ok(booked) if booked.more) {}
         swept.bytes += self.blocking(Inner::drop_dead).await?;
-        for _ in 0..MOST_MOVED {
-            let Some(position) = self.blocking(|inner| Ok(inner.move_oldest())).await? else {
+        let mut moved = 0;
+        while moved < MOST_MOVED {
+            let Some((position, bytes)) = self.blocking(|inner| Ok(inner.move_oldest())).await?
+            else {
                 break;
             };
+            moved += bytes;
             // The copies count before the originals go.
             self.inner.log.nudge();
             let gate = &self.inner.log.gate;
@@ -98,8 +102,8 @@ impl Inner {
     }
 
     /// Writes again what lives in the oldest segment, where more than half of the log is dead; the
-    /// position to wait for.
-    fn move_oldest(&self) -> Option<u64> {
+    /// position to wait for, and how many bytes lived there.
+    fn move_oldest(&self) -> Option<(u64, u64)> {
         let segments = self.log.segments();
         let oldest = segments
             .first()
@@ -114,6 +118,7 @@ impl Inner {
         if dead <= live || dead < u64::from(oldest.capacity) {
             return None;
         }
+        let bytes = oldest.live.load(Ordering::Relaxed);
         let mut end = None;
         for address in self.addresses_in(oldest.number) {
             match self.move_slot(address, oldest) {
@@ -122,7 +127,7 @@ impl Inner {
                 Err(_) => break,
             }
         }
-        end
+        end.map(|end| (end, bytes))
     }
 
     fn addresses_in(&self, segment: u32) -> Vec<Address> {
