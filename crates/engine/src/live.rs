@@ -119,19 +119,26 @@ impl Live {
 
     /// Waits until the claim is made, or is not.
     pub(crate) async fn claimed(&self) -> Phase {
+        self.until(|phase| !matches!(phase, Phase::Claiming)).await
+    }
+
+    /// Waits until it has ended: then it is out of the registry.
+    pub(crate) async fn ended(&self) {
+        self.until(|phase| matches!(phase, Phase::Ended(_))).await;
+    }
+
+    async fn until(&self, is_reached: impl Fn(&Phase) -> bool) -> Phase {
         let mut waiting = Waiting {
             live: self,
             seat: Seat::default(),
         };
         poll_fn(|cx| {
             let mut state = self.state.lock();
-            match &state.phase {
-                Phase::Claiming => {
-                    state.wakers.sit(&mut waiting.seat, cx.waker());
-                    Poll::Pending
-                }
-                phase => Poll::Ready(phase.clone()),
+            if is_reached(&state.phase) {
+                return Poll::Ready(state.phase.clone());
             }
+            state.wakers.sit(&mut waiting.seat, cx.waker());
+            Poll::Pending
         })
         .await
     }

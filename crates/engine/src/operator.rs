@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, RecordingId, Ruling, StateName,
-    Timestamp, transition,
+    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, Record, RecordingId, Ruling,
+    StateName, Timestamp, transition,
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
@@ -16,6 +16,9 @@ use crate::{
 
 /// Records that a purge looks at in one go.
 const PURGE_PAGE: usize = 500;
+
+/// How long an execution is waited for whose outcome is written.
+const LETS_GO: Duration = Duration::from_secs(1);
 
 /// How long at least the answer of a step is kept that an operator brings: for longer than any operation
 /// that it may be a step of is continued, or it would run again.
@@ -135,7 +138,7 @@ impl<S: Store> Engine<S> {
             return Err(ResolveError::NotFound);
         };
         // While it is held, no attempt claims here and writes to the recording.
-        let Some(_slot) = Slot::take(&self.shared, address, stored.record.fingerprint) else {
+        let Some(_slot) = self.slot_of(address, &stored.record).await else {
             return Err(ResolveError::NotUnknown(StateName::InFlight));
         };
         let held = self
@@ -197,6 +200,19 @@ impl<S: Store> Engine<S> {
         }
         tracing::info!(operation = %id, %became, who, reason, "an operator resolved an operation");
         self.operation(id).await?.ok_or(ResolveError::Changed)
+    }
+
+    /// The right to write at `address`; `None` while it is executed. An execution whose outcome is written is
+    /// about to let go, and is waited for.
+    async fn slot_of(&self, address: Address, record: &Record) -> Option<Slot<S>> {
+        let slot = Slot::take(&self.shared, address, record.fingerprint);
+        if slot.is_some() || record.state.name() == StateName::InFlight {
+            return slot;
+        }
+        if let Some(live) = self.shared.registry.at(address) {
+            tokio::time::timeout(LETS_GO, live.ended()).await.ok()?;
+        }
+        Slot::take(&self.shared, address, record.fingerprint)
     }
 
     /// Puts the body that an operator brought into the recording, the last chunk aside.

@@ -2,7 +2,7 @@
 
 use crate::config::ConfigError;
 
-/// Why a command failed. Reads `<what happened>; <what to do>`, or as two sentences where the first is one.
+/// Why a command failed. Reads `<what happened>; <what to do>`, or as two sentences where both are.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The configuration is wrong.
@@ -70,9 +70,10 @@ impl Failure {
 }
 
 fn joined(what: &str, next: &str) -> String {
-    match what.ends_with('.') {
-        true => format!("{what} {next}"),
-        false => format!("{what}; {next}"),
+    match what.strip_suffix('.') {
+        Some(_) if next.starts_with(char::is_uppercase) => format!("{what} {next}"),
+        // What a server says may end like a sentence.
+        rest => format!("{}; {next}", rest.unwrap_or(what)),
     }
 }
 

@@ -313,7 +313,9 @@ impl Found {
         let sum = |range: std::ops::Range<usize>| {
             let mut counts = range.filter_map(|at| *self.counts.get(at)?);
             let first = counts.next()?;
-            counts.try_fold(first, u64::checked_add)
+            let sum = counts.try_fold(first, u64::checked_add)?;
+            // Of a sum, one part of which nobody can have used, the others say too little.
+            (sum <= Usage::MOST).then_some(sum)
         };
         let units = format.units.iter();
         units
@@ -328,11 +330,11 @@ fn set(into: &mut Box<str>, text: &str) {
     }
 }
 
-/// A count: a whole number, which some write with a fraction of nothing, and none that nobody can have used.
+/// A count: a whole number, which some write with a fraction of nothing.
 fn count(text: &str) -> Option<u64> {
     let whole = match text.split_once('.') {
         Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => whole,
         _ => text,
     };
-    whole.parse().ok().filter(|count| *count <= Usage::MOST)
+    whole.parse().ok()
 }

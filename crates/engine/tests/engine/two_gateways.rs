@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Kind, PushError, Start, Unsettled};
+use onlyonce_engine::{Broken, Kind, PushError, Resolution, Start, Unsettled};
 
 use super::World;
 use crate::world::{Answer, CHUNK, LEASE, body, finish, head, no_trailers, read, request, resend};
@@ -36,6 +36,26 @@ async fn hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing() {
         Some(Err(Broken(UnknownReason::LeasePassed)))
     );
     assert_eq!(paused.engine.live(), 0);
+}
+
+/// Who saw that it is unknown, and settled it at once, was told that it runs.
+#[tokio::test]
+async fn what_is_unknown_can_be_resolved_while_its_execution_lets_go() {
+    let paused = World::new();
+    let (execution, _) = paused.execute("k").await;
+    let id = execution.id();
+    paused.clock.advance(LEASE);
+    assert_eq!(paused.neighbour(2).engine.upkeep().await.expired, 1);
+    let resolve = paused
+        .engine
+        .resolve(id, Resolution::Released, "ops", "looked it up");
+    let lets_go = async {
+        assert_eq!(paused.engine.live(), 1);
+        drop(execution);
+    };
+    let (resolved, ()) = tokio::join!(resolve, lets_go);
+    let record = resolved.expect("resolved").stored.record;
+    assert_eq!(record.state.name(), StateName::Released);
 }
 
 #[tokio::test]
