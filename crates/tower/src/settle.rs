@@ -25,20 +25,20 @@ impl<S: Store> Once<S> {
     ///
     /// ```
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-    /// use std::time::Duration;
+    /// use std::{io, time::Duration};
     ///
     /// use http::Response;
-    /// use onlyonce_tower::{Call, Failure, Key, Once, RunError};
+    /// use onlyonce_tower::{Call, Key, Once, RunError};
     ///
     /// let once = Once::in_memory();
     /// let call = || Call::new(Key::new("message-17").unwrap());
-    /// let failed = once.run(call(), async |_| Err::<u32, Failure>("no answer".into())).await;
+    /// let failed = once.run(call(), async |_| Err::<u32, _>(io::Error::other("no answer"))).await;
     /// let Err(RunError::Unknown { operation: Some(id), .. }) = failed else { panic!("{failed:?}") };
     ///
     /// // Somebody has looked: it has made report 3.
     /// let day = Duration::from_secs(86_400);
     /// once.complete(id, Response::new("3"), day, "ada", "report 3 is in the archive").await?;
-    /// let number: u32 = once.run(call(), async |_| Err::<u32, Failure>("not run".into())).await?;
+    /// let number: u32 = once.run(call(), async |_| Ok::<_, io::Error>(4)).await?;
     /// assert_eq!(number, 3);
     /// # Ok(()) }
     /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
