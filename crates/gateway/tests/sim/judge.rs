@@ -25,7 +25,7 @@ impl Exchange {
 
     /// Whether the upstream has said that it did not run.
     pub fn declined(&self) -> bool {
-        self.answered && DECLINES.contains(&self.status)
+        self.answered.is_some() && DECLINES.contains(&self.status)
     }
 }
 
@@ -312,7 +312,11 @@ impl World {
                     };
                     let sent = attempts.get(request.attempt).and_then(|one| one.sent);
                     for (earlier, before) in ledger[..number].iter().enumerate() {
-                        let Some(over) = before.over else { continue };
+                        // That nothing ran is known by the head alone, and the rest may take its time.
+                        let declined = before.answered.filter(|_| before.declined());
+                        let Some(over) = declined.or(before.over) else {
+                            continue;
+                        };
                         let same = before.window == one.window && before.request.as_ref().is_some_and(|before| {
                             before.attempt != request.attempt
                                 && before.tenant == request.tenant

@@ -73,8 +73,8 @@ pub struct Exchange {
     /// The whole answer, whether or not it was given.
     pub status: u16,
     pub body: Vec<u8>,
-    /// Whether the head of the answer was written whole.
-    pub answered: bool,
+    /// When the head of the answer was written whole.
+    pub answered: Option<Instant>,
     /// Whether all of it was, and can be known to be.
     pub whole: bool,
     /// How many windows of its key had ended before.
@@ -261,7 +261,9 @@ async fn answer(
         wire.write(&bytes[at..next]).await?;
         at = next;
         if wire.written - start >= head_len {
-            world.exchange(number, |one| one.answered = true);
+            world.exchange(number, |one| {
+                one.answered.get_or_insert_with(Instant::now);
+            });
         }
         if at < end && !plan.pause.is_zero() {
             sleep(plan.pause).await;

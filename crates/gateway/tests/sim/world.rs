@@ -272,7 +272,7 @@ impl World {
             over: None,
             status: plan.status(),
             body: upstream::body(plan.answer, number),
-            answered: false,
+            answered: None,
             whole: false,
             window: 0,
         });
@@ -289,7 +289,9 @@ impl World {
             match one {
                 Exchange { whole: true, .. } if one.declined() => "exchanges: declined",
                 Exchange { whole: true, .. } => "exchanges: answered",
-                Exchange { answered: true, .. } => "exchanges: broken in the answer's body",
+                Exchange {
+                    answered: Some(_), ..
+                } => "exchanges: broken in the answer's body",
                 Exchange {
                     request: Some(Request { whole: true, .. }),
                     ..
