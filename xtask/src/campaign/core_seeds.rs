@@ -10,6 +10,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "core-seeds",
     about: "seeds of the model of the protocol, over each kind of store",
     targets: &[(100_000_000, "seeds")],
+    runs_gateway: false,
     batch,
 };
 

@@ -22,6 +22,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "crowds",
     about: "10,000 idle connections, and 2,000 slow heads and 2,000 slow bodies: others are served, memory is bounded",
     targets: &[],
+    runs_gateway: true,
     batch,
 };
 

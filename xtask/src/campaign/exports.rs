@@ -1,11 +1,9 @@
 //! `kill -9` at random points under load, while each operation is told to a
 //! receiver that fails at random; what that was told is compared with the ledger and the upstream.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,22 +11,23 @@ use anyhow::{Context, Result, bail};
 use onlyonce_testkit::{Manner, Receiver};
 use serde_json::Value;
 
-use super::{Batch, Campaign, Done, Ended};
-use crate::command::{Progress, target_dir};
+use super::scene::Scene;
+use super::{Batch, Campaign, Ended};
+use crate::command::Progress;
 use crate::faults::client::ask;
-use crate::faults::gateway::Setup;
 use crate::faults::history::{History, Violation};
 use crate::faults::kills::{Kills, settle_twice};
-use crate::faults::load::{Load, Shared, Target};
+use crate::faults::load::Load;
 use crate::faults::random::{Random, hash};
 use crate::faults::script::{Script, Used};
-use crate::faults::upstream::{Ledger, Upstream, lock};
+use crate::faults::upstream::{Ledger, lock};
 
 /// The campaign.
 pub const CAMPAIGN: Campaign = Campaign {
     name: "exports",
     about: "kill -9 and a sink that fails: what it was told is the ledger and what the upstream gave, to the token",
     targets: &[],
+    runs_gateway: true,
     batch,
 };
 
@@ -51,39 +50,26 @@ const OPERATIONS: u64 = 2_000;
 /// One seed.
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
     let seed = batch.from;
-    let folder = target_dir().join(format!("exports-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder)?;
-
-    let upstream = Upstream::start()?;
     let receiver = Receiver::with(move |id, before| manner(seed, id, before));
-    let setup = Setup {
-        binary: batch.gateway.path()?,
-        config: folder.join("onlyonce.toml"),
-        data: folder.join("data"),
-        upstream: upstream.address(),
-        server: String::new(),
-        more: telling(&receiver),
-        environment: Vec::new(),
-    };
-    let shared = Shared {
-        target: Target::default(),
-        history: Arc::new(Mutex::new(History::default())),
-        next_key: Arc::new(AtomicU64::new(0)),
-        reach: u64::MAX,
-        seed,
-    };
+    let mut scene = Scene::new(CAMPAIGN.name, batch)?;
+    scene.setup.more = telling(&receiver);
+    let Scene {
+        upstream,
+        setup,
+        shared,
+        ..
+    } = &scene;
 
     let mut kills = Kills::new(seed, LONGEST_LIFE);
-    let load = Load::start(&shared, CLIENTS);
+    let load = Load::start(shared, CLIENTS);
     let all_sent = || shared.next_key.load(Ordering::SeqCst) >= OPERATIONS;
-    let killed = kills.until(all_sent, &setup, &shared);
+    let killed = kills.until(all_sent, setup, shared);
     shared.target.set(None);
     load.stop();
     killed?;
     let told_between_kills = receiver.count();
 
-    let last = settle_twice(&setup, &shared, kills.generation, CLIENTS)?;
+    let last = settle_twice(setup, shared, kills.generation, CLIENTS)?;
     let mut history = lock(&shared.history);
     let (completed, _) = history.outcomes();
     let books = catch_up(last.control, &receiver, completed)?;
@@ -104,14 +90,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         figures.add(name, number);
     }
     let violations = history.violations_of(seed);
-    if violations.is_empty() {
-        fs::remove_dir_all(&folder).context("cannot remove the campaign's folder")?;
-    }
-    Ok(Ended::Done(Done {
-        to: seed + 1,
-        figures,
-        violations,
-    }))
+    scene.done(figures, violations)
 }
 
 /// What the receiver does with an event that came so often before.

@@ -25,6 +25,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "flood",
     about: "a tenant's flood leaves another one's p99 within twice what it is without, pair by pair",
     targets: &[],
+    runs_gateway: true,
     batch,
 };
 

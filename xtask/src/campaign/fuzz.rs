@@ -69,6 +69,7 @@ const fn campaign(
         name,
         about,
         targets: &[(3_600, "core seconds")],
+        runs_gateway: false,
         batch,
     }
 }

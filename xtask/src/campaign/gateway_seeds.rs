@@ -13,6 +13,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "gateway-seeds",
     about: "the real engine and HTTP code in a simulated world, one history for each seed",
     targets: &[(100_000, "seeds")],
+    runs_gateway: false,
     batch,
 };
 

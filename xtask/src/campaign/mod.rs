@@ -20,6 +20,7 @@ pub mod planted;
 mod power_cuts;
 mod program;
 mod runs;
+mod scene;
 mod soak;
 
 use std::cell::OnceCell;
@@ -69,6 +70,8 @@ pub struct Campaign {
     pub about: &'static str,
     /// How much of which figures is to be reached.
     pub targets: &'static [(u64, &'static str)],
+    /// Whether it runs the gateway's binary, which is built before its minutes begin.
+    pub runs_gateway: bool,
     /// Does one batch.
     pub batch: fn(&Batch<'_>) -> Result<Ended>,
 }
@@ -198,7 +201,9 @@ pub fn short(name: &str, gateway: &Binary) -> Result<Held> {
 
 /// Runs batches until the time is over, or something is violated.
 fn long(campaign: &Campaign, length: Duration, seed: Option<u64>, gateway: &Binary) -> Result<()> {
-    gateway.path()?;
+    if campaign.runs_gateway {
+        gateway.path()?;
+    }
     let runs = Runs::read(campaign.name)?;
     let mut run = Run::begin(seed.unwrap_or_else(|| runs.position()))?;
     headline(&format!(

@@ -17,6 +17,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "mutants",
     about: "the protocol and the engine with one thing changed: a test of the crate must fail",
     targets: &[],
+    runs_gateway: false,
     batch,
 };
 

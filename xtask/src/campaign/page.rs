@@ -108,6 +108,7 @@ mod tests {
             name: "kills",
             about: "",
             targets: &[(20_000, "kills")],
+            runs_gateway: false,
             batch: |_| Ok(Ended::Skipped(String::new())),
         };
         let run = |commit: &str, from, to, violations: &[&str]| Run {

@@ -8,20 +8,18 @@ use std::fs;
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::{Batch, Campaign, Done, Ended};
-use crate::command::{Progress, target_dir};
+use super::scene::Scene;
+use super::{Batch, Campaign, Ended};
+use crate::command::Progress;
 use crate::faults::client::read_head;
-use crate::faults::gateway::{Gateway, STOP_LIMIT, Setup};
-use crate::faults::history::History;
-use crate::faults::load::{Load, Shared, Target};
-use crate::faults::upstream::{Upstream, lock};
+use crate::faults::gateway::{Gateway, STOP_LIMIT};
+use crate::faults::load::Load;
+use crate::faults::upstream::lock;
 use crate::process::{descriptors, resident};
 
 /// The campaign.
@@ -29,6 +27,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "soak",
     about: "one gateway for the whole time, keys and clients come and go: memory, descriptors and disk stay flat",
     targets: &[],
+    runs_gateway: true,
     batch,
 };
 
@@ -80,30 +79,19 @@ const BOUNDS: [Bound; 3] = [
 /// One seed, for the time that is left.
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
     let seed = batch.from;
-    let folder = target_dir().join(format!("soak-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder)?;
-    let upstream = Upstream::start()?;
-    let setup = Setup {
-        binary: batch.gateway.path()?,
-        config: folder.join("onlyonce.toml"),
-        data: folder.join("data"),
-        upstream: upstream.address(),
-        server: String::new(),
-        // The books are kept for longer than records, by design.
-        more: format!("window = \"{WINDOW}\"\n\n[ledger]\nenabled = false\n"),
-        environment: Vec::new(),
-    };
-    let shared = Shared {
-        target: Target::default(),
-        history: Arc::new(Mutex::new(History::default())),
-        next_key: Arc::new(AtomicU64::new(0)),
-        reach: REACH,
-        seed,
-    };
-    let gateway = Gateway::start(&setup)?;
+    let mut scene = Scene::new(CAMPAIGN.name, batch)?;
+    // The books are kept for longer than records, by design.
+    scene.setup.more = format!("window = \"{WINDOW}\"\n\n[ledger]\nenabled = false\n");
+    scene.shared.reach = REACH;
+    let Scene {
+        upstream,
+        setup,
+        shared,
+        ..
+    } = &scene;
+    let gateway = Gateway::start(setup)?;
     shared.target.set(Some((gateway.address, 1)));
-    let load = Load::start(&shared, CLIENTS);
+    let load = Load::start(shared, CLIENTS);
     thread::sleep(WARM_UP);
     let length = if batch.short {
         SHORT
@@ -139,14 +127,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
             ));
         }
     }
-    if violations.is_empty() {
-        fs::remove_dir_all(&folder).context("cannot remove the campaign's folder")?;
-    }
-    Ok(Ended::Done(Done {
-        to: seed + 1,
-        figures,
-        violations,
-    }))
+    scene.done(figures, violations)
 }
 
 /// What it holds, again and again, each in the order of the bounds.

@@ -34,6 +34,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "block-cuts",
     about: "power cuts of a block device under ext4: each flush, and parts of what was written after it",
     targets: &[(2_000, "images")],
+    runs_gateway: true,
     batch,
 };
 

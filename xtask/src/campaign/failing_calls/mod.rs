@@ -26,6 +26,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: "failing-calls",
     about: "every sync, write, open, rename, resize and removal of a small piece of work fails, one after the other",
     targets: &[],
+    runs_gateway: true,
     batch,
 };
 

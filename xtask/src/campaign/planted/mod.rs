@@ -26,6 +26,7 @@ pub const CAMPAIGN: Campaign = Campaign {
     name: NAME,
     about: "bugs are planted, one at a time, and the tests have to catch each within their budget",
     targets: &[(20, "bugs caught")],
+    runs_gateway: false,
     batch,
 };
 

@@ -25,6 +25,7 @@ pub const CAMPAIGN: super::Campaign = super::Campaign {
     name: "power-cuts",
     about: "power cuts of a file system that loses, tears and reorders what was not synced; needs FUSE",
     targets: &[(2_000, "images")],
+    runs_gateway: true,
     batch,
 };
 

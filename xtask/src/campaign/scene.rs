@@ -1,0 +1,69 @@
+//! What a campaign that loads a gateway works with.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+
+use super::figures::Figures;
+use super::{Batch, Done, Ended};
+use crate::command::target_dir;
+use crate::faults::gateway::Setup;
+use crate::faults::history::History;
+use crate::faults::load::{Shared, Target};
+use crate::faults::upstream::Upstream;
+
+/// An upstream with its ledger, how the gateway is started before it, and what clients know.
+pub struct Scene {
+    /// Empty at first, and of this process alone.
+    folder: PathBuf,
+    pub upstream: Upstream,
+    pub setup: Setup,
+    pub shared: Shared,
+}
+
+impl Scene {
+    /// The scene of the seed at which `batch` begins, of the campaign `name`.
+    pub fn new(name: &str, batch: &Batch<'_>) -> Result<Self> {
+        let folder = target_dir().join(format!("{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        let upstream = Upstream::start()?;
+        let setup = Setup {
+            binary: batch.gateway.path()?,
+            config: folder.join("onlyonce.toml"),
+            data: folder.join("data"),
+            upstream: upstream.address(),
+            server: String::new(),
+            more: String::new(),
+            environment: Vec::new(),
+        };
+        let shared = Shared {
+            target: Target::default(),
+            history: Arc::new(Mutex::new(History::default())),
+            next_key: Arc::new(AtomicU64::new(0)),
+            reach: u64::MAX,
+            seed: batch.from,
+        };
+        Ok(Self {
+            folder,
+            upstream,
+            setup,
+            shared,
+        })
+    }
+
+    /// What this seed came to. The folder stays where something was violated.
+    pub fn done(&self, figures: Figures, violations: Vec<String>) -> Result<Ended> {
+        if violations.is_empty() {
+            fs::remove_dir_all(&self.folder).context("cannot remove the campaign's folder")?;
+        }
+        Ok(Ended::Done(Done {
+            to: self.shared.seed + 1,
+            figures,
+            violations,
+        }))
+    }
+}
