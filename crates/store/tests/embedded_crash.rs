@@ -478,15 +478,19 @@ async fn hostile_091_a_missing_or_wrong_encryption_key_is_refused() {
     assert_eq!(state(&store, 1).await, Some(StateName::Completed));
 }
 
+fn small_segments(clock: &ManualClock) -> Options {
+    Options {
+        segment_bytes: 1 << 20,
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    }
+}
+
 #[tokio::test]
 async fn l7_expired_space_comes_back_though_an_old_operation_lives_on() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();
-    let options = || Options {
-        segment_bytes: 1 << 20,
-        clock: Some(Arc::new(clock.clone())),
-        ..Options::default()
-    };
+    let options = || small_segments(&clock);
     let store = EmbeddedStore::open(folder.path(), options()).expect("new");
     let old = claim(&store, 0).await;
     for number in 1..300 {
@@ -525,11 +529,7 @@ async fn l7_expired_space_comes_back_though_an_old_operation_lives_on() {
 async fn l7_one_sweep_frees_every_small_segment_in_which_little_lives_on() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();
-    let options = Options {
-        segment_bytes: 1 << 20,
-        clock: Some(Arc::new(clock.clone())),
-        ..Options::default()
-    };
+    let options = small_segments(&clock);
     let store = EmbeddedStore::open(folder.path(), options).expect("new");
     for number in 0..300 {
         let record = claim(&store, number).await;
@@ -551,11 +551,7 @@ async fn l7_one_sweep_frees_every_small_segment_in_which_little_lives_on() {
 async fn l7_expired_space_comes_back_though_an_old_record_is_damaged() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();
-    let options = Options {
-        segment_bytes: 1 << 20,
-        clock: Some(Arc::new(clock.clone())),
-        ..Options::default()
-    };
+    let options = small_segments(&clock);
     let store = EmbeddedStore::open(folder.path(), options).expect("new");
     claim(&store, 0).await;
     for number in 1..300 {
@@ -893,11 +889,7 @@ async fn i08_a_torn_or_old_snapshot_changes_no_sum() {
 async fn i08_what_is_moved_to_give_space_back_is_not_booked_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();
-    let options = || Options {
-        segment_bytes: 1 << 20,
-        clock: Some(Arc::new(clock.clone())),
-        ..Options::default()
-    };
+    let options = || small_segments(&clock);
     let store = EmbeddedStore::open(folder.path(), options()).expect("new");
     let mut ids = BTreeSet::new();
     for number in 0..60 {
@@ -935,11 +927,7 @@ fn log_bytes(folder: &TempDir) -> u64 {
 async fn i12_while_the_books_cannot_be_written_the_log_keeps_what_is_to_be_booked() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();
-    let options = || Options {
-        segment_bytes: 1 << 20,
-        clock: Some(Arc::new(clock.clone())),
-        ..Options::default()
-    };
+    let options = || small_segments(&clock);
     let store = EmbeddedStore::open(folder.path(), options()).expect("new");
     let in_the_way = folder.path().join("book-00000001.dat");
     fs::create_dir(&in_the_way).expect("a folder");

@@ -211,13 +211,7 @@ impl<S: Store> Driver<S> {
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
         if !released {
-            recording::meter(
-                &mut incoming,
-                meters,
-                route,
-                self.asked(),
-                self.asks_several(),
-            );
+            self.meter(&mut incoming);
             let Some(()) = while_followed(left, recording::hold(&mut incoming)).await else {
                 return CANCELLED;
             };
@@ -251,8 +245,11 @@ impl<S: Store> Driver<S> {
         Ok(incoming)
     }
 
-    fn asks_several(&self) -> bool {
-        self.call.as_ref().is_some_and(|call| call.is_several)
+    /// Reads what the answer uses as it passes.
+    fn meter(&self, incoming: &mut Incoming) {
+        let (meters, route) = (&self.worker.shared.meters, &self.path.route);
+        let is_several = self.call.as_ref().is_some_and(|call| call.is_several);
+        recording::meter(incoming, meters, route, self.asked(), is_several);
     }
 
     fn asked(&self) -> onlyonce_ledger::Asked<'_> {
@@ -281,13 +278,7 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let (meters, route) = (&self.worker.shared.meters, &self.path.route);
-        recording::meter(
-            &mut incoming,
-            meters,
-            route,
-            self.asked(),
-            self.asks_several(),
-        );
+        self.meter(&mut incoming);
         if let Some(spans) = &self.spans {
             spans.answered(incoming.head.status, incoming.is_stream());
         }
