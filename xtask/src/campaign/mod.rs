@@ -76,6 +76,16 @@ pub struct Campaign {
     pub batch: fn(&Batch<'_>) -> Result<Ended>,
 }
 
+impl Campaign {
+    /// Builds what it runs, so that no batch's time goes by in a build.
+    fn prepare(&self, gateway: &Binary) -> Result<()> {
+        if self.runs_gateway {
+            gateway.path()?;
+        }
+        Ok(())
+    }
+}
+
 /// What a batch is told.
 pub struct Batch<'a> {
     /// The position to begin at; the first one is 1.
@@ -179,6 +189,7 @@ pub fn run(mut args: Args) -> Result<()> {
 pub fn short(name: &str, gateway: &Binary) -> Result<Held> {
     let campaign = find(name)?;
     headline(&format!("{name}, short: {}", campaign.about));
+    campaign.prepare(gateway)?;
     let start = Instant::now();
     let ended = (campaign.batch)(&Batch {
         from: 1,
@@ -201,9 +212,7 @@ pub fn short(name: &str, gateway: &Binary) -> Result<Held> {
 
 /// Runs batches until the time is over, or something is violated.
 fn long(campaign: &Campaign, length: Duration, seed: Option<u64>, gateway: &Binary) -> Result<()> {
-    if campaign.runs_gateway {
-        gateway.path()?;
-    }
+    campaign.prepare(gateway)?;
     let runs = Runs::read(campaign.name)?;
     let mut run = Run::begin(seed.unwrap_or_else(|| runs.position()))?;
     headline(&format!(
