@@ -75,8 +75,8 @@ impl Kills {
                 self.last_start = gateway.start_up;
                 self.longest_start = self.longest_start.max(gateway.start_up);
                 shared.target.set(Some((gateway.address, self.generation)));
-                // Half of them soon, so that there are many.
-                let within = if self.random.percent(50) {
+                // Most of them soon, so that there are many.
+                let within = if self.random.percent(15) {
                     longest
                 } else {
                     longest / 10

@@ -170,3 +170,149 @@ impl Judge {
         rulings.any(|at| (from..=to).contains(at))
     }
 }
+
+/// That it sees each of the breaches that it is there for, and takes nothing else for one.
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::models::MODELS;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn verdict(history: impl FnOnce(&mut Judge)) -> Result<(), String> {
+        let model = MODELS.iter().find(|model| model.name == "embedded");
+        catch_unwind(AssertUnwindSafe(|| {
+            let mut judge = Judge::default();
+            history(&mut judge);
+            judge.judge(model.expect("it is there"));
+        }))
+        .map_err(|panic| {
+            let said = panic.downcast_ref::<String>().cloned();
+            said.or_else(|| panic.downcast_ref::<&str>().map(|&said| said.to_owned()))
+                .expect("a message")
+        })
+    }
+
+    #[track_caller]
+    fn is_seen(guarantee: &str, history: impl FnOnce(&mut Judge)) {
+        let said = verdict(history).expect_err("it was not seen");
+        assert!(said.contains(guarantee), "{said}");
+    }
+
+    #[track_caller]
+    fn is_lawful(history: impl FnOnce(&mut Judge)) {
+        assert_eq!(verdict(history), Ok(()));
+    }
+
+    /// The request of `attempt` runs, `at` after the start.
+    fn runs(judge: &mut Judge, attempt: usize, resend: bool, at: Duration) {
+        judge.sent(0, 1, attempt, resend, at);
+        judge.decided(judge.ledger.len() - 1, Fate::Ran);
+        judge.answered(judge.ledger.len() - 1, at);
+    }
+
+    #[test]
+    fn it_sees_what_ran_twice() {
+        is_seen("I1:", |judge| {
+            runs(judge, 1, false, HOUR);
+            runs(judge, 2, false, 2 * HOUR);
+        });
+        // Also where nobody knows whether the first one ran.
+        is_seen("I1:", |judge| {
+            judge.sent(0, 1, 1, false, HOUR);
+            runs(judge, 2, false, 2 * HOUR);
+        });
+        is_seen("I1:", |judge| {
+            runs(judge, 1, false, HOUR);
+            runs(
+                judge,
+                2,
+                false,
+                HOUR + WINDOW - SLACK - Duration::from_millis(1),
+            );
+        });
+        // A word that was said before concerns another execution.
+        is_seen("I1:", |judge| {
+            judge.ruled(0, Duration::ZERO);
+            runs(judge, 1, false, HOUR);
+            runs(judge, 2, false, 2 * HOUR);
+        });
+    }
+
+    #[test]
+    fn it_lets_run_again_what_may() {
+        is_lawful(|judge| {
+            runs(judge, 1, false, HOUR);
+            runs(judge, 2, false, HOUR + WINDOW);
+        });
+        is_lawful(|judge| {
+            runs(judge, 1, false, HOUR);
+            judge.ruled(0, 2 * HOUR);
+            runs(judge, 2, false, 3 * HOUR);
+        });
+        is_lawful(|judge| {
+            judge.sent(0, 1, 1, false, HOUR);
+            runs(judge, 2, true, 2 * HOUR);
+        });
+        is_lawful(|judge| {
+            judge.sent(0, 1, 1, false, HOUR);
+            judge.decided(0, Fate::DidNotRun);
+            judge.told_that_nothing_ran(1);
+            runs(judge, 2, false, 2 * HOUR);
+        });
+        is_lawful(|judge| {
+            runs(judge, 1, false, HOUR);
+            judge.sent(1, 1, 2, false, 2 * HOUR);
+        });
+    }
+
+    #[test]
+    fn it_sees_answers_that_are_not_the_first_one() {
+        is_seen("I4:", |judge| {
+            runs(judge, 1, true, HOUR);
+            judge.told(0, 1, 1, HOUR);
+            runs(judge, 2, true, 2 * HOUR);
+            judge.told(0, 1, 2, 2 * HOUR);
+        });
+        is_seen("I5:", |judge| judge.told(0, 1, 1, HOUR));
+        is_seen("I6:", |judge| {
+            runs(judge, 1, false, HOUR);
+            judge.told(0, 2, 1, HOUR);
+        });
+        is_seen("I7:", |judge| {
+            runs(judge, 1, false, HOUR);
+            judge.told(1, 1, 1, HOUR);
+        });
+        is_lawful(|judge| {
+            runs(judge, 1, true, HOUR);
+            runs(judge, 2, true, 2 * HOUR);
+            judge.told(0, 1, 2, 2 * HOUR);
+            judge.told(0, 1, 2, 3 * HOUR);
+        });
+        is_lawful(|judge| {
+            runs(judge, 1, false, HOUR);
+            judge.told(0, 1, 1, HOUR);
+            judge.ruled(0, 2 * HOUR);
+            judge.known(0, 1, 2 * HOUR);
+            judge.told(0, 1, 2, 2 * HOUR);
+        });
+    }
+
+    #[test]
+    fn it_sees_who_was_told_that_nothing_ran_though_it_did() {
+        is_seen("I10:", |judge| {
+            runs(judge, 1, false, HOUR);
+            judge.told_that_nothing_ran(1);
+        });
+        is_seen("I10:", |judge| {
+            judge.sent(0, 1, 1, false, HOUR);
+            judge.told_that_nothing_ran(1);
+        });
+        is_lawful(|judge| {
+            runs(judge, 1, false, HOUR);
+            judge.told_that_nothing_ran(2);
+        });
+    }
+}

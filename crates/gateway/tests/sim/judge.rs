@@ -58,8 +58,14 @@ impl World {
         }
     }
 
-    /// A record has come to the store (I5, I8, I10).
-    pub fn written(&self, from: &str, before: Option<Arc<Record>>, record: &Record, swap: Swap) {
+    /// A record has come to the store (I5, I8, I9, I10).
+    pub fn written(
+        &self,
+        from: &Arc<str>,
+        before: Option<Arc<Record>>,
+        record: &Record,
+        swap: Swap,
+    ) {
         let (tenant, key, to) = (&record.scope.tenant, &record.key, record.state.name());
         self.note(|| {
             let done = matches!(swap, Swap::Done { .. });
@@ -86,6 +92,18 @@ impl World {
             ));
         }
         let tenant = usize::from(**tenant == *"t1");
+        let last = self.wrote(tenant, key.as_str(), from);
+        let is_owners = match to {
+            StateName::Completed | StateName::Released => true,
+            StateName::InFlight => !record.is_new_claim(),
+            // Of a lease that has passed, anybody says so.
+            StateName::Unknown => false,
+        };
+        if is_owners && last.as_ref() != Some(from) {
+            self.wrong(format!(
+                "I9: {from} wrote {to} for t{tenant}/{key}, where {last:?} wrote last"
+            ));
+        }
         match &record.state {
             State::Released { .. } => self.judge_release(from, tenant, key.as_str()),
             State::Completed(completed) => {

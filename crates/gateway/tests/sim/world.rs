@@ -88,6 +88,8 @@ pub struct World {
     ledger: Mutex<Vec<Exchange>>,
     attempts: Mutex<Vec<Attempt>>,
     windows: Mutex<HashMap<(usize, String), Window>>,
+    /// Who wrote a key's record last: a gateway, and in which of its lives.
+    writers: Mutex<HashMap<(usize, String), Arc<str>>>,
 }
 
 /// What came of a world.
@@ -139,6 +141,7 @@ impl World {
             ledger: Mutex::default(),
             attempts: Mutex::default(),
             windows: Mutex::default(),
+            writers: Mutex::default(),
         })
     }
 
@@ -244,6 +247,12 @@ impl World {
         let mut windows = self.windows.lock();
         let window = windows.entry((tenant, key.to_owned())).or_default();
         window.until = Some(until);
+    }
+
+    /// A key's record is written by `from`: who wrote it before.
+    pub fn wrote(&self, tenant: usize, key: &str, from: &Arc<str>) -> Option<Arc<str>> {
+        let mut writers = self.writers.lock();
+        writers.insert((tenant, key.to_owned()), Arc::clone(from))
     }
 
     pub fn next_connection(&self) -> u64 {

@@ -9,6 +9,8 @@ use onlyonce_core::planted::Bug;
 pub enum Program {
     /// The simulator of the protocol.
     Model,
+    /// The simulator of the gateway.
+    Sim,
     /// The engine's tests, over stores in memory.
     Engine,
     /// Kills, torn commits and rot on the embedded store.
@@ -21,8 +23,9 @@ pub enum Program {
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Model,
+        Self::Sim,
         Self::Engine,
         Self::Crash,
         Self::Http,
@@ -33,6 +36,7 @@ impl Program {
     pub const fn target(self) -> (&'static str, Option<&'static str>) {
         match self {
             Self::Model => ("onlyonce-core", Some("model")),
+            Self::Sim => ("onlyonce-gateway", Some("sim")),
             Self::Engine => ("onlyonce-engine", Some("engine")),
             Self::Crash => ("onlyonce-store", Some("embedded_crash")),
             Self::Http => ("onlyonce-http", None),
@@ -59,6 +63,7 @@ impl fmt::Display for Hunter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.program {
             Program::Model => f.write_str("seeds of the model"),
+            Program::Sim => f.write_str("seeds of the gateway"),
             _ => f.write_str(self.test.rsplit("::").next().unwrap_or(self.test)),
         }
     }
@@ -70,30 +75,39 @@ pub const SEEDS: Hunter = Hunter {
     test: "no_seed_breaks_a_guarantee",
 };
 
+/// Seeds of the simulated gateway in order, up to the budget.
+pub const GATEWAY_SEEDS: Hunter = Hunter {
+    program: Program::Sim,
+    test: "seeds::no_seed_breaks_a_guarantee",
+};
+
 /// The tests that have to catch `bug`, each by itself.
 pub fn hunters(bug: Bug) -> Vec<Hunter> {
     match bug {
-        Bug::LeaseReExecution
-        | Bug::RunningExpires
-        | Bug::EarlyExpiry
-        | Bug::ExpiryFromClaim
-        | Bug::LeaseShortened
-        | Bug::ResendReleased => vec![SEEDS],
+        Bug::LeaseReExecution | Bug::RunningExpires | Bug::ExpiryFromClaim => {
+            vec![SEEDS, GATEWAY_SEEDS]
+        }
+        Bug::EarlyExpiry | Bug::LeaseShortened | Bug::ResendReleased => vec![SEEDS],
         Bug::StateBeforeFingerprint => vec![
             SEEDS,
+            GATEWAY_SEEDS,
             hostile("again::hostile_022_one_byte_of_the_body_makes_another_request"),
         ],
 
         Bug::ClaimAfterSend => vec![
+            GATEWAY_SEEDS,
             engine("claims::i02_nobody_may_execute_before_the_claim_is_durable"),
             hostile("guarantees::i02_the_claim_is_durable_before_the_first_byte_goes_upstream"),
         ],
         Bug::LostAckClaimedAgain => vec![engine(
             "claims::i14_a_claim_whose_acknowledgement_is_lost_is_read_back_and_executes",
         )],
-        Bug::CompletionUnfenced => vec![engine(
-            "over_memory::two_gateways::hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing",
-        )],
+        Bug::CompletionUnfenced => vec![
+            GATEWAY_SEEDS,
+            engine(
+                "over_memory::two_gateways::hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing",
+            ),
+        ],
         Bug::ReleaseUnfenced => vec![engine(
             "over_memory::two_gateways::i01_an_owner_that_was_overtaken_before_it_sent_may_not_send",
         )],
@@ -106,10 +120,14 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
         Bug::JoinersReExecute => vec![engine(
             "join_faults::i18_who_waited_for_a_claim_shares_its_fate_even_if_that_is_sealed_at_once",
         )],
-        Bug::DroppedWriterCleanEnd => vec![engine(
-            "over_memory::recordings::i05_a_dropped_execution_is_unknown_and_breaks_its_readers",
-        )],
+        Bug::DroppedWriterCleanEnd => vec![
+            GATEWAY_SEEDS,
+            engine(
+                "over_memory::recordings::i05_a_dropped_execution_is_unknown_and_breaks_its_readers",
+            ),
+        ],
         Bug::EndBeforeRecord => vec![
+            GATEWAY_SEEDS,
             engine(
                 "over_memory::recordings::i03_the_last_piece_of_a_declared_length_waits_for_the_durable_record",
             ),
@@ -122,7 +140,10 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
             "over_memory::recordings::any_reader_can_start_at_any_byte",
         )],
 
-        Bug::ScopeLeftOut => vec![hostile("again::hostile_025_tenants_are_independent")],
+        Bug::ScopeLeftOut => vec![
+            GATEWAY_SEEDS,
+            hostile("again::hostile_025_tenants_are_independent"),
+        ],
         Bug::ClaimNotSynced => vec![
             crash("i08_a_kill_in_the_middle_of_recovery_is_recovered_from"),
             hostile("guarantees::i02_the_claim_is_durable_before_the_first_byte_goes_upstream"),
@@ -166,19 +187,24 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
             http("headers::tests::hostile_075_cookies_are_recorded_only_where_allowed"),
             hostile("replies::hostile_075_cookies_are_not_in_replays"),
         ],
-        Bug::HeaderOrderLost => vec![hostile(
-            "replies::hostile_077_many_headers_of_one_name_keep_their_order_and_number",
-        )],
+        Bug::HeaderOrderLost => vec![
+            GATEWAY_SEEDS,
+            hostile("replies::hostile_077_many_headers_of_one_name_keep_their_order_and_number"),
+        ],
         Bug::OversizeComplete => vec![hostile(
             "upstream::hostile_073_an_answer_without_end_meets_the_size_cap",
         )],
-        Bug::ClientGoneCancels => vec![hostile(
-            "bodies::hostile_058_a_client_gone_after_the_claim_leaves_an_execution_that_finishes",
-        )],
+        Bug::ClientGoneCancels => vec![
+            GATEWAY_SEEDS,
+            hostile(
+                "bodies::hostile_058_a_client_gone_after_the_claim_leaves_an_execution_that_finishes",
+            ),
+        ],
         Bug::QueryStored => vec![hostile("guarantees::i16_no_credential_is_stored_or_logged")],
-        Bug::BreakTakenForNotSent | Bug::BlindUpstreamRetry => vec![hostile(
-            "upstream::hostile_062_a_reset_anywhere_in_the_request_is_unknown",
-        )],
+        Bug::BreakTakenForNotSent | Bug::BlindUpstreamRetry => vec![
+            GATEWAY_SEEDS,
+            hostile("upstream::hostile_062_a_reset_anywhere_in_the_request_is_unknown"),
+        ],
     }
 }
 

@@ -15,10 +15,10 @@ use anyhow::{Result, bail};
 use onlyonce_core::planted::Bug;
 
 use super::figures::Figures;
-use super::{Batch, Binary, Campaign, Done, Ended, short};
+use super::{Batch, Binary, Campaign, Done, Ended, program, short};
 use crate::args::Args;
 use crate::page::Part;
-use hunters::{Hunter, Program, SEEDS, hunters};
+use hunters::{GATEWAY_SEEDS, Hunter, Program, SEEDS, hunters};
 use programs::{Programs, Ran, Seeds};
 
 /// The campaign.
@@ -41,6 +41,9 @@ pub const PART: Part = Part {
 /// How many seeds of the model a bug may take, over each kind of store.
 const SEEDS_A_STORE: u64 = 20_000;
 
+/// How many seeds of the gateway a bug may take.
+const SEEDS_OF_THE_GATEWAY: u64 = 4_000;
+
 /// How many run at the same time.
 const AT_ONCE: usize = 2;
 
@@ -54,8 +57,9 @@ pub fn run(args: Args) -> Result<()> {
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
     let programs = Programs::build()?;
     let seeds = Seeds {
-        from: (batch.from - 1) * SEEDS_A_STORE,
-        number: SEEDS_A_STORE,
+        batch: batch.from - 1,
+        model: SEEDS_A_STORE,
+        gateway: SEEDS_OF_THE_GATEWAY,
     };
     control(&programs, seeds)?;
     let cases: Vec<(Bug, Hunter)> = Bug::ALL
@@ -117,6 +121,7 @@ impl Verdict {
             Err(error) => Self::Escaped(format!("{hunter}: {error:#}")),
             Ok(ran) if ran.failed == 0 => Self::Escaped(hunter.to_string()),
             Ok(ran) if hunter == SEEDS => Self::Caught(seed_in(&ran.output)),
+            Ok(ran) if hunter == GATEWAY_SEEDS => Self::Caught(gateway_seed_in(&ran.output)),
             Ok(_) => Self::Caught(hunter.to_string()),
         }
     }
@@ -138,6 +143,22 @@ fn seed_in(output: &str) -> String {
         broken = said;
     }
     "the model, which named no seed".to_owned()
+}
+
+/// The same for the gateway, whose last line tells it.
+fn gateway_seed_in(output: &str) -> String {
+    let told = program::told(output).ok();
+    let violation = told.and_then(|done| done.violations.into_iter().next());
+    violation.map_or_else(
+        || "the simulated gateway, which named no seed".to_owned(),
+        // A seed may break more than one; the first is enough.
+        |violation| {
+            format!(
+                "gateway {}",
+                violation.split(';').next().unwrap_or_default()
+            )
+        },
+    )
 }
 
 /// What `work` gives for each of `cases`, a few at a time, in their order.
@@ -170,9 +191,9 @@ pub fn table() -> String {
         let hunters = hunters(bug);
         let by: Vec<_> = hunters
             .iter()
-            .map(|hunter| match *hunter == SEEDS {
-                true => hunter.to_string(),
-                false => format!("`{hunter}`"),
+            .map(|hunter| match *hunter {
+                SEEDS | GATEWAY_SEEDS => hunter.to_string(),
+                _ => format!("`{hunter}`"),
             })
             .collect();
         // Writing to a string cannot fail.
@@ -189,7 +210,7 @@ pub fn table() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{PART, in_parallel, seed_in, table};
+    use super::{PART, gateway_seed_in, in_parallel, seed_in, table};
     use crate::page;
 
     #[test]
@@ -204,6 +225,14 @@ mod tests {
         let output = "thread 'x' panicked at a.rs:1:\nI8: it was written\n\
                       thread 'y' panicked at b.rs:1:\nseed 7 over redis breaks a guarantee; it ends so";
         assert_eq!(seed_in(output), "seed 7 over redis: I8: it was written");
+    }
+
+    #[test]
+    fn a_seed_of_the_gateway_and_its_first_breach_are_found() {
+        let output = "a line of its log\n\
+                      {\"to\":22,\"counts\":{},\"violations\":[\"seed 21: I1: twice; I10: released\"]}\n\
+                      test result: FAILED. 0 passed; 1 failed";
+        assert_eq!(gateway_seed_in(output), "gateway seed 21: I1: twice");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use onlyonce_core::planted::{Bug, VARIABLE};
 
-use super::hunters::{Hunter, Program, SEEDS};
+use super::hunters::{Hunter, Program};
 use crate::campaign::program::{Tests, build_tests};
 use crate::command::{headline, target_dir};
 use crate::faults::gateway;
@@ -26,13 +26,26 @@ pub struct Programs {
     gateway: PathBuf,
 }
 
-/// The seeds that the model runs over each kind of store.
+/// The seeds that the simulators run, as many in each batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeds {
-    /// The first.
-    pub from: u64,
-    /// How many.
-    pub number: u64,
+    /// Which batch it is, from 0.
+    pub batch: u64,
+    /// How many of the model, over each kind of store.
+    pub model: u64,
+    /// How many of the gateway.
+    pub gateway: u64,
+}
+
+impl Seeds {
+    /// How many for `program`; none where it has no seeds.
+    fn number(self, program: Program) -> Option<u64> {
+        match program {
+            Program::Model => Some(self.model),
+            Program::Sim => Some(self.gateway),
+            Program::Engine | Program::Crash | Program::Http | Program::Hostile => None,
+        }
+    }
 }
 
 /// What a run of some tests came to.
@@ -83,16 +96,17 @@ impl Programs {
         command
             .env_remove(VARIABLE)
             .env("RUST_BACKTRACE", "0")
-            .env("ONLYONCE_HOSTILE_PROGRAM", &self.gateway)
-            .env("ONLYONCE_FROM", seeds.from.to_string())
-            .env("ONLYONCE_SEEDS", seeds.number.to_string());
+            .env("ONLYONCE_HOSTILE_PROGRAM", &self.gateway);
         if let Some(bug) = bug {
             command.env(VARIABLE, bug.name());
         }
         command.arg("--exact");
         command.args(hunters.iter().map(|hunter| hunter.test));
-        if hunters.contains(&SEEDS) {
-            command.arg("--nocapture");
+        if let Some(number) = seeds.number(program) {
+            command
+                .env("ONLYONCE_FROM", (seeds.batch * number).to_string())
+                .env("ONLYONCE_SEEDS", number.to_string())
+                .arg("--nocapture");
         }
         let output = output_of(&mut command)?;
         let (passed, failed) = counts(&output)
