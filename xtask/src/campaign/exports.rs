@@ -51,7 +51,7 @@ const OPERATIONS: u64 = 2_000;
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
     let seed = batch.from;
     let receiver = Receiver::with(move |id, before| manner(seed, id, before));
-    let mut scene = Scene::new(CAMPAIGN.name, batch)?;
+    let mut scene = Scene::new(CAMPAIGN.name, seed, batch.gateway)?;
     scene.setup.more = telling(&receiver);
     let Scene {
         upstream,
@@ -90,7 +90,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         figures.add(name, number);
     }
     let violations = history.violations_of(seed);
-    scene.done(figures, violations)
+    scene.done(figures, violations).map(Ended::Done)
 }
 
 /// What the receiver does with an event that came so often before.

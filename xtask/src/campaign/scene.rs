@@ -4,11 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::figures::Figures;
-use super::{Batch, Done, Ended};
+use super::{Binary, Done};
 use crate::command::target_dir;
 use crate::faults::gateway::Setup;
 use crate::faults::history::History;
@@ -25,14 +26,14 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The scene of the seed at which `batch` begins, of the campaign `name`.
-    pub fn new(name: &str, batch: &Batch<'_>) -> Result<Self> {
-        let folder = target_dir().join(format!("{name}-{}", std::process::id()));
+    /// The scene of a seed of the campaign `name`.
+    pub fn new(name: &str, seed: u64, gateway: &Binary) -> Result<Self> {
+        let folder = target_dir().join(format!("{name}-{}-{seed}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         let upstream = Upstream::start()?;
         let setup = Setup {
-            binary: batch.gateway.path()?,
+            binary: gateway.path()?,
             config: folder.join("onlyonce.toml"),
             data: folder.join("data"),
             upstream: upstream.address(),
@@ -45,7 +46,8 @@ impl Scene {
             history: Arc::new(Mutex::new(History::default())),
             next_key: Arc::new(AtomicU64::new(0)),
             reach: u64::MAX,
-            seed: batch.from,
+            pause: Duration::ZERO,
+            seed,
         };
         Ok(Self {
             folder,
@@ -56,14 +58,14 @@ impl Scene {
     }
 
     /// What this seed came to. The folder stays where something was violated.
-    pub fn done(&self, figures: Figures, violations: Vec<String>) -> Result<Ended> {
+    pub fn done(&self, figures: Figures, violations: Vec<String>) -> Result<Done> {
         if violations.is_empty() {
             fs::remove_dir_all(&self.folder).context("cannot remove the campaign's folder")?;
         }
-        Ok(Ended::Done(Done {
+        Ok(Done {
             to: self.shared.seed + 1,
             figures,
             violations,
-        }))
+        })
     }
 }

@@ -79,7 +79,7 @@ const BOUNDS: [Bound; 3] = [
 /// One seed, for the time that is left.
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
     let seed = batch.from;
-    let mut scene = Scene::new(CAMPAIGN.name, batch)?;
+    let mut scene = Scene::new(CAMPAIGN.name, seed, batch.gateway)?;
     // The books are kept for longer than records, by design.
     scene.setup.more = format!("window = \"{WINDOW}\"\n\n[ledger]\nenabled = false\n");
     scene.shared.reach = REACH;
@@ -127,7 +127,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
             ));
         }
     }
-    scene.done(figures, violations)
+    scene.done(figures, violations).map(Ended::Done)
 }
 
 /// What it holds, again and again, each in the order of the bounds.

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -96,6 +97,7 @@ impl Judge {
             history: Arc::new(Mutex::new(known.history.clone())),
             next_key: Arc::new(AtomicU64::new(known.next_key)),
             reach: u64::MAX,
+            pause: Duration::ZERO,
             seed: self.seed,
         }
     }

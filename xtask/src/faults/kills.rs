@@ -76,7 +76,7 @@ impl Kills {
                 self.longest_start = self.longest_start.max(gateway.start_up);
                 shared.target.set(Some((gateway.address, self.generation)));
                 // Most of them soon, so that there are many.
-                let within = if self.random.percent(15) {
+                let within = if self.random.percent(5) {
                     longest
                 } else {
                     longest / 10

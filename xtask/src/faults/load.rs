@@ -51,6 +51,8 @@ pub struct Shared {
     pub next_key: Arc<AtomicU64>,
     /// How many of the last keys may be sent again.
     pub reach: u64,
+    /// How long each client waits at most between two attempts.
+    pub pause: Duration,
     /// The campaign's seed.
     pub seed: u64,
 }
@@ -105,6 +107,10 @@ fn work(shared: &Shared, mut random: Random, stop: &AtomicBool) {
             PATIENCE
         };
         attempt_at((address, generation), shared, &mut client, &key, patience);
+        if !shared.pause.is_zero() {
+            let longest = u64::try_from(shared.pause.as_micros()).unwrap_or(u64::MAX);
+            thread::sleep(Duration::from_micros(random.below(longest)));
+        }
     }
 }
 
