@@ -15,6 +15,19 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// The feature of the gateway that brings in the tests with real clients.
 const REAL_CLIENTS: &str = "real-clients";
 
+/// The campaigns of which each run does a small piece. The seeds and the fuzz targets are tests of cargo's.
+const SHORT: [&str; 9] = [
+    "kills",
+    "exports",
+    "power-cuts",
+    "block-cuts",
+    "failing-calls",
+    "soak",
+    "flood",
+    "crowds",
+    "planted",
+];
+
 /// Runs all tests and prints `N passed, N failed`.
 pub fn run(mut args: Args) -> Result<()> {
     let only_cargo = args.flag("--only-cargo");
@@ -36,13 +49,12 @@ pub fn run(mut args: Args) -> Result<()> {
 /// The campaigns, short.
 fn campaigns(total: &mut Count) {
     let gateway = Binary::new(None, false);
-    total.note(campaign::short("kills", &gateway));
-    total.note(campaign::short("exports", &gateway));
-    total.note(campaign::short("power-cuts", &gateway));
-    total.note(campaign::short("block-cuts", &gateway));
-    total.note(campaign::short("failing-calls", &gateway));
-    total.note(campaign::short("crowds", &gateway));
-    total.note(campaign::short("planted", &gateway));
+    let start = Instant::now();
+    for name in SHORT {
+        total.note(campaign::short(name, &gateway));
+    }
+    let took = start.elapsed().as_secs();
+    println!("   all campaigns, short: {took} s");
 }
 
 /// `cargo test` over the whole workspace, with the real clients where the gateway has such tests.

@@ -135,6 +135,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
             ),
         ]),
         violations,
+        ..Done::default()
     }))
 }
 

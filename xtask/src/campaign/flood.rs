@@ -1,7 +1,7 @@
 //! One tenant floods; what another one sees of it.
 //!
 //! In each pair the other tenant calls an upstream that takes 20 ms, once alone and once beside ten times as many
-//! calls of the flooding one, of which most are beyond its quota. Only the two of a pair are compared, so that
+//! calls of the flooding one: most of them beyond its quota, or all of them within the limits. Only the two of a pair are compared, so that
 //! whatever else runs on the machine weighs on both.
 
 use std::io::{BufReader, Write};
@@ -35,8 +35,33 @@ const WORK: Duration = Duration::from_millis(20);
 /// How many clients the quiet tenant has, and how many calls each makes in one half of a pair.
 const QUIET: (u64, u64) = (4, 100);
 
-/// How many clients the flooding tenant has, and the time between two calls of one.
-const FLOOD: (u64, Duration) = (20, Duration::from_millis(10));
+/// How a tenant floods.
+struct Flood {
+    name: &'static str,
+    /// How many clients it has.
+    clients: u64,
+    /// The time between two calls of one.
+    pause: Duration,
+    /// What the gateway is told.
+    limits: &'static str,
+}
+
+/// Beyond its quota, ten times as many calls as the other one; and as fast as answers come, within the limits that a
+/// gateway has that is told nothing.
+const FLOODS: [Flood; 2] = [
+    Flood {
+        name: "over its quota",
+        clients: 20,
+        pause: Duration::from_millis(10),
+        limits: "\n[limits]\ntenant_live = 8\n",
+    },
+    Flood {
+        name: "within the limits",
+        clients: 40,
+        pause: Duration::ZERO,
+        limits: "",
+    },
+];
 
 /// How many pairs a batch measures, and the short one.
 const PAIRS: (u64, u64) = (9, 3);
@@ -44,8 +69,31 @@ const PAIRS: (u64, u64) = (9, 3);
 /// What p99 may rise to.
 const MOST: f64 = 2.0;
 
-/// One run of pairs.
+/// One run of pairs in each way to flood.
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
+    let pairs = if batch.short { PAIRS.1 } else { PAIRS.0 };
+    let mut done = Done {
+        to: batch.from + 1,
+        ..Done::default()
+    };
+    for flood in &FLOODS {
+        let ratio = measure(flood, pairs, batch, &mut done.figures)?;
+        let name = flood.name;
+        done.figures.add(
+            &format!("most p99 beside a flood {name}, in % of that without"),
+            (ratio * 100.0) as u64,
+        );
+        if ratio > MOST {
+            done.violations.push(format!(
+                "L5: p99 rises to {ratio:.2} times what it is without the flood {name}"
+            ));
+        }
+    }
+    Ok(Ended::Done(done))
+}
+
+/// The median of what p99 rises to.
+fn measure(flood: &Flood, pairs: u64, batch: &Batch<'_>, figures: &mut Figures) -> Result<f64> {
     let folder = target_dir().join(format!("flood-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
@@ -60,7 +108,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         data: folder.join("data"),
         upstream: upstream.addr(),
         server: String::new(),
-        more: "\n[limits]\ntenant_live = 8\n".to_owned(),
+        more: flood.limits.to_owned(),
         environment: Vec::new(),
     })?;
     let crowd = Crowd {
@@ -69,39 +117,23 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
     };
     // Connections to the upstream and the first segments are made.
     crowd.quiet()?;
-    let pairs = if batch.short { PAIRS.1 } else { PAIRS.0 };
-    let mut figures = Figures::from([("pairs", pairs)]);
     let mut ratios = Vec::new();
     for _ in 0..pairs {
         let mut alone = crowd.quiet()?;
-        let (mut beside, taken, refused) = crowd.beside_a_flood()?;
+        let (mut beside, taken, refused) = crowd.beside(flood)?;
         let (alone, beside) = (percentile(&mut alone, 0.99), percentile(&mut beside, 0.99));
         println!(
-            "   p99 {alone:.1} ms alone, {beside:.1} ms beside {taken} calls and {refused} refused"
+            "   {}: p99 {alone:.1} ms alone, {beside:.1} ms beside {taken} calls and {refused} refused",
+            flood.name
         );
+        figures.add("pairs", 1);
         figures.add("calls of the flood", taken + refused);
         figures.add("calls of the flood refused", refused);
         ratios.push(beside / alone);
     }
-    let ratio = median(&mut ratios);
-    figures.add(
-        "most p99 beside the flood, in % of that without",
-        (ratio * 100.0) as u64,
-    );
-    let violations = if ratio > MOST {
-        vec![format!(
-            "L5: p99 rises to {ratio:.2} times what it is without the flood"
-        )]
-    } else {
-        Vec::new()
-    };
     gateway.stop(STOP_LIMIT)?;
     std::fs::remove_dir_all(&folder).context("cannot remove the campaign's folder")?;
-    Ok(Ended::Done(Done {
-        to: batch.from + 1,
-        figures,
-        violations,
-    }))
+    Ok(median(&mut ratios))
 }
 
 struct Crowd {
@@ -129,8 +161,7 @@ impl Crowd {
     }
 
     /// The same beside a flood; and how many calls of that were taken, and refused.
-    fn beside_a_flood(&self) -> Result<(Vec<f64>, u64, u64)> {
-        let (clients, pause) = FLOOD;
+    fn beside(&self, flood: &Flood) -> Result<(Vec<f64>, u64, u64)> {
         let over = AtomicBool::new(false);
         let one = || -> Result<[u64; 2]> {
             let mut caller = Caller::connect(self.gateway)?;
@@ -138,12 +169,12 @@ impl Crowd {
             while !over.load(Ordering::SeqCst) {
                 let refused = caller.call("flood", self.key())? != 200;
                 counts[usize::from(refused)] += 1;
-                thread::sleep(pause);
+                thread::sleep(flood.pause);
             }
             Ok(counts)
         };
         thread::scope(|scope| {
-            let flood = scope.spawn(|| in_parallel(clients, &one));
+            let flood = scope.spawn(|| in_parallel(flood.clients, &one));
             let quiet = self.quiet();
             over.store(true, Ordering::SeqCst);
             let counts = flood.join().ok().context("the flood panicked")??;

@@ -144,6 +144,7 @@ fn run(target: &str, batch: &Batch<'_>) -> Result<Ended> {
             ("most coverage features", log.features),
         ]),
         violations,
+        ..Done::default()
     }))
 }
 

@@ -122,6 +122,8 @@ pub struct Done {
     pub figures: Figures,
     /// What must not be, each with its seed.
     pub violations: Vec<String>,
+    /// What is to be named, and is no violation.
+    pub remarks: Vec<String>,
 }
 
 /// The gateway's binary, built when it is asked for.

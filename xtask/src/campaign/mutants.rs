@@ -74,7 +74,8 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
     Ok(Ended::Done(Done {
         to: batch.from + 1,
         figures: figures(&serde_json::from_slice(&outcomes)?)?,
-        violations: Vec::new(),
+        remarks: missed(&fs::read_to_string(out.join("mutants.out/missed.txt"))?),
+        ..Done::default()
     }))
 }
 
@@ -88,6 +89,17 @@ fn part_of(position: u64) -> (&'static Part, u64) {
         shard -= part.shards;
     }
     unreachable!("a position is less than all shards")
+}
+
+/// The mutants that no test has caught, a line each: `crates/core/src/key.rs:12:5: replace f with ()`. Where in the
+/// file is left out, which the next change moves.
+fn missed(lines: &str) -> Vec<String> {
+    let name = |line: &str| {
+        let (place, what) = line.split_once(": ")?;
+        let file = place.split(':').next()?;
+        Some(format!("{file}: {what}"))
+    };
+    lines.lines().filter_map(name).collect()
 }
 
 /// What became of the mutants.
@@ -107,7 +119,7 @@ fn figures(outcomes: &Value) -> Result<Figures> {
 mod tests {
     use serde_json::json;
 
-    use super::{figures, part_of};
+    use super::{figures, missed, part_of};
 
     #[test]
     fn a_round_has_each_shard_once() {
@@ -120,6 +132,19 @@ mod tests {
         assert_eq!(shards[65], ("onlyonce-engine", 59));
         let (part, shard) = part_of(67);
         assert_eq!((part.package, shard), ("onlyonce-core", 0));
+    }
+
+    #[test]
+    fn those_that_were_missed_are_named() {
+        let lines = "crates/core/src/key.rs:12:5: replace f with ()\n\
+                     crates/core/src/a.rs:7:30: replace < with <= in Key::is_long\n";
+        assert_eq!(
+            missed(lines),
+            [
+                "crates/core/src/key.rs: replace f with ()",
+                "crates/core/src/a.rs: replace < with <= in Key::is_long"
+            ]
+        );
     }
 
     #[test]

@@ -119,6 +119,7 @@ mod tests {
             to,
             figures: Figures::from([("kills", 1_500)]),
             violations: violations.iter().map(ToString::to_string).collect(),
+            remarks: Vec::new(),
         };
         assert_eq!(
             row(

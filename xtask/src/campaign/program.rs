@@ -91,6 +91,7 @@ fn read(line: &str) -> Result<Done> {
             .context("it did not say how far it came")?,
         figures: Figures::from_json(json["counts"].as_object().context("no counts")?),
         violations: violations.iter().map(text).collect(),
+        ..Done::default()
     })
 }
 

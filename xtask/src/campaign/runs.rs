@@ -29,6 +29,8 @@ pub struct Run {
     pub figures: Figures,
     /// What was violated, each with its seed.
     pub violations: Vec<String>,
+    /// What is to be named, and is no violation.
+    pub remarks: Vec<String>,
 }
 
 impl Run {
@@ -42,6 +44,7 @@ impl Run {
             to: from,
             figures: Figures::default(),
             violations: Vec::new(),
+            remarks: Vec::new(),
         })
     }
 
@@ -50,11 +53,12 @@ impl Run {
         self.to = done.to;
         self.figures.add_all(&done.figures);
         self.violations.extend(done.violations);
+        self.remarks.extend(done.remarks);
         self.minutes = (gone.as_secs_f64() / 6.0).round() / 10.0;
     }
 
     fn to_json(&self) -> Value {
-        json!({
+        let mut json = json!({
             "commit": self.commit,
             "day": self.day,
             "minutes": self.minutes,
@@ -62,11 +66,14 @@ impl Run {
             "to": self.to,
             "counts": self.figures.to_json(),
             "violations": self.violations,
-        })
+        });
+        if !self.remarks.is_empty() {
+            json["remarks"] = json!(self.remarks);
+        }
+        json
     }
 
     fn from_json(json: &Value) -> Option<Self> {
-        let violations = json["violations"].as_array()?.iter();
         Some(Self {
             commit: json["commit"].as_str()?.to_owned(),
             day: json["day"].as_str()?.to_owned(),
@@ -74,11 +81,18 @@ impl Run {
             from: json["from"].as_u64()?,
             to: json["to"].as_u64()?,
             figures: Figures::from_json(json["counts"].as_object()?),
-            violations: violations
-                .map(|text| text.as_str().map(str::to_owned))
-                .collect::<Option<_>>()?,
+            violations: texts(&json["violations"])?,
+            remarks: match &json["remarks"] {
+                Value::Null => Vec::new(),
+                remarks => texts(remarks)?,
+            },
         })
     }
+}
+
+fn texts(json: &Value) -> Option<Vec<String>> {
+    let all = json.as_array()?.iter();
+    all.map(|text| text.as_str().map(str::to_owned)).collect()
 }
 
 /// All runs of one campaign, in order.
@@ -165,6 +179,7 @@ mod tests {
             to: 7,
             figures: Figures::from([("kills", 90)]),
             violations: vec!["seed 6: I1".to_owned()],
+            remarks: vec!["a mutant that was missed".to_owned()],
         };
         run.add(done, Duration::from_secs(90));
         runs.write_with(&run).unwrap();

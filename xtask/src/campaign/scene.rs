@@ -66,6 +66,7 @@ impl Scene {
             to: self.shared.seed + 1,
             figures,
             violations,
+            ..Done::default()
         })
     }
 }

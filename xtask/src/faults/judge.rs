@@ -196,6 +196,7 @@ impl Judge {
             to: self.seed + 1,
             figures: self.figures,
             violations: self.violations,
+            ..Done::default()
         })
     }
 }

@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 use anyhow::{Context, Result, bail};
 
-use crate::faults::random::{Random, hash};
+use crate::faults::random::Random;
 
 /// What a device writes in one piece, in bytes.
 const SECTOR: usize = 512;
@@ -56,11 +56,6 @@ impl Cut {
     /// Whether nothing is there of what came after the flush.
     pub fn is_whole(&self) -> bool {
         self.kept.is_empty()
-    }
-
-    /// A number that differs between the cuts of a batch that differ.
-    pub fn fingerprint(&self, round: u64) -> u64 {
-        hash(format!("{round} {} {:?}", self.flush, self.kept).as_bytes())
     }
 }
 

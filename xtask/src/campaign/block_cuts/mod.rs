@@ -100,7 +100,7 @@ struct Cuts {
     images: u64,
     folder: PathBuf,
     empty: Vec<u8>,
-    fingerprints: BTreeSet<u64>,
+    fingerprints: BTreeSet<[u8; 32]>,
     next_key: u64,
 }
 
@@ -165,12 +165,18 @@ impl Cuts {
                 recorded.log.after_flush(flush, &mut random)
             };
             let label = format!("round {number} ({mode}), {cut}");
-            self.one_image(&recorded, &start, &cut, number, label, &mut random)?;
+            self.one_image(&recorded, &start, &cut, label, &mut random)?;
             if self.images >= self.wanted {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Whether no image of this batch had the very same bytes.
+    fn is_new(&mut self, world: &World) -> bool {
+        self.fingerprints
+            .insert(*blake3::hash(&world.bytes).as_bytes())
     }
 
     /// Checks one image: as it is, or of a gateway that was cut once more on it.
@@ -179,14 +185,13 @@ impl Cuts {
         recorded: &Recorded,
         start: &World,
         cut: &Cut,
-        number: u64,
         mut label: String,
         random: &mut Random,
     ) -> Result<()> {
-        if !self.fingerprints.insert(cut.fingerprint(number)) {
+        let mut world = recorded.world(start, cut);
+        if !self.is_new(&world) {
             return Ok(());
         }
-        let mut world = recorded.world(start, cut);
         if random.percent(30) {
             let looks = random.up_to_power(0, 5);
             let again = self.record(&world, MODES[0], looks)?;
@@ -196,6 +201,9 @@ impl Cuts {
                 let flush = flushes[random.below(flushes.len() as u64) as usize];
                 let cut = again.log.after_flush(flush, random);
                 world = again.world(&world, &cut);
+                if !self.is_new(&world) {
+                    return Ok(());
+                }
                 label = format!("{label}, then {cut}");
                 let name = "images of a cut during recovery";
                 self.judge.figures.add(name, 1);

@@ -19,11 +19,13 @@ pub enum Program {
     Http,
     /// The hostile cases, over sockets against the binary.
     Hostile,
+    /// The campaign `block-cuts`, short, with the binary.
+    Cuts,
 }
 
 impl Program {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
+    /// Those that cargo builds.
+    pub const TESTS: [Self; 6] = [
         Self::Model,
         Self::Sim,
         Self::Engine,
@@ -33,25 +35,27 @@ impl Program {
     ];
 
     /// The package that it is of, and its name among that package's tests; the unit tests have none.
-    pub const fn target(self) -> (&'static str, Option<&'static str>) {
-        match self {
+    pub const fn target(self) -> Option<(&'static str, Option<&'static str>)> {
+        Some(match self {
             Self::Model => ("onlyonce-core", Some("model")),
             Self::Sim => ("onlyonce-gateway", Some("sim")),
             Self::Engine => ("onlyonce-engine", Some("engine")),
             Self::Crash => ("onlyonce-store", Some("embedded_crash")),
             Self::Http => ("onlyonce-http", None),
             Self::Hostile => ("onlyonce-gateway", Some("hostile")),
-        }
+            Self::Cuts => return None,
+        })
     }
 
-    /// What cargo calls it.
-    pub fn name(self) -> String {
-        let (package, test) = self.target();
-        test.map_or_else(|| package.replace('-', "_"), str::to_owned)
+    /// Whether it is what cargo calls so.
+    pub fn is_called(self, name: &str) -> bool {
+        self.target().is_some_and(|(package, test)| {
+            test.map_or_else(|| package.replace('-', "_") == name, |test| test == name)
+        })
     }
 }
 
-/// One test that has to fail with a bug, and to pass without.
+/// One test that has to fail with a bug, and to pass without; of a campaign, its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hunter {
     pub program: Program,
@@ -64,6 +68,7 @@ impl fmt::Display for Hunter {
         match self.program {
             Program::Model => f.write_str("seeds of the model"),
             Program::Sim => f.write_str("seeds of the gateway"),
+            Program::Cuts => write!(f, "the campaign {}", self.test),
             _ => f.write_str(self.test.rsplit("::").next().unwrap_or(self.test)),
         }
     }
@@ -73,6 +78,12 @@ impl fmt::Display for Hunter {
 pub const SEEDS: Hunter = Hunter {
     program: Program::Model,
     test: "no_seed_breaks_a_guarantee",
+};
+
+/// The campaign `block-cuts`, short.
+pub const BLOCK_CUTS: Hunter = Hunter {
+    program: Program::Cuts,
+    test: "block-cuts",
 };
 
 /// Seeds of the simulated gateway in order, up to the budget.
@@ -145,6 +156,7 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
             hostile("again::hostile_025_tenants_are_independent"),
         ],
         Bug::ClaimNotSynced => vec![
+            BLOCK_CUTS,
             crash("i08_a_kill_in_the_middle_of_recovery_is_recovered_from"),
             hostile("guarantees::i02_the_claim_is_durable_before_the_first_byte_goes_upstream"),
         ],

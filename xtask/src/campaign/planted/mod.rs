@@ -18,7 +18,7 @@ use super::figures::Figures;
 use super::{Batch, Binary, Campaign, Done, Ended, program, short};
 use crate::args::Args;
 use crate::page::Part;
-use hunters::{GATEWAY_SEEDS, Hunter, Program, SEEDS, hunters};
+use hunters::{BLOCK_CUTS, GATEWAY_SEEDS, Hunter, Program, SEEDS, hunters};
 use programs::{Programs, Ran, Seeds};
 
 /// The campaign.
@@ -75,6 +75,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         let name = bug.name();
         match verdict {
             Verdict::Caught(by) => println!("   {name:<28} caught by {by}"),
+            Verdict::NotHere(by) => println!("   {name:<28} {by} cannot be run here"),
             Verdict::Escaped(from) => {
                 escaped.insert(name);
                 violations.push(format!("{name} escapes from {from}"));
@@ -89,6 +90,7 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
             ("bugs caught", caught as u64),
         ]),
         violations,
+        ..Done::default()
     }))
 }
 
@@ -113,12 +115,15 @@ enum Verdict {
     /// With how, and what it said.
     Caught(String),
     Escaped(String),
+    /// By this it cannot be hunted on this machine.
+    NotHere(String),
 }
 
 impl Verdict {
     fn of(hunter: Hunter, ran: Result<Ran>) -> Self {
         match ran {
             Err(error) => Self::Escaped(format!("{hunter}: {error:#}")),
+            Ok(ran) if ran.failed + ran.passed == 0 => Self::NotHere(hunter.to_string()),
             Ok(ran) if ran.failed == 0 => Self::Escaped(hunter.to_string()),
             Ok(ran) if hunter == SEEDS => Self::Caught(seed_in(&ran.output)),
             Ok(ran) if hunter == GATEWAY_SEEDS => Self::Caught(gateway_seed_in(&ran.output)),
@@ -192,7 +197,7 @@ pub fn table() -> String {
         let by: Vec<_> = hunters
             .iter()
             .map(|hunter| match *hunter {
-                SEEDS | GATEWAY_SEEDS => hunter.to_string(),
+                SEEDS | GATEWAY_SEEDS | BLOCK_CUTS => hunter.to_string(),
                 _ => format!("`{hunter}`"),
             })
             .collect();

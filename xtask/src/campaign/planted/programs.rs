@@ -1,6 +1,7 @@
 //! The test programs, built with the bugs in them, and what a run of one says.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -43,7 +44,9 @@ impl Seeds {
         match program {
             Program::Model => Some(self.model),
             Program::Sim => Some(self.gateway),
-            Program::Engine | Program::Crash | Program::Http | Program::Hostile => None,
+            Program::Engine | Program::Crash | Program::Http | Program::Hostile | Program::Cuts => {
+                None
+            }
         }
     }
 }
@@ -65,18 +68,18 @@ impl Programs {
         headline("building the tests with the planted bugs in them");
         let mut by_program = BTreeMap::new();
         // The unit tests come by themselves: asked for together, those of all packages would be built.
-        let (tests, units): (Vec<Program>, Vec<Program>) = Program::ALL
+        let (tests, units): (Vec<Program>, Vec<Program>) = Program::TESTS
             .into_iter()
-            .partition(|one| one.target().1.is_some());
+            .partition(|one| matches!(one.target(), Some((_, Some(_)))));
         for programs in [tests, units] {
             let wanted: Vec<_> = programs.iter().flat_map(|one| arguments(*one)).collect();
             for tests in build_tests(&wanted)? {
-                if let Some(program) = programs.iter().find(|one| one.name() == tests.name) {
+                if let Some(program) = programs.iter().find(|one| one.is_called(&tests.name)) {
                     by_program.insert(*program, tests);
                 }
             }
         }
-        for program in Program::ALL {
+        for program in Program::TESTS {
             if !by_program.contains_key(&program) {
                 bail!("cargo did not say where the tests {program:?} are");
             }
@@ -90,7 +93,11 @@ impl Programs {
 
     /// Runs the tests of `hunters`, which are all of one program, with `bug` or with none.
     pub fn run(&self, hunters: &[Hunter], bug: Option<Bug>, seeds: Seeds) -> Result<Ran> {
-        let program = hunters.first().context("no test to run")?.program;
+        let first = hunters.first().context("no test to run")?;
+        let program = first.program;
+        if program == Program::Cuts {
+            return self.run_campaign(first.test, bug);
+        }
         let tests = self.by_program.get(&program).context("it was not built")?;
         let mut command = tests.command();
         command
@@ -108,7 +115,7 @@ impl Programs {
                 .env("ONLYONCE_SEEDS", number.to_string())
                 .arg("--nocapture");
         }
-        let output = output_of(&mut command)?;
+        let (output, _) = output_of(&mut command)?;
         let (passed, failed) = counts(&output)
             .with_context(|| format!("{program:?} ended before its tests were over:\n{output}"))?;
         if passed + failed != hunters.len() as u64 {
@@ -118,6 +125,31 @@ impl Programs {
                 passed + failed
             );
         }
+        Ok(Ran {
+            passed,
+            failed,
+            output,
+        })
+    }
+}
+
+impl Programs {
+    /// Runs the short piece of a campaign, which counts as one test, and as none where it cannot be done here.
+    fn run_campaign(&self, name: &str, bug: Option<Bug>) -> Result<Ran> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .env_remove(VARIABLE)
+            .args(["campaign", name, "--short", "--binary"])
+            .arg(&self.gateway);
+        if let Some(bug) = bug {
+            command.env(VARIABLE, bug.name());
+        }
+        let (output, succeeded) = output_of(&mut command)?;
+        let failed = u64::from(output.contains("   VIOLATED "));
+        if failed == 0 && !succeeded {
+            bail!("{name} failed, and named no violation:\n{output}");
+        }
+        let passed = u64::from(failed == 0 && !output.contains("   SKIPPED: "));
         Ok(Ran {
             passed,
             failed,
@@ -139,7 +171,9 @@ fn put_aside() -> Result<PathBuf> {
 
 /// What `cargo test` is told to build it.
 fn arguments(program: Program) -> Vec<String> {
-    let (package, test) = program.target();
+    let Some((package, test)) = program.target() else {
+        return Vec::new();
+    };
     let features = format!("{package}/planted");
     let mut arguments = vec!["--package", package, "--features", &features];
     match test {
@@ -149,8 +183,8 @@ fn arguments(program: Program) -> Vec<String> {
     arguments.into_iter().map(str::to_owned).collect()
 }
 
-/// Runs a program to its end, and gives all that it printed. One that does not end is killed.
-fn output_of(command: &mut Command) -> Result<String> {
+/// Runs a program to its end: all that it printed, and whether it succeeded. One that does not end is killed.
+fn output_of(command: &mut Command) -> Result<(String, bool)> {
     static RUNS: AtomicU64 = AtomicU64::new(0);
     let number = RUNS.fetch_add(1, Ordering::Relaxed);
     let file = target_dir().join(format!("planted-{}-{number}", std::process::id()));
@@ -163,22 +197,21 @@ fn output_of(command: &mut Command) -> Result<String> {
         .with_context(|| format!("cannot run {:?}", command.get_program()))?;
     let start = Instant::now();
     let ended = loop {
-        if child.try_wait()?.is_some() {
-            break true;
+        if let Some(status) = child.try_wait()? {
+            break Some(status.success());
         }
         if start.elapsed() > PATIENCE {
             child.kill()?;
             child.wait()?;
-            break false;
+            break None;
         }
         thread::sleep(Duration::from_millis(5));
     };
     let output = String::from_utf8_lossy(&fs::read(&file)?).into_owned();
     fs::remove_file(&file)?;
-    if !ended {
-        bail!("it did not end within {} s:\n{output}", PATIENCE.as_secs());
-    }
-    Ok(output)
+    let succeeded = ended
+        .with_context(|| format!("it did not end within {} s:\n{output}", PATIENCE.as_secs()))?;
+    Ok((output, succeeded))
 }
 
 /// How many tests passed and failed, by the line that every program of tests ends with.
