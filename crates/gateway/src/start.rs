@@ -29,6 +29,7 @@ const LAST_SPANS: Duration = Duration::from_secs(3);
 /// Runs the gateway until a signal ends it.
 pub fn serve(config: Config) -> Result<(), Failure> {
     log_to_stderr();
+    use_small_pages();
     check_files(&config)?;
     let runtime = runtime()?;
     // Before the store: where a port is busy, the folder is not even made.
@@ -52,6 +53,15 @@ pub fn sandbox(addr: SocketAddr) -> Result<(), Failure> {
         sandbox.serve(signals.next()).await;
         Ok(())
     })
+}
+
+/// Where the kernel may back any two MiB with one page, a byte in them makes all of them resident: a gateway under
+/// load then holds twice as much memory, half of it never written to, and rises for minutes (I15).
+fn use_small_pages() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay allowed");
+    }
 }
 
 /// Refuses files that the configuration names and that cannot be used.
