@@ -76,6 +76,7 @@ pub(super) fn known(stored: &Stored) -> Markup {
     let told = record.metered.as_deref();
     let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let model = told.and_then(|told| filled(&told.model));
+    let asked_model = told.and_then(|told| filled(&told.request_model));
     let id = told.and_then(|told| filled(&told.response_id));
     let cost = told.and_then(|told| told.cost.as_ref());
     let mut facts = vec![
@@ -89,8 +90,10 @@ pub(super) fn known(stored: &Stored) -> Markup {
     if let Some(since) = since(record) {
         facts.push(("Since", parts::moment(since)));
     }
-    if let Some(model) = model {
-        facts.push(("Model", html! { (model) }));
+    match (model, asked_model) {
+        (Some(model), _) => facts.push(("Model", html! { (model) })),
+        (None, Some(model)) => facts.push(("Model asked for", html! { (model) })),
+        (None, None) => {}
     }
     if let Some(id) = id {
         facts.push(("Upstream's id", html! { code { (id) } }));

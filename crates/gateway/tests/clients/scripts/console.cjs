@@ -103,7 +103,7 @@ const main = async (browser) => {
 
   await page.getByRole("link", { name: "invoice-2041" }).click();
   await page.locator("svg.timeline").waitFor();
-  assert.equal(await page.locator("svg.timeline .mark").count(), 3);
+  assert.equal(await page.locator("svg.timeline .mark line").count(), 3);
   await look(page, "operation");
   await page.getByRole("button", { name: "Show the body" }).click();
   await page.getByText("chat.completion").waitFor();
