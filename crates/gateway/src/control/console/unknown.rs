@@ -6,6 +6,7 @@ use onlyonce_store::{Store, Stored};
 
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
+use super::super::listing;
 use super::super::unknown::{advice, since};
 use super::{Place, Section, View, operations, parts};
 
@@ -13,7 +14,7 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, 
     let filter = operations::read(query)?;
     let mut asked = filter.clone().for_store(desk.now())?;
     asked.state = Some(StateName::Unknown);
-    let page = desk.list(asked).await?;
+    let page = listing::records(desk, asked, filter.model.as_deref()).await?;
     let next = page.next.map(|id| id.to_string());
     Ok(View {
         title: "Unknown".to_owned(),
