@@ -37,7 +37,8 @@ pub struct Record {
     /// Where it stands.
     pub state: State,
     /// What the latest execution used and cost, as far as its answer has told: of a completed record
-    /// for good, of an unknown one at least so much. `None` where nothing is metered.
+    /// for good, of an unknown one at least so much. Before that, the model that is asked for, and
+    /// nothing else. `None` where nothing is metered.
     pub metered: Option<Box<Metered>>,
     /// Whether it was completed once before, so that the books have its entry: its recording could
     /// not be read since.

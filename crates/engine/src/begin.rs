@@ -36,6 +36,9 @@ pub struct Request {
     pub fingerprint: Fingerprint,
     /// The request, for people.
     pub line: RequestLine,
+    /// The model that it asks for; empty where it names none. Where books are kept, the record has it from
+    /// its claim on, unless it is longer than any name of a model.
+    pub asked_model: Box<str>,
     /// Where it came from: an address and a port, or empty.
     pub peer: Box<str>,
     /// What the caller's SDK said of its own retries.
@@ -506,7 +509,7 @@ impl<S: Store> Attempt<'_, S> {
         let Ok(record) = transition::claim(held, claim, now, lease) else {
             return Ok(None);
         };
-        let record = Arc::new(record);
+        let record = Arc::new(self.shared.asking(record, &self.request.asked_model));
         let trace = self.request.trace.map(|_| record.span().trace);
         let note = self.request.note(Got::Executed, trace);
         let Some(slot) = &mut self.slot else {

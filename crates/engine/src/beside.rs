@@ -25,6 +25,7 @@ impl<S: Store> Engine<S> {
         let (now, owner) = (shared.store.now(), OwnerId::worker(shared.ids.draw()));
         let claim = shared.draw_claim(request, owner, now);
         let record = transition::claim(held, claim, now, shared.settings.lease)?;
+        let record = shared.asking(record, &request.asked_model);
         let trace = request.trace.map(|_| record.span().trace);
         Ok(Write {
             attempt: Some(request.note(Got::Executed, trace)),

@@ -22,6 +22,9 @@ use crate::{
 /// Accounts whose sums wait to be posted. Beyond that, savings are lost and counted as such.
 const MOST_WAITING: usize = 20_000;
 
+/// In bytes. What calls itself a model and is longer than this is kept in no claim (I15).
+const LONGEST_MODEL: usize = 256;
+
 /// Sums that wait to be posted, of whole hours.
 #[derive(Default)]
 pub(crate) struct Savings {
@@ -109,6 +112,19 @@ impl<S: Store> Shared<S> {
                 record.metered = Some(Box::default());
             }
             Some(_) => {}
+        }
+        record
+    }
+
+    /// The claim `record` with the model that it asks for, which people see until an answer tells more, or
+    /// nobody ever does. What is known of an execution before it stands.
+    pub(crate) fn asking(&self, mut record: Record, asked_model: &str) -> Record {
+        let is_kept = (1..=LONGEST_MODEL).contains(&asked_model.len());
+        if is_kept && self.settings.books.is_some() && record.metered.is_none() {
+            record.metered = Some(Box::new(Metered {
+                request_model: asked_model.into(),
+                ..Metered::default()
+            }));
         }
         record
     }

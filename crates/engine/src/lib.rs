@@ -28,6 +28,7 @@
 //!     fingerprint: Fingerprint::from_bytes([7; 32]),
 //!     line: RequestLine::default(),
 //!     peer: "".into(),
+//!     asked_model: "".into(),
 //!     sdk_retry_count: None,
 //!     trace: None,
 //! };

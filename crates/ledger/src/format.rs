@@ -212,7 +212,7 @@ impl UsageFormat {
     }
 
     /// The model that `path` names, where the format says that it does.
-    pub(crate) fn model_of<'a>(&self, path: &'a str) -> Option<Cow<'a, str>> {
+    pub fn model_of<'a>(&self, path: &'a str) -> Option<Cow<'a, str>> {
         let segment = self
             .paths
             .iter()

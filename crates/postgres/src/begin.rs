@@ -115,6 +115,7 @@ impl Shared {
                 trace: None,
             },
             peer: Box::default(),
+            asked_model: "".into(),
             sdk_retry_count: None,
             trace: None,
         })

@@ -268,6 +268,7 @@ impl<S: Store> Once<S> {
                     trace: None,
                 },
                 peer: call.peer.into(),
+                asked_model: "".into(),
                 sdk_retry_count: None,
                 trace: None,
             },

@@ -127,6 +127,7 @@ impl Attempt {
                 trace: None,
             },
             peer: if self.continues { PEER } else { "" }.into(),
+            asked_model: "".into(),
             sdk_retry_count: onlyonce_http::headers::sdk_retry_count(&self.head.headers),
             trace: None,
         }

@@ -357,6 +357,7 @@ fn task(operation: &Operation, name: &str, input: &[u8]) -> Result<Task, StepErr
                 trace: None,
             },
             peer: "".into(),
+            asked_model: "".into(),
             sdk_retry_count: None,
             trace: None,
         },

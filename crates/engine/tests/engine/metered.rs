@@ -1,10 +1,12 @@
 //! What an execution used and cost, in the record of its outcome.
 
 use onlyonce_core::{Metered, ReleaseReason, Source, Unit, UnknownReason};
-use onlyonce_engine::{Kind, Resolution};
+use onlyonce_engine::{Begin, Execution, Kind, Request, Resolution, Settings};
 
 use super::World;
-use crate::world::{finish, head, no_trailers, policy, resend};
+use crate::world::{
+    Backend, WorldOver, finish, head, no_trailers, policy, request, resend, settings,
+};
 
 fn metered(output: u64, source: Source) -> Metered {
     Metered {
@@ -86,4 +88,60 @@ async fn a_late_answer_tells_what_it_used() {
     late.meter(used.clone());
     late.complete(no_trailers()).await.expect("durable");
     assert_eq!(held(&world).await, Some(used));
+}
+
+/// Claims `k` for a request that asks for `model`.
+async fn ask<S: Backend>(world: &WorldOver<S>, model: &str) -> Execution<S> {
+    let asking = Request {
+        asked_model: model.into(),
+        ..request("k")
+    };
+    match world.engine.begin(asking, &resend()).await.expect("begun") {
+        Begin::Execute(execution, _reader) => execution,
+        _ => panic!("it does not execute"),
+    }
+}
+
+#[tokio::test]
+async fn the_model_that_is_asked_for_stands_in_the_record_from_its_claim_on() {
+    let world = World::new();
+    let only_asked = Some(Metered {
+        request_model: "gpt-5".into(),
+        ..Metered::default()
+    });
+    let execution = ask(&world, "gpt-5").await;
+    assert_eq!(held(&world).await, only_asked);
+    execution
+        .release(ReleaseReason::NotSent)
+        .await
+        .expect("durable");
+    assert_eq!(held(&world).await, None);
+
+    let execution = ask(&world, "gpt-5").await;
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    assert_eq!(held(&world).await, only_asked);
+
+    // What is known of the execution before stands, and what this one tells takes its place.
+    let mut execution = ask(&world, "gpt-5").await;
+    let used = metered(3, Source::Partial);
+    execution.meter(used.clone());
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    let execution = ask(&world, "gpt-5").await;
+    assert_eq!(held(&world).await, Some(used));
+    drop(execution);
+}
+
+#[tokio::test]
+async fn a_claim_keeps_no_model_where_no_books_are_kept_or_its_name_is_none() {
+    let world = World::new();
+    let execution = ask(&world, &"m".repeat(257)).await;
+    assert_eq!(held(&world).await, None);
+    drop(execution);
+    let world = World::with(Settings {
+        books: None,
+        ..settings()
+    });
+    let execution = ask(&world, "gpt-5").await;
+    assert_eq!(held(&world).await, None);
+    drop(execution);
 }

@@ -136,6 +136,7 @@ pub fn request(key: &str) -> Request {
             trace: None,
         },
         peer: "127.0.0.1:4242".into(),
+        asked_model: "".into(),
         sdk_retry_count: None,
         trace: None,
     }

@@ -228,6 +228,7 @@ fn request<S: Store>(
             trace: None,
         },
         peer: peer(extensions),
+        asked_model: "".into(),
         sdk_retry_count: None,
         trace: None,
     })

@@ -3,7 +3,7 @@
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use onlyonce_core::{Entry, StateName};
 use onlyonce_store::books::EntryPage;
-use onlyonce_store::{Page, Store, Stored};
+use onlyonce_store::{Page, Query, Store, Stored};
 
 use super::answer::Refusal;
 use super::desk::Desk;
@@ -11,6 +11,10 @@ use super::query::{ListQuery, show_position};
 
 /// Records that are looked up at once.
 const LOOKUPS: usize = 16;
+
+/// Records that are loaded at once in search of a model, and how often at most for one page.
+const STEP: usize = 500;
+const MOST_STEPS: usize = 4;
 
 /// A page of operations.
 #[derive(Default)]
@@ -33,8 +37,10 @@ impl Listing {
     /// What `desk` may see of what `asked` asks for.
     pub(super) async fn of<S: Store>(desk: &Desk<S>, asked: ListQuery) -> Result<Self, Refusal> {
         let now = desk.now();
-        if asked.model.is_none() {
-            return Ok(desk.list(asked.for_store(now)?).await?.into());
+        if asked.model.is_none() || asked.is_of_unsettled() {
+            let model = asked.model.clone();
+            let query = asked.for_store(now)?;
+            return Ok(records(desk, query, model.as_deref()).await?.into());
         }
         let wants_completed = asked.state.is_some();
         let EntryPage { entries, next } = desk.entries(asked.for_books(now)?).await?;
@@ -51,6 +57,42 @@ impl Listing {
             next: next.map(show_position),
         })
     }
+}
+
+/// One page of records that `query` wants, of `model` where there is one: the model that answered, or that
+/// is asked for while no answer has named one. A page may be short, or empty, and have a next one.
+pub(super) async fn records<S: Store>(
+    desk: &Desk<S>,
+    mut query: Query,
+    model: Option<&str>,
+) -> Result<Page, Refusal> {
+    let Some(model) = model else {
+        return desk.list(query).await;
+    };
+    let wanted = std::mem::replace(&mut query.limit, STEP);
+    let is_of_it = |stored: &Stored| {
+        let metered = stored.record.metered.as_deref();
+        metered.is_some_and(|metered| metered.paid_model() == model)
+    };
+    let mut found = Page::default();
+    for _ in 0..MOST_STEPS {
+        let page = desk.list(query.clone()).await?;
+        // A store that gives less than it is asked for has looked at all that it may for a page.
+        let is_short = page.records.len() < STEP;
+        found.next = page.next;
+        for stored in page.records.into_iter().filter(is_of_it) {
+            if found.records.len() == wanted {
+                found.next = found.records.last().map(|last| last.record.id);
+                return Ok(found);
+            }
+            found.records.push(stored);
+        }
+        if found.next.is_none() || is_short {
+            break;
+        }
+        query.older_than = found.next;
+    }
+    Ok(found)
 }
 
 impl Row {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_core::{Attempt, Cost, HeaderBlock, Metered, Record, State};
+use onlyonce_core::{Attempt, Cost, Got, HeaderBlock, Metered, Record, State, StateName, Usd};
 use onlyonce_engine::Operation;
 use onlyonce_store::Stored;
 use serde::Serialize;
@@ -62,6 +62,8 @@ pub(super) struct OperationDetail {
     #[serde(flatten)]
     operation: OperationView,
     attempts_log: Vec<AttemptView>,
+    /// `None` where its cost is not known.
+    not_spent_usd: Option<String>,
     response_headers: Option<Vec<(String, String)>>,
     ruling: Option<RulingView>,
 }
@@ -163,6 +165,7 @@ impl OperationDetail {
         Self {
             operation: OperationView::from(&operation.stored),
             attempts_log: operation.attempts.iter().map(AttemptView::from).collect(),
+            not_spent_usd: NotSpent::of(operation).map(|not_spent| not_spent.amount.to_string()),
             response_headers,
             ruling: operation
                 .stored
@@ -175,6 +178,32 @@ impl OperationDetail {
                     reason: ruling.reason.to_string(),
                 }),
         }
+    }
+}
+
+/// What the attempts that are kept would have cost, had each of them been executed.
+pub(super) struct NotSpent {
+    /// How many of them were replayed or joined.
+    pub(super) attempts: u64,
+    pub(super) amount: Usd,
+}
+
+impl NotSpent {
+    /// `None` where the operation's cost is not known.
+    pub(super) fn of(operation: &Operation) -> Option<Self> {
+        let record = &operation.stored.record;
+        let cost = record.metered.as_deref()?.cost.as_ref()?.amount;
+        let spared = operation.attempts.iter();
+        let spared = spared.filter(|attempt| matches!(attempt.got, Got::Replayed | Got::Joined));
+        let attempts = match record.state.name() {
+            StateName::Completed => spared.count() as u64,
+            _ => 0,
+        };
+        let times = i64::try_from(attempts).unwrap_or(i64::MAX);
+        Some(Self {
+            attempts,
+            amount: Usd::from_nanos(cost.nanos().saturating_mul(times)),
+        })
     }
 }
 

@@ -34,7 +34,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// The query of `GET /v1/operations`. With `model` it asks the books, and else the store's records.
+/// The query of `GET /v1/operations`. With `model` it asks the books, unless it is about what has not
+/// ended; and else the store's records.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
@@ -71,7 +72,17 @@ impl ListQuery {
         query.finish()
     }
 
-    /// What the store is to look for. `now` is the store's clock, which spans are counted from.
+    /// Whether it is about operations that the books do not have yet, and whose records name the model that
+    /// they ask for.
+    pub(super) fn is_of_unsettled(&self) -> bool {
+        let unsettled = [StateName::InFlight, StateName::Unknown].map(StateName::as_str);
+        self.state
+            .as_deref()
+            .is_some_and(|state| unsettled.contains(&state))
+    }
+
+    /// What the store is to look for, which finds nothing by model. `now` is the store's clock, which
+    /// spans are counted from.
     pub(super) fn for_store(self, now: Timestamp) -> Result<Query, Refusal> {
         let key = match self.key.as_deref().map(Key::new) {
             None => None,
@@ -83,9 +94,6 @@ impl ListQuery {
                 ));
             }
         };
-        if self.model.is_some() {
-            return Err(only_completed());
-        }
         Ok(Query {
             key,
             tenant: self.tenant.map(Into::into),
@@ -102,7 +110,10 @@ impl ListQuery {
     pub(super) fn for_books(self, now: Timestamp) -> Result<EntryQuery, Refusal> {
         let state = self.state.as_deref().map(state).transpose()?;
         if state.is_some_and(|state| state != StateName::Completed) {
-            return Err(only_completed());
+            return Err(Refusal::bad_request(
+                "what did not run asked no model",
+                "leave model out, or ask for the state completed, unknown or in_flight",
+            ));
         }
         if self.key.is_some() {
             return Err(Refusal::bad_request(
@@ -121,13 +132,6 @@ impl ListQuery {
         }
         .for_books(now)
     }
-}
-
-fn only_completed() -> Refusal {
-    Refusal::bad_request(
-        "operations are found by model once they are completed",
-        "leave model out, or ask for the state completed",
-    )
 }
 
 /// The query of `GET /v1/ledger/entries`.

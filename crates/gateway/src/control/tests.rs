@@ -148,6 +148,10 @@ impl Fixture {
     }
 
     async fn begin(&self, tenant: &str, key: &str) -> Begin<MemoryStore> {
+        self.begin_asking(tenant, key, "").await
+    }
+
+    async fn begin_asking(&self, tenant: &str, key: &str, model: &str) -> Begin<MemoryStore> {
         let request = onlyonce_engine::Request {
             scope: Scope {
                 tenant: tenant.into(),
@@ -162,6 +166,7 @@ impl Fixture {
                 trace: None,
             },
             peer: "127.0.0.1:5".into(),
+            asked_model: model.into(),
             sdk_retry_count: Some(2),
             trace: None,
         };
@@ -174,7 +179,16 @@ impl Fixture {
         tenant: &str,
         key: &str,
     ) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
-        match self.begin(tenant, key).await {
+        self.claim_asking(tenant, key, "").await
+    }
+
+    async fn claim_asking(
+        &self,
+        tenant: &str,
+        key: &str,
+        model: &str,
+    ) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
+        match self.begin_asking(tenant, key, model).await {
             Begin::Execute(execution, reader) => (execution, reader),
             _ => panic!("{key} is not new"),
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::access::{May, Read};
 use super::answer::Refusal;
+use super::listing;
 use super::operation::OperationView;
 use super::query::{ListQuery, show_moment};
 
@@ -43,12 +44,13 @@ pub(super) async fn list<S: Store>(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<UnknownPage>, Refusal> {
     let Query(query) = query.map_err(|error| {
-        let next = "use key, tenant, since, until, limit and cursor";
+        let next = "use key, tenant, model, since, until, limit and cursor";
         Refusal::bad_request(error.body_text(), next)
     })?;
+    let model = query.model.clone();
     let mut query = query.for_store(desk.now())?;
     query.state = Some(StateName::Unknown);
-    let page = desk.list(query).await?;
+    let page = listing::records(&desk, query, model.as_deref()).await?;
     Ok(Json(UnknownPage {
         unknown: page.records.iter().map(UnknownView::from).collect(),
         next_cursor: page.next.map(|id| id.to_string()),

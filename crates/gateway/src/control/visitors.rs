@@ -212,10 +212,10 @@ mod tests {
         let (early, late) = (Visitor::default(), Visitor::default());
         let _first = visitors.admit(early.clone()).unwrap();
         let _second = visitors.admit(late.clone()).unwrap();
-        while early.watch.idle_for() == Some(std::time::Duration::ZERO) {
+        while early.watch.idle_for() < Some(std::time::Duration::from_millis(2)) {
             std::hint::spin_loop();
         }
-        // It was answered just now.
+        // It was answered just now; its clock may tick once more.
         late.watch.begin();
         late.watch.end();
         let _third = visitors.admit(Visitor::default()).unwrap();

@@ -147,6 +147,7 @@ fn request<S: Store>(desk: &Desk<S>, asked: &Begun, peer: Box<str>) -> Result<Re
             trace: None,
         },
         peer,
+        asked_model: "".into(),
         sdk_retry_count: None,
         trace: None,
     })

@@ -111,7 +111,11 @@ pub(super) fn operation(operation: &Value) -> String {
 
 /// What it used and cost.
 fn metered(metered: &Value, out: &mut String) {
-    for (label, name) in [("provider", "provider"), ("model", "model")] {
+    for (label, name) in [
+        ("provider", "provider"),
+        ("model", "model"),
+        ("asked for", "request_model"),
+    ] {
         if metered[name].as_str().is_some_and(|said| !said.is_empty()) {
             let _ = writeln!(out, "{label:<15} {}", text(&metered[name]));
         }

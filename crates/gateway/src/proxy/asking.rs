@@ -8,10 +8,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::ACCEPT_ENCODING;
+use http::request::Parts;
 use onlyonce_http::fingerprint::is_plain_json;
 use onlyonce_ledger::{Addition, AskedModel, UsageFormat};
 
 use super::execute::Order;
+use super::path::Path;
 use super::spool::Collected;
 use crate::config::{IncludeUsage, Route};
 
@@ -21,7 +23,7 @@ const READ_AT_ONCE: usize = 64 * 1024;
 /// What a request asks for.
 #[derive(Default)]
 pub(super) struct Asked {
-    /// The model that its body names.
+    /// The model that its path or its body names.
     pub(super) model: Option<Box<str>>,
     /// Whether the gateway asks for the usage of a stream, and the caller does not.
     pub(super) adds_usage: bool,
@@ -37,23 +39,33 @@ impl Asked {
     }
 }
 
+/// The model that the request of `head` and `body` asks for, where its path has a format that says where
+/// that stands.
+pub(super) async fn asked_model(path: &Path, head: &Parts, body: &Collected) -> Option<Box<str>> {
+    let usage = &path.route.policy.usage;
+    if usage.is_empty() {
+        return None;
+    }
+    let target = path.target(&head.uri).ok()?;
+    let format = UsageFormat::of_path(usage, target.path())?;
+    match format.names_model() {
+        true => Some(format.model_of(target.path())?.into()),
+        false if is_plain_json(&head.headers) => body.model().await,
+        false => None,
+    }
+}
+
 impl Order {
-    /// Reads what it asks for. Where `route` says so, it asks for the usage of its stream from now on;
-    /// its fingerprint stays that of what the caller sent.
+    /// What it asks for. Where `route` says so, it asks for the usage of its stream from now on; its
+    /// fingerprint stays that of what the caller sent.
     pub(super) async fn asks(&mut self, route: &Route) -> Asked {
         let policy = &route.policy;
-        let Some(format) = UsageFormat::of_path(&policy.usage, self.target.path()) else {
-            return Asked::default();
-        };
-        if !is_plain_json(&self.headers) {
-            return Asked::default();
-        }
-        let adds = policy.include_usage == IncludeUsage::Add && format.needs_include_usage();
+        let format = UsageFormat::of_path(&policy.usage, self.target.path());
+        let adds = policy.include_usage == IncludeUsage::Add
+            && format.is_some_and(|format| format.needs_include_usage())
+            && is_plain_json(&self.headers);
         Asked {
-            model: match format.names_model() {
-                true => None,
-                false => self.body.model().await,
-            },
+            model: self.asked_model.take(),
             adds_usage: adds && self.ask_for_usage().await,
         }
     }

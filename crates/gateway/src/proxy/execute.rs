@@ -36,6 +36,8 @@ pub(super) struct Order {
     pub(super) target: PathAndQuery,
     pub(super) headers: HeaderMap,
     pub(super) body: Collected,
+    /// The model that it asks for.
+    pub(super) asked_model: Option<Box<str>>,
     /// What it calls, where it is a call.
     pub(super) call: Option<Arc<Call>>,
     /// Where traces are kept.

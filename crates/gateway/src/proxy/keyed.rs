@@ -17,6 +17,7 @@ use onlyonce_tower::shell::telling::{
     Marking, log_trouble, marked, problem_of_refusal, problem_of_start, problem_of_trouble,
 };
 
+use super::asking;
 use super::execute::{self, Order};
 use super::mcp::{Call, ask_for_plain};
 use super::path::Path;
@@ -267,6 +268,8 @@ struct Attempt {
     key: Key,
     derived: bool,
     fingerprint: Fingerprint,
+    /// Read before the claim, which keeps it for people.
+    asked_model: Option<Box<str>>,
     call: Option<Arc<Call>>,
 }
 
@@ -316,7 +319,12 @@ async fn attempt<S: Store>(
         Some(key) => key,
         None => derive(worker, path, &scope, &fingerprint).await,
     };
+    let asked_model = match &call {
+        Some(_) => None,
+        None => asking::asked_model(path, &head, &body).await,
+    };
     Ok(Attempt {
+        asked_model,
         head,
         body,
         scope,
@@ -401,6 +409,7 @@ impl Attempt {
                 },
                 trace: traces.callers,
             },
+            asked_model: self.asked_model.clone().unwrap_or_default(),
             peer: caller.peer.to_string().into(),
             sdk_retry_count: sdk_retry_count(&self.head.headers),
             trace: traces.own,
@@ -438,6 +447,7 @@ impl Attempt {
             target,
             headers,
             body: self.body,
+            asked_model: self.asked_model,
             call: self.call,
             spans,
         })

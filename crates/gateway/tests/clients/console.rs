@@ -21,7 +21,7 @@ fn start(sandbox: &Provider) -> onlyonce_testkit::Gateway {
 }
 
 /// From an empty store to a settled unknown, as somebody sees it. Pictures go to the folder that
-/// `ONLYONCE_PICTURES` names.
+/// `ONLYONCE_PICTURES` names; those in docs/images are of such a run.
 #[test]
 fn a_person_sees_what_ran_and_settles_what_is_unknown() {
     let sandbox = Provider::sandbox();
@@ -47,7 +47,24 @@ fn a_person_sees_what_ran_and_settles_what_is_unknown() {
     );
 }
 
-/// The same person, without a mouse.
+/// What runs, as somebody sees it who looks on.
+#[test]
+fn a_person_follows_a_recording_while_it_grows() {
+    let sandbox = Provider::sandbox();
+    let gateway = start(&sandbox);
+    let said = run(
+        "console_live.cjs",
+        &json!({
+            "base": base(&gateway),
+            "control": format!("http://{}", gateway.control_addr()),
+            "token": TOKEN,
+            "pictures": std::env::var("ONLYONCE_PICTURES").ok(),
+        }),
+    );
+    assert_eq!(said.len(), 4, "{said:?}");
+}
+
+/// The first one, without a mouse.
 #[test]
 fn a_person_settles_what_is_unknown_with_the_keyboard_alone() {
     let sandbox = Provider::sandbox();

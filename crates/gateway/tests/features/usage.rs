@@ -404,6 +404,51 @@ fn a_late_answer_is_shown_without_what_was_not_asked_for() {
 }
 
 #[test]
+fn the_model_that_is_asked_for_is_known_before_any_answer_and_when_none_comes() {
+    let upstream = Upstream::scripted(|x| {
+        x.read_body();
+        match x.key() {
+            Some("broken") => x.reset(),
+            _ => x.wait_for_close(),
+        }
+    });
+    let mut gateway = before(&upstream, "openai")
+        .route("forward_key = \"idempotency-key\"")
+        .start();
+    gateway
+        .send(&chat_post("broken", STREAM))
+        .expect_problem(502, "outcome-unknown");
+    let _waits = gateway.begin(&chat_post("running", STREAM));
+    upstream.wait_for_hits(2);
+    let asked = |gateway: &Gateway, key: &str, state: &str| {
+        let operation = gateway.control().operation(key);
+        assert_eq!(operation["state"], state);
+        operation["metered"]["request_model"].clone()
+    };
+    assert_eq!(asked(&gateway, "broken", "unknown"), "gpt-4o");
+    assert_eq!(asked(&gateway, "running", "in_flight"), "gpt-4o");
+    gateway.kill();
+    gateway.start_again();
+    gateway.control().wait_for_state("running", "unknown");
+    assert_eq!(asked(&gateway, "running", "unknown"), "gpt-4o");
+    let found = gateway
+        .control()
+        .json("/v1/operations?model=gpt-4o&state=unknown");
+    assert_eq!(found["operations"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_path_names_the_model_before_any_answer() {
+    let upstream = Upstream::scripted(|x| x.reset());
+    let gateway = before(&upstream, "gemini").start();
+    let path = "/v1beta/models/gemini-2.5-flash:generateContent";
+    gateway
+        .post(path, "k", "{}")
+        .expect_problem(502, "outcome-unknown");
+    assert_eq!(metered(&gateway, "k")["request_model"], "gemini-2.5-flash");
+}
+
+#[test]
 fn a_model_that_no_answer_names_is_the_one_that_was_asked_for() {
     let upstream = Upstream::scripted(|x| {
         x.read_body();

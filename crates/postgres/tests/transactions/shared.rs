@@ -49,6 +49,7 @@ fn request(bank: &Bank, key: &str, input: &[u8]) -> Request {
         fingerprint: work::fingerprint(&keys, input),
         line: RequestLine::default(),
         peer: "".into(),
+        asked_model: "".into(),
         sdk_retry_count: None,
         trace: None,
     }

@@ -230,6 +230,7 @@ async fn plant(world: &World, (tenant, namespace): (&str, &str), key: &str) {
             trace: None,
         },
         peer: "".into(),
+        asked_model: "".into(),
         sdk_retry_count: None,
         trace: None,
     };

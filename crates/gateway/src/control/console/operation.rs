@@ -1,14 +1,15 @@
 //! The page of one operation.
 
 use maud::{Markup, html};
-use onlyonce_core::{Attempt, Got, Metered, Record, State, StateName, Usd};
+use onlyonce_core::metered::Source;
+use onlyonce_core::{Attempt, Metered, Record, State, StateName};
 use onlyonce_engine::Operation;
 use onlyonce_store::Store;
 
 use super::super::access::Access;
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
-use super::super::operation::header_list;
+use super::super::operation::{NotSpent, header_list};
 use super::super::query::operation_id;
 use super::unknown::{known, steps};
 use super::{Place, Section, View, money, parts, timeline};
@@ -79,8 +80,10 @@ fn figures(operation: &Operation) -> Markup {
                 }
                 span.muted.small {
                     @match cost {
-                        Some(cost) => { (basis(cost.basis.as_str())) ", " (cost.version) },
-                        None => "no price is known",
+                        Some(cost) => {
+                            (so_far(record)) (basis(cost.basis.as_str())) ", " (cost.version)
+                        },
+                        None => (no_cost(record)),
                     }
                 }
             }
@@ -91,10 +94,13 @@ fn figures(operation: &Operation) -> Markup {
                     None => strong.muted { "–" },
                 }
                 span.muted.small {
-                    @match metered { Some(metered) => (metered.model), None => "not metered" }
+                    @match metered.map_or("", Metered::paid_model) {
+                        "" => (no_model(record)),
+                        model => (model),
+                    }
                 }
             }
-            @if let Some(cost) = cost { (saved(operation, cost.amount)) }
+            @if let Some(not_spent) = NotSpent::of(operation) { (saved(operation, &not_spent)) }
             div.card.figure {
                 span.label { "Attempts" }
                 strong { (parts::number(operation.stored.attempts.into())) }
@@ -110,26 +116,55 @@ fn figures(operation: &Operation) -> Markup {
     }
 }
 
-/// What the attempts that are kept would have cost, had each of them been executed.
-fn saved(operation: &Operation, cost: Usd) -> Markup {
-    let is_completed = operation.stored.record.state.name() == StateName::Completed;
-    let spared = operation.attempts.iter();
-    let spared = spared.filter(|attempt| matches!(attempt.got, Got::Replayed | Got::Joined));
-    let times = if is_completed {
-        spared.count() as u64
-    } else {
-        0
-    };
-    let saved = i64::try_from(times).map_or(i64::MAX, |times| cost.nanos().saturating_mul(times));
+fn saved(operation: &Operation, not_spent: &NotSpent) -> Markup {
     html! {
-        div.card.figure .saved[times > 0] {
+        div.card.figure .saved[not_spent.attempts > 0] {
             span.label { "Not spent twice" }
-            strong { (money::usd(Usd::from_nanos(saved))) }
+            strong { (money::usd(not_spent.amount)) }
             span.muted.small {
-                (parts::counted(times, "attempt")) " replayed or joined"
+                (parts::counted(not_spent.attempts, "attempt")) " replayed or joined"
                 @if operation.stored.attempts as usize > operation.attempts.len() { ", at least" }
             }
         }
+    }
+}
+
+/// What a cost is worth that is there before the whole answer is.
+fn so_far(record: &Record) -> &'static str {
+    match record.state.name() {
+        StateName::InFlight => "of the execution before: ",
+        StateName::Unknown => "at least: ",
+        StateName::Completed | StateName::Released => "",
+    }
+}
+
+/// Why there is no cost.
+fn no_cost(record: &Record) -> &'static str {
+    match record.state.name() {
+        StateName::InFlight => "not known yet",
+        StateName::Unknown => "not known: its answer has told of none",
+        StateName::Released => "none: it did not run",
+        StateName::Completed => "no price is known",
+    }
+}
+
+/// Why no model is named.
+fn no_model(record: &Record) -> &'static str {
+    match record.state.name() {
+        StateName::InFlight => "not known yet",
+        StateName::Unknown => "not known",
+        StateName::Released => "it did not run",
+        StateName::Completed => "not metered",
+    }
+}
+
+/// Why nothing is known of its use.
+fn no_usage(record: &Record) -> &'static str {
+    match record.state.name() {
+        StateName::InFlight => "Not known yet: it is still running.",
+        StateName::Unknown => "Not known: no answer has come that tells of it.",
+        StateName::Released => "None: it did not run.",
+        StateName::Completed => "Nothing was metered: the answer has told of no usage.",
     }
 }
 
@@ -218,11 +253,21 @@ fn usage(record: &Record) -> Markup {
         section.card aria-labelledby="usage-title" {
             h2 #usage-title { "Usage and cost" }
             @match record.metered.as_deref() {
-                Some(metered) => (metered_parts(metered)),
-                None => p.muted { "Nothing was metered: the answer has told of no usage." },
+                Some(metered) if is_told(record, metered) => (metered_parts(metered)),
+                asked => {
+                    p.muted { (no_usage(record)) }
+                    @if let Some(metered) = asked.filter(|asked| !asked.request_model.is_empty()) {
+                        (parts::facts(&[("Asked for", html! { (metered.request_model) })]))
+                    }
+                }
             }
         }
     }
+}
+
+/// Whether an answer has told it. Until one does, a record has of its use what the request asks for.
+fn is_told(record: &Record, metered: &Metered) -> bool {
+    record.state.name() == StateName::Completed || metered.source != Source::NotMetered
 }
 
 fn metered_parts(metered: &Metered) -> Markup {

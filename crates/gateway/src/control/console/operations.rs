@@ -83,8 +83,8 @@ fn field(name: &str, label: &str, value: &str, hint: &str) -> Markup {
 }
 
 fn list(listing: &Listing, filter: &ListQuery) -> Markup {
-    let is_of_model = filter.model.is_some();
-    let caption = match is_of_model {
+    let is_of_books = filter.model.is_some() && !filter.is_of_unsettled();
+    let caption = match is_of_books {
         true => "Operations, completed last first",
         false => "Operations, newest first",
     };
@@ -94,7 +94,7 @@ fn list(listing: &Listing, filter: &ListQuery) -> Markup {
     });
     html! {
         section.card aria-label="Operations" {
-            @if is_of_model {
+            @if is_of_books {
                 p.muted.small {
                     "What the ledger says of this model: operations that completed, last ones first, also \
                      those whose record is gone. Since and until are about when they completed."

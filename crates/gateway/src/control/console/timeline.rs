@@ -15,8 +15,10 @@ const WHOLE: u64 = 10_000;
 const MARGIN: u64 = 250;
 /// Where the execution's part ends, if something comes later.
 const BREAK: u64 = 6_000;
-/// Marks that are closer than this get no number.
+/// Marks that are closer than this share one label.
 const APART: u64 = 260;
+/// The same where a label is of several marks already, and wider.
+const APART_OF_SEVERAL: u64 = 420;
 
 /// The drawing. `now` is where what still runs ends.
 pub(super) fn draw(operation: &Operation, now: Timestamp) -> Markup {
@@ -29,7 +31,7 @@ pub(super) fn draw(operation: &Operation, now: Timestamp) -> Markup {
         svg.timeline width="100%" height="112" role="img" aria-labelledby="timeline-name" {
             title #timeline-name {
                 "Execution of " (parts::span(record.claimed_at, scale.end)) ", "
-                (operation.attempts.len()) " attempts"
+                (parts::counted(operation.attempts.len() as u64, "attempt"))
             }
             line.axis x1=(percent(MARGIN)) x2=(percent(WHOLE - MARGIN)) y1="88" y2="88" {}
             @if scale.last.is_some() {
@@ -55,33 +57,81 @@ pub(super) fn draw(operation: &Operation, now: Timestamp) -> Markup {
 }
 
 fn marks(attempts: &[Attempt], scale: &Scale) -> Markup {
-    let mut free_from = 0;
-    let placed: Vec<_> = attempts
-        .iter()
-        .map(|attempt| {
-            let place = scale.place(attempt.at);
-            let has_number = place >= free_from;
-            if has_number {
-                free_from = place + APART;
+    html! { @for mark in Mark::all(attempts, scale) { (mark.draw(scale)) } }
+}
+
+/// Attempts that came so close to each other that they share a label.
+struct Mark<'a> {
+    attempts: Vec<(&'a Attempt, u64)>,
+}
+
+impl<'a> Mark<'a> {
+    fn all(attempts: &'a [Attempt], scale: &Scale) -> Vec<Self> {
+        let mut marks: Vec<Self> = Vec::new();
+        for attempt in attempts {
+            let placed = (attempt, scale.place(attempt.at));
+            match marks.last_mut() {
+                Some(mark) if mark.reaches(placed.1) => mark.attempts.push(placed),
+                _ => marks.push(Self {
+                    attempts: vec![placed],
+                }),
             }
-            (attempt, place, has_number)
-        })
-        .collect();
-    html! {
-        @for (attempt, place, has_number) in placed {
-            g class={ "mark " (attempt.got.as_str()) } tabindex="0" {
-                title {
-                    "Attempt " (attempt.number) ": " (attempt.got.as_str()) ", from " (attempt.peer)
-                    " after " (parts::span(scale.start, attempt.at))
-                    @if let Some(count) = attempt.sdk_retry_count { ", retry " (count) " of its SDK" }
+        }
+        marks
+    }
+
+    fn reaches(&self, place: u64) -> bool {
+        let apart = match self.attempts.len() {
+            1 => APART,
+            _ => APART_OF_SEVERAL,
+        };
+        let last = self.attempts.last();
+        last.is_some_and(|(_, last)| place < last + apart)
+    }
+
+    /// The first attempt and the last one, each with its place.
+    fn ends(&self) -> Option<[&(&'a Attempt, u64); 2]> {
+        Some([self.attempts.first()?, self.attempts.last()?])
+    }
+
+    fn draw(&self, scale: &Scale) -> Markup {
+        let Some([first, last]) = self.ends() else {
+            return html! {};
+        };
+        let label = match first.0.number == last.0.number {
+            true => first.0.number.to_string(),
+            false => format!("{}–{}", first.0.number, last.0.number),
+        };
+        let width = 22.max(8 + 8 * label.chars().count());
+        let is_of_one_kind = self.attempts.iter().all(|(one, _)| one.got == first.0.got);
+        let kind = if is_of_one_kind {
+            first.0.got.as_str()
+        } else {
+            "mixed"
+        };
+        html! {
+            g class={ "mark " (kind) } tabindex="0" {
+                title { @for (attempt, _) in &self.attempts { (told(attempt, scale)) "\n" } }
+                @for (attempt, place) in &self.attempts {
+                    line class=(attempt.got.as_str()) x1=(percent(*place)) x2=(percent(*place))
+                        y1="36" y2="88" {}
                 }
-                line x1=(percent(place)) x2=(percent(place)) y1="36" y2="88" {}
-                @if has_number {
-                    circle cx=(percent(place)) cy="24" r="11" {}
-                    text x=(percent(place)) y="28" { (attempt.number) }
+                // Its own coordinates, so that its size is in pixels while its place is not.
+                svg x=(percent(first.1.midpoint(last.1))) y="24" width="1" height="1" {
+                    rect x={ "-" (width / 2) } y="-11" width=(width) height="22" rx="11" {}
+                    text y="4" { (label) }
                 }
             }
         }
+    }
+}
+
+/// What there is to say of an attempt in one line.
+fn told(attempt: &Attempt, scale: &Scale) -> Markup {
+    html! {
+        "Attempt " (attempt.number) ": " (attempt.got.as_str()) ", from " (attempt.peer)
+        " after " (parts::span(scale.start, attempt.at))
+        @if let Some(count) = attempt.sdk_retry_count { ", retry " (count) " of its SDK" }
     }
 }
 
@@ -136,4 +186,47 @@ pub(super) fn ended(record: &Record) -> Option<Timestamp> {
 
 fn percent(place: u64) -> String {
     super::overview::percent(place, WHOLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(number: u32, at: u64, got: Got) -> Attempt {
+        Attempt {
+            number,
+            at: Timestamp::from_millis(at),
+            peer: "192.0.2.1:5".into(),
+            sdk_retry_count: None,
+            got,
+            trace: None,
+        }
+    }
+
+    #[test]
+    fn attempts_that_came_close_to_each_other_share_a_label() {
+        let attempts = [
+            attempt(1, 0, Got::Executed),
+            attempt(2, 400, Got::Joined),
+            attempt(3, 401, Got::Joined),
+            attempt(4, 402, Got::Refused),
+            attempt(5, 1000, Got::Replayed),
+        ];
+        let at = Timestamp::from_millis;
+        let scale = Scale {
+            start: at(0),
+            end: at(1000),
+            last: None,
+        };
+        let drawn = marks(&attempts, &scale).into_string();
+        for whole in [">1</text>", ">2–4</text>", ">5</text>"] {
+            assert!(drawn.contains(whole), "{whole}: {drawn}");
+        }
+        assert_eq!(drawn.matches("<text").count(), 3, "{drawn}");
+        assert_eq!(drawn.matches("<line").count(), 5, "{drawn}");
+        assert!(drawn.contains("Attempt 3: joined, from 192.0.2.1:5 after 401 ms"));
+        assert!(
+            drawn.contains("class=\"mark mixed\"") && drawn.contains("class=\"mark replayed\"")
+        );
+    }
 }

@@ -6,6 +6,7 @@ use onlyonce_store::{Store, Stored};
 
 use super::super::answer::Refusal;
 use super::super::desk::Desk;
+use super::super::listing;
 use super::super::unknown::{advice, since};
 use super::{Place, Section, View, operations, parts};
 
@@ -13,7 +14,7 @@ pub(super) async fn view<S: Store>(desk: &Desk<S>, query: &str) -> Result<View, 
     let filter = operations::read(query)?;
     let mut asked = filter.clone().for_store(desk.now())?;
     asked.state = Some(StateName::Unknown);
-    let page = desk.list(asked).await?;
+    let page = listing::records(desk, asked, filter.model.as_deref()).await?;
     let next = page.next.map(|id| id.to_string());
     Ok(View {
         title: "Unknown".to_owned(),
@@ -76,6 +77,7 @@ pub(super) fn known(stored: &Stored) -> Markup {
     let told = record.metered.as_deref();
     let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let model = told.and_then(|told| filled(&told.model));
+    let asked_model = told.and_then(|told| filled(&told.request_model));
     let id = told.and_then(|told| filled(&told.response_id));
     let cost = told.and_then(|told| told.cost.as_ref());
     let mut facts = vec![
@@ -89,8 +91,10 @@ pub(super) fn known(stored: &Stored) -> Markup {
     if let Some(since) = since(record) {
         facts.push(("Since", parts::moment(since)));
     }
-    if let Some(model) = model {
-        facts.push(("Model", html! { (model) }));
+    match (model, asked_model) {
+        (Some(model), _) => facts.push(("Model", html! { (model) })),
+        (None, Some(model)) => facts.push(("Model asked for", html! { (model) })),
+        (None, None) => {}
     }
     if let Some(id) = id {
         facts.push(("Upstream's id", html! { code { (id) } }));

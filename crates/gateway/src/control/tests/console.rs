@@ -126,11 +126,7 @@ async fn the_overview_shows_what_looks_like_repeats_where_a_route_observes() {
         count("<script>", Some(&metered));
     }
     let page = fixture.get("/console").await.expect(200).text;
-    let text: String = page
-        .split('<')
-        .filter_map(|part| part.split_once('>'))
-        .map(|(_, text)| text)
-        .collect();
+    let text = text_of(&page);
     for sentence in [
         "48 requests look like repeats: $3.12 since ",
         ", 41 of them from OpenAI/Python python.",
@@ -328,7 +324,16 @@ async fn an_operation_shows_what_its_retries_would_have_cost_and_who_settled_it(
     let page = fixture.get(&format!("/console/operations/{id}")).await;
     let page = page.expect(200).text;
     assert!(page.contains("Not spent twice") && page.contains("1 attempt replayed or joined"));
+    let not_spent = async |id: &str| {
+        let path = format!("/v1/operations/{id}");
+        fixture.get(&path).await.expect(200).json()["not_spent_usd"].clone()
+    };
+    fixture.replay("acme", "k").await;
+    assert_eq!(not_spent(&id).await, "0.00693");
+    let once = fixture.completed("acme", "once").await;
+    assert_eq!(not_spent(&once).await, "0.00");
     let id = fixture.unknown("lost").await;
+    assert_eq!(not_spent(&id).await, Value::Null);
     let resolve = format!("/v1/operations/{id}/resolve");
     let released = json!({ "outcome": "released", "reason": "asked <them>" });
     let settled = fixture.post(&resolve, &released).await.expect(200).json();
@@ -342,4 +347,60 @@ async fn an_operation_shows_what_its_retries_would_have_cost_and_who_settled_it(
         names(&settled["ruling"]),
         names(&schemas["Ruling"]["properties"])
     );
+}
+
+/// The text of a page, without its tags.
+fn text_of(page: &str) -> String {
+    page.split('<')
+        .filter_map(|part| part.split_once('>'))
+        .map(|(_, text)| text)
+        .collect()
+}
+
+#[tokio::test]
+async fn an_operation_says_what_is_not_known_yet_and_what_will_never_be() {
+    let fixture = fixture();
+    let page = async |id: &str| {
+        let path = format!("/console/operations/{id}");
+        text_of(&fixture.get(&path).await.expect(200).text)
+    };
+    let (execution, _reader) = fixture.claim("acme", "running").await;
+    let id = execution.id().to_string();
+    let running = page(&id).await;
+    for words in [
+        "–not known yetTokens",
+        "–not known yetAttempts",
+        "Not known yet: it is still running.",
+        ", 1 attempt",
+    ] {
+        assert!(running.contains(words), "{words}: {running}");
+    }
+    assert!(!running.contains("1 attempts") && !running.contains("no price is known"));
+    execution.lose(UnknownReason::Broke).await.unwrap();
+    let lost = page(&id).await;
+    for words in [
+        "not known: its answer has told of none",
+        "Not known: no answer has come",
+    ] {
+        assert!(lost.contains(words), "{words}: {lost}");
+    }
+    let released = json!({ "outcome": "released" });
+    fixture
+        .post(&format!("/v1/operations/{id}/resolve"), &released)
+        .await
+        .expect(200);
+    let freed = page(&id).await;
+    assert!(freed.contains("None: it did not run."), "{freed}");
+    let (execution, _reader) = fixture.claim("acme", "free").await;
+    let id = execution.id().to_string();
+    let head = Head {
+        status: 200,
+        headers: HeaderBlock::default(),
+    };
+    execution
+        .respond_whole(head, "{}".into(), HeaderBlock::default())
+        .await
+        .unwrap();
+    let unmetered = page(&id).await;
+    assert!(unmetered.contains("no price is known") && unmetered.contains("not metered"));
 }

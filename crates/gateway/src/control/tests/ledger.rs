@@ -105,7 +105,7 @@ async fn operations_are_found_by_model_also_when_their_record_is_gone() {
     assert_eq!(ids_of(&second, "gone"), [ids[0].clone()]);
     assert_eq!(second["next_cursor"], Value::Null);
     for (wrong, word) in [
-        ("?model=large&state=unknown", "completed"),
+        ("?model=large&state=released", "completed"),
         ("?model=large&state=complete", "completed"),
         ("?model=large&key=first", "key"),
         ("?model=large&cursor=op_1", "next_cursor"),
@@ -114,8 +114,96 @@ async fn operations_are_found_by_model_also_when_their_record_is_gone() {
         let refusal = fixture.get(&path).await.expect_refusal(400).to_string();
         assert!(refusal.contains(word), "{wrong}: {refusal}");
     }
-    let unknown = fixture.get("/v1/unknown?model=large").await;
-    unknown.expect_refusal(400);
+}
+
+#[tokio::test]
+async fn what_has_not_ended_is_found_by_the_model_that_it_asks_for() {
+    let (fixture, _) = with_books().await;
+    let lose = async |key: &str, model: &str| {
+        let (execution, _reader) = fixture.claim_asking("acme", key, model).await;
+        let id = execution.id().to_string();
+        execution.lose(UnknownReason::Broke).await.unwrap();
+        id
+    };
+    let mut lost = Vec::new();
+    for number in 0..3 {
+        lost.push(lose(&format!("lost-{number}"), "large").await);
+        lose(&format!("other-{number}"), "small").await;
+    }
+    fixture.unknown("says-nothing").await;
+    let (running, _reader) = fixture.claim_asking("globex", "runs", "large").await;
+    let list = async |query: &str| fixture.get(query).await.expect(200).json();
+    let in_flight = list("/v1/operations?model=large&state=in_flight").await;
+    assert_eq!(ids_of(&in_flight, "operations"), [running.id().to_string()]);
+    let metered = &in_flight["operations"][0]["metered"];
+    assert_eq!(
+        (
+            &metered["request_model"],
+            &metered["source"],
+            &metered["cost"]
+        ),
+        (&json!("large"), &json!("none"), &Value::Null)
+    );
+    // Within a millisecond, ids have an order of their own.
+    lost.sort_unstable_by(|a, b| b.cmp(a));
+    let first = list("/v1/operations?model=large&state=unknown&limit=2").await;
+    assert_eq!(ids_of(&first, "operations"), lost[..2]);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let rest = format!("/v1/operations?model=large&state=unknown&limit=2&cursor={cursor}");
+    let second = list(&rest).await;
+    assert_eq!(ids_of(&second, "operations"), lost[2..]);
+    assert_eq!(second["next_cursor"], Value::Null);
+    let inbox = list("/v1/unknown?model=large").await;
+    assert_eq!(inbox["unknown"].as_array().unwrap().len(), 3);
+    let none = list("/v1/operations?model=large&state=unknown&tenant=globex").await;
+    assert_eq!(ids_of(&none, "operations"), Vec::<String>::new());
+
+    let page = async |path: &str| fixture.get(path).await.expect(200).text;
+    let listed = page("/console/operations?model=large&state=unknown").await;
+    assert_eq!(listed.matches("<td class=\"key\">").count(), 3);
+    assert_eq!(listed.matches("<td>large</td>").count(), 3);
+    assert!(!listed.contains("What the ledger says"));
+    let inbox = page("/console/unknown?model=large").await;
+    assert_eq!(inbox.matches("<article").count(), 3);
+    assert!(
+        inbox.contains("<dt>Model asked for</dt><dd>large</dd>"),
+        "{inbox}"
+    );
+    let one = page(&format!("/console/operations/{}", running.id())).await;
+    assert!(one.contains("<dt>Asked for</dt><dd>large</dd>"), "{one}");
+    assert!(one.contains("Not known yet: it is still running."), "{one}");
+}
+
+#[tokio::test]
+async fn a_page_of_a_model_looks_at_so_many_records_and_no_more() {
+    let (fixture, _) = with_books().await;
+    let (execution, _reader) = fixture.claim_asking("acme", "oldest", "rare").await;
+    let oldest = execution.id().to_string();
+    execution.lose(UnknownReason::Broke).await.unwrap();
+    let store = fixture.shared.engine.store();
+    let then = store.now();
+    while store.now() == then {
+        std::hint::spin_loop();
+    }
+    for number in 0..2000 {
+        fixture.unknown(&format!("newer-{number}")).await;
+    }
+    let first = "/v1/operations?model=rare&state=unknown";
+    let page = fixture.get(first).await.expect(200).json();
+    assert_eq!(ids_of(&page, "operations"), Vec::<String>::new());
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let page = fixture
+        .get(&format!("{first}&cursor={cursor}"))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(ids_of(&page, "operations"), [oldest]);
+    let text = fixture
+        .get("/console/operations?model=rare&state=unknown")
+        .await
+        .expect(200)
+        .text;
+    assert!(text.contains("None so far"), "{text}");
 }
 
 #[tokio::test]
@@ -146,7 +234,7 @@ async fn the_page_operations_lists_a_model_and_the_page_spend_links_to_it() {
     let next = page("/console/operations?model=large&limit=2").await;
     assert!(next.contains("href=\"?model=large&amp;cursor="), "{next}");
     let refused = fixture
-        .get("/console/operations?model=large&state=unknown")
+        .get("/console/operations?model=large&state=released")
         .await;
     assert!(refused.expect(400).text.contains("What to do"));
 }

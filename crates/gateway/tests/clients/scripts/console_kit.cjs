@@ -1,12 +1,14 @@
 // What the scripts that drive the console have in common.
 "use strict";
+const assert = require("node:assert/strict");
+const { AxeBuilder } = require("@axe-core/playwright");
 const { chromium } = require("playwright-core");
 
 const job = JSON.parse(process.argv[2]);
 const say = (text) => console.log(JSON.stringify({ text }));
 
-/** Calls the provider through the gateway; the status. */
-const call = async (key, credential, headers = {}) => {
+/** Calls the provider through the gateway, with `more` in the body; the status, and what came of the answer. */
+const ask = async (key, credential, headers = {}, more = {}) => {
   const answer = await fetch(`${job.base}/v1/chat/completions`, {
     method: "POST",
     headers: {
@@ -15,10 +17,19 @@ const call = async (key, credential, headers = {}) => {
       "Idempotency-Key": key,
       ...headers,
     },
-    body: JSON.stringify({ model: "gpt-5-mini", messages: [{ role: "user", content: `Hello ${key}` }] }),
+    body: JSON.stringify({ model: "gpt-5-mini", messages: [{ role: "user", content: `Hello ${key}` }], ...more }),
   });
-  await answer.text().catch(() => {});
-  return answer.status;
+  return { status: answer.status, text: await answer.text().catch(() => undefined) };
+};
+
+/** The same; the status. */
+const call = async (...asked) => (await ask(...asked)).status;
+
+/** Nothing is in the way of who cannot see the page; a picture of it goes to where pictures are wanted. */
+const look = async (page, name) => {
+  const { violations } = await new AxeBuilder({ page }).analyze();
+  assert.deepEqual(violations.map((one) => `${one.id}: ${one.nodes[0].html}`), [], name);
+  if (job.pictures) await page.screenshot({ path: `${job.pictures}/console-${name}.png` });
 };
 
 /** Runs `main` with a browser, which ends with it. */
@@ -34,4 +45,4 @@ const run = async (main) => {
   }
 };
 
-module.exports = { call, job, run, say };
+module.exports = { ask, call, job, look, run, say };

@@ -47,8 +47,7 @@ const tick = () => {
 // What a person has begun in a section is not taken away from them.
 const isBusy = (section) =>
   section.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")
-  || all("form.settle", section).some((form) => form.dataset.touched)
-  || all("[data-shown]", section).length > 0;
+  || all("form.settle", section).some((form) => form.dataset.touched);
 
 // A live change takes the focus from nobody: what has it now has it afterwards, or what then stands in
 // its place.
@@ -71,7 +70,13 @@ const replace = (section, html) => {
   const before = new Set(all("td.key a", section).map((link) => link.href));
   const refocus = keepFocus(section);
   const open = all("details", section).map((details) => details.open);
+  const shown = $("[data-shown]", section);
+  const scrolled = $("pre", shown ?? section)?.scrollTop;
   section.replaceChildren(fresh.content);
+  if (shown) {
+    $("[data-recording]", section).replaceWith(shown);
+    $("pre", shown).scrollTop = scrolled;
+  }
   all("details", section).forEach((details, index) => {
     if (index in open) details.open = open[index];
   });
@@ -118,6 +123,8 @@ const follow = (main) => {
       if (probe.textContent === section.dataset.text) return;
     }
     if (isBusy(section)) return;
+    // A body that somebody looks at stays, also where there is none any more.
+    if ($("[data-shown]", section) && !$("[data-recording]", probe)) return;
     const added = replace(section, html);
     if (added > 0) $("#said").textContent = `${added} new`;
     tick();
@@ -129,13 +136,14 @@ const follow = (main) => {
 const LONGEST = 1 << 20;
 const show = async (box) => {
   const button = $("[data-show]", box);
-  button.disabled = true;
   box.dataset.shown = "";
   const pre = document.createElement("pre");
   pre.tabIndex = 0;
   pre.role = "region";
   pre.ariaLabel = "The body";
   box.append(pre);
+  if (document.activeElement === button) pre.focus({ preventScroll: true });
+  button.hidden = true;
   const say = (text) => {
     const line = document.createElement("p");
     line.className = "muted small";
@@ -156,8 +164,6 @@ const show = async (box) => {
     }
   } catch {
     say("It broke off: there is no whole recording.");
-  } finally {
-    button.hidden = true;
   }
 };
 
@@ -178,7 +184,7 @@ const enliven = (section) => {
     button.hidden = false;
     button.addEventListener("click", () => copy(button, location.href));
   }
-  for (const box of all("[data-recording]", section)) {
+  for (const box of all("[data-recording]:not([data-shown])", section)) {
     const button = $("[data-show]", box);
     button.hidden = false;
     button.addEventListener("click", () => show(box));
