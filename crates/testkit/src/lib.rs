@@ -38,7 +38,7 @@ pub use otlp::Collector;
 pub use pgbouncer::Pgbouncer;
 pub use places::Places;
 pub use postgres::Postgres;
-pub use receiver::{Manner, Receiver};
+pub use receiver::{Api, Manner, Receiver};
 pub use redis::{RedisCluster, RedisPair, RedisServer, SYNCED};
 pub use signal::{Signal, eventually, eventually_within};
 pub use sources::{Test, tests_of};

@@ -26,7 +26,7 @@ use crate::faults::upstream::{Ledger, lock};
 pub const CAMPAIGN: Campaign = Campaign {
     name: "exports",
     about: "kill -9 and a sink that fails: what it was told is the ledger and what the upstream gave, to the token",
-    targets: &[],
+    targets: &[(10_000, "keys completed")],
     runs_gateway: true,
     batch,
 };

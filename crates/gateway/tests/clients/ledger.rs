@@ -83,6 +83,170 @@ impl Tokens {
     }
 }
 
+/// What a provider does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Does {
+    /// It answers. So many milliseconds pass before each event of a stream.
+    Answer(u64),
+    /// It refuses for its rate: nothing is generated.
+    Refuse,
+    /// It breaks the connection in place of an answer.
+    Reset,
+    /// It breaks the connection within its answer.
+    Cut,
+}
+
+/// One execution, as the provider itself tells of it.
+#[derive(Debug)]
+struct Execution {
+    key: String,
+    /// `completed`, `failed` or `aborted`.
+    outcome: &'static str,
+    /// What it generated; of one that was aborted, what it would have been at most.
+    tokens: Tokens,
+}
+
+/// A provider that keeps books of its own.
+trait Counting {
+    fn provider(&self) -> &Provider;
+
+    /// Has it do so with the request of this job, which is the `number`th. No two jobs use as much, so
+    /// that none can be taken for another.
+    fn instruct(&self, job: &mut Value, number: usize, does: Does);
+
+    /// All that it executed.
+    fn executions(&self) -> Vec<Execution>;
+}
+
+/// Ours. It finds executions by their tag, which is the key.
+struct Sandbox(Provider);
+
+impl Counting for Sandbox {
+    fn provider(&self) -> &Provider {
+        &self.0
+    }
+
+    fn instruct(&self, job: &mut Value, number: usize, does: Does) {
+        let (pause, fault) = match does {
+            Does::Answer(pause) => (pause, None),
+            Does::Refuse => (5, Some("status:429")),
+            Does::Reset => (5, Some("reset-before-head")),
+            Does::Cut => (5, Some("cut-stream")),
+        };
+        job["prompt"] = json!("word ".repeat(3 + 2 * number));
+        job["headers"] = json!({
+            "X-Sandbox-Chunks": PIECES.to_string(), "X-Sandbox-Interval": format!("{pause}ms"),
+            "X-Sandbox-Tag": job["key"],
+        });
+        if let Some(fault) = fault {
+            job["headers"]["X-Sandbox-Fault"] = json!(fault);
+        }
+    }
+
+    fn executions(&self) -> Vec<Execution> {
+        let ledger = self.0.ledger();
+        let entries = ledger["entries"].as_array().expect("entries").iter();
+        let execution = |entry: &Value| {
+            let tokens = Tokens::told(&entry["usage"]);
+            let outcome = match entry["outcome"].as_str() {
+                Some("completed") => "completed",
+                Some("failed") => "failed",
+                Some("aborted") => "aborted",
+                _ => panic!("another outcome: {entry}"),
+            };
+            match outcome {
+                "completed" => assert_eq!(tokens.output, PIECES, "{entry}"),
+                "failed" => assert_eq!(entry["usage"], Value::Null, "{entry}"),
+                _ => {}
+            }
+            let key = entry["tag"].as_str().expect("a tag").to_owned();
+            Execution {
+                key,
+                outcome,
+                tokens,
+            }
+        };
+        entries.map(execution).collect()
+    }
+}
+
+/// aimock, from npm, which nobody here wrote. It tells of each answer the use that its fixture has, and
+/// keeps in its journal what it was asked for, and what became of that.
+struct Aimock {
+    provider: Provider,
+    _folder: tempfile::TempDir,
+}
+
+impl Aimock {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        Self {
+            provider: Provider::aimock(folder.path(), &json!([])),
+            _folder: folder,
+        }
+    }
+}
+
+impl Counting for Aimock {
+    fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
+    fn instruct(&self, job: &mut Value, number: usize, does: Does) {
+        let (input, output) = (1_009 + 101 * number, 211 + 17 * number);
+        let answer = json!({
+            "content": "One two three four five six seven eight nine ten eleven twelve thirteen.",
+            "usage": { "prompt_tokens": input, "completion_tokens": output,
+                "total_tokens": input + output },
+        });
+        // A fixture is found by what the user says.
+        job["prompt"] = job["key"].clone();
+        let mut fixture = json!({
+            "match": { "userMessage": job["key"] }, "response": answer, "chunkSize": 6,
+            "latency": 5,
+        });
+        match does {
+            Does::Answer(pause) => fixture["latency"] = json!(pause),
+            Does::Refuse => {
+                let error = json!({ "type": "rate_limit_error", "message": "Not so fast." });
+                fixture["response"] = json!({ "status": 429, "error": error });
+            }
+            Does::Reset => fixture["chaos"] = json!({ "disconnectRate": 1 }),
+            Does::Cut => fixture["truncateAfterChunks"] = json!(5),
+        }
+        let more = json!({ "fixtures": [fixture] }).to_string();
+        let added = self
+            .provider
+            .ask(&Request::post("/__aimock/fixtures").body(more));
+        assert_eq!(added["added"], 1, "{added}");
+    }
+
+    fn executions(&self) -> Vec<Execution> {
+        let journal = self.provider.ask(&Request::get("/__aimock/journal"));
+        let asked = journal.as_array().expect("a journal").iter();
+        let execution = |asked: &Value| {
+            let (answer, fixture) = (&asked["response"], &asked["response"]["fixture"]);
+            let count = |name: &str| fixture["response"]["usage"][name].as_u64().unwrap_or(0);
+            let is_broken = answer["interrupted"] == true || answer["chaosAction"] == "disconnect";
+            let key = fixture["match"]["userMessage"].as_str();
+            Execution {
+                key: key.expect("what the user says").to_owned(),
+                outcome: match answer["status"].as_u64() {
+                    _ if is_broken => "aborted",
+                    Some(200) => "completed",
+                    Some(429) => "failed",
+                    _ => panic!("another answer: {asked}"),
+                },
+                tokens: Tokens {
+                    input: count("prompt_tokens"),
+                    output: count("completion_tokens"),
+                },
+            }
+        };
+        asked.map(execution).collect()
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
@@ -103,19 +267,17 @@ const ALONE: Ended = Ended::Completed {
 /// What one SDK does, and what became of each key.
 struct Runs {
     sdk: Sdk,
-    provider: Provider,
+    counting: Box<dyn Counting>,
     gateway: Gateway,
     ended: Vec<(String, Ended)>,
 }
 
 impl Runs {
-    fn of(sdk: Sdk) -> Self {
-        let provider = Provider::sandbox();
-        let gateway = sdk.gateway(&provider);
+    fn of(sdk: Sdk, counting: impl Counting + 'static) -> Self {
         Self {
             sdk,
-            provider,
-            gateway,
+            gateway: sdk.gateway(counting.provider()),
+            counting: Box::new(counting),
             ended: Vec::new(),
         }
     }
@@ -124,17 +286,14 @@ impl Runs {
         self.gateway.control()
     }
 
-    /// A job whose executions are found in the sandbox's ledger by their tag, which is the key. Each
-    /// prompt has a length of its own, so that no two runs can be taken for each other.
-    fn job(&self, call: &str, stream: bool, key: &str) -> Value {
-        json!({
-            "base": base(&self.gateway), "call": call, "stream": stream, "key": key,
-            "prompt": "word ".repeat(3 + 2 * self.ended.len()), "max_retries": 0,
-            "headers": {
-                "X-Sandbox-Chunks": PIECES.to_string(), "X-Sandbox-Interval": "5ms",
-                "X-Sandbox-Tag": key,
-            },
-        })
+    /// A job under the key `CALL-KIND`, with which the provider does so.
+    fn job(&self, call: &str, stream: bool, kind: &str, does: Does) -> Value {
+        let mut job = json!({
+            "base": base(&self.gateway), "call": call, "stream": stream,
+            "key": format!("{call}-{kind}"), "max_retries": 0,
+        });
+        self.counting.instruct(&mut job, self.ended.len(), does);
+        job
     }
 
     fn ended(&mut self, job: &Value, how: Ended) {
@@ -149,33 +308,31 @@ impl Runs {
     }
 
     fn plain(&mut self, call: &str) {
-        let job = self.job(call, false, &format!("{call}-plain"));
+        let job = self.job(call, false, "plain", Does::Answer(5));
         run_once(self.sdk.script, &job).marked("executed");
         self.ended(&job, ALONE);
     }
 
     fn streamed(&mut self, call: &str) {
-        let job = self.job(call, true, &format!("{call}-streamed"));
+        let job = self.job(call, true, "streamed", Does::Answer(5));
         run_once(self.sdk.script, &job).marked("executed");
         self.ended(&job, ALONE);
     }
 
     /// Its caller dies within the stream; the execution goes on.
     fn left(&mut self, call: &str) {
-        let mut job = self.job(call, true, &format!("{call}-left"));
-        job["headers"]["X-Sandbox-Interval"] = json!("50ms");
+        let job = self.job(call, true, "left", Does::Answer(50));
         let caller = Call::start(self.sdk.script, &job);
-        caller.wait_for_piece("Execution ");
+        caller.wait_for_piece("");
         caller.kill();
         self.ended(&job, ALONE);
     }
 
     fn joined(&mut self, call: &str) {
-        let mut job = self.job(call, true, &format!("{call}-joined"));
-        job["headers"]["X-Sandbox-Interval"] = json!("250ms");
+        let job = self.job(call, true, "joined", Does::Answer(250));
         let second = Call::prepare(self.sdk.script, &job);
         let first = Call::start(self.sdk.script, &job);
-        first.wait_for_piece("Execution ");
+        first.wait_for_piece("");
         let second = second.go().finish();
         let first = first.finish();
         assert_eq!(first[0].marked("executed"), second[0].marked("joined"));
@@ -189,7 +346,8 @@ impl Runs {
     }
 
     fn replayed(&mut self, call: &str, stream: bool, times: u64) {
-        let mut job = self.job(call, stream, &format!("{call}-replayed-{times}"));
+        let kind = format!("replayed-{times}");
+        let mut job = self.job(call, stream, &kind, Does::Answer(5));
         let first = run_once(self.sdk.script, &job);
         let key = job["key"].as_str().expect("a key").to_owned();
         self.control().wait_for_state(&key, "completed");
@@ -206,27 +364,21 @@ impl Runs {
         );
     }
 
-    /// Too many requests: nothing was generated.
     fn released(&mut self, call: &str) {
-        let mut job = self.job(call, false, &format!("{call}-released"));
-        job["headers"]["X-Sandbox-Fault"] = json!("status:429");
+        let job = self.job(call, false, "released", Does::Refuse);
         run_once(self.sdk.script, &job).failed_with(429);
         self.ended(&job, Ended::Released);
     }
 
-    /// The provider breaks the connection in place of an answer.
     fn unknown(&mut self, call: &str) {
-        let mut job = self.job(call, false, &format!("{call}-unknown"));
-        job["headers"]["X-Sandbox-Fault"] = json!("reset-before-head");
+        let job = self.job(call, false, "unknown", Does::Reset);
         run_once(self.sdk.script, &job).failed_with(502);
         self.ended(&job, Ended::Unknown);
     }
 
-    /// The provider breaks the connection within its answer.
     fn cut(&mut self, call: &str, stream: bool) {
-        let kind = if stream { "stream" } else { "answer" };
-        let mut job = self.job(call, stream, &format!("{call}-cut-{kind}"));
-        job["headers"]["X-Sandbox-Fault"] = json!("cut-stream");
+        let kind = if stream { "cut-stream" } else { "cut-answer" };
+        let job = self.job(call, stream, kind, Does::Cut);
         let said = run_once(self.sdk.script, &job);
         assert!(matches!(said, Said::Error(..)), "{said:?}");
         self.ended(&job, Ended::Unknown);
@@ -240,63 +392,49 @@ impl Runs {
             self.joined(call);
             self.released(call);
             self.unknown(call);
-            self.cut(call, false);
             self.cut(call, true);
             self.replayed(call, false, 2);
             self.replayed(call, true, 3);
         }
     }
 
-    /// The sandbox's entry of the one execution of this key.
-    #[track_caller]
-    fn execution(&self, key: &str) -> Value {
-        let ledger = self.provider.ledger();
-        let entries = ledger["entries"].as_array().expect("entries");
-        let mut of_key = entries.iter().filter(|entry| entry["tag"] == key);
-        let entry = of_key.next().expect("an execution").clone();
-        assert!(of_key.next().is_none(), "{key} ran twice: {ledger}");
-        entry
-    }
-
-    /// Compares what is told of each run with the sandbox's count of it, then the sums.
+    /// Compares what is told of each run with the provider's count of it, then the sums.
     fn compare(&self) {
+        let executions = self.counting.executions();
         let mut books = Books::default();
         let mut partial = 0;
         for (key, how) in &self.ended {
-            let execution = self.execution(key);
-            let tokens = Tokens::told(&execution["usage"]);
+            let mut of_key = executions.iter().filter(|one| one.key == *key);
+            let execution = of_key.next().expect("an execution");
+            assert!(of_key.next().is_none(), "{key} ran twice: {executions:?}");
+            let tokens = execution.tokens;
             let metered = &self.control().operation(key)["metered"];
             match *how {
                 Ended::Completed { joined, replayed } => {
-                    assert_eq!(execution["outcome"], "completed", "{execution}");
-                    assert_eq!(tokens.output, PIECES, "{execution}");
+                    assert_eq!(execution.outcome, "completed", "{execution:?}");
                     assert_eq!(Tokens::told(&metered["usage"]), tokens, "{key}: {metered}");
                     books.add(tokens, joined, replayed);
                 }
                 Ended::Released => {
-                    assert_eq!(execution["outcome"], "failed", "{execution}");
-                    assert_eq!(execution["usage"], Value::Null, "{execution}");
+                    assert_eq!(execution.outcome, "failed", "{execution:?}");
                     assert_eq!(metered, &Value::Null, "{key}");
                 }
                 Ended::Unknown => {
-                    assert_eq!(execution["outcome"], "aborted", "{execution}");
+                    assert_eq!(execution.outcome, "aborted", "{execution:?}");
                     let told = Tokens::told(&metered["usage"]);
-                    assert!(told.fits(tokens), "{key}: {metered}, {execution}");
+                    assert!(told.fits(tokens), "{key}: {metered}, {execution:?}");
                     assert_ne!(metered["source"], "provider", "{key}: {metered}");
                     partial += told.input;
                 }
             }
         }
-        assert_eq!(self.provider.executions(), self.ended.len() as u64);
+        // Nothing ran but what is above.
+        assert_eq!(executions.len(), self.ended.len(), "{executions:?}");
         // A message of Anthropic's begins with the count of its input; OpenAI tells all at the end.
         assert_eq!(partial > 0, self.sdk.preset == "anthropic", "{partial}");
-        // What the sandbox counts of completed executions, without a word of the gateway's.
-        let ledger = self.provider.ledger();
-        let completed = ledger["entries"].as_array().expect("entries").iter();
-        let completed: Vec<_> = completed
-            .filter(|entry| entry["outcome"] == "completed")
-            .map(|entry| Tokens::told(&entry["usage"]))
-            .collect();
+        // What the provider counts of completed executions, without a word of the gateway's.
+        let completed = executions.iter().filter(|one| one.outcome == "completed");
+        let completed: Vec<_> = completed.map(|one| one.tokens).collect();
         assert_eq!(completed.len() as u64, books.operations);
         assert_eq!(Tokens::sum(completed), books.used);
         books.expect(&self.control(), self.sdk);
@@ -357,8 +495,12 @@ impl Books {
 }
 
 fn is_the_sandboxs_own_count(sdk: Sdk) {
-    let mut runs = Runs::of(sdk);
+    let mut runs = Runs::of(sdk, Sandbox(Provider::sandbox()));
     runs.every_kind();
+    for call in sdk.calls {
+        // aimock breaks off streams alone.
+        runs.cut(call, false);
+    }
     runs.compare();
 }
 
@@ -377,46 +519,10 @@ fn the_ledger_of_the_anthropic_sdk_for_python_is_the_sandboxs_own_count() {
     is_the_sandboxs_own_count(ANTHROPIC_PYTHON);
 }
 
-/// aimock, from npm, tells of each answer the use that its fixture has, and lists in its journal what
-/// it was asked for.
 fn is_what_aimock_told(sdk: Sdk) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let fixture = |prompt: &str, tokens: Tokens| {
-        let (input, output) = (tokens.input, tokens.output);
-        json!({ "match": { "userMessage": prompt }, "chunkSize": 6, "response": {
-            "content": format!("This is the answer of {prompt}."),
-            "usage": { "prompt_tokens": input, "completion_tokens": output,
-                "total_tokens": input + output },
-        } })
-    };
-    let [plain, streamed] =
-        [(1_009, 211), (10_007, 2_003)].map(|(input, output)| Tokens { input, output });
-    let fixtures = json!([fixture("plain", plain), fixture("streamed", streamed)]);
-    let aimock = Provider::aimock(folder.path(), &fixtures);
-    let gateway = sdk.gateway(&aimock);
-    let mut books = Books::default();
-    for call in sdk.calls {
-        for (prompt, stream, tokens, replayed) in
-            [("plain", false, plain, 2), ("streamed", true, streamed, 3)]
-        {
-            let key = format!("{call}-{prompt}");
-            let mut job = json!({
-                "base": base(&gateway), "call": call, "stream": stream, "key": key,
-                "prompt": prompt, "max_retries": 0,
-            });
-            let first = run_once(sdk.script, &job);
-            gateway.control().wait_for_state(&key, "completed");
-            job["times"] = json!(replayed);
-            for again in run(sdk.script, &job) {
-                assert_eq!(again.marked("replayed"), first.marked("executed"));
-            }
-            books.add(tokens, 0, replayed);
-        }
-    }
-    let journal = aimock.ask(&Request::get("/__aimock/journal"));
-    let asked = journal.as_array().expect("a journal").len() as u64;
-    assert_eq!(asked, books.operations, "{journal}");
-    books.expect(&gateway.control(), sdk);
+    let mut runs = Runs::of(sdk, Aimock::new());
+    runs.every_kind();
+    runs.compare();
 }
 
 #[test]

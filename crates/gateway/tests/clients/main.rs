@@ -8,7 +8,12 @@ mod anthropic_python;
 mod compared;
 mod console;
 mod curl;
+mod exports;
 mod fake_providers;
+// One test here sets the clock; what else it can do is for the hostile suite.
+#[allow(dead_code)]
+#[path = "../hostile/faults.rs"]
+mod faults;
 mod gemini_python;
 mod kit;
 mod ledger;

@@ -763,15 +763,34 @@ fn without_time(collector: &Collector) -> String {
 }
 
 #[test]
-fn an_execution_says_what_it_used_and_cost_and_a_replay_adds_nothing() {
-    let upstream = Upstream::scripted(|x| x.answer(200, &[usage::JSON], usage::chat().as_bytes()));
+fn an_execution_says_what_it_used_and_cost_and_neither_a_join_nor_a_replay_adds_to_it() {
+    let go = Signal::new();
+    let wait = go.clone();
+    let upstream = Upstream::scripted(move |x| {
+        let chat = usage::chat();
+        let (begin, rest) = chat.split_at(20);
+        x.start_chunked(200, &[usage::JSON]);
+        x.chunk(begin);
+        wait.wait();
+        x.chunk(rest);
+        x.end_chunks();
+    });
     let collector = Collector::new();
     let mut gateway = usage::before(&upstream, "openai")
         .extra(&format!("[telemetry]\nendpoint = \"{}\"", collector.url()))
         .start();
-    for _ in 0..3 {
-        gateway.send(&in_trace(post(usage::CHAT, "k", "{}"), CALLER));
-    }
+    let request = in_trace(post(usage::CHAT, "k", "{}"), CALLER);
+    let callers = ["executed", "joined"].map(|mark| {
+        let mut caller = gateway.begin(&request);
+        let head = caller.read_head();
+        assert_eq!(head.header("onlyonce-status"), Some(mark));
+        caller
+    });
+    go.fire();
+    let [first, second] = callers.map(|mut caller| caller.finish());
+    assert_eq!(first.text(), usage::chat());
+    assert_eq!(second.text(), usage::chat());
+    expect_replay(&gateway.send(&request), &first);
     collector.wait_for_spans(5);
     let tree = without_time(&collector);
     let (_, execution) = tree.split_once("    CLIENT ").unwrap();

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use onlyonce_testkit::{Gateway, Setup, Upstream};
+use onlyonce_testkit::{Gateway, Setup, Upstream, eventually};
 use serde_json::{Value, json};
 
 use crate::{expect_executed, expect_replay, post, setup};
@@ -129,6 +129,106 @@ fn a_stream_is_read_to_its_end_and_one_that_broke_used_so_much_at_least() {
     gateway.control().wait_for_state("cut", "unknown");
     let told = metered(&gateway, "cut");
     assert_eq!(told["usage"], json!({ "input": 20, "output": 1 }));
+    assert_eq!(told["source"], "partial");
+}
+
+/// An API that nobody but its owner knows, which tells what was used in words of its own.
+const HOUSE: &str = r#"
+[[usage]]
+name = "house"
+paths = "/generate/{model}"
+provider = "house"
+operation = "chat"
+within = ["", "/result"]
+model = "/engine"
+response_id = "/job"
+at = "/billing"
+units = { input = ["/in/text", "/in/files"], output = "/out", reasoning = "/thought" }
+cost = "/dollars"
+complete = "finished"
+"#;
+
+#[test]
+fn a_format_of_ones_own_is_read_from_json_and_from_streams() {
+    let upstream = Upstream::scripted(|x| match x.key() {
+        Some("plain") => {
+            let answer = json!({ "job": "j-1", "engine": "house-7b-2", "text": "Hi", "billing": {
+                "in": { "text": 100, "files": 23 }, "out": 45, "thought": 5, "dollars": 0.0125,
+            } });
+            x.answer(200, &[JSON], answer.to_string().as_bytes());
+        }
+        key => {
+            let billing = |more: Value| json!({ "result": { "billing": more } });
+            let mut begun = billing(json!({ "in": { "text": 1000 }, "out": 1 }));
+            begun["result"]["job"] = json!("j-2");
+            begun["result"]["engine"] = json!("house-7b-2");
+            let end = billing(json!({ "out": 450, "dollars": 0.25 }));
+            let mut stream = format!("event: begun\ndata: {begun}\n\n: still here\n\ndata: Hi\n\n");
+            if key == Some("streamed") {
+                stream += &format!("event: finished\ndata: {end}\n\n");
+            }
+            x.start_chunked(200, &[SSE]);
+            for piece in stream.as_bytes().chunks(7) {
+                x.chunk(piece);
+            }
+            x.end_chunks();
+        }
+    });
+    let gateway = setup(&upstream)
+        .route("usage = [\"house\"]\nforward_key = \"idempotency-key\"")
+        .extra(HOUSE)
+        .start();
+    for (key, told, cost, id) in [
+        (
+            "plain",
+            json!({ "input": 123, "output": 45, "reasoning": 5 }),
+            "0.0125",
+            "j-1",
+        ),
+        (
+            "streamed",
+            json!({ "input": 1000, "output": 450 }),
+            "0.25",
+            "j-2",
+        ),
+    ] {
+        expect_executed(&gateway.post("/generate/house-7b", key, "{}"));
+        let metered = metered(&gateway, key);
+        assert_eq!(metered["usage"], told, "{metered}");
+        assert_eq!(metered["cost"]["usd"], cost, "{metered}");
+        assert_eq!(metered["cost"]["basis"], "stated", "{metered}");
+        for (name, value) in [
+            ("source", "provider"),
+            ("provider", "house"),
+            ("operation", "chat"),
+            ("model", "house-7b-2"),
+            ("request_model", "house-7b"),
+            ("response_id", id),
+        ] {
+            assert_eq!(metered[name], value, "{key}: {name}");
+        }
+    }
+    let mut total = Value::Null;
+    eventually("both are in the ledger", || {
+        let ledger = gateway.control().json("/v1/ledger?by=provider,model");
+        total = ledger["rows"][0].clone();
+        total["operations"] == 2
+    });
+    for (name, value) in [
+        ("provider", json!("house")),
+        ("model", json!("house-7b-2")),
+        ("input", json!(1123)),
+        ("output", json!(495)),
+        ("spent_usd", json!("0.2625")),
+        ("unpriced", json!(0)),
+        ("unmetered", json!(0)),
+    ] {
+        assert_eq!(total[name], value, "{name}: {total}");
+    }
+    // A stream that ends without its last event is not called whole.
+    gateway.post("/generate/house-7b", "early", "{}");
+    let told = metered(&gateway, "early");
+    assert_eq!(told["usage"], json!({ "input": 1000, "output": 1 }));
     assert_eq!(told["source"], "partial");
 }
 

@@ -47,6 +47,17 @@ impl Webhook {
             false => Ok(Self { url, keys }),
         }
     }
+
+    /// The signatures of an event, one for each secret.
+    fn signatures(&self, id: &str, seconds: &str, body: &str) -> String {
+        let signed = format!("{id}.{seconds}.{body}");
+        let signatures: Vec<String> = self
+            .keys
+            .iter()
+            .map(|key| format!("v1,{}", STANDARD.encode(sign(key, signed.as_bytes()))))
+            .collect();
+        signatures.join(" ")
+    }
 }
 
 fn key(secret: &str) -> Result<Key, BadSecret> {
@@ -71,17 +82,8 @@ impl Sink for Webhook {
         .to_string();
         let id = entry.id.to_string();
         let seconds = (now.as_millis() / 1_000).to_string();
-        let signed = format!("{id}.{seconds}.{body}");
-        let signatures: Vec<String> = self
-            .keys
-            .iter()
-            .map(|key| format!("v1,{}", STANDARD.encode(sign(key, signed.as_bytes()))))
-            .collect();
-        let headers = [
-            (ID, id),
-            (TIMESTAMP, seconds),
-            (SIGNATURE, signatures.join(" ")),
-        ];
+        let signatures = self.signatures(&id, &seconds, &body);
+        let headers = [(ID, id), (TIMESTAMP, seconds), (SIGNATURE, signatures)];
         let mut parsed = Vec::with_capacity(headers.len());
         for (name, text) in headers {
             let value = HeaderValue::from_str(&text).map_err(|error| error.to_string())?;
@@ -94,6 +96,40 @@ impl Sink for Webhook {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn signing_with(secrets: &[&str]) -> Webhook {
+        let url = Uri::from_static("http://127.0.0.1/hook");
+        Webhook::new(url, secrets.iter().copied()).expect("secrets")
+    }
+
+    /// An event, its secret and its signature, as the libraries of Standard Webhooks test them
+    /// (github.com/standard-webhooks/standard-webhooks, `libraries/javascript/src/webhook.test.ts`).
+    const PUBLISHED: [&str; 5] = [
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "1614265330",
+        r#"{"test": 2432232314}"#,
+        "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    ];
+
+    #[test]
+    fn the_published_event_has_the_published_signature() {
+        let [secret, id, seconds, body, signature] = PUBLISHED;
+        let webhook = signing_with(&[secret]);
+        assert_eq!(webhook.signatures(id, seconds, body), signature);
+    }
+
+    #[test]
+    fn of_two_secrets_each_has_its_signature() {
+        let [old, id, seconds, body, signature_of_old] = PUBLISHED;
+        let new = format!("whsec_{}", STANDARD.encode([7; 32]));
+        let signature_of_new = signing_with(&[&new]).signatures(id, seconds, body);
+        assert_ne!(signature_of_new, signature_of_old);
+        assert_eq!(
+            signing_with(&[&new, old]).signatures(id, seconds, body),
+            format!("{signature_of_new} {signature_of_old}")
+        );
+    }
 
     #[test]
     fn a_secret_is_whsec_and_base64_of_enough_bytes() {
