@@ -53,6 +53,9 @@ enum Command {
         op: String,
     },
     /// Say that an unknown operation did not run: its key is free again
+    ///
+    /// Where its lease has passed, be sure first that who ran it is gone or answers again: a gateway
+    /// that stands still may send when it wakes.
     Release {
         /// The operation's id, or its key
         op: String,

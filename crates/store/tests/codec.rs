@@ -11,6 +11,7 @@ use onlyonce_core::{
     State, Timestamp, TraceId, Unit, UnknownReason, Usd,
 };
 use onlyonce_store::{
+    address,
     books::DeadLetter,
     codec::{self, DecodeError},
 };
@@ -369,4 +370,19 @@ fn a_length_beyond_the_end_is_refused_without_taking_memory_for_it() {
         codec::decode(bytes.into()),
         Err(DecodeError::Malformed("tenant"))
     );
+}
+
+/// What is stored is found under its address alone. Where addresses change, a used key looks new: to a newer
+/// program on an older store, and to an older one beside it. Every store needs a new format then, which both
+/// refuse.
+#[test]
+fn i01_the_address_of_a_key_stays_what_it_was() {
+    let scope = Scope {
+        tenant: "acme".into(),
+        namespace: "openai".into(),
+    };
+    let key = Key::new("invoice-42").expect("a key");
+    let address = address(&[7; 32], &scope, &key);
+    let address = u128::from_be_bytes(*address.as_bytes());
+    assert_eq!(address, 0xf0bc_9575_85c0_9ab5_492c_b478_ccbf_726e);
 }

@@ -182,6 +182,15 @@ pub struct Run {
     pub stderr: String,
 }
 
+impl Run {
+    /// What it wrote to standard output; it must have succeeded.
+    #[track_caller]
+    pub fn succeeded(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+}
+
 /// Runs the binary to its end.
 pub fn run_to_exit(binary: &str, words: &[&str], environment: &[(&str, &str)]) -> Run {
     let mut command = Command::new(binary);
@@ -317,6 +326,13 @@ impl Gateway {
     /// Where the control listener is.
     pub fn control_addr(&self) -> SocketAddr {
         self.control
+    }
+
+    /// `onlyonce keys WORDS`, against its control listener.
+    pub fn keys(&self, words: &[&str]) -> Run {
+        let control = format!("http://{}", self.control);
+        let words = [&["keys", "--control", &control], words].concat();
+        run_to_exit(&self.setup.binary.display().to_string(), &words, &[])
     }
 
     /// The data folder.

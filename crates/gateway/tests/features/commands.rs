@@ -7,22 +7,9 @@ use serde_json::Value;
 
 use crate::{BIN, expect_executed, gateway, post};
 
-/// `onlyonce keys ...` against a gateway.
-fn keys(gateway: &Gateway, words: &[&str]) -> Run {
-    let control = format!("http://{}", gateway.control_addr());
-    let mut all = vec!["keys", "--control", &control];
-    all.extend(words);
-    run_to_exit(BIN, &all, &[])
-}
-
-#[track_caller]
-fn succeeds(run: &Run) -> String {
-    assert_eq!(run.code, Some(0), "{run:?}");
-    run.stdout.clone()
-}
-
-fn json(run: &Run) -> Value {
-    serde_json::from_str(&succeeds(run)).unwrap_or_else(|e| panic!("{e}: {run:?}"))
+fn json(run: Run) -> Value {
+    let text = run.succeeded();
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
 /// A completed, a released and an unknown operation: keys `done`, `free` and `lost`.
@@ -45,23 +32,20 @@ fn three() -> (Upstream, Gateway) {
 #[test]
 fn keys_list_shows_operations_for_people_and_for_programs() {
     let (_upstream, gateway) = three();
-    let text = succeeds(&keys(&gateway, &["list"]));
+    let text = gateway.keys(&["list"]).succeeded();
     for word in ["done", "free", "lost", "completed", "released", "unknown"] {
         assert!(text.contains(word), "{word} in {text}");
     }
-    let text = succeeds(&keys(&gateway, &["list", "--state", "unknown"]));
+    let text = gateway.keys(&["list", "--state", "unknown"]).succeeded();
     assert!(text.contains("lost") && !text.contains("done"), "{text}");
-    let list = json(&keys(&gateway, &["--json", "list", "--key", "done"]));
+    let list = json(gateway.keys(&["--json", "list", "--key", "done"]));
     let operations = list["operations"]
         .as_array()
         .or_else(|| list.as_array())
         .unwrap();
     assert_eq!(operations.len(), 1);
     assert_eq!(operations[0]["state"], "completed");
-    let list = json(&keys(
-        &gateway,
-        &["--json", "list", "--since", "1h", "--limit", "2"],
-    ));
+    let list = json(gateway.keys(&["--json", "list", "--since", "1h", "--limit", "2"]));
     let operations = list["operations"]
         .as_array()
         .or_else(|| list.as_array())
@@ -77,11 +61,11 @@ fn keys_show_and_body_take_a_key_or_an_operation() {
         .unwrap()
         .to_owned();
     for name in ["done", &id] {
-        let text = succeeds(&keys(&gateway, &["show", name]));
+        let text = gateway.keys(&["show", name]).succeeded();
         assert!(text.contains(&id) && text.contains("completed"), "{text}");
     }
-    assert_eq!(succeeds(&keys(&gateway, &["body", &id])), "the answer");
-    let missing = keys(&gateway, &["show", "no-such-key"]);
+    assert_eq!(gateway.keys(&["body", &id]).succeeded(), "the answer");
+    let missing = gateway.keys(&["show", "no-such-key"]);
     assert_eq!(missing.code, Some(1), "{missing:?}");
     assert!(missing.stderr.starts_with("onlyonce: "), "{missing:?}");
 }
@@ -93,13 +77,12 @@ fn keys_release_frees_a_key() {
         .as_str()
         .unwrap()
         .to_owned();
-    succeeds(&keys(
-        &gateway,
-        &["release", &id, "--reason", "not in their log"],
-    ));
+    gateway
+        .keys(&["release", &id, "--reason", "not in their log"])
+        .succeeded();
     expect_executed(&gateway.post("/lost", "lost", "b"));
     assert_eq!(upstream.hits(), 4);
-    let refused = keys(&gateway, &["release", &id]);
+    let refused = gateway.keys(&["release", &id]);
     assert_ne!(refused.code, Some(0), "it is completed: {refused:?}");
 }
 
@@ -113,9 +96,8 @@ fn keys_complete_settles_an_operation_with_an_answer() {
     let file = gateway.folder().join("answer.json");
     std::fs::write(&file, "{\"found\":true}").unwrap();
     let file = file.display().to_string();
-    succeeds(&keys(
-        &gateway,
-        &[
+    gateway
+        .keys(&[
             "complete",
             &id,
             "--status",
@@ -126,8 +108,8 @@ fn keys_complete_settles_an_operation_with_an_answer() {
             "x-found: yes",
             "--reason",
             "r",
-        ],
-    ));
+        ])
+        .succeeded();
     let replay = gateway.post("/lost", "lost", "b");
     replay.expect_status(201).expect_mark("replayed");
     assert_eq!(
@@ -140,10 +122,12 @@ fn keys_complete_settles_an_operation_with_an_answer() {
 #[test]
 fn keys_purge_asks_for_a_yes() {
     let (_upstream, gateway) = three();
-    let unsure = keys(&gateway, &["purge", "--state", "completed"]);
+    let unsure = gateway.keys(&["purge", "--state", "completed"]);
     assert_eq!(unsure.code, Some(2), "{unsure:?}");
     assert_eq!(gateway.control().operation("done")["state"], "completed");
-    succeeds(&keys(&gateway, &["purge", "--state", "completed", "--yes"]));
+    gateway
+        .keys(&["purge", "--state", "completed", "--yes"])
+        .succeeded();
     assert!(gateway.control().operations("done").is_empty());
 }
 
@@ -168,8 +152,8 @@ fn keys_present_a_token() {
         .env("TOKEN", token)
         .start();
     gateway.post("/x", "k", "b");
-    assert_eq!(keys(&gateway, &["list"]).code, Some(1));
-    let text = succeeds(&keys(&gateway, &["--token", token, "list"]));
+    assert_eq!(gateway.keys(&["list"]).code, Some(1));
+    let text = gateway.keys(&["--token", token, "list"]).succeeded();
     assert!(text.contains('k'));
     let control = format!("http://{}", gateway.control_addr());
     let run = run_to_exit(
@@ -177,7 +161,7 @@ fn keys_present_a_token() {
         &["keys", "--control", &control, "list"],
         &[("ONLYONCE_CONTROL_TOKEN", token)],
     );
-    succeeds(&run);
+    run.succeeded();
 }
 
 #[test]

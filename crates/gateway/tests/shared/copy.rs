@@ -345,11 +345,7 @@ fn i01_after_the_move_no_gateway_on_the_source_executes(server: &mut impl Server
                 .expect_problem(503, "store-unavailable")
                 .expect_retry(true);
         }
-        assert!(
-            gateway.stderr().contains("moved to"),
-            "{}",
-            gateway.stderr()
-        );
+        eventually("it says why", || gateway.stderr().contains("moved to"));
     }
     assert_eq!(upstream.hits(), hits);
     expect_all(&after, &asked);

@@ -6,6 +6,7 @@
 
 mod copy;
 mod failover;
+mod keys;
 mod load;
 mod mistakes;
 mod nodes;
@@ -16,11 +17,24 @@ mod servers;
 mod versions;
 mod work;
 
+use std::time::Duration;
+
 use onlyonce_testkit::{Gateway, Request, Setup, Signal, Upstream};
 use servers::Server;
 
 /// The binary under test.
 const BIN: &str = env!("CARGO_BIN_EXE_onlyonce");
+
+/// An older binary, where `ONLYONCE_OLD_BINARY` names one; else the binary under test.
+fn old_binary() -> String {
+    std::env::var("ONLYONCE_OLD_BINARY").unwrap_or_else(|_| BIN.to_owned())
+}
+
+/// How long a claim of these gateways is believed.
+const LEASE: Duration = Duration::from_secs(2);
+/// What a passed lease may take to be noticed, on top of it: a round of upkeep, which comes at least every
+/// second, and a busy machine.
+const SLACK: Duration = Duration::from_secs(3);
 
 /// A keyed `POST` with a body.
 fn post(key: &str) -> Request {
@@ -46,7 +60,9 @@ fn held() -> (Upstream, Signal) {
 
 /// A gateway before `upstream`, on the store of `server`.
 fn setup(upstream: &Upstream, server: &impl Server) -> Setup {
-    Setup::new(BIN, &upstream.url()).store(&format!("url = \"{}\"\nlease = \"2s\"", server.url()))
+    let lease = LEASE.as_secs();
+    Setup::new(BIN, &upstream.url())
+        .store(&format!("url = \"{}\"\nlease = \"{lease}s\"", server.url()))
 }
 
 /// Two of them.

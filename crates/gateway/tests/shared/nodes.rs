@@ -12,7 +12,7 @@ use onlyonce_testkit::{Gateway, Places, Setup, Signal, Upstream, eventually};
 
 use crate::load::{Load, Targets, Verdict, working_upstream};
 use crate::servers::Server;
-use crate::{BIN, on_every_server, post};
+use crate::{BIN, LEASE, SLACK, old_binary, on_every_server, post};
 
 on_every_server! { three:
     i12_a_gateway_cut_off_from_the_store_sends_nothing_and_the_others_serve
@@ -20,9 +20,6 @@ on_every_server! { three:
     a_rolling_restart_under_load_loses_nothing
 }
 
-const LEASE: Duration = Duration::from_secs(2);
-/// On top of a lease, for a busy machine.
-const SLACK: Duration = Duration::from_secs(2);
 const CLIENTS: usize = 6;
 /// How many keys have their outcome between one thing and the next.
 const STEP: usize = 60;
@@ -40,11 +37,6 @@ struct Nodes<'a, S> {
     _server: S,
 }
 
-fn binary_of(place: usize) -> String {
-    let old = std::env::var("ONLYONCE_OLD_BINARY").ok();
-    old.filter(|_| place != 1).unwrap_or_else(|| BIN.to_owned())
-}
-
 fn three<S: Server>(test: fn(&mut Nodes<'_, S>)) {
     Places::with(3, |places| {
         let server = S::start_at(places.store());
@@ -54,7 +46,8 @@ fn three<S: Server>(test: fn(&mut Nodes<'_, S>)) {
             .map(|place| {
                 let url = server.url_from(places, place);
                 let store = format!("url = \"{url}\"\nlease = \"{}s\"", LEASE.as_secs());
-                let setup = Setup::new(&binary_of(place), &upstream.url()).store(&store);
+                let binary = if place == 1 { BIN } else { &old_binary() };
+                let setup = Setup::new(binary, &upstream.url()).store(&store);
                 places.setup(place, setup).start()
             })
             .collect();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use onlyonce_testkit::{Client, Response, Setup, Signal, Upstream, eventually};
 
 use crate::servers::Server;
-use crate::{BIN, alone, held, on_every_server, post, setup, two_gateways};
+use crate::{BIN, LEASE, SLACK, alone, held, on_every_server, post, setup, two_gateways};
 
 on_every_server! { alone:
     a_retry_on_another_gateway_is_replayed
@@ -173,11 +173,17 @@ fn l3_an_owner_that_dies_breaks_its_joiners_elsewhere_and_is_unknown(server: &mu
     let mut second = b.begin(&post("k"));
     second.read_head();
     second.read_until("begun");
+    let died = Instant::now();
     a.kill();
     assert!(!second.finish().whole(), "a clean end for half an answer");
+    let broken = died.elapsed();
     b.send(&post("k"))
         .expect_problem(502, "outcome-unknown")
         .expect_retry(false);
+    assert_eq!(b.control().operation("k")["state"], "unknown");
+    let took = died.elapsed();
+    println!("its joiner was broken after {broken:?}, and it was unknown after {took:?}");
+    assert!(took < LEASE + SLACK, "{took:?}");
     assert_eq!(upstream.hits(), 1);
 }
 

@@ -1,5 +1,6 @@
 //! The PostgreSQL store on real servers: how it starts, what it refuses, what it outlives.
 
+mod batches;
 mod books;
 mod faults;
 mod keeping;

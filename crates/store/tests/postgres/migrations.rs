@@ -77,6 +77,28 @@ async fn what_an_older_schema_holds_stays_when_the_books_come() {
     assert_eq!(booked(&store).await, [entered.id]);
 }
 
+/// Keys are found elsewhere in them, so that all would look new (I1).
+#[tokio::test]
+async fn i01_tables_of_before_the_first_release_are_refused_and_left_alone() {
+    let url = fresh_url();
+    let schema = schema_of(&url);
+    drop(open(&url, Options::default()).await);
+    Postgres::shared().sql(&format!(
+        "ALTER TABLE {schema}.operations ADD COLUMN key_tag int4 NOT NULL;
+        DELETE FROM {schema}.migrations WHERE version > 1"
+    ));
+    let refused = migrate(&url, &Options::default()).await;
+    let said = refused.expect_err("other addresses").to_string();
+    assert!(said.contains("before the first release"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let versions = format!("SELECT max(version) FROM {schema}.migrations");
+    assert_eq!(
+        Postgres::shared().sql(&versions),
+        "1",
+        "nothing was changed"
+    );
+}
+
 #[tokio::test]
 async fn a_schema_that_is_missing_or_old_names_the_command() {
     let url = fresh_url();

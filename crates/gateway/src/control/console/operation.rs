@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 use onlyonce_core::metered::Source;
-use onlyonce_core::{Attempt, Metered, Record, State, StateName};
+use onlyonce_core::{Attempt, Metered, Record, State, StateName, UnknownReason};
 use onlyonce_engine::Operation;
 use onlyonce_store::Store;
 
@@ -368,7 +368,7 @@ fn settle<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
             (known(&operation.stored))
             (steps(&operation.stored))
             @if desk.access().may(Right::Resolve) {
-                (form(&format!("/console/operations/{}/resolve", record.id)))
+                (form(&format!("/console/operations/{}/resolve", record.id), &record.state))
             } @else {
                 p.muted {
                     "To settle it takes a token with the right " code { "resolve" } "."
@@ -378,14 +378,22 @@ fn settle<S: Store>(desk: &Desk<S>, operation: &Operation) -> Markup {
     }
 }
 
-fn form(action: &str) -> Markup {
+fn form(action: &str, state: &State) -> Markup {
+    let reason = UnknownReason::LeasePassed;
+    let out_of_sight = matches!(state, State::Unknown { reason: why, .. } if *why == reason);
     html! {
         form.settle id=(SETTLE) method="post" action=(action) {
             fieldset {
                 legend { "What did you find out?" }
                 label.choice {
                     input type="radio" name="outcome" value="released" required;
-                    span { strong { "It did not run" } " The key is free: the next retry runs it." }
+                    span {
+                        strong { "It did not run" } " The key is free: the next retry runs it."
+                        @if out_of_sight {
+                            " Be sure first that who ran it is gone or answers again: a gateway \
+                             that stands still may send when it wakes."
+                        }
+                    }
                 }
                 label.choice {
                     input type="radio" name="outcome" value="completed";

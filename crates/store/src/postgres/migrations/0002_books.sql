@@ -1,3 +1,16 @@
+-- Tables of before the first release say it by a column that was dropped since. Keys have other addresses in
+-- them, so that all used keys would look new.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'operations'::regclass AND attname = 'key_tag'
+    ) THEN
+        RAISE EXCEPTION 'its tables are of a program of before the first release, which finds keys elsewhere; '
+            'drop the schema, or name another one in store.url';
+    END IF;
+END
+$$;
+
 -- What the books are told of each completed operation: a row an operation, written in the statement that
 -- completes it and never changed. The day of its completion names its partition, or a later day where that
 -- one is closed.
