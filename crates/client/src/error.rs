@@ -179,7 +179,9 @@ impl Error {
             | Self::KeyPresent { .. }
             | Self::Body { .. }
             | Self::Keys { .. } => NOTHING.to_owned(),
-            Self::ActionReused { .. } => format!("{NOTHING} The first request is not changed by it."),
+            Self::ActionReused { .. } => {
+                format!("{NOTHING} The first request is not changed by it.")
+            }
             Self::WindowOver { report, said, .. } => match said {
                 Some((Said::Answer(status), at)) => format!(
                     "The server's last answer was {status}, at {}. To send it again could run it a \
