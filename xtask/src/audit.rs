@@ -76,7 +76,7 @@ const DENIED: &[(&str, &str)] = &[
 pub fn run(args: Args) -> Result<()> {
     args.finish()?;
     headline("auditing the dependencies");
-    let metadata = metadata()?;
+    let metadata = metadata(&[])?;
     let packages: Vec<Package> = metadata["packages"]
         .as_array()
         .context("cargo metadata names no packages")?
@@ -138,10 +138,15 @@ pub fn has_feature(package: &str, feature: &str) -> Result<bool> {
         .any(|found| found["name"] == package && !found["features"][feature].is_null()))
 }
 
-/// The whole dependency tree for every platform; from the local copies where they are complete.
-pub fn metadata() -> Result<Value> {
-    let arguments = ["metadata", "--format-version", "1", "--locked"];
-    let output = match quietly("cargo metadata", cargo().args(arguments).arg("--offline")) {
+/// The whole dependency tree for every platform, with these features besides the default ones; from the local
+/// copies where they are complete.
+pub fn metadata(features: &[&str]) -> Result<Value> {
+    let features = features.join(",");
+    let mut arguments = vec!["metadata", "--format-version", "1", "--locked"];
+    if !features.is_empty() {
+        arguments.extend(["--features", &features]);
+    }
+    let output = match quietly("cargo metadata", cargo().args(&arguments).arg("--offline")) {
         Ok(output) => output,
         // A fresh machine has not fetched the packages for other platforms.
         Err(_) => quietly("cargo metadata", cargo().args(arguments))?,

@@ -8,6 +8,7 @@ mod clients;
 mod command;
 mod faults;
 mod hostile;
+mod package;
 mod page;
 mod prices;
 mod process;
@@ -23,6 +24,8 @@ cargo xtask COMMAND
   clients                  only install the real clients; prints the variables that name them
   audit                    licences, sources and versions of every dependency, offline; that the
                            list prices are those of the package that they come from
+  package [--no-features]  makes the packages of the library, offline, and looks at what they lack; then builds it
+                           with each of its features alone
   prices                   copies the list prices from that package, after its version was changed
   campaign                 lists what is done to break it
   campaign NAME [--minutes N] [--release | --binary FILE]
@@ -55,6 +58,7 @@ fn run() -> Result<()> {
         Some("bench") => bench::run(args),
         Some("clients") => clients::run(args),
         Some("audit") => audit::run(args),
+        Some("package") => package::run(args),
         Some("prices") => prices::run(args),
         Some(other) => bail!("there is no command `{other}`\n\n{USAGE}"),
         None => {

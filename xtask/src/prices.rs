@@ -28,7 +28,7 @@ const VERSION: &str = "genai-prices.version";
 pub fn run(args: Args) -> Result<()> {
     args.finish()?;
     headline("copying the list prices");
-    let metadata = audit::metadata()?;
+    let metadata = audit::metadata(&[])?;
     let folder = folder();
     for (name, content) in contents(&metadata)? {
         fs::write(folder.join(name), content)

@@ -143,7 +143,54 @@ impl Count {
 
 #[cfg(test)]
 mod tests {
-    use super::Count;
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::{Count, REAL_CLIENTS};
+    use crate::audit;
+
+    /// Features that `cargo test --workspace` does without, and why.
+    const NOT_TESTED: &[(&str, &str)] = &[
+        (
+            "libfuzzer",
+            "the campaigns' own; the targets run without it",
+        ),
+        ("planted", "bugs: `cargo xtask planted` turns them on"),
+    ];
+
+    fn names(of: &Value) -> BTreeSet<&str> {
+        let named = of.as_array().expect("a list");
+        named.iter().filter_map(Value::as_str).collect()
+    }
+
+    /// A test behind a feature that nobody turns on passes unseen, since it is never built.
+    #[test]
+    fn every_feature_is_on_in_the_test_command() {
+        let clients = format!("onlyonce-gateway/{REAL_CLIENTS}");
+        let metadata = audit::metadata(&[&clients]).expect("cargo metadata");
+        let packages = metadata["packages"].as_array().expect("the packages");
+        let nodes = metadata["resolve"]["nodes"]
+            .as_array()
+            .expect("what is built");
+        let mut off = Vec::new();
+        for member in names(&metadata["workspace_members"]) {
+            let find = |list: &[Value]| list.iter().find(|one| one["id"] == member).cloned();
+            let (package, node) = (find(packages).expect(member), find(nodes).expect(member));
+            let on = names(&node["features"]);
+            let features = package["features"].as_object().expect("the features");
+            for feature in features.keys().map(String::as_str) {
+                let left_out = NOT_TESTED.iter().any(|(name, _)| *name == feature);
+                if !left_out && !on.contains(feature) {
+                    off.push(format!("{}/{feature}", package["name"]));
+                }
+            }
+        }
+        assert!(
+            off.is_empty(),
+            "no test sees {off:?}: turn them on where the package is its own dev-dependency"
+        );
+    }
 
     #[test]
     fn the_line_of_a_test_binary_is_read() {

@@ -179,7 +179,9 @@ impl Error {
             | Self::KeyPresent { .. }
             | Self::Body { .. }
             | Self::Keys { .. } => NOTHING.to_owned(),
-            Self::ActionReused { .. } => format!("{NOTHING} The first request is not changed by it."),
+            Self::ActionReused { .. } => {
+                format!("{NOTHING} The first request is not changed by it.")
+            }
             Self::WindowOver { report, said, .. } => match said {
                 Some((Said::Answer(status), at)) => format!(
                     "The server's last answer was {status}, at {}. To send it again could run it a \
@@ -194,9 +196,13 @@ impl Error {
             Self::ClockWentBack { .. } => {
                 "It may have run, and to send it again could run it a second time.".to_owned()
             }
-            Self::Unknown { .. } => {
-                "It may have run and may be billed, once at most. Nothing further runs under this key."
-                    .to_owned()
+            Self::Unknown { detail, .. } => {
+                let billed = "It may have run and may be billed, once at most.";
+                // A server of ours has said so.
+                match detail.contains("under this key") {
+                    true => billed.to_owned(),
+                    false => format!("{billed} Nothing further runs under this key."),
+                }
             }
             Self::NoAnswer { report, .. } if report.may_have_run() => {
                 "It may have run and may be billed, once at most.".to_owned()

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use onlyonce_core::{
-    Decision, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, OwnerId, Policy,
-    Record, Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp, TraceId, UnknownReason,
-    decide,
+    Decision, Epoch, Fence, Fingerprint, Got, Held, Key, OperationId, OperationSpan, OwnerId,
+    Policy, Record, Refusal, ReleaseReason, RequestLine, Scope, State, Timestamp, TraceId,
+    UnknownReason, decide,
     planted::{Bug, planted},
     transition, view,
 };
@@ -78,6 +78,8 @@ pub struct Ticket {
     pub id: OperationId,
     /// The attempt's number, from 1.
     pub attempt: u32,
+    /// The epoch of the claim that this answer comes of.
+    pub claim: Epoch,
     /// The end of the window, where the record is known to be completed.
     pub expires_at: Option<Timestamp>,
     /// The operation's span under the claim that this answer comes of.
@@ -552,6 +554,7 @@ pub(crate) fn ticket(record: &Record, attempt: u32) -> Ticket {
     Ticket {
         id: record.id,
         attempt,
+        claim: record.claim,
         expires_at: None,
         span: record.span(),
     }

@@ -22,8 +22,8 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Head, HeaderBlock, Metered, NotLawful, OperationId, OwnerId, Record, ReleaseReason,
-    State, StateName, Timestamp, UnknownReason, transition,
+    Address, Epoch, Head, HeaderBlock, Metered, NotLawful, OperationId, OwnerId, Record,
+    ReleaseReason, State, StateName, Timestamp, UnknownReason, transition,
 };
 use onlyonce_store::{MAX_CHUNK, Shown, Store, StoreError, Stored, Swap, Write};
 use tokio::time::Instant;
@@ -67,6 +67,8 @@ pub struct Granted {
     pub token: ClaimToken,
     /// The attempt's number, from 1.
     pub attempt: u32,
+    /// The claim's epoch: higher than that of every claim of this operation before it.
+    pub epoch: Epoch,
     /// Until when the claim is believed, on the store's clock.
     pub lease_until: Timestamp,
 }
@@ -224,6 +226,7 @@ impl<S: Store> Engine<S> {
             id: record.id,
             token: ClaimToken::of(self.shared.store.secret(), &record),
             attempt,
+            epoch: record.claim,
             lease_until: record.until().unwrap_or_default(),
         }))
     }

@@ -1,13 +1,10 @@
 //! The example shows what it says.
 
-use std::process::Command;
+use onlyonce_testkit::example;
 
 #[test]
 fn a_caller_that_went_away_gets_the_answer_to_its_one_charge() {
-    // Tests and examples of a package are built together, in folders beside each other.
-    let test = std::env::current_exe().unwrap();
-    let example = test.parent().unwrap().with_file_name("examples/both_ends");
-    let run = Command::new(example).output().unwrap();
+    let run = example("both_ends").output().unwrap();
     let shown = String::from_utf8(run.stdout).unwrap();
     assert!(
         run.status.success(),

@@ -68,7 +68,12 @@ pub use onlyonce_engine::Engine;
 pub use onlyonce_store::{
     PostgresStore, StoreError,
     postgres::{
-        ConnectError, Migrated, Options,
+        ConnectError, EncryptionKeys, Migrated, Options,
         within::{Param, Row, Statement},
     },
 };
+
+/// What an operation used and cost: for [`Operation::meter`].
+pub mod metered {
+    pub use onlyonce_core::{Basis, Cost, Metered, Source, Unit, Usage, Usd};
+}

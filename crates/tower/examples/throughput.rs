@@ -4,6 +4,8 @@
 //! ```text
 //! cargo run --release -p onlyonce-tower --example throughput -- 127.0.0.1:8080 data
 //! ```
+//!
+//! With `--one-runtime` behind that, all cores have one runtime, as `#[tokio::main]` makes it, and one listener.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,18 +26,26 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [address, folder] = words.as_slice() else {
-        return Err("write the address to listen on and the data folder".into());
+    let (address, folder, has_one_runtime) = match words.as_slice() {
+        [address, folder] => (address, folder, false),
+        [address, folder, option] if option == "--one-runtime" => (address, folder, true),
+        _ => return Err("write the address to listen on and the data folder".into()),
     };
     let address: SocketAddr = address.parse()?;
-    Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?
-        .block_on(serve(address, folder))
+    let mut runtime = Builder::new_multi_thread();
+    if !has_one_runtime {
+        // It serves nobody.
+        runtime.worker_threads(1);
+    }
+    let serving = serve(address, folder, has_one_runtime);
+    runtime.enable_all().build()?.block_on(serving)
 }
 
-async fn serve(address: SocketAddr, folder: &str) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(
+    address: SocketAddr,
+    folder: &str,
+    has_one_runtime: bool,
+) -> Result<(), Box<dyn std::error::Error>> {
     let once = Once::embedded(folder)?;
     let rules = Rules::default().allow_anonymous();
     let answer: &str = format!(
@@ -49,6 +59,14 @@ async fn serve(address: SocketAddr, folder: &str) -> Result<(), Box<dyn std::err
         .layer(OnceLayer::new(once.clone(), rules));
 
     let (stop, stopped) = watch::channel(());
+    if has_one_runtime {
+        let serving = tokio::spawn(work(address, app, stopped));
+        signal(SignalKind::terminate())?.recv().await;
+        drop(stop);
+        serving.await??;
+        once.shutdown(Duration::from_secs(10)).await?;
+        return Ok(());
+    }
     let cores = thread::available_parallelism()?;
     let workers = (0..cores.get()).map(|_| {
         let (app, stopped) = (app.clone(), stopped.clone());

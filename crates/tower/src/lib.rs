@@ -85,10 +85,30 @@ pub use rules::Rules;
 pub use service::{OnceFuture, OnceService};
 pub use step::{Step, StepError};
 
-pub use onlyonce_core::{Key, Metered, OperationId};
+pub use onlyonce_core::{Key, KeyError, Metered, OperationId};
 pub use onlyonce_engine::{Engine, ResolveError, Settings, Trouble};
 pub use onlyonce_http::canonical_json::Pointer;
-pub use onlyonce_store::{EmbeddedStore, MemoryStore, Store};
+pub use onlyonce_store::{EmbeddedStore, MemoryStore, Store, StoreError};
+
+/// What an operation used and cost: for [`Operation::meter`] and [`Step::metering`].
+pub mod metered {
+    pub use onlyonce_core::{Basis, Cost, Metered, Source, Unit, Usage, Usd};
+}
+
+/// Operations as the store has them: what [`Once::engine`] lists and shows.
+pub mod operations {
+    pub use onlyonce_core::{
+        Attempt, Completed, Got, Head, HeaderBlock, Record, ReleaseReason, Scope, State, StateName,
+        Timestamp, UnknownReason,
+    };
+    pub use onlyonce_engine::{Operation, Purge};
+    pub use onlyonce_store::{Page, Query, Stored};
+}
+
+/// Records in a folder of this process: for [`Once::new`], where [`Once::embedded`] is not enough.
+pub mod embedded {
+    pub use onlyonce_store::embedded::{EmbeddedStore, EncryptionKeys, OpenError, Options};
+}
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

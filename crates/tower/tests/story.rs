@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onlyonce_store::{EmbeddedStore, PostgresStore, Store, embedded, postgres};
-use onlyonce_testkit::{Client, Postgres, Request, Response, Signal, Upstream, eventually};
+use onlyonce_testkit::{
+    Client, Postgres, Request, Response, ServingExample, Signal, Upstream, eventually, example,
+};
 use onlyonce_tower::{Once, Settings};
 use service::{Elsewhere, Service};
 use tokio::net::TcpListener;
@@ -129,26 +131,12 @@ impl Server {
     }
 
     fn ask(&self) -> Response {
-        Client::connect(self.addr).ask(&order())
+        ask(self.addr)
     }
 
-    /// Asks as a front end does, which obeys `x-should-retry`.
-    fn ask_until_told(&self) -> Response {
-        let mut answer = None;
-        eventually("an answer that stands", || {
-            let response = self.ask();
-            let stands = response.header("x-should-retry") != Some("true");
-            answer = stands.then_some(response);
-            stands
-        });
-        answer.unwrap()
-    }
-
-    /// Settles a step: `None` where it did not run.
-    fn settle(&self, id: &str, result: Option<usize>) {
-        let body = result.map(|result| result.to_string()).unwrap_or_default();
-        let request = Request::post(&format!("/settle/{id}")).body(body);
-        Client::connect(self.addr).ask(&request).expect_status(204);
+    /// A caller that asks, and reads nothing.
+    fn begin(&self) -> Client {
+        begin(self.addr)
     }
 }
 
@@ -157,6 +145,58 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn begin(addr: SocketAddr) -> Client {
+    let mut caller = Client::connect(addr);
+    caller.send(&order());
+    caller
+}
+
+fn ask(addr: SocketAddr) -> Response {
+    begin(addr).response()
+}
+
+/// Asks as a front end does, which obeys `x-should-retry`.
+fn ask_until_told(addr: SocketAddr) -> Response {
+    let mut answer = None;
+    eventually("an answer that stands", || {
+        let response = ask(addr);
+        let stands = response.header("x-should-retry") != Some("true");
+        answer = stands.then_some(response);
+        stands
+    });
+    answer.unwrap()
+}
+
+/// Settles a step: `None` where it did not run.
+fn settle(addr: SocketAddr, id: &str, result: Option<usize>) {
+    let body = result.map(|result| result.to_string()).unwrap_or_default();
+    let request = Request::post(&format!("/settle/{id}")).body(body);
+    Client::connect(addr).ask(&request).expect_status(204);
+}
+
+/// The step that `answer` says may have run: its operation's id.
+fn unknown_step(answer: &Response, step: &str) -> String {
+    answer
+        .expect_problem(502, "outcome-unknown")
+        .expect_retry(false);
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert!(
+        detail.contains(&format!("the step {step} may have run")),
+        "{detail}"
+    );
+    let from = detail.find("op_").expect("its id");
+    detail[from..from + 39].to_owned()
+}
+
+#[track_caller]
+fn expect_the_report(answer: &Response) {
+    answer.expect_status(200);
+    assert_eq!(
+        answer.json(),
+        serde_json::json!({"month": "October", "charge": 1, "report": 1, "mail": 1})
+    );
 }
 
 fn order() -> Request {
@@ -305,23 +345,30 @@ impl Case {
         }
     }
 
-    /// Up to the moment when the process is killed.
-    fn kill(&self, places: &[Place; 3]) {
+    /// Up to the moment when the process is killed: the server is there, its caller waits.
+    fn reach(&self, places: &[Place; 3]) -> (Server, Client, Option<Stop>) {
         match self.kill {
             Kill::Between(place) => {
                 let mut server = Server::start(self, places, place, false);
-                let _caller = server.begin();
+                let caller = server.begin();
                 assert_eq!(server.hears("at "), place);
-                server.kill_9();
+                (server, caller, None)
             }
             Kill::Within(step, when) => {
                 let stop = places[step].hold(when, false);
                 let server = Server::start(self, places, "", false);
-                let _caller = server.begin();
+                let caller = server.begin();
                 stop.held.wait();
-                server.kill_9();
-                stop.go.fire();
+                (server, caller, Some(stop))
             }
+        }
+    }
+
+    fn kill(&self, places: &[Place; 3]) {
+        let (server, _caller, stop) = self.reach(places);
+        server.kill_9();
+        if let Some(stop) = stop {
+            stop.go.fire();
         }
     }
 
@@ -333,12 +380,8 @@ impl Case {
             // Nobody asks.
             eventually("the completer has gone on", || done(places) == [1, 1, 1]);
         }
-        let report = server.ask_until_told();
-        report.expect_status(200);
-        assert_eq!(
-            report.json(),
-            serde_json::json!({"month": "October", "charge": 1, "report": 1, "mail": 1})
-        );
+        let report = ask_until_told(server.addr);
+        expect_the_report(&report);
         if self.completes && is_left {
             assert_ne!(
                 report.mark(),
@@ -358,32 +401,12 @@ impl Case {
         so_far[step] = usize::from(when == When::After);
         let mut id = String::new();
         for _ in 0..3 {
-            let unknown = server.ask_until_told();
-            unknown
-                .expect_problem(502, "outcome-unknown")
-                .expect_retry(false);
-            let detail = unknown.json()["detail"].as_str().unwrap().to_owned();
-            let name = STEPS[step];
-            assert!(
-                detail.contains(&format!("the step {name} may have run")),
-                "{detail}"
-            );
-            let from = detail.find("op_").expect("its id");
-            id = detail[from..from + 39].to_owned();
+            id = unknown_step(&ask_until_told(server.addr), STEPS[step]);
             assert_eq!(done(places), so_far);
         }
         let ran = (when == When::After).then_some(1);
-        server.settle(&id, ran);
+        settle(server.addr, &id, ran);
         self.continued(server, places);
-    }
-}
-
-impl Server {
-    /// A caller that asks, and reads nothing.
-    fn begin(&self) -> Client {
-        let mut caller = Client::connect(self.addr);
-        caller.send(&order());
-        caller
     }
 }
 
@@ -424,17 +447,89 @@ fn i01_a_front_end_whose_connection_died_gets_the_first_report_and_one_charge() 
     let first = server.begin();
     press.held.wait();
     first.reset();
-    let again = server.begin();
+    let mut again = server.begin();
     press.go.fire();
-    let mut again = again;
     let report = again.response();
-    report.expect_status(200);
+    expect_the_report(&report);
     assert_ne!(report.mark(), Some("executed"));
-    assert_eq!(
-        report.json(),
-        serde_json::json!({"month": "October", "charge": 1, "report": 1, "mail": 1})
-    );
     assert_eq!(done(&places), [1, 1, 1]);
+}
+
+#[test]
+fn i01_one_order_outlives_dropped_connections_and_a_kill_at_every_step_and_between() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = [(); 3].map(|()| Place::open(true));
+    let case = |kill| Case {
+        store: folder.path().join("data").display().to_string(),
+        kill,
+        honours: true,
+        completes: false,
+    };
+    for kill in KILLS {
+        println!("{kill:?}");
+        let (server, caller, stop) = case(kill).reach(&places);
+        // The connection dies, the front end asks again with its key, and then the server dies under it.
+        caller.reset();
+        let _again = server.begin();
+        server.kill_9();
+        if let Some(stop) = stop {
+            stop.go.fire();
+        }
+    }
+    let start = || Server::start(&case(Kill::Between("")), &places, "", false);
+    let server = start();
+    let mut caller = server.begin();
+    let first = caller.read_head();
+    // In the middle of the answer.
+    caller.reset();
+    let report = server.ask();
+    expect_the_report(&report);
+    report.expect_mark("replayed");
+    let operation = first.header("onlyonce-operation");
+    assert!(operation.is_some());
+    assert_eq!(report.header("onlyonce-operation"), operation);
+    server.kill_9();
+
+    let again = start().ask();
+    again.expect_mark("replayed");
+    assert_eq!(again.text(), report.text());
+    assert_eq!(done(&places), [1, 1, 1]);
+}
+
+/// The numbers of lines in the ledgers of the example `report`.
+fn ledgers(folder: &Path) -> [usize; 3] {
+    STEPS.map(|step| {
+        let ledger = std::fs::read_to_string(folder.join(format!("{step}.ledger")));
+        ledger.map_or(0, |ledger| ledger.lines().count())
+    })
+}
+
+#[test]
+fn the_example_report_dies_in_each_step_and_its_ledgers_have_each_thing_once() {
+    let report = |folder: &Path, words: &[&str]| {
+        let mut command = example("report");
+        command.arg("127.0.0.1:0").arg("--folder").arg(folder);
+        ServingExample::start(command.args(words))
+    };
+    for (number, step) in STEPS.into_iter().enumerate() {
+        for keyless in [&[][..], &["--keyless"]] {
+            println!("{step} {keyless:?}");
+            let folder = tempfile::tempdir().unwrap();
+            let dying = report(folder.path(), &[keyless, &["--die-in", step]].concat());
+            let _caller = begin(dying.addr);
+            assert_eq!(dying.died().code(), None, "it was to abort");
+            let so_far = [0, 1, 2].map(|at| usize::from(at <= number));
+            assert_eq!(ledgers(folder.path()), so_far);
+
+            let server = report(folder.path(), keyless);
+            if !keyless.is_empty() {
+                let id = unknown_step(&ask_until_told(server.addr), step);
+                settle(server.addr, &id, Some(1));
+            }
+            expect_the_report(&ask_until_told(server.addr));
+            assert_eq!(ledgers(folder.path()), [1, 1, 1]);
+        }
+    }
 }
 
 #[test]

@@ -23,6 +23,8 @@ import onlyonce
 
 LARGEST = 1 << 20
 TOLERANCE = 300
+# How long a dead receiver is believed to be at its work.
+LEASE = os.environ.get("LEASE", "30s")
 
 
 def is_signed(secret: bytes, id: str, timestamp: str, body: bytes, signatures: str) -> bool:
@@ -77,7 +79,7 @@ class Receiver(BaseHTTPRequestHandler):
             return self.answer(400, {"error": str(error)})
         try:
             # Only what is signed names a key: nobody else can use one up.
-            with self.client.operation(f"webhook/{id}", input=order, wait="10s", name="webhook") as event:
+            with self.client.operation(f"webhook/{id}", input=order, wait="10s", name="webhook", lease=LEASE) as event:
                 if not event.replayed:
                     event.complete(ship(order, self.book))
         except onlyonce.InFlight:

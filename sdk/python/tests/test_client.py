@@ -30,7 +30,8 @@ class Operations(kit.GatewayTest):
         claim = granted(self.client.begin(key, input={"month": "2026-10"}, name="report"))
         self.assertEqual(claim.attempt, 1)
         self.assertNotIn(claim.secret, repr(claim))
-        self.assertEqual(self.client.heartbeat(claim).state, "in_flight")
+        beat = self.client.heartbeat(claim)
+        self.assertEqual((beat.state, beat.epoch), ("in_flight", claim.epoch))
         done = self.client.complete(claim, {"pages": 3}, window="7d")
         self.assertEqual((done.state, done.key, done.name), ("completed", key, "report"))
         assert done.expires_at is not None and done.completed_at is not None
@@ -38,6 +39,7 @@ class Operations(kit.GatewayTest):
         again = self.client.begin(key, input={"month": "2026-10"})
         assert isinstance(again, Replay)
         self.assertEqual((again.operation, again.attempt, again.joined), (claim.operation, 2, False))
+        self.assertEqual(again.epoch, claim.epoch)
         self.assertEqual(again.result, {"pages": 3})
         self.assertEqual(self.client.get(claim.operation).result, {"pages": 3})
 
@@ -51,6 +53,13 @@ class Operations(kit.GatewayTest):
                 assert isinstance(again, Replay)
                 self.assertEqual(again.result, result)
                 self.assertIs(type(again.result), type(result))
+
+    def test_a_later_claim_has_a_higher_epoch(self) -> None:
+        key = self.key()
+        first = granted(self.client.begin(key))
+        self.client.release(first)
+        second = granted(self.client.begin(key))
+        self.assertGreater(second.epoch, first.epoch)
 
     def test_another_input_is_refused(self) -> None:
         key = self.key()

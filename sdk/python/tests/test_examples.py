@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import signal
 import threading
@@ -15,7 +16,7 @@ import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import psycopg
 import redis
@@ -25,6 +26,7 @@ import servers
 
 HERE = kit.ROOT / "sdk/python/tests"
 COMPLETE = "onlyonce:Operation.complete"
+BEGIN = "onlyonce:Client.operation"
 
 
 class Webhooks(kit.GatewayTest):
@@ -32,12 +34,18 @@ class Webhooks(kit.GatewayTest):
 
     def setUp(self) -> None:
         self.book = self.folder() / "orders.jsonl"
+        self.receive()
+
+    def receive(self, *kill: str) -> kit.Process:
+        """Starts a receiver, which is killed as `kill_in.py` is told."""
+        words = [str(kit.EXAMPLES / "webhook_receiver.py"), "127.0.0.1:0", self.gateway.control, str(self.book)]
+        if kill:
+            words = [str(HERE / "kill_in.py"), *kill, *words]
         secret = "whsec_" + base64.b64encode(self.SECRET).decode()
-        script = kit.EXAMPLES / "webhook_receiver.py"
-        command = kit.python(script, "127.0.0.1:0", self.gateway.control, str(self.book))
-        receiver = kit.Process(command, env=kit.environment(WEBHOOK_SECRET=secret))
+        receiver = kit.Process(kit.python(*words), env=kit.environment(WEBHOOK_SECRET=secret, LEASE="2s"))
         self.addCleanup(receiver.close)
         self.url = receiver.wait_for(r"listening on (\S+)")[1]
+        return receiver
 
     def deliver(self, id: str, event: Any, secret: bytes = SECRET) -> Tuple[int, Any]:
         body, timestamp = json.dumps(event).encode(), str(int(time.time()))
@@ -65,6 +73,29 @@ class Webhooks(kit.GatewayTest):
         self.assertEqual({status for status, _ in answers}, {200})
         self.assertEqual(sum(not answer["replayed"] for _, answer in answers), 1)
         self.assertEqual(self.shipped(), [17, 18])
+
+    def deliver_to_one_that_is_killed(self, when: str, id: str, event: Any) -> None:
+        receiver = self.receive(COMPLETE, when)
+        with self.assertRaises((OSError, http.client.HTTPException)):
+            self.deliver(id, event)
+        self.assertEqual(receiver.finish(), -signal.SIGKILL, receiver.lines)
+        self.receive()
+
+    def test_a_receiver_killed_before_its_answer_has_acted_on_the_event(self) -> None:
+        id = self.key()
+        self.deliver_to_one_that_is_killed("after", id, {"order": 23})
+        for _ in range(2):
+            self.assertEqual(self.deliver(id, {"order": 23}), (200, {"replayed": True, "shipped": 23}))
+        self.assertEqual(self.shipped(), [23])
+
+    def test_a_receiver_killed_before_its_result_acts_on_nothing_again(self) -> None:
+        id = self.key()
+        self.deliver_to_one_that_is_killed("before", id, {"order": 24})
+        for _ in range(2):
+            status, answer = self.deliver(id, {"order": 24})
+            self.assertEqual(status, 500, answer)
+            self.assertIn("unknown", answer["error"])
+        self.assertEqual(self.shipped(), [24])
 
     def test_another_event_under_the_same_id_is_refused(self) -> None:
         id = self.key()
@@ -170,19 +201,40 @@ class Queues(kit.GatewayTest):
         self.gateway = kit.Gateway()
         self.addCleanup(self.gateway.close)
         self.worked: List[Any] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.go.set()
 
     def work(self, handler: BaseHTTPRequestHandler) -> None:
+        self.begun.set()
+        self.go.wait(kit.PATIENCE)
         self.worked.append(json.loads(getattr(handler, "body")))
         kit.answer(handler, 200, json.dumps({"n": len(self.worked)}).encode())
 
-    def consume(self, script: str, server: str, effect: str, *kill: str) -> kit.Process:
+    def start(self, script: str, server: str, effect: str, *kill: str) -> kit.Process:
         words = [str(kit.EXAMPLES / script), server, self.gateway.control, effect]
         if kill:
             words = [str(HERE / "kill_in.py"), *kill, *words]
         process = kit.Process(kit.python(*words), env=kit.environment(ONE_ROUND="1", IDLE_MS="0", LEASE="1s"))
         self.addCleanup(process.close)
+        return process
+
+    def consume(self, script: str, server: str, effect: str, *kill: str) -> kit.Process:
+        process = self.start(script, server, effect, *kill)
         self.assertEqual(process.finish(), -signal.SIGKILL if kill else 0, process.lines)
         return process
+
+    def consume_by_two(self, script: str, server: str, key: str, shows_again: Callable[[], object]) -> None:
+        """One consumer is at the job `key` when another one takes it too; then they go on against each other."""
+        self.go.clear()
+        with kit.serving(self.work) as effect:
+            first = self.start(script, server, effect)
+            self.assertTrue(self.begun.wait(kit.PATIENCE))
+            shows_again()
+            second = self.start(script, server, effect)
+            kit.eventually(lambda: self.gateway.operations(key)[0]["attempts"] == 2, "the second one waits")
+            self.go.set()
+            for consumer in (first, second):
+                self.assertEqual(consumer.finish(), 0, consumer.lines)
 
 
 class RedisStreams(Queues):
@@ -204,6 +256,22 @@ class RedisStreams(Queues):
             self.assertEqual((self.worked, self.pending()), ([{"order": "17"}], 2))
             self.consume("redis_consumer.py", self.server.url, effect)
         self.assertEqual(self.worked, [{"order": "17"}, {"order": "18"}])
+        self.assertEqual(self.pending(), 0)
+
+    def test_a_consumer_killed_before_it_begins_has_done_nothing(self) -> None:
+        self.redis.xadd("orders", {"order": "20"})
+        with kit.serving(self.work) as effect:
+            self.consume("redis_consumer.py", self.server.url, effect, BEGIN, "before")
+            self.assertEqual((self.worked, self.pending()), ([], 1))
+            self.consume("redis_consumer.py", self.server.url, effect)
+        self.assertEqual((self.worked, self.pending()), ([{"order": "20"}], 0))
+
+    def test_two_consumers_at_the_same_messages_do_each_once(self) -> None:
+        orders = [str(number) for number in range(8)]
+        ids: List[Any] = [self.redis.xadd("orders", {"order": order}) for order in orders]
+        # The second one takes over all that the first one has not acknowledged.
+        self.consume_by_two("redis_consumer.py", self.server.url, f"orders/{ids[0]}", lambda: None)
+        self.assertEqual(sorted(done["order"] for done in self.worked), orders)
         self.assertEqual(self.pending(), 0)
 
     def test_a_consumer_killed_before_its_result_leaves_the_message_and_runs_nothing_again(self) -> None:
@@ -235,6 +303,27 @@ class PostgresQueue(Queues):
             said = self.consume("postgres_consumer.py", self.server.url, effect)
         self.assertIn("done 0", said.lines)
         self.assertEqual((self.worked, self.query("select count(*) from jobs")), ([{"order": 19}], [(1,)]))
+
+    def test_a_consumer_killed_before_it_begins_has_done_nothing(self) -> None:
+        with kit.serving(self.work) as effect:
+            self.consume("postgres_consumer.py", self.server.url, effect)
+            self.query("insert into jobs (payload) values (%s)", json.dumps({"order": 20}))
+            self.consume("postgres_consumer.py", self.server.url, effect, BEGIN, "before")
+            self.assertEqual((self.worked, self.query("select count(*) from jobs")), ([], [(1,)]))
+            self.query("update jobs set visible_at = now()")
+            self.consume("postgres_consumer.py", self.server.url, effect)
+        self.assertEqual((self.worked, self.query("select count(*) from jobs")), ([{"order": 20}], [(0,)]))
+
+    def test_two_consumers_at_the_same_job_do_it_once(self) -> None:
+        with kit.serving(self.work) as effect:
+            self.consume("postgres_consumer.py", self.server.url, effect)
+        orders = list(range(8))
+        for order in orders:
+            self.query("insert into jobs (payload) values (%s)", json.dumps({"order": order}))
+        shows_again = lambda: self.query("update jobs set visible_at = now()")
+        self.consume_by_two("postgres_consumer.py", self.server.url, "jobs/1", shows_again)
+        self.assertEqual(sorted(done["order"] for done in self.worked), orders)
+        self.assertEqual(self.query("select count(*) from jobs"), [(0,)])
 
     def test_a_consumer_killed_before_it_takes_the_job_out_has_done_it(self) -> None:
         with kit.serving(self.work) as effect:

@@ -38,6 +38,7 @@ export const RETRY = Object.freeze({
  * @property {"execute"} decision
  * @property {string} operation
  * @property {number} attempt
+ * @property {number} epoch Higher than that of every claim of this operation before it: what can compare refuses a lower one.
  * @property {string} secret Who has it settles the operation.
  * @property {number} lease How long it is believed without a heartbeat, in milliseconds.
  * @property {Date} leaseUntil When that ends, on the gateway's clock.
@@ -50,6 +51,7 @@ export const RETRY = Object.freeze({
  * @property {"replay" | "join"} decision
  * @property {string} operation
  * @property {number} attempt
+ * @property {number} epoch That of the claim under which it was done.
  * @property {Date | undefined} expiresAt
  * @property {unknown} result
  */
@@ -78,6 +80,7 @@ export const RETRY = Object.freeze({
  * @property {string} key
  * @property {string} name
  * @property {"in_flight" | "completed" | "unknown" | "released"} state
+ * @property {number} epoch That of the claim that counts.
  * @property {Date} claimedAt
  * @property {Date | undefined} leaseUntil
  * @property {Date | undefined} completedAt
@@ -123,6 +126,7 @@ export function decision(answer, lease) {
         decision: "execute",
         operation: body.operation,
         attempt: body.attempt,
+        epoch: body.epoch,
         secret: body.claim,
         lease,
         leaseUntil: parse(body.lease_until),
@@ -133,6 +137,7 @@ export function decision(answer, lease) {
         decision: body.decision,
         operation: body.operation,
         attempt: body.attempt,
+        epoch: body.epoch,
         expiresAt: moment(body.expires_at),
         result: body.result,
       };
@@ -162,6 +167,7 @@ export function work(answer) {
     key: body.key,
     name: body.name,
     state: body.state,
+    epoch: body.epoch,
     claimedAt: parse(body.claimed_at),
     leaseUntil: moment(body.lease_until),
     completedAt: moment(body.completed_at),

@@ -29,13 +29,15 @@ test("a result is recorded and replayed", async () => {
   const claim = await client.begin(k, { input: { month: "2026-10" }, name: "report" });
   assert.equal(claim.decision, "execute");
   assert.ok(claim.leaseUntil > new Date());
-  assert.equal((await client.heartbeat(claim)).state, "in_flight");
+  const beat = await client.heartbeat(claim);
+  assert.deepEqual([beat.state, beat.epoch], ["in_flight", claim.epoch]);
   const done = await client.complete(claim, { pages: 3 }, { window: "7d" });
   assert.deepEqual([done.state, done.key, done.name], ["completed", k, "report"]);
   assert.equal(done.expiresAt - done.completedAt, 7 * 86_400_000);
   const again = await client.begin(k, { input: { month: "2026-10" } });
-  const { operation, attempt, result } = again;
+  const { operation, attempt, epoch, result } = again;
   assert.deepEqual([again.decision, operation, attempt, result], ["replay", claim.operation, 2, { pages: 3 }]);
+  assert.equal(epoch, claim.epoch);
   assert.deepEqual((await client.get(operation)).result, { pages: 3 });
 });
 
@@ -48,6 +50,13 @@ test("a result that says nothing is a result", async () => {
   const k = key();
   await client.complete(await client.begin(k), undefined);
   assert.equal((await client.begin(k)).result, null);
+});
+
+test("a later claim has a higher epoch", async () => {
+  const k = key();
+  const first = await client.begin(k);
+  await client.release(first);
+  assert.ok((await client.begin(k)).epoch > first.epoch);
 });
 
 test("another input is refused", async () => {

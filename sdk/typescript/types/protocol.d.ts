@@ -52,6 +52,10 @@ export type Claim = {
     operation: string;
     attempt: number;
     /**
+     * Higher than that of every claim of this operation before it: what can compare refuses a lower one.
+     */
+    epoch: number;
+    /**
      * Who has it settles the operation.
      */
     secret: string;
@@ -68,6 +72,10 @@ export type Replay = {
     decision: "replay" | "join";
     operation: string;
     attempt: number;
+    /**
+     * That of the claim under which it was done.
+     */
+    epoch: number;
     expiresAt: Date | undefined;
     result: unknown;
 };
@@ -87,6 +95,10 @@ export type Work = {
     key: string;
     name: string;
     state: "in_flight" | "completed" | "unknown" | "released";
+    /**
+     * That of the claim that counts.
+     */
+    epoch: number;
     claimedAt: Date;
     leaseUntil: Date | undefined;
     completedAt: Date | undefined;

@@ -47,21 +47,20 @@ fn under_load(stage: &Stage, size: &Size, section: &mut Section) -> Result<()> {
         section.figures,
         "\nAn axum server whose handler answers with 1 KB of JSON, with the layer on the embedded store, over\n\
          {CONNECTIONS} connections; {} rounds of {} s in turns with nginx, which passes through to its upstream. The server\n\
-         has no upstream. A cell is requests/s (p50, p99 in ms).\n",
+         has no upstream. It has a runtime and a listener for each core; with new keys, it is run with one runtime for all\n\
+         cores too, as `#[tokio::main]` makes it. A cell is requests/s (p50, p99 in ms).\n",
         size.pairs, size.seconds
     )?;
     for (name, keys, least) in LOADS {
         println!("   {name}");
-        let port = free_port()?;
-        let mut server = Command::new(target_dir().join("release/examples/throughput"));
-        server
-            .arg(loopback(port).to_string())
-            .arg(stage.data(&format!("layer-{port}")));
-        let server = Running::start(&mut server, loopback(port), PAGE)?;
-        let peers = [
+        let mut peers = vec![
             Peer::new("nginx", keys, stage.nginx()?),
-            Peer::new("with the layer", keys, server),
+            Peer::new("with the layer", keys, server(stage, &[])?),
         ];
+        if keys == Keys::New {
+            let server = server(stage, &["--one-runtime"])?;
+            peers.push(Peer::new("the same on one runtime", keys, server));
+        }
         let rounds = Rounds::run(&peers, size)?;
         rounds.write(&mut section.figures, name)?;
         let what = format!("{name}, ratio to nginx, median");
@@ -69,6 +68,17 @@ fn under_load(stage: &Stage, size: &Size, section: &mut Section) -> Result<()> {
         section.targets.push(target);
     }
     Ok(())
+}
+
+/// The server that is measured, started with `options`.
+fn server(stage: &Stage, options: &[&str]) -> Result<Running> {
+    let port = free_port()?;
+    let mut server = Command::new(target_dir().join("release/examples/throughput"));
+    server
+        .arg(loopback(port).to_string())
+        .arg(stage.data(&format!("layer-{port}")))
+        .args(options);
+    Running::start(&mut server, loopback(port), PAGE)
 }
 
 /// Runs the library's own example, which measures in turns with and without the layer.

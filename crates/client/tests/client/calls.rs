@@ -254,6 +254,14 @@ async fn an_unknown_outcome_is_an_error_of_its_own_and_ends_the_call() {
     for words in ["may have run", "once at most", "op_1"] {
         assert!(error.to_string().contains(words), "{error}");
     }
+    let is_said = |error: &Error| error.to_string().matches("under this key").count();
+    assert_eq!(is_said(&error), 1, "{error}");
+    let of_a_gateway = Error::Unknown {
+        report: report.clone(),
+        operation: operation.clone(),
+        detail: "Nothing further is run under this key.".into(),
+    };
+    assert_eq!(is_said(&of_a_gateway), 1, "{of_a_gateway}");
     assert_eq!(world.times().len(), 2);
     let kept = world.keys.kept(&action("a")).unwrap();
     assert_eq!(kept.note.unwrap().said, Said::Unknown);

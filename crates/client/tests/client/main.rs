@@ -5,6 +5,7 @@
 
 mod calls;
 mod crash;
+mod examples;
 mod folder;
 mod policy;
 #[cfg(feature = "reqwest")]

@@ -73,6 +73,7 @@ impl Execution {
         let ticket = Ticket {
             id: record.id,
             attempt: 1,
+            claim: record.claim,
             expires_at: None,
             span: record.span(),
         };

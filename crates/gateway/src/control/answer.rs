@@ -7,8 +7,8 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
-use onlyonce_core::OperationId;
-use onlyonce_engine::{ResolveError, Seldom, Trouble, WorkError};
+use onlyonce_core::{Epoch, OperationId};
+use onlyonce_engine::{ResolveError, Seldom, Ticket, Trouble, WorkError};
 use onlyonce_http::{Place, Problem};
 use onlyonce_tower::shell::telling::{log_trouble, problem_of_trouble};
 use serde_json::json;
@@ -25,6 +25,8 @@ pub(super) struct Refusal {
     /// When to come again, in seconds.
     retry_after: Option<u64>,
     operation: Option<OperationId>,
+    /// That of the operation's claim.
+    epoch: Option<Epoch>,
 }
 
 impl Refusal {
@@ -41,6 +43,7 @@ impl Refusal {
             title: None,
             retry_after: None,
             operation: None,
+            epoch: None,
         }
     }
 
@@ -60,6 +63,14 @@ impl Refusal {
         Self {
             operation: Some(operation),
             ..self
+        }
+    }
+
+    /// It is about what was answered under this ticket, which who asks may know.
+    pub(super) fn about_ticket(self, ticket: &Ticket) -> Self {
+        Self {
+            epoch: Some(ticket.claim),
+            ..self.about(ticket.id)
         }
     }
 
@@ -103,6 +114,9 @@ impl IntoResponse for Refusal {
         });
         if let Some(operation) = self.operation {
             body["operation"] = operation.to_string().into();
+        }
+        if let Some(epoch) = self.epoch {
+            body["epoch"] = epoch.number().into();
         }
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();

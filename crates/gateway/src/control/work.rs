@@ -186,7 +186,7 @@ fn conflict(problem: &Problem, ticket: Option<&Ticket>) -> Refusal {
 /// The refusal, of the operation of `ticket`.
 pub(super) fn about(refusal: Refusal, ticket: Option<&Ticket>) -> Refusal {
     match ticket {
-        Some(ticket) => refusal.about(ticket.id),
+        Some(ticket) => refusal.about_ticket(ticket),
         None => refusal,
     }
 }

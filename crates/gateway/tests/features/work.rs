@@ -197,6 +197,51 @@ fn i09_a_late_result_after_a_rerun_is_refused() {
 }
 
 #[test]
+fn i09_a_later_claim_has_a_higher_epoch_and_every_answer_says_it() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    let control = gateway.control();
+    let asked = json!({ "key": "k", "lease": HOURS, "nonce": "n" });
+    let epoch = |answer: &Value| answer["epoch"].as_u64().unwrap();
+
+    let first = begin(&control, &asked);
+    assert_eq!(begin(&control, &asked)["epoch"], first["epoch"]);
+    let (id, claim) = grant_of(&control, &asked);
+    let proof = json!({ "claim": claim });
+    assert_eq!(
+        settle(&control, &id, "heartbeat", &proof).json()["epoch"],
+        first["epoch"],
+        "it is still this claim"
+    );
+    let other = json!({ "key": "k" });
+    assert_eq!(begin(&control, &other)["epoch"], first["epoch"]);
+    settle(&control, &id, "release", &proof);
+
+    let second = begin(&control, &other);
+    assert!(epoch(&second) > epoch(&first), "{second} after {first}");
+    let proof = json!({ "claim": second["claim"] });
+    settle(&control, &id, "fail", &proof);
+    let refused = control.post("/v1/work", &other);
+    expect_problem(&refused, 409, "outcome-unknown");
+    assert_eq!(refused.json()["operation"], *id);
+    assert_eq!(refused.json()["epoch"], second["epoch"]);
+
+    let rerun = json!({ "key": "k", "on_unknown": "rerun" });
+    let third = begin(&control, &rerun);
+    assert!(epoch(&third) > epoch(&second), "{third} after {second}");
+    complete(&control, &id, third["claim"].as_str().unwrap(), &json!(1));
+    let replayed = begin(&control, &other);
+    assert_eq!(replayed["decision"], "replay");
+    assert_eq!(replayed["epoch"], third["epoch"]);
+    let shown = control.json(&format!("/v1/work/{id}"));
+    assert_eq!(shown["epoch"], third["epoch"]);
+    // Who sends something else is told nothing of the operation (I6).
+    let reused = control.post("/v1/work", &json!({ "key": "k", "input": 2 }));
+    expect_problem(&reused, 422, "key-reused");
+    assert_eq!(reused.json().get("epoch"), None);
+}
+
+#[test]
 fn heartbeats_keep_a_claim_and_a_release_frees_the_key() {
     let upstream = Upstream::counting();
     let gateway = gateway(&upstream);

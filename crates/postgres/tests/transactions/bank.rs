@@ -126,6 +126,14 @@ impl Bank {
         ))[0]
     }
 
+    /// How many entries the store has for the books, and of how many operations.
+    pub fn booked(&self) -> [i64; 2] {
+        ["id", "DISTINCT id"].map(|ids| {
+            let store = self.store_schema();
+            self.sql(&format!("SELECT count({ids}) FROM {store}.ledger"))[0]
+        })
+    }
+
     /// The numbers that a statement gives, a row each.
     pub fn sql(&self, text: &str) -> Vec<i64> {
         let rows = block_in_place(|| self.server.sql(text));

@@ -48,7 +48,7 @@ fn effects(unit: u32, units: u32, point: Point) -> std::ops::RangeInclusive<usiz
     }
 }
 
-/// Each key is paid once and has its letter for a result, and nothing else was paid.
+/// Each key is paid once and has its letter for a result, and nothing else was paid or booked.
 fn verify(bank: &Bank, paid: &BTreeMap<String, i64>) {
     for (key, letter) in paid {
         assert_eq!(bank.told(Some(key)).1, [*letter], "{key}");
@@ -56,6 +56,7 @@ fn verify(bank: &Bank, paid: &BTreeMap<String, i64>) {
     let (cents, letters) = bank.told(None);
     assert_eq!(cents, letters.len() as i64);
     assert_eq!(cents, bank.operations(2));
+    assert_eq!(bank.booked(), [cents; 2]);
     assert_eq!([1, 3, 4].map(|state| bank.operations(state)), [0; 3]);
 }
 

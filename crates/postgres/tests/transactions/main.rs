@@ -6,5 +6,6 @@ mod child;
 mod contract;
 mod crashes;
 mod drivers;
+mod example;
 mod line;
 mod shared;

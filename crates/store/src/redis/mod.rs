@@ -57,10 +57,8 @@ pub use self::{
     open::{OpenError, make},
     url::UrlError,
 };
-use crate::{
-    clock::Clock,
-    seal::{EncryptionKeys, Sealer},
-};
+pub use crate::seal::{EncryptionKeys, SealError};
+use crate::{clock::Clock, seal::Sealer};
 
 /// How a Redis store is opened.
 #[derive(Clone)]

@@ -194,6 +194,8 @@ class Claim:
 
     operation: str
     attempt: int
+    epoch: int
+    """Higher than that of every claim of this operation before it: what can compare refuses a lower one."""
     secret: str = field(repr=False)
     """Who has it settles the operation."""
     lease: float
@@ -208,6 +210,8 @@ class Replay:
 
     operation: str
     attempt: int
+    epoch: int
+    """That of the claim under which it was done."""
     expires_at: Optional[datetime]
     result: Any
     joined: bool
@@ -236,10 +240,11 @@ def decision(response: Response, lease: float) -> Decision:
     body = _body(response)
     kind = body.get("decision")
     if kind == "execute":
-        return Claim(body["operation"], body["attempt"], body["claim"], lease, parse(body["lease_until"]))
+        until = parse(body["lease_until"])
+        return Claim(body["operation"], body["attempt"], body["epoch"], body["claim"], lease, until)
     if kind in ("replay", "join"):
         end = _moment(body, "expires_at")
-        return Replay(body["operation"], body["attempt"], end, body.get("result"), kind == "join")
+        return Replay(body["operation"], body["attempt"], body["epoch"], end, body.get("result"), kind == "join")
     if kind == "in_flight":
         return Running(body.get("operation"))
     if kind == "released":
@@ -258,6 +263,8 @@ class Work:
     name: str
     state: str
     """``in_flight``, ``completed``, ``unknown`` or ``released``."""
+    epoch: int
+    """That of the claim that counts."""
     claimed_at: datetime
     lease_until: Optional[datetime]
     completed_at: Optional[datetime]
@@ -273,7 +280,7 @@ def work(response: Response) -> Work:
     body = _body(response)
     try:
         return Work(
-            **{name: body[name] for name in ("operation", "tenant", "namespace", "key", "name", "state")},
+            **{name: body[name] for name in ("operation", "tenant", "namespace", "key", "name", "state", "epoch")},
             claimed_at=parse(body["claimed_at"]),
             lease_until=_moment(body, "lease_until"),
             completed_at=_moment(body, "completed_at"),

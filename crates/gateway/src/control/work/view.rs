@@ -13,6 +13,8 @@ pub(in crate::control) struct Decision {
     decision: &'static str,
     operation: Option<String>,
     attempt: Option<u32>,
+    /// That of the claim: higher than that of every one of this operation before it.
+    epoch: Option<u64>,
     /// What proves that the worker may settle it.
     #[serde(skip_serializing_if = "Option::is_none")]
     claim: Option<String>,
@@ -30,6 +32,7 @@ impl Decision {
             decision,
             operation: None,
             attempt: None,
+            epoch: None,
             claim: None,
             lease_until: None,
             expires_at: None,
@@ -41,6 +44,7 @@ impl Decision {
         Self {
             operation: Some(granted.id.to_string()),
             attempt: Some(granted.attempt),
+            epoch: Some(granted.epoch.number()),
             claim: Some(granted.token.to_string()),
             lease_until: Some(show_moment(granted.lease_until)),
             ..Self::nothing("execute")
@@ -51,6 +55,7 @@ impl Decision {
         Self {
             operation: Some(ticket.id.to_string()),
             attempt: Some(ticket.attempt),
+            epoch: Some(ticket.claim.number()),
             ..Self::nothing(decision)
         }
     }
@@ -73,6 +78,8 @@ pub(in crate::control) struct WorkView {
     key: String,
     name: String,
     state: &'static str,
+    /// That of the claim that counts.
+    epoch: u64,
     /// When the claim was made that counts.
     claimed_at: String,
     lease_until: Option<String>,
@@ -92,6 +99,7 @@ impl WorkView {
             key: record.key.to_string(),
             name: record.request.path.to_string(),
             state: record.state.name().as_str(),
+            epoch: record.claim.number(),
             claimed_at: show_moment(record.claimed_at),
             lease_until: None,
             completed_at: None,
