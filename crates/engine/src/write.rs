@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Epoch, Fence, Fingerprint, NotLawful, OperationId, OwnerId, Record, ReleaseReason,
-    State, Timestamp, UnknownReason,
+    Address, Epoch, Fence, Fingerprint, Held, NotLawful, OperationId, OwnerId, Record,
+    ReleaseReason, State, Timestamp, UnknownReason,
     planted::{Bug, planted},
-    transition,
+    transition, view,
 };
 use onlyonce_store::{AttemptNote, Store, StoreError, Swap, Write};
 use tokio::time::{Instant, sleep};
@@ -159,7 +159,14 @@ impl<S: Store> Shared<S> {
                         break;
                     }
                 }
-                Ok(Some(stored)) if Some(stored.record.fence()) != expected => {
+                // One whose time is over says nothing of what was written: who claims over it may be on the way.
+                Ok(Some(stored))
+                    if Some(stored.record.fence()) != expected
+                        && matches!(
+                            view(Some(&stored.record), self.store.now()),
+                            Held::Record { .. }
+                        ) =>
+                {
                     return Ok(Claimed::Lost);
                 }
                 Ok(_) => break,

@@ -98,6 +98,17 @@ async fn complete_in_chunks(store: &EmbeddedStore, record: &Record, number: u32,
         body_len: chunks.iter().map(|chunk| chunk.len() as u64).sum(),
         chunks: chunks.len() as u32,
     };
+    complete_with(store, record, number, response, chunks).await;
+}
+
+/// Completes with this answer, whose body is in these chunks.
+async fn complete_with(
+    store: &EmbeddedStore,
+    record: &Record,
+    number: u32,
+    response: Response,
+    chunks: &[&[u8]],
+) {
     let (last, others) = chunks.split_last().expect("a body");
     for (chunk, bytes) in (0..).zip(others) {
         let bytes = Bytes::copy_from_slice(bytes);
@@ -338,6 +349,61 @@ async fn i13_a_torn_commit_leaves_no_completed_record_without_its_recording() {
     assert!(completed > 0 && unknown > 10, "{completed}, {unknown}");
 }
 
+/// The body of each answer of [`in_use`], in chunks.
+const ANSWER: [&[u8]; 2] = [b"the first half, ", b"and the second"];
+
+/// What operation `number` of [`in_use`] was answered.
+fn answered(number: u32) -> Response {
+    let number = number.to_string();
+    let block = |fields: [(&str, &str); 3]| {
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        HeaderBlock::pack(fields).expect("short fields")
+    };
+    Response {
+        head: Head {
+            status: 201,
+            headers: block([("x-number", &number), ("x-twice", "b"), ("x-twice", "a")]),
+        },
+        trailers: block([("x-sum", &number), ("x-end", "1"), ("x-end", "0")]),
+        body_len: ANSWER.iter().map(|chunk| chunk.len() as u64).sum(),
+        chunks: ANSWER.len() as u32,
+    }
+}
+
+/// What is given as completed under `number` of [`in_use`] is what was completed. Says whether all of it can be
+/// read.
+async fn is_the_answer(store: &EmbeddedStore, number: u32, case: &str) -> bool {
+    let stored = match store.load(at(store, number)).await {
+        Ok(stored) => stored.unwrap_or_else(|| panic!("{number} is new after {case}")),
+        Err(StoreError::Corrupt(_)) => return false,
+        Err(error) => panic!("{error}"),
+    };
+    let record = stored.record;
+    let State::Completed(completed) = &record.state else {
+        assert_eq!(record.state.name(), StateName::Unknown, "{case}");
+        return false;
+    };
+    let expected = answered(number);
+    assert_eq!(completed.head, expected.head, "{case}");
+    assert_eq!(completed.trailers, expected.trailers, "{case}");
+    assert_eq!(completed.body_len, expected.body_len, "{case}");
+    assert_eq!(completed.chunks, expected.chunks, "{case}");
+    let last = stored.last_chunk.as_deref();
+    assert!(last.is_none() || last == ANSWER.last().copied(), "{case}");
+    let mut whole = true;
+    for (chunk, expected) in (0..).zip(ANSWER) {
+        match store
+            .read(at(store, number), record.recording(), chunk)
+            .await
+        {
+            Ok(bytes) => assert_eq!(bytes, expected, "chunk {chunk} after {case}"),
+            Err(StoreError::Corrupt(_)) => whole = false,
+            Err(error) => panic!("{error}: chunk {chunk} after {case}"),
+        }
+    }
+    whole
+}
+
 /// A folder in use, with a running operation, two completed ones, and one that was released and runs
 /// again.
 async fn in_use() -> (TempDir, EmbeddedStore) {
@@ -346,7 +412,7 @@ async fn in_use() -> (TempDir, EmbeddedStore) {
     for number in 0..3 {
         let record = claim(&store, number).await;
         if number > 0 {
-            complete(&store, &record, number, b"an answer").await;
+            complete_with(&store, &record, number, answered(number), &ANSWER).await;
         }
     }
     let record = claim(&store, 3).await;
@@ -394,7 +460,7 @@ async fn i13_no_flipped_byte_makes_a_used_key_look_new_with_a_catalog_and_a_sink
 }
 
 async fn flip_every_byte(folder: &TempDir) {
-    let (mut opened, mut refused) = (0, 0);
+    let (mut opened, mut refused, mut damaged) = (0, 0, 0);
     for entry in fs::read_dir(folder.path()).expect("the folder") {
         let path = entry.expect("an entry").path();
         let mut bytes = fs::read(&path).expect("a file");
@@ -416,18 +482,20 @@ async fn flip_every_byte(folder: &TempDir) {
                 continue;
             };
             opened += 1;
+            let case = format!("byte {at} of {name:?}");
             for number in 0..4 {
                 let held = state(&store, number).await;
-                assert!(
-                    held.is_some(),
-                    "key {number} is new after byte {at} of {name:?}"
-                );
-                assert_ne!(held, Some(StateName::Released));
+                assert!(held.is_some(), "key {number} is new after {case}");
+                assert_ne!(held, Some(StateName::Released), "{case}");
+            }
+            for number in 1..3 {
+                damaged += u32::from(!is_the_answer(&store, number, &case).await);
             }
         }
     }
     // Most of it must be survived, or the test would only show refusals.
     assert!(opened > 4 * refused, "{opened} opened, {refused} refused");
+    assert!(damaged > 100, "{damaged} answers were damaged");
 }
 
 #[tokio::test]

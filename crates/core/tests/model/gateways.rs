@@ -1,5 +1,7 @@
 //! Four gateways over one store: a small shell around the protocol, as the engine is a large one.
 
+use std::time::Duration;
+
 use onlyonce_core::{
     Concurrent, Decision, Epoch, Head, HeaderBlock, Held, Key, OnUnknown, OperationId, OwnerId,
     Policy, Record, RecordingId, Refusal, ReleaseReason, RequestLine, Scope, State, StateName,
@@ -9,11 +11,12 @@ use onlyonce_core::{
 };
 
 mod outside;
+mod rest;
 mod settling;
 mod workers;
 
 use crate::{
-    KEYS, LAG, LEASE, MARGIN, OWNERS, fingerprint,
+    KEYS, LEASE, MARGIN, OWNERS, PAUSE, TIMEOUT, fingerprint,
     judge::Judge,
     reference::{By, Fate, Token},
     world::{Ack, Loaded, Ticket, World, Write},
@@ -43,6 +46,8 @@ enum Stage {
     ReadingBackClaim(Claimed),
     /// The claim is durable, and nothing is sent.
     Ready(Own),
+    /// It has seen at this moment, in true time, that its lease is good for a while.
+    Sending(Own, Duration),
     Sent(Own, usize),
     Settling(Own, Settlement),
     AwaitingSettlement(Own, Settlement, Box<Record>, Ticket),
@@ -138,6 +143,8 @@ pub struct Gateways {
     answers: u32,
     /// All claims that were ever tried.
     claimed: Vec<Record>,
+    /// Since when nothing goes wrong any more, in true time.
+    calm_at: Duration,
 }
 
 impl Gateways {
@@ -158,6 +165,7 @@ impl Gateways {
             workers: 0,
             answers: 0,
             claimed: Vec::new(),
+            calm_at: Duration::ZERO,
         }
     }
 
@@ -178,49 +186,6 @@ impl Gateways {
             _ if self.world.model.shared => self.world.something_happens(),
             _ => self.disk_goes_on(),
         }
-    }
-
-    /// Faults stop: within a bound everything has an outcome (L1, L2, L3, L6).
-    pub fn finish(&mut self) {
-        self.world.calms_down();
-        for _ in 0..40 {
-            for index in 0..self.attempts.len() {
-                self.go_on(index);
-            }
-            while !self.chores.is_empty() {
-                self.chore_is_done();
-            }
-            if self.attempts.iter().all(|one| one.stage.is_done()) {
-                break;
-            }
-            self.world.pass(LEASE / 4);
-        }
-        let waits = self.attempts.iter().any(|one| !one.stage.is_done());
-        assert!(!waits, "L2: an attempt is not answered");
-
-        self.world.outlive(LEASE + LAG);
-        for key in 0..KEYS {
-            let now = self.world.now;
-            let fp = self.world.reference.fingerprint_of(key, now).unwrap_or(0);
-            self.attempts.push(Attempt {
-                gateway: 0,
-                key,
-                fp,
-                policy: Policy::default(),
-                worker: None,
-                stage: Stage::Deciding,
-                tries: 0,
-            });
-            let index = self.attempts.len() - 1;
-            for _ in 0..40 {
-                self.go_on(index);
-            }
-            let done = self.attempts[index].stage.is_done();
-            assert!(done, "L2: the last attempt is not answered");
-            let runs = self.world.reference.runs(key);
-            assert!(!runs, "L1: key {key} runs for ever");
-        }
-        self.judge.judge(self.world.model);
     }
 
     fn request_comes(&mut self) {
@@ -280,7 +245,8 @@ impl Gateways {
                 None => Stage::AwaitingClaim(claim, ticket),
             },
             Stage::ReadingBackClaim(claim) => self.reads_back_claim(index, claim),
-            Stage::Ready(own) => self.sends(index, own),
+            Stage::Ready(own) => self.looks_at_its_lease(index, own),
+            Stage::Sending(own, looked_at) => self.sends(index, own, looked_at),
             Stage::Sent(own, line) => self.hears(index, own, line),
             Stage::Settling(own, settlement) => self.settles(index, own, settlement),
             Stage::AwaitingSettlement(own, settlement, next, ticket) => {
@@ -549,7 +515,7 @@ impl Gateways {
         Stage::ReadingBackClaim(claim)
     }
 
-    fn sends(&mut self, index: usize, own: Own) -> Stage {
+    fn looks_at_its_lease(&mut self, index: usize, own: Own) -> Stage {
         let State::InFlight { lease_until, .. } = own.record.state else {
             panic!("I2: {} sends", own.record.state.name());
         };
@@ -564,6 +530,24 @@ impl Gateways {
         if self.world.random.chance(15) {
             return Stage::Settling(own, Settlement::Released(ReleaseReason::NotSent));
         }
+        let looked_at = self.world.reference.elapsed();
+        match self.world.faults && self.world.random.chance(50) {
+            true => Stage::Sending(own, looked_at),
+            false => self.sends(index, own, looked_at),
+        }
+    }
+
+    fn sends(&mut self, index: usize, own: Own, looked_at: Duration) -> Stage {
+        let paused = self.world.reference.elapsed() - looked_at;
+        if paused > PAUSE {
+            // As if it had gone on in time, and looked only now.
+            return Stage::Ready(own);
+        }
+        if !paused.is_zero() {
+            self.world
+                .coverage
+                .count("a gateway stands still before the first byte");
+        }
         let attempt = &self.attempts[index];
         let resend = attempt.policy.on_unknown == OnUnknown::Resend;
         let (key, now) = (attempt.key, self.world.now);
@@ -577,11 +561,16 @@ impl Gateways {
     }
 
     fn hears(&mut self, index: usize, own: Own, line: usize) -> Stage {
+        let is_worker = self.attempts[index].worker.is_some();
         let roll = match self.world.faults {
             true => self.world.random.below(100),
+            false if !self.is_timed_out(line) && self.world.random.chance(85) => {
+                return Stage::Sent(own, line);
+            }
+            false if is_worker => self.world.random.below(70),
             false => self.world.random.below(80),
         };
-        if self.attempts[index].worker.is_some() {
+        if is_worker {
             return self.works(index, own, line, roll);
         }
         let (fate, settlement) = match roll {
@@ -598,6 +587,12 @@ impl Gateways {
         self.world
             .note(|| format!("attempt {index}: the upstream: {fate:?}"));
         Stage::Settling(own, settlement)
+    }
+
+    /// Whether the upstream has had its time for the request in `line`, since nothing goes wrong any more.
+    fn is_timed_out(&self, line: usize) -> bool {
+        let since = self.judge.sent_at(line).max(self.calm_at);
+        self.world.reference.elapsed() - since >= TIMEOUT
     }
 
     fn hears_late(&mut self, index: usize, own: Own, line: usize) -> Stage {
@@ -672,6 +667,7 @@ impl Stage {
         matches!(
             self,
             Self::Ready(_)
+                | Self::Sending(..)
                 | Self::Sent(..)
                 | Self::Settling(..)
                 | Self::AwaitingSettlement(..)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::{
     KEYS, LAG, WINDOW,
     models::{Forgets, Model},
-    reference::Fate,
+    reference::{Fate, Reference},
 };
 
 /// No two clocks are further apart than that, where one of them opens a window and the other closes it.
@@ -114,28 +114,35 @@ impl Judge {
         );
     }
 
-    /// Goes through all of it.
-    pub fn judge(&self, model: &Model) {
-        if model.forgets == Forgets::TheLatest {
-            // What follows from that is counted by the reference.
-            return;
-        }
+    /// When the request in `line` reached the upstream.
+    pub fn sent_at(&self, line: usize) -> Duration {
+        self.ledger[line].at
+    }
+
+    /// Goes through all of it. Of keys of which the store has forgotten something, what follows from that is
+    /// counted by the reference.
+    pub fn judge(&self, model: &Model, reference: &Reference) {
+        let slack = SLACK + reference.clock_was_moved();
         for key in 0..KEYS {
-            self.judge_executions(key);
-            if model.forgets == Forgets::Nothing {
-                self.judge_answers(key);
+            let is_forgotten = reference.has_forgotten(key);
+            // What nobody was told of is not executed.
+            if !is_forgotten || model.forgets == Forgets::Unacknowledged {
+                self.judge_executions(key, slack);
+            }
+            if !is_forgotten {
+                self.judge_answers(key, slack);
             }
         }
     }
 
     /// I1: what may have run is followed by another execution only where the route resends, after an
     /// operator's word, or after a window.
-    fn judge_executions(&self, key: usize) {
+    fn judge_executions(&self, key: usize, slack: Duration) {
         let lines: Vec<_> = self.ledger.iter().filter(|line| line.key == key).collect();
         for (index, later) in lines.iter().enumerate() {
             let before = lines[..index].iter();
             for earlier in before.filter(|line| line.fate != Fate::DidNotRun) {
-                let apart = later.at - earlier.at + SLACK >= WINDOW;
+                let apart = later.at - earlier.at + slack >= WINDOW;
                 let again = later.resend || apart || self.is_ruled(key, earlier.at, later.at);
                 assert!(
                     again,
@@ -147,14 +154,14 @@ impl Judge {
     }
 
     /// I4: who has an answer, and who has another one, are a window or an operator's word apart.
-    fn judge_answers(&self, key: usize) {
+    fn judge_answers(&self, key: usize, slack: Duration) {
         let told = |made: &&Made| made.key == key && made.told.is_some();
         let mut told: Vec<_> = self.answers.iter().filter(told).collect();
         told.sort_by_key(|made| made.at);
         for pair in told.windows(2) {
             let [first, second] = pair else { continue };
             let begun = second.sent.unwrap_or(second.at);
-            let apart = begun.saturating_sub(first.at) + SLACK >= WINDOW;
+            let apart = begun.saturating_sub(first.at) + slack >= WINDOW;
             let is_ruled = self.is_ruled(key, first.at, begun);
             assert!(
                 apart || is_ruled,
@@ -176,6 +183,8 @@ impl Judge {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use onlyonce_core::Timestamp;
+
     use super::*;
     use crate::models::MODELS;
 
@@ -186,7 +195,8 @@ mod tests {
         catch_unwind(AssertUnwindSafe(|| {
             let mut judge = Judge::default();
             history(&mut judge);
-            judge.judge(model.expect("it is there"));
+            let model = model.expect("it is there");
+            judge.judge(model, &Reference::new(KEYS, model, Timestamp::default()));
         }))
         .map_err(|panic| {
             let said = panic.downcast_ref::<String>().cloned();

@@ -39,8 +39,15 @@ const OWNERS: usize = 4;
 const KEYS: usize = 2;
 const STEPS: usize = 90;
 const LEASE: Duration = Duration::from_secs(30);
-/// Who has less of its lease left does not send any more.
+/// Who has less of its lease left does not send any more: clocks differ, and it may stand still between its look
+/// at the lease and the first byte.
 const MARGIN: Duration = Duration::from_secs(3);
+/// For so long a gateway may stand still there and do no harm. Nobody can prevent what a longer pause does.
+const PAUSE: Duration = Duration::from_secs(MARGIN.as_secs() - LAG.as_secs());
+/// How long the upstream is waited for.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a gateway renews its leases, and looks for those that have passed.
+const ROUND: Duration = Duration::from_secs(3);
 /// No gateway's idea of the store's clock is further from another's.
 const LAG: Duration = Duration::from_secs(2);
 /// How long a gateway replays from its memory what the store has confirmed.
@@ -254,6 +261,7 @@ const SITUATIONS: &[&str] = &[
     "a claim in doubt is not there",
     "a claim in doubt is one's own",
     "a gateway dies",
+    "a gateway stands still before the first byte",
     "a joiner gets the whole answer",
     "a joiner shares another outcome",
     "a late answer comes",

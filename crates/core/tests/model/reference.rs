@@ -137,6 +137,10 @@ pub struct Reference {
     renewals: Vec<(Token, usize)>,
     /// Claims of which a renewal was forgotten: their lease may pass before their owner thinks so.
     shortened: Vec<Token>,
+    /// Whether the store has forgotten anything of a key, or how long a lease of it is.
+    forgotten: Vec<bool>,
+    /// How far the store's clock was moved, one way or the other, all in all.
+    clock_moved: Duration,
 }
 
 impl Reference {
@@ -162,6 +166,8 @@ impl Reference {
             expired: Vec::new(),
             renewals: Vec::new(),
             shortened: Vec::new(),
+            forgotten: vec![false; keys],
+            clock_moved: Duration::ZERO,
         }
     }
 
@@ -178,7 +184,23 @@ impl Reference {
         self.clock_is_set(now);
     }
 
-    pub fn clock_is_set(&mut self, now: Timestamp) {
+    /// Whether the store has forgotten anything of `key`.
+    pub fn has_forgotten(&self, key: usize) -> bool {
+        self.forgotten[key]
+    }
+
+    /// How far the store's clock was moved, one way or the other, all in all.
+    pub fn clock_was_moved(&self) -> Duration {
+        self.clock_moved
+    }
+
+    /// The store's clock was moved by `span`, one way or the other.
+    pub fn clock_is_moved(&mut self, span: Duration, now: Timestamp) {
+        self.clock_moved += span;
+        self.clock_is_set(now);
+    }
+
+    fn clock_is_set(&mut self, now: Timestamp) {
         self.highest = self.highest.max(now);
     }
 
@@ -212,6 +234,7 @@ impl Reference {
     /// The store has forgotten all commits but the first `kept`; `current` is what stands now.
     pub fn forget(&mut self, kept: usize, current: &[Version]) {
         for (key, &version) in current.iter().enumerate() {
+            self.forgotten[key] |= self.current[key] != version;
             self.versions[self.current[key]].replaced_at = Some(self.elapsed);
             self.versions[version].replaced_at = None;
             self.current[key] = version;
@@ -281,11 +304,6 @@ impl Reference {
             Phase::Unknown(_) if policy.on_unknown == OnUnknown::Resend => again,
             Phase::Unknown(reason) => Decision::Refuse(Refusal::Unknown(reason)),
         }
-    }
-
-    pub fn runs(&self, key: usize) -> bool {
-        let operation = self.versions[self.current[key]].operation;
-        operation.is_some_and(|one| matches!(one.phase, Phase::Running { .. }))
     }
 
     pub fn fingerprint_of(&self, key: usize, now: Timestamp) -> Option<u8> {
@@ -577,6 +595,7 @@ impl Reference {
             .is_some_and(|one| one.claim == token && matches!(one.phase, Phase::Running { .. }));
         if !holds {
             self.sends_without_a_claim(token);
+            self.forgotten[key] = true;
         } else {
             self.sends_again(key, resend, now);
         }

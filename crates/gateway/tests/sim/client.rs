@@ -53,7 +53,7 @@ pub enum Heard {
     /// The connection broke, or ended, before the answer did.
     Broken(Option<Head>, Vec<u8>),
     /// An answer to its end.
-    Answer(Head, Vec<u8>),
+    Answer(Head, Body),
 }
 
 impl Action {
@@ -68,17 +68,26 @@ impl Action {
         let body = self.body();
         let mut bytes = format!(
             "POST /{}/{} HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer credential-{}\r\n\
-             Idempotency-Key: {}\r\nX-Attempt: {attempt}\r\nContent-Length: {}\r\n\r\n",
+             Idempotency-Key: {}\r\nX-Attempt: {attempt}\r\n{}Content-Length: {}\r\n\r\n",
             ROUTES[self.route].0,
             self.key,
             self.tenant,
             self.key,
+            match takes_trailers(attempt) {
+                true => "TE: trailers\r\n",
+                false => "",
+            },
             body.len(),
         )
         .into_bytes();
         bytes.extend_from_slice(&body);
         bytes
     }
+}
+
+/// Whether an attempt says that it takes trailers.
+pub fn takes_trailers(attempt: usize) -> bool {
+    attempt % 4 != 3
 }
 
 impl Manner {
@@ -148,10 +157,11 @@ pub async fn attempt(
         IpAddr::V4(Ipv4Addr::LOCALHOST),
         u16::try_from(number).unwrap_or(u16::MAX),
     );
-    let Some(end) = gateway.connect(peer) else {
+    let Some((end, from)) = gateway.connect(peer) else {
         world.attempt_over(number, action, &Heard::NoConnection);
         return Heard::NoConnection;
     };
+    world.attempt_comes_to(number, from);
     let mut wire = Wire::new(end);
     let bytes = action.bytes(number);
     let going = exchange(world, &mut wire, &bytes, number, manner);
@@ -185,6 +195,9 @@ async fn exchange(
         if wire.write(piece).await.is_err() {
             break;
         }
+        if wire.written == bytes.len() {
+            world.attempt_sent(number);
+        }
         if !manner.pause.is_zero() {
             sleep(manner.pause).await;
         }
@@ -192,7 +205,6 @@ async fn exchange(
     if manner.leaves_sending.is_some() {
         return Heard::Left;
     }
-    world.attempt_sent(number);
     if manner.half_closes && wire.end_writing().await.is_err() {
         return Heard::Broken(None, Vec::new());
     }
@@ -207,7 +219,7 @@ async fn exchange(
         Err(_) => (None, Body::default()),
     };
     match head {
-        Some(head) if body.whole => Heard::Answer(head, body.bytes),
+        Some(head) if body.whole => Heard::Answer(head, body),
         _ if wire.read == wire.reads_at_most => Heard::Left,
         head => Heard::Broken(head, body.bytes),
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use onlyonce_core::OwnerId;
+use onlyonce_engine::Engine;
 use onlyonce_gateway::config::{Config, Overrides, Source};
 use onlyonce_gateway::proxy::{Line, OnLines, Opening, Upstreams};
 use onlyonce_gateway::shared::{Phase, Shared};
@@ -74,6 +75,7 @@ struct Lives {
 }
 
 struct Life {
+    name: Arc<str>,
     gate: Arc<Gate>,
     lines: OnLines<Way>,
     shared: Arc<Shared<Way>>,
@@ -83,6 +85,7 @@ struct Life {
 
 /// How a life of a gateway opens lines to the upstream.
 struct Dialing {
+    name: Arc<str>,
     world: Arc<World>,
     gate: Arc<Gate>,
     cuts: Arc<Mutex<Vec<Cut>>>,
@@ -116,11 +119,12 @@ impl Gateway {
         let gate = Arc::new(Gate::default());
         let mut random = self.world.random(1_000 + self.number * 100 + count);
         let owner = OwnerId::new(random.next());
-        let from = format!("g{}.{count}", self.number).into();
-        let store = Way::new(&self.world, from, &gate, random);
+        let name: Arc<str> = format!("g{}.{count}", self.number).into();
+        let store = Way::new(&self.world, Arc::clone(&name), &gate, random);
         let shared = Shared::new(config(), store, owner).expect("a gateway");
         let cuts = Arc::default();
         let dialing = Dialing {
+            name: Arc::clone(&name),
             world: Arc::clone(&self.world),
             gate: Arc::clone(&gate),
             cuts: Arc::clone(&cuts),
@@ -130,6 +134,7 @@ impl Gateway {
         let (engine, upkeep) = (shared.engine.clone(), Arc::clone(&gate));
         tokio::spawn(async move { upkeep.run(engine.run_upkeep()).await });
         Life {
+            name,
             gate,
             lines,
             shared,
@@ -138,8 +143,14 @@ impl Gateway {
         }
     }
 
-    /// A caller's end of a new connection; `None` where nobody listens.
-    pub fn connect(&self, peer: SocketAddr) -> Option<End> {
+    /// What runs of it.
+    pub fn engine(&self) -> Option<Engine<Way>> {
+        let lives = self.lives.lock();
+        Some(lives.now.as_ref()?.shared.engine.clone())
+    }
+
+    /// A caller's end of a new connection, and to whom it leads; `None` where nobody listens.
+    pub fn connect(&self, peer: SocketAddr) -> Option<(End, Arc<str>)> {
         let lives = self.lives.lock();
         let life = lives.now.as_ref()?;
         if *life.phases.borrow() != Phase::Serving {
@@ -154,7 +165,7 @@ impl Gateway {
         let serving = life.lines.serve(Box::new(gated), peer)?;
         let gate = Arc::clone(&life.gate);
         tokio::spawn(async move { gate.run(serving).await });
-        Some(near)
+        Some((near, Arc::clone(&life.name)))
     }
 
     /// Its process is gone, and its connections with it.
@@ -174,6 +185,7 @@ impl Gateway {
             self.world
                 .note(|| format!("gateway {} stands still", self.number));
             self.world.count("gateways: stood still");
+            self.world.stands_still(&life.name);
             life.gate.hold();
         }
     }
@@ -183,6 +195,7 @@ impl Gateway {
         if let Some(life) = &self.lives.lock().now {
             self.world
                 .note(|| format!("gateway {} goes on", self.number));
+            self.world.goes_on(&life.name);
             life.gate.release();
         }
     }
@@ -213,14 +226,18 @@ impl Gateway {
 impl Upstreams for Dialing {
     fn open(&self, _: &str, _: u16) -> Opening {
         let (world, gate) = (Arc::clone(&self.world), Arc::clone(&self.gate));
+        let name = Arc::clone(&self.name);
         let cuts = Arc::clone(&self.cuts);
         Box::pin(async move {
             gate.pass().await;
-            let end = upstream::reach(&world).await;
+            let end = upstream::reach(&world, &name).await;
             gate.pass().await;
             let end = match end {
                 Reach::Refused => return Err(std::io::ErrorKind::ConnectionRefused.into()),
-                Reach::There(end) => end,
+                Reach::There(end, number) => {
+                    world.connection_is_open(number);
+                    end
+                }
             };
             cuts.lock().push(end.cut());
             let line: Line = Box::new(Gated { end, gate });

@@ -19,6 +19,8 @@ mod cuts;
 mod gate;
 mod gateway;
 mod judge;
+mod noted;
+mod operator;
 mod panics;
 mod pipe;
 #[path = "../../../core/tests/model/random.rs"]

@@ -7,6 +7,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::client::{self, Action, Heard, Manner};
 use crate::gateway::{Gateway, ROUTES};
+use crate::operator;
 use crate::panics;
 use crate::random::Random;
 use crate::world::{Temper, Told, World, part_of};
@@ -82,6 +83,11 @@ async fn whole(world: &Arc<World>, random: &mut Random) {
             let own = Random::new(random.next());
             troubles.push(tokio::spawn(trouble(Arc::clone(gateway), own)));
         }
+    }
+    if temper.operator {
+        let own = Random::new(random.next());
+        let working = operator::works(Arc::clone(world), Arc::clone(&gateways), own);
+        troubles.push(tokio::spawn(working));
     }
     sleep_until(world.calm_at()).await;
     for one in calls.into_iter().chain(troubles) {
@@ -185,6 +191,8 @@ impl Temper {
             dawdles: some(40),
             leaves: some(40),
             troubles: some(100),
+            naps: some(15),
+            operator: some(1) == 1,
             skew: Duration::from_millis(some(1_000) as u64),
             calm_after: Duration::from_millis(6_000 + random.next() % 8_000),
         }

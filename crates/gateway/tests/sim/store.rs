@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Entry, Fence, OperationId, OwnerId, Posting, Record, RecordingId, Timestamp,
+    Address, Attempt, Entry, Fence, Got, OperationId, OwnerId, Posting, Record, RecordingId,
+    Timestamp,
 };
 use onlyonce_store::books::{
     Advance, Booked, Cell, DeadLetter, EntryPage, EntryQuery, Held, Hold, Position, SumsQuery,
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::gate::Gate;
+use crate::noted::Disturbance;
 use crate::random::Random;
 use crate::world::World;
 
@@ -72,6 +74,8 @@ impl Way {
     pub fn new(world: &Arc<World>, from: Arc<str>, gate: &Arc<Gate>, mut random: Random) -> Self {
         let skew = world.temper.skew.as_millis() as u64;
         let skew = Duration::from_millis(random.next() % (2 * skew + 1));
+        let ahead = skew.as_millis() as i64 - world.temper.skew.as_millis() as i64;
+        world.is_ahead(&from, ahead);
         Self {
             skew,
             world: Arc::clone(world),
@@ -118,7 +122,32 @@ impl Way {
         &self,
         asked: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
+        self.does(self.fortune(false), asked).await
+    }
+
+    /// As [`Way::ask`], of `address`.
+    async fn ask_of<T>(
+        &self,
+        address: Address,
+        asked: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let fortune = self.fortune(false);
+        let _disturbance = self.disturbs(address, &fortune);
+        self.does(fortune, asked).await
+    }
+
+    /// Notes a call that does not go well, while that is held.
+    fn disturbs(&self, address: Address, fortune: &Fortune) -> Option<Disturbance> {
+        let is_smooth = fortune.there.is_zero() && fortune.back.is_zero();
+        let is_disturbed = !is_smooth || fortune.fault.is_some();
+        is_disturbed.then(|| Disturbance::begins(&self.world, &self.from, address))
+    }
+
+    async fn does<T>(
+        &self,
+        fortune: Fortune,
+        asked: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         self.goes(fortune.there).await;
         let answer = match fortune.fault {
             Some(_) => Err(unavailable()),
@@ -131,10 +160,13 @@ impl Way {
     /// What `write` becomes on its way to the store and back.
     async fn write<T: Send + 'static>(
         &self,
+        address: Address,
         what: &str,
         write: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let Fortune { there, back, fault } = self.fortune(true);
+        let fortune = self.fortune(true);
+        let _disturbance = self.disturbs(address, &fortune);
+        let Fortune { there, back, fault } = fortune;
         if let Some(fault) = fault {
             self.world.count(fault.name());
             self.world
@@ -159,6 +191,13 @@ impl Way {
         written
     }
 
+    /// For how long the gateway stands still, for longer than a lease or not, once its claim has come to the store, if it does.
+    fn nap(&self) -> Option<Duration> {
+        let mut random = self.random.lock();
+        let naps = !self.world.is_calm() && random.chance(self.world.temper.naps);
+        naps.then(|| Duration::from_millis(3_000 + random.next() % 6_500))
+    }
+
     /// A message goes out, or comes in.
     async fn goes(&self, span: Duration) {
         self.gate.pass().await;
@@ -167,6 +206,19 @@ impl Way {
             self.gate.pass().await;
         }
     }
+}
+
+/// The process `from` stands still for so long.
+fn sleeps(world: Arc<World>, from: Arc<str>, gate: Arc<Gate>, span: Duration) {
+    world.note(|| format!("{from} stands still for {span:?}"));
+    world.count("gateways: stood still with a claim");
+    world.stands_still(&from);
+    gate.hold();
+    tokio::spawn(async move {
+        sleep(span).await;
+        world.goes_on(&from);
+        gate.release();
+    });
 }
 
 fn unavailable() -> StoreError {
@@ -188,7 +240,7 @@ impl Store for Way {
     }
 
     async fn load(&self, address: Address) -> Result<Option<Stored>, StoreError> {
-        self.ask(self.inner().load(address)).await
+        self.ask_of(address, self.inner().load(address)).await
     }
 
     fn claim_first(&self, _: Address) -> bool {
@@ -206,7 +258,10 @@ impl Store for Way {
         write: Write,
     ) -> Result<Swap, StoreError> {
         let (world, from) = (Arc::clone(&self.world), Arc::clone(&self.from));
-        self.write("a record", async move {
+        let call = world.asks(&from, expected, &write);
+        let nap = call.and_then(|_| self.nap());
+        let gate = Arc::clone(&self.gate);
+        let writing = self.write(address, "a record", async move {
             let record = write.record.clone();
             let before = world.store.load(address).await?;
             let swap = world
@@ -214,9 +269,16 @@ impl Store for Way {
                 .compare_and_set(address, expected, write)
                 .await?;
             world.written(&from, before.map(|stored| stored.record), &record, swap);
+            if let (Some(span), Swap::Done { .. }) = (nap, swap) {
+                sleeps(world, from, gate, span);
+            }
             Ok(swap)
-        })
-        .await
+        });
+        let answer = writing.await;
+        if let Some(call) = call {
+            self.world.claim_is_answered(call, &answer);
+        }
+        answer
     }
 
     async fn append(
@@ -227,7 +289,7 @@ impl Store for Way {
         bytes: Bytes,
     ) -> Result<(), StoreError> {
         let store = Arc::clone(self.inner());
-        self.write("a chunk", async move {
+        self.write(address, "a chunk", async move {
             store.append(address, recording, chunk, bytes).await
         })
         .await
@@ -239,7 +301,8 @@ impl Store for Way {
         recording: RecordingId,
         chunk: u32,
     ) -> Result<Bytes, StoreError> {
-        self.ask(self.inner().read(address, recording, chunk)).await
+        self.ask_of(address, self.inner().read(address, recording, chunk))
+            .await
     }
 
     async fn note_attempt(
@@ -248,7 +311,11 @@ impl Store for Way {
         id: OperationId,
         note: AttemptNote,
     ) -> Result<u32, StoreError> {
-        self.ask(self.inner().note_attempt(address, id, note)).await
+        if note.got == Got::Joined {
+            self.world.joins(&note.peer);
+        }
+        self.ask_of(address, self.inner().note_attempt(address, id, note))
+            .await
     }
 
     async fn attempts(
@@ -268,7 +335,15 @@ impl Store for Way {
     }
 
     async fn remove(&self, address: Address, fence: Fence) -> Result<bool, StoreError> {
-        self.ask(self.inner().remove(address, fence)).await
+        let world = Arc::clone(&self.world);
+        let removing = async move {
+            let removed = world.store.remove(address, fence).await?;
+            if removed {
+                world.removed(address);
+            }
+            Ok(removed)
+        };
+        self.ask_of(address, removing).await
     }
 
     async fn sweep(&self) -> Result<Swept, StoreError> {
@@ -293,7 +368,7 @@ impl Store for Way {
         let following = self
             .inner()
             .follow(address, recording, owner, seen, at_most);
-        self.ask(following).await
+        self.ask_of(address, following).await
     }
 
     async fn followed(&self, owner: OwnerId) -> Result<Vec<Address>, StoreError> {

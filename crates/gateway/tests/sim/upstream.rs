@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::pipe::{self, End};
 use crate::random::Random;
-use crate::wire::Wire;
+use crate::wire::{Fields, Wire};
 use crate::world::{Shown, World};
 
 /// For how long a connection stays open on which nothing more comes.
@@ -61,6 +61,7 @@ pub enum Kind {
 /// One exchange, as the upstream saw it.
 #[derive(Debug)]
 pub struct Exchange {
+    pub connection: usize,
     /// Bytes of the request that came.
     pub seen: usize,
     /// Of which request they were, once that is known.
@@ -73,12 +74,17 @@ pub struct Exchange {
     /// The whole answer, whether or not it was given.
     pub status: u16,
     pub body: Vec<u8>,
+    pub fields: Fields,
+    pub trailers: Fields,
     /// When the head of the answer was written whole.
     pub answered: Option<Instant>,
     /// Whether all of it was, and can be known to be.
     pub whole: bool,
     /// How many windows of its key had ended before.
     pub window: usize,
+    /// Its gateway stood still between its last look at the lease and the first byte, and the lease passed
+    /// meanwhile: what nobody can prevent.
+    pub is_stray: bool,
 }
 
 /// What a request said of itself.
@@ -95,13 +101,14 @@ pub struct Request {
 /// What a gateway finds where the upstream is.
 pub enum Reach {
     Refused,
-    There(End),
+    /// One end of the connection of this number.
+    There(End, usize),
 }
 
 /// The upstream's listener.
-pub async fn reach(world: &Arc<World>) -> Reach {
-    let number = world.next_connection();
-    let mut random = world.random(100_000 + number * 100);
+pub async fn reach(world: &Arc<World>, from: &Arc<str>) -> Reach {
+    let number = world.next_connection(from);
+    let mut random = world.random(100_000 + number as u64 * 100);
     let temper = &world.temper;
     let (mut room, mut takes) = (64 << 10, usize::MAX);
     if let Some(fixed) = &world.fixed {
@@ -125,13 +132,13 @@ pub async fn reach(world: &Arc<World>) -> Reach {
     }
     let (near, far) = pipe::pair(room, takes);
     tokio::spawn(serve(Arc::clone(world), number, Wire::new(far)));
-    Reach::There(near)
+    Reach::There(near, number)
 }
 
-async fn serve(world: Arc<World>, connection: u64, mut wire: Wire) {
+async fn serve(world: Arc<World>, connection: usize, mut wire: Wire) {
     for turn in 0.. {
-        let plan = world.plan(connection * 100 + turn);
-        match exchange(&world, &mut wire, &plan).await {
+        let plan = world.plan(connection as u64 * 100 + turn);
+        match exchange(&world, connection, &mut wire, &plan).await {
             Ok(true) => {}
             Ok(false) | Err(_) => return,
         }
@@ -139,7 +146,12 @@ async fn serve(world: Arc<World>, connection: u64, mut wire: Wire) {
 }
 
 /// Whether the connection can carry another one.
-async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Result<bool> {
+async fn exchange(
+    world: &Arc<World>,
+    connection: usize,
+    wire: &mut Wire,
+    plan: &Plan,
+) -> io::Result<bool> {
     let start = wire.read;
     if let Some((at, _)) = plan.request_ends {
         wire.reads_at_most = start + at;
@@ -157,7 +169,7 @@ async fn exchange(world: &Arc<World>, wire: &mut Wire, plan: &Plan) -> io::Resul
         end(world, wire, plan.request_ends).await;
         return Ok(false);
     }
-    let number = world.exchange_begins(plan);
+    let number = world.exchange_begins(connection, plan);
     let told = request(world, wire, number, plan.early).await;
     world.exchange(number, |one| one.seen = wire.read - start);
     if told.is_err() {
@@ -236,7 +248,7 @@ async fn answer(
 ) -> io::Result<bool> {
     let (head, body) = world.exchange(number, |one| {
         let head = head(plan.answer, number, one.status);
-        (head, framed(plan.answer, &one.body))
+        (head, framed(plan.answer, number, &one.body))
     });
     let head_len = head.len();
     if plan.hints {
@@ -279,23 +291,91 @@ fn head(kind: Kind, number: usize, status: u16) -> Vec<u8> {
     let framing = match kind {
         Kind::Noise => return b"SSH-2.0-OpenSSH_9.6\r\n\r\n".to_vec(),
         Kind::Counted { len, .. } => {
-            format!("Content-Type: text/plain\r\nContent-Length: {len}\r\n")
+            format!("Content-Length: {len}\r\n")
         }
-        Kind::UntilClosed { .. } => "Content-Type: text/plain\r\n".to_owned(),
-        Kind::Events { .. } => {
-            "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n".to_owned()
-        }
+        Kind::UntilClosed { .. } => String::new(),
+        Kind::Events { .. } => "Transfer-Encoding: chunked\r\n".to_owned(),
     };
-    format!(
-        "HTTP/1.1 {status} OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nX-Exchange: {number}\r\n\
-         X-Twice: a\r\nX-Twice: b\r\n{framing}\r\n"
-    )
-    .into_bytes()
+    let mut head = format!("HTTP/1.1 {status} OK\r\n{framing}");
+    let own = match number % VARIETIES {
+        1 => OF_THE_CONNECTION,
+        _ => &[],
+    };
+    let own = own.iter().map(|(name, value)| (*name, *value));
+    for (name, value) in own.chain(pairs(&fields(kind, number))) {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    head.into_bytes()
+}
+
+/// How many kinds of heads there are.
+const VARIETIES: usize = 3;
+
+/// What an answer may say of its connection, and of us: none of it passes.
+const OF_THE_CONNECTION: &[(&str, &str)] = &[
+    ("Connection", "keep-alive, X-Hop"),
+    ("Keep-Alive", "timeout=5"),
+    ("X-Hop", "1"),
+    ("Onlyonce-Status", "forged"),
+    ("Idempotent-Replayed", "forged"),
+];
+
+/// The headers of an answer that all who get it must have, in their order; of a cookie, only the first caller.
+pub fn fields(kind: Kind, number: usize) -> Fields {
+    let exchange = number.to_string();
+    let mut fields = vec![
+        ("date", "Thu, 01 Jan 2026 00:00:00 GMT"),
+        ("x-exchange", &exchange),
+        ("content-type", kind.content_type()),
+        ("x-twice", "a"),
+    ];
+    match number % VARIETIES {
+        1 => fields.extend([
+            ("set-cookie", "a=1"),
+            ("etag", "\"e\""),
+            ("set-cookie", "b=2"),
+            ("x-should-retry", "perhaps"),
+        ]),
+        2 => fields.extend([
+            ("link", "<b>"),
+            ("x-twice", "a"),
+            ("x-empty", ""),
+            ("link", "<a>"),
+            ("vary", "accept, origin"),
+        ]),
+        _ => {}
+    }
+    fields.push(("x-twice", "b"));
+    if let Kind::Events { trailers: true, .. } = kind {
+        fields.push(("trailer", "x-sum, x-end"));
+    }
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    fields.into_iter().map(owned).collect()
+}
+
+/// The trailers of an answer that pass.
+pub fn trailers(kind: Kind, number: usize) -> Fields {
+    let Kind::Events { trailers: true, .. } = kind else {
+        return Vec::new();
+    };
+    let field = |name: &str, value: String| (name.to_owned(), value);
+    vec![
+        field("x-sum", number.to_string()),
+        field("x-end", "b".to_owned()),
+        field("x-end", "a".to_owned()),
+    ]
+}
+
+fn pairs(fields: &Fields) -> impl Iterator<Item = (&str, &str)> {
+    fields
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
 }
 
 /// The bytes of the first exchange's answer.
 pub fn answer_len(kind: Kind) -> usize {
-    head(kind, 0, 200).len() + framed(kind, &body(kind, 0)).len()
+    head(kind, 0, 200).len() + framed(kind, 0, &body(kind, 0)).len()
 }
 
 /// The body of an answer: no two exchanges have the same.
@@ -315,8 +395,8 @@ pub fn body(kind: Kind, number: usize) -> Vec<u8> {
 }
 
 /// The body as it goes over the line.
-fn framed(kind: Kind, body: &[u8]) -> Vec<u8> {
-    let Kind::Events { trailers, .. } = kind else {
+fn framed(kind: Kind, number: usize, body: &[u8]) -> Vec<u8> {
+    let Kind::Events { .. } = kind else {
         return body.to_vec();
     };
     let mut framed = Vec::new();
@@ -331,14 +411,25 @@ fn framed(kind: Kind, body: &[u8]) -> Vec<u8> {
         framed.extend_from_slice(b"\r\n");
     }
     framed.extend_from_slice(b"0\r\n");
-    if trailers {
-        framed.extend_from_slice(b"x-sum: 1\r\n");
+    let trailers = trailers(kind, number);
+    // What says something of a cookie, or is ours, is no trailer.
+    let none = [("set-cookie", "c=3"), ("onlyonce-status", "forged")];
+    let none = none.into_iter().filter(|_| !trailers.is_empty());
+    for (name, value) in pairs(&trailers).chain(none) {
+        framed.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
     framed.extend_from_slice(b"\r\n");
     framed
 }
 
 impl Kind {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Events { .. } => "text/event-stream",
+            Self::Counted { .. } | Self::UntilClosed { .. } | Self::Noise => "text/plain",
+        }
+    }
+
     fn keeps_the_connection(self) -> bool {
         !matches!(self, Self::Noise | Self::UntilClosed { .. })
     }

@@ -19,10 +19,15 @@ pub struct Wire {
     pub reads_at_most: usize,
 }
 
+/// Headers or trailers, in their order.
+pub type Fields = Vec<(String, String)>;
+
 /// A body, and whether it came to its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
     pub bytes: Vec<u8>,
+    /// Of a body in chunks, with names in lower case.
+    pub trailers: Fields,
     pub whole: bool,
 }
 
@@ -93,7 +98,7 @@ impl Wire {
     pub async fn body(&mut self, head: &Head) -> Body {
         let mut body = Body::default();
         body.whole = if head.chunked() {
-            self.chunks(&mut body.bytes).await.is_ok()
+            self.chunks(&mut body).await.is_ok()
         } else {
             let len = head.content_length().unwrap_or(0);
             self.counted(len, &mut body.bytes).await.is_ok()
@@ -113,22 +118,32 @@ impl Wire {
         }
     }
 
-    async fn chunks(&mut self, into: &mut Vec<u8>) -> io::Result<()> {
+    async fn chunks(&mut self, body: &mut Body) -> io::Result<()> {
         loop {
-            let end = self.line_end(b"\r\n").await?;
-            let line = String::from_utf8_lossy(&self.buffer[..end - 2]).into_owned();
-            self.buffer.drain(..end);
+            let line = self.line().await?;
             let len = usize::from_str_radix(&line, 16).map_err(|_| ErrorKind::InvalidData)?;
             if len == 0 {
-                while self.line_end(b"\r\n").await? != 2 {
-                    let end = self.line_end(b"\r\n").await?;
-                    self.buffer.drain(..end);
-                }
-                self.buffer.drain(..2);
-                return Ok(());
+                break;
             }
-            self.counted(len, into).await?;
+            self.counted(len, &mut body.bytes).await?;
             self.counted(2, &mut Vec::new()).await?;
         }
+        loop {
+            let line = self.line().await?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            let (name, value) = line.split_once(':').ok_or(ErrorKind::InvalidData)?;
+            let field = (name.to_ascii_lowercase(), value.trim().to_owned());
+            body.trailers.push(field);
+        }
+    }
+
+    /// The next line, without its end.
+    async fn line(&mut self) -> io::Result<String> {
+        let end = self.line_end(b"\r\n").await?;
+        let line = String::from_utf8_lossy(&self.buffer[..end - 2]).into_owned();
+        self.buffer.drain(..end);
+        Ok(line)
     }
 }

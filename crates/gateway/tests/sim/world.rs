@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use onlyonce_core::{Key, Record, Scope, StateName, Timestamp};
+use onlyonce_core::{Address, Key, Record, Scope, Timestamp};
 use onlyonce_store::clock::Clock;
 use onlyonce_store::{MemoryStore, Store as _, address};
 use parking_lot::Mutex;
@@ -14,9 +13,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::client::Action;
+use crate::noted::{Name, Noted};
 use crate::random::Random;
 use crate::store::SECRET;
 use crate::upstream::{self, Exchange, Plan, Request};
+use crate::wire::Fields;
 
 /// How rough a seed is: chances in a hundred.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,10 @@ pub struct Temper {
     pub leaves: usize,
     /// Gateways die, stand still and end.
     pub troubles: usize,
+    /// A gateway stands still when its claim has come to the store, for longer than a lease or not.
+    pub naps: usize,
+    /// Somebody settles what is unknown.
+    pub operator: bool,
     /// By how much gateways may be wrong about the store's clock, either way.
     pub skew: Duration,
 }
@@ -48,8 +53,12 @@ pub struct Temper {
 /// The windows of one key.
 #[derive(Default)]
 struct Window {
-    /// How many have ended before a claim of the key.
+    /// How many have ended before a claim of the key, or by an operator's word: what ran before that may run again.
     ended: usize,
+    /// Writes that have landed.
+    changes: usize,
+    /// When an operator removed it last.
+    purged_at: Option<Instant>,
     /// When the one that was opened last ends.
     until: Option<Timestamp>,
 }
@@ -63,7 +72,21 @@ pub struct Fixed {
 }
 
 /// A key, and what the store held of it.
-pub type Shown = (usize, String, Option<StateName>);
+#[derive(Debug)]
+pub struct Shown {
+    pub name: Name,
+    pub record: Option<Arc<Record>>,
+    /// How many of its windows had ended.
+    pub window: usize,
+}
+
+/// Who has made an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Exchange(usize),
+    /// An operator, by this ruling.
+    Ruling(usize),
+}
 
 /// How often what happened.
 pub type Counts = BTreeMap<&'static str, u64>;
@@ -79,14 +102,17 @@ pub struct World {
     pub actions: Vec<Action>,
     /// Told where a gateway is to die at a byte of an exchange.
     pub gateway_dies: Notify,
+    pub noted: Mutex<Noted>,
     began: Instant,
-    connections: AtomicU64,
+    connections: Mutex<Vec<Connection>>,
     /// `None` where nobody wants to read it.
     log: Option<Mutex<Vec<String>>>,
     counts: Mutex<Counts>,
     wrong: Mutex<Vec<String>>,
-    ledger: Mutex<Vec<Exchange>>,
-    attempts: Mutex<Vec<Attempt>>,
+    pub ledger: Mutex<Vec<Exchange>>,
+    pub attempts: Mutex<Vec<Attempt>>,
+    /// Whose answer each window of each key has, once it was heard, and with which headers.
+    pub answers: Mutex<HashMap<(usize, String, usize), (Source, Fields)>>,
     windows: Mutex<HashMap<(usize, String), Window>>,
     /// Who wrote a key's record last: a gateway, and in which of its lives.
     writers: Mutex<HashMap<(usize, String), Arc<str>>>,
@@ -103,8 +129,19 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Attempt {
     pub action: Action,
+    pub began: Instant,
     /// When its last byte was sent.
     pub sent: Option<Instant>,
+    /// The gateway that it came to, and in which of its lives.
+    pub at: Option<Arc<str>>,
+}
+
+/// A connection to the upstream.
+pub struct Connection {
+    /// Whose it is: a gateway, and in which of its lives.
+    pub from: Arc<str>,
+    /// Since when that one may use it.
+    pub open: Option<Instant>,
 }
 
 /// The time of the simulation, from the start of the year 2026.
@@ -133,13 +170,15 @@ impl World {
             fixed,
             actions,
             gateway_dies: Notify::new(),
+            noted: Mutex::default(),
             began,
-            connections: AtomicU64::new(0),
+            connections: Mutex::default(),
             log: logged.then(Mutex::default),
             counts: Mutex::default(),
             wrong: Mutex::default(),
             ledger: Mutex::default(),
             attempts: Mutex::default(),
+            answers: Mutex::default(),
             windows: Mutex::default(),
             writers: Mutex::default(),
         })
@@ -192,12 +231,7 @@ impl World {
 
     /// What the store holds of a key, if that counts.
     pub fn record(&self, tenant: usize, key: &str) -> Option<Arc<Record>> {
-        let scope = Scope {
-            tenant: format!("t{tenant}").into(),
-            namespace: "up".into(),
-        };
-        let at = address(&SECRET, &scope, &Key::new(key).expect("a key"));
-        let loaded = self.store.load(at).now_or_never();
+        let loaded = self.store.load(address_of(tenant, key)).now_or_never();
         let stored = loaded
             .expect("the store itself is there")
             .expect("and whole");
@@ -209,20 +243,23 @@ impl World {
 
     /// What the store holds of each key.
     fn all_held(&self) -> Vec<Shown> {
-        let held = self.actions.iter().map(|action| {
-            let record = self.record(action.tenant, &action.key);
-            let state = record.map(|record| record.state.name());
-            (action.tenant, action.key.clone(), state)
+        let held = self.actions.iter().map(|action| Shown {
+            name: (action.tenant, action.key.clone()),
+            record: self.record(action.tenant, &action.key),
+            window: self.window(action.tenant, &action.key),
         });
         held.collect()
     }
 
     /// How many windows of a key have ended before its latest claim.
     pub fn window(&self, tenant: usize, key: &str) -> usize {
+        self.window_of(&(tenant, key.to_owned()))
+    }
+
+    /// As [`World::window`].
+    pub fn window_of(&self, name: &Name) -> usize {
         let windows = self.windows.lock();
-        windows
-            .get(&(tenant, key.to_owned()))
-            .map_or(0, |window| window.ended)
+        windows.get(name).map_or(0, |window| window.ended)
     }
 
     /// Whether a key was completed, in whichever window.
@@ -249,14 +286,67 @@ impl World {
         window.until = Some(until);
     }
 
+    /// An operator lets what ran under a key run again.
+    pub fn may_run_again(&self, tenant: usize, key: &str) {
+        let mut windows = self.windows.lock();
+        let window = windows.entry((tenant, key.to_owned())).or_default();
+        window.ended += 1;
+        window.until = None;
+    }
+
+    /// An operator has removed what stood at `address`.
+    pub fn removed(&self, address: Address) {
+        let mut actions = self.actions.iter();
+        let action = actions.find(|action| address_of(action.tenant, &action.key) == address);
+        let Some(Action { tenant, key, .. }) = action else {
+            return;
+        };
+        self.note(|| format!("t{tenant}/{key} is removed"));
+        self.may_run_again(*tenant, key);
+        let mut windows = self.windows.lock();
+        let window = windows.entry((*tenant, key.clone())).or_default();
+        window.changes += 1;
+        window.purged_at = Some(Instant::now());
+    }
+
+    /// How often what stands under a key has changed.
+    pub fn changes(&self, name: &Name) -> usize {
+        let windows = self.windows.lock();
+        windows.get(name).map_or(0, |window| window.changes)
+    }
+
+    /// Whether an operator has removed a key's record since then.
+    pub fn was_purged_since(&self, tenant: usize, key: &str, since: Instant) -> bool {
+        let windows = self.windows.lock();
+        let window = windows.get(&(tenant, key.to_owned()));
+        window.is_some_and(|window| window.purged_at.is_some_and(|at| at >= since))
+    }
+
     /// A key's record is written by `from`: who wrote it before.
     pub fn wrote(&self, tenant: usize, key: &str, from: &Arc<str>) -> Option<Arc<str>> {
+        let mut windows = self.windows.lock();
+        windows.entry((tenant, key.to_owned())).or_default().changes += 1;
         let mut writers = self.writers.lock();
         writers.insert((tenant, key.to_owned()), Arc::clone(from))
     }
 
-    pub fn next_connection(&self) -> u64 {
-        self.connections.fetch_add(1, Relaxed)
+    /// A connection to the upstream is asked for by `from`.
+    pub fn next_connection(&self, from: &Arc<str>) -> usize {
+        let mut connections = self.connections.lock();
+        connections.push(Connection {
+            from: Arc::clone(from),
+            open: None,
+        });
+        connections.len() - 1
+    }
+
+    pub fn connection_is_open(&self, number: usize) {
+        self.connections.lock()[number].open = Some(Instant::now());
+    }
+
+    /// A look at connection `number`.
+    pub fn connection<T>(&self, number: usize, look: impl FnOnce(&Connection) -> T) -> T {
+        look(&self.connections.lock()[number])
     }
 
     /// What exchange number `turn` is to be.
@@ -269,11 +359,12 @@ impl World {
     }
 
     /// A first byte of a request has come to the upstream.
-    pub fn exchange_begins(&self, plan: &Plan) -> usize {
+    pub fn exchange_begins(&self, connection: usize, plan: &Plan) -> usize {
         let held = self.all_held();
         let mut ledger = self.ledger.lock();
         let number = ledger.len();
         ledger.push(Exchange {
+            connection,
             seen: 0,
             request: None,
             held,
@@ -281,9 +372,12 @@ impl World {
             over: None,
             status: plan.status(),
             body: upstream::body(plan.answer, number),
+            fields: upstream::fields(plan.answer, number),
+            trailers: upstream::trailers(plan.answer, number),
             answered: None,
             whole: false,
             window: 0,
+            is_stray: false,
         });
         number
     }
@@ -317,11 +411,16 @@ impl World {
             let (tenant, key, attempt) = (request.tenant, &request.key, request.attempt);
             format!("exchange {number}: t{tenant}/{key}, attempt {attempt}")
         });
-        self.judge_request(number, &request);
-        let window = self.window(request.tenant, &request.key);
+        // By the first byte: much may have happened since.
+        let window = self.exchange(number, |one| {
+            let shown = one.shown(request.tenant, &request.key);
+            one.window = shown.map_or(0, |shown| shown.window);
+            one.window
+        });
+        let is_stray = self.judge_request(number, &request, window);
         self.exchange(number, |one| {
             one.request = Some(request);
-            one.window = window;
+            one.is_stray = is_stray;
         });
     }
 
@@ -340,7 +439,9 @@ impl World {
         let number = attempts.len();
         attempts.push(Attempt {
             action: action.clone(),
+            began: Instant::now(),
             sent: None,
+            at: None,
         });
         drop(attempts);
         self.note(|| {
@@ -350,9 +451,22 @@ impl World {
         number
     }
 
+    pub fn attempt_comes_to(&self, number: usize, from: Arc<str>) {
+        self.attempts.lock()[number].at = Some(from);
+    }
+
     pub fn attempt_sent(&self, number: usize) {
         self.attempts.lock()[number].sent = Some(Instant::now());
     }
+}
+
+/// Where the store has a key.
+pub fn address_of(tenant: usize, key: &str) -> Address {
+    let scope = Scope {
+        tenant: format!("t{tenant}").into(),
+        namespace: "up".into(),
+    };
+    address(&SECRET, &scope, &Key::new(key).expect("a key"))
 }
 
 /// A generator of its own for part `part` of a seed.

@@ -110,27 +110,40 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
             engine("claims::i02_nobody_may_execute_before_the_claim_is_durable"),
             hostile("guarantees::i02_the_claim_is_durable_before_the_first_byte_goes_upstream"),
         ],
-        Bug::LostAckClaimedAgain => vec![engine(
-            "claims::i14_a_claim_whose_acknowledgement_is_lost_is_read_back_and_executes",
-        )],
+        Bug::LostAckClaimedAgain => vec![
+            GATEWAY_SEEDS,
+            engine("claims::i14_a_claim_whose_acknowledgement_is_lost_is_read_back_and_executes"),
+        ],
         Bug::CompletionUnfenced => vec![
             GATEWAY_SEEDS,
             engine(
                 "over_memory::two_gateways::hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing",
             ),
         ],
-        Bug::ReleaseUnfenced => vec![engine(
-            "over_memory::two_gateways::i01_an_owner_that_was_overtaken_before_it_sent_may_not_send",
-        )],
-        Bug::LateAnswerUnfenced => vec![engine(
-            "over_memory::late::i09_a_late_answer_loses_to_a_resend_and_writes_nothing_into_its_recording",
-        )],
-        Bug::SendAfterLease => vec![engine(
-            "over_memory::two_gateways::i09_an_owner_whose_lease_has_lapsed_may_not_send_and_frees_the_key",
-        )],
-        Bug::JoinersReExecute => vec![engine(
-            "join_faults::i18_who_waited_for_a_claim_shares_its_fate_even_if_that_is_sealed_at_once",
-        )],
+        Bug::ReleaseUnfenced => vec![
+            GATEWAY_SEEDS,
+            engine(
+                "over_memory::two_gateways::i01_an_owner_that_was_overtaken_before_it_sent_may_not_send",
+            ),
+        ],
+        Bug::LateAnswerUnfenced => vec![
+            GATEWAY_SEEDS,
+            engine(
+                "over_memory::late::i09_a_late_answer_loses_to_a_resend_and_writes_nothing_into_its_recording",
+            ),
+        ],
+        Bug::SendAfterLease => vec![
+            GATEWAY_SEEDS,
+            engine(
+                "over_memory::two_gateways::i09_an_owner_whose_lease_has_lapsed_may_not_send_and_frees_the_key",
+            ),
+        ],
+        Bug::JoinersReExecute => vec![
+            GATEWAY_SEEDS,
+            engine(
+                "join_faults::i18_who_waited_for_a_claim_shares_its_fate_even_if_that_is_sealed_at_once",
+            ),
+        ],
         Bug::DroppedWriterCleanEnd => vec![
             GATEWAY_SEEDS,
             engine(

@@ -1,14 +1,14 @@
 //! What happens apart from any request: renewals, sweepers, operators, deaths, time.
 
+use std::time::Duration;
+
 use onlyonce_core::{
     Held, NotLawful, Record, Resolution, State, StateName, UnknownReason, transition, view,
 };
 
-use super::{Attempt, Chore, Gateways, Stage, What, response};
+use super::{Chore, Gateways, Stage, What, response};
 use crate::{
-    KEYS, LEASE, OWNERS, RETENTION, WINDOW, number_of,
-    reference::By,
-    world::{Ack, Write},
+    KEYS, LEASE, MARGIN, OWNERS, PAUSE, RETENTION, WINDOW, number_of, reference::By, world::Write,
 };
 
 impl Gateways {
@@ -23,44 +23,7 @@ impl Gateways {
             return;
         }
         let index = owners[self.world.random.below(owners.len())];
-        let Attempt {
-            gateway,
-            key,
-            ref stage,
-            ..
-        } = self.attempts[index];
-        let (Stage::Ready(own) | Stage::Sent(own, _)) = stage else {
-            return;
-        };
-        let own = own.clone();
-        let (fence, now) = (own.record.fence(), self.world.clock(gateway));
-        let raise = self.world.raise();
-        let next = transition::renew(Some(&own.record), fence, now, LEASE, raise).expect("it runs");
-        let ack = self.world.write(Write {
-            gateway,
-            key,
-            base: Some(&own.record),
-            record: &next,
-            by: By::Renewal(own.token),
-            read_at: now,
-            waits: false,
-        });
-        let written = match ack {
-            Ack::Done => true,
-            Ack::InDoubt => {
-                let loaded = self.world.load(gateway, key);
-                loaded.is_some_and(|loaded| loaded.record.as_ref() == Some(&next))
-            }
-            Ack::Lost | Ack::Unavailable | Ack::OnItsWay(_) => false,
-        };
-        self.world.coverage.count("a lease is renewed");
-        match &mut self.attempts[index].stage {
-            Stage::Ready(_) if ack == Ack::Lost => {
-                self.attempts[index].stage = self.tell(index, "told unavailable: claim taken away");
-            }
-            Stage::Ready(own) | Stage::Sent(own, _) if written => own.record = next,
-            _ => {}
-        }
+        self.renews(index);
     }
 
     pub(super) fn time_passes(&mut self) {
@@ -70,18 +33,25 @@ impl Gateways {
             _ => record.expires_at(),
         });
         let now = self.world.now;
+        let pauses = self.attempts.iter().any(|one| one.stands_still());
         let span = match self.world.random.below(10) {
+            0..3 if pauses => match self.world.random.chance(50) {
+                true => PAUSE,
+                false => PAUSE / 2,
+            },
             0..3 => LEASE / 10,
             3..5 => LEASE / 2,
             5 => LEASE,
             6 => RETENTION,
             7 => WINDOW,
-            // To the very edge of something, or one millisecond before it.
+            // To the very edge of something, or one millisecond before it; or before its owner may not send any more.
             _ => {
                 let span = edge.unwrap_or(now).since(now);
-                match self.world.random.chance(50) {
-                    true => span,
-                    false => span.saturating_sub(std::time::Duration::from_millis(1)),
+                let before = Duration::from_millis(1);
+                match self.world.random.below(4) {
+                    0 => span.saturating_sub(MARGIN + before),
+                    1 | 2 => span,
+                    _ => span.saturating_sub(before),
                 }
             }
         };

@@ -78,7 +78,7 @@ impl Gateways {
         self.attempts[index].tries += 1;
         match self.attempts[index].tries {
             // Hostile 84: the end is withheld, and the client told that nobody can say.
-            4.. => self.tell(index, "told unknown: the store does not take the outcome"),
+            3.. => self.tell(index, "told unknown: the store does not take the outcome"),
             _ => Stage::Settling(own, settlement),
         }
     }

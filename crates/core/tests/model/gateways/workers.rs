@@ -14,9 +14,14 @@ impl Attempt {
     pub(super) fn is_a_workers(&self) -> bool {
         let holds = matches!(
             self.stage,
-            Stage::Ready(_) | Stage::Sent(..) | Stage::Reporting(..)
+            Stage::Ready(_) | Stage::Sending(..) | Stage::Sent(..) | Stage::Reporting(..)
         );
         self.worker.is_some() && holds
+    }
+
+    /// Whether it has looked at its lease, and sends in a moment.
+    pub(super) fn stands_still(&self) -> bool {
+        matches!(self.stage, Stage::Sending(..))
     }
 }
 

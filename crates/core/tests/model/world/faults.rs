@@ -1,5 +1,7 @@
 //! What happens to the servers and the lines: cuts, restarts, promotions.
 
+use std::time::Duration;
+
 use super::{By, Timestamp, World, skews};
 use crate::{KEYS, OWNERS, models::Forgets};
 
@@ -182,7 +184,8 @@ impl World {
         let seconds = self.random.below(2 * CLOCK_MOVES + 1) as i64 - CLOCK_MOVES as i64;
         let millis = self.now.as_millis().saturating_add_signed(1_000 * seconds);
         self.now = Timestamp::from_millis(millis);
-        self.reference.clock_is_set(self.now);
+        let span = Duration::from_secs(seconds.unsigned_abs());
+        self.reference.clock_is_moved(span, self.now);
         self.note(|| format!("the clock was moved by {seconds} s"));
     }
 
