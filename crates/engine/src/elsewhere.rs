@@ -350,8 +350,13 @@ impl<S: Store> Mirror<S> {
     }
 
     async fn released(&mut self, reason: ReleaseReason) -> End {
-        let is_shown = self.live.state.lock().recording.head.is_some();
-        if !is_shown && reason == ReleaseReason::DidNotRun {
+        let kind = self.live.state.lock().recording.kind();
+        if kind == Some(Kind::Executed) {
+            // It ran, and broke off. An operator ruled since; who joined the execution has its fate (I18), and nobody
+            // is shown what there is of an answer that never came whole (I3).
+            return End::Unknown(UnknownReason::Truncated);
+        }
+        if kind.is_none() && reason == ReleaseReason::DidNotRun {
             // Whether or not it comes, the release stands.
             if let Ok(Some(shown)) = self.next_shown(self.shared.owner, LAST_WORDS).await {
                 let _ = self.take(shown).await;

@@ -296,6 +296,25 @@ async fn i14_a_claim_in_doubt_that_was_not_written_sends_nothing() {
     drop(world.execute("k").await);
 }
 
+/// It was made again at once, while the one in doubt could still arrive (seed 720 of the simulated gateway).
+#[tokio::test]
+async fn i14_a_claim_in_doubt_over_a_record_whose_time_is_over_is_not_made_again() {
+    let world = World::new();
+    world.completed("k", "first").await;
+    world.clock.advance(WINDOW);
+    let writes = world.store.status().commits;
+    world
+        .store
+        .faults()
+        .fail(CLAIM, Fault::InDoubtNotWritten, 1);
+    assert!(matches!(
+        world.trouble(request("k")).await,
+        Trouble::InDoubt(_)
+    ));
+    assert_eq!(world.store.status().commits, writes);
+    drop(world.execute("k").await);
+}
+
 #[tokio::test]
 async fn i14_a_claim_in_doubt_that_cannot_be_read_back_is_released_by_the_next_attempt() {
     let world = World::new();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce_core::{OwnerId, ReleaseReason, UnknownReason};
-use onlyonce_engine::{Broken, Execution, Frame, Kind, Reader, Start};
+use onlyonce_engine::{Broken, Execution, Frame, Kind, Reader, Resolution, Start};
 use onlyonce_store::{
     MemoryStore, Seen, Store,
     memory::{Call, Fault},
@@ -213,6 +213,32 @@ async fn i05_a_joiner_elsewhere_of_an_owner_that_dies_gets_a_broken_body() {
     std::mem::forget(execution);
     world.clock.advance(LEASE);
     let broken = Some(Err(Broken(UnknownReason::LeasePassed)));
+    assert_eq!(joiner.next().await, broken);
+}
+
+/// Who held back until the whole is durable saw the head and the half (seed 6,530 of the simulated gateway).
+#[tokio::test]
+async fn i03_a_joiner_elsewhere_sees_nothing_of_what_broke_off_and_was_ruled_not_to_have_run() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let neighbour = world.neighbour(2);
+    let (mut joiner, mut held) = (neighbour.join("k").await, neighbour.join("k").await);
+    held.hold_until_durable();
+    answer(&mut execution).await;
+    execution.push("half".into()).await.expect("pushed");
+    assert_eq!(next_bytes(&mut joiner, 4).await, b"half");
+    let id = execution.id();
+    let lost = execution.lose(UnknownReason::Truncated).await;
+    lost.expect("durable");
+    let ruled = world
+        .engine
+        .resolve(id, Resolution::Released, "ops", "looked it up")
+        .await;
+    ruled.expect("resolved");
+    let unknown = Start::Unknown(UnknownReason::Truncated);
+    assert_eq!(held.start().await, unknown);
+    let broken = Some(Err(Broken(UnknownReason::Truncated)));
     assert_eq!(joiner.next().await, broken);
 }
 

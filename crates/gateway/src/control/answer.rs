@@ -17,8 +17,8 @@ use serde_json::json;
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
-    detail: String,
-    next: String,
+    detail: Box<str>,
+    next: Box<str>,
     /// Its kind, where there is a page about that.
     page: Option<&'static str>,
     title: Option<&'static str>,
@@ -37,8 +37,8 @@ impl Refusal {
     ) -> Self {
         Self {
             status,
-            detail: detail.into(),
-            next: next.into(),
+            detail: detail.into().into_boxed_str(),
+            next: next.into().into_boxed_str(),
             page: None,
             title: None,
             retry_after: None,

@@ -181,6 +181,13 @@ impl World {
         }
     }
 
+    /// Whether no gateway stands still, or has stood still within the last `span`.
+    pub fn all_awake_for(&self, span: Duration) -> bool {
+        let noted = self.noted.lock();
+        let mut stood = noted.stood.iter();
+        stood.all(|one| one.until.is_some_and(|until| until.elapsed() >= span))
+    }
+
     /// `from` asks the store for `write`: the number of the call, if that is a claim (I14).
     pub fn asks(&self, from: &Arc<str>, expected: Option<Fence>, write: &Write) -> Option<usize> {
         let record = &write.record;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{Head, HeaderBlock, Record, StateName};
+use onlyonce_core::{Head, HeaderBlock, Record, State, StateName};
 use onlyonce_engine::{Engine, Purge, Resolution};
-use onlyonce_store::Query;
+use onlyonce_store::{Query, Store as _};
 use tokio::time::{sleep, timeout};
 
 use crate::client::{self, Manner};
@@ -19,6 +19,10 @@ use crate::world::World;
 
 /// How long an operator waits for a gateway that may be dead.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// For how long an operation must have been unknown, and every gateway have been awake, before its operator is
+/// sure: what was on its way is there by then (docs/operating.md).
+const SURE: Duration = Duration::from_secs(3);
 
 /// How long an answer counts that an operator brings.
 const WINDOW: Duration = Duration::from_secs(3_600);
@@ -61,8 +65,13 @@ async fn looks(world: &World, engine: &Engine<Way>, random: &mut Random) -> Opti
     };
     let page = engine.list(query).await.ok()?;
     let records = page.records.iter().map(|stored| &stored.record);
+    let now = world.store.now();
+    let is_old = |record: &Record| match record.state {
+        State::Unknown { since, .. } => since.after(SURE) <= now,
+        _ => false,
+    };
     let unknown: Vec<_> = records
-        .filter(|record| record.state.name() == StateName::Unknown)
+        .filter(|record| is_old(record) && world.all_awake_for(SURE))
         .collect();
     if random.chance(5) {
         purges(world, engine, random).await;

@@ -91,6 +91,9 @@ pub enum Source {
 /// How often what happened.
 pub type Counts = BTreeMap<&'static str, u64>;
 
+/// A tenant, its key, and which window of it.
+pub type Windowed = (usize, String, usize);
+
 /// What everything in a simulation shares.
 pub struct World {
     pub seed: u64,
@@ -112,7 +115,7 @@ pub struct World {
     pub ledger: Mutex<Vec<Exchange>>,
     pub attempts: Mutex<Vec<Attempt>>,
     /// Whose answer each window of each key has, once it was heard, and with which headers.
-    pub answers: Mutex<HashMap<(usize, String, usize), (Source, Fields)>>,
+    pub answers: Mutex<HashMap<Windowed, (Source, Fields)>>,
     windows: Mutex<HashMap<(usize, String), Window>>,
     /// Who wrote a key's record last: a gateway, and in which of its lives.
     writers: Mutex<HashMap<(usize, String), Arc<str>>>,
