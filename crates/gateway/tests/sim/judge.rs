@@ -308,7 +308,13 @@ impl World {
         // Who hears it late may hear it after the window, when the key is new or runs again.
         let over =
             ROUTES[action.route].0 == "brief" && self.was_completed(action.tenant, &action.key);
-        let began = self.attempts(|attempts| attempts[number].began);
+        // Nor is there a record where it was purged since. Who joins late joins what began before.
+        let came = self.attempts(|attempts| attempts[number].began);
+        let began = self.ledger(|ledger| {
+            let mut exchanges = ledger.iter().rev();
+            let last = exchanges.find(|one| one.is_for(action.tenant, &action.key));
+            last.map_or(came, |one| one.began.min(came))
+        });
         let over = over || self.was_purged_since(action.tenant, &action.key, began);
         if state != Some(StateName::Completed) && !over {
             let (tenant, key) = (action.tenant, &action.key);

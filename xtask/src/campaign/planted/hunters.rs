@@ -120,18 +120,12 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
                 "over_memory::two_gateways::hostile_096_an_owner_that_wakes_after_its_lease_changes_nothing",
             ),
         ],
-        Bug::ReleaseUnfenced => vec![
-            GATEWAY_SEEDS,
-            engine(
-                "over_memory::two_gateways::i01_an_owner_that_was_overtaken_before_it_sent_may_not_send",
-            ),
-        ],
-        Bug::LateAnswerUnfenced => vec![
-            GATEWAY_SEEDS,
-            engine(
-                "over_memory::late::i09_a_late_answer_loses_to_a_resend_and_writes_nothing_into_its_recording",
-            ),
-        ],
+        Bug::ReleaseUnfenced => vec![engine(
+            "over_memory::two_gateways::i01_an_owner_that_was_overtaken_before_it_sent_may_not_send",
+        )],
+        Bug::LateAnswerUnfenced => vec![engine(
+            "over_memory::late::i09_a_late_answer_loses_to_a_resend_and_writes_nothing_into_its_recording",
+        )],
         Bug::SendAfterLease => vec![
             GATEWAY_SEEDS,
             engine(
