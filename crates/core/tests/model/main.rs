@@ -328,9 +328,11 @@ fn the_same_seed_gives_the_same_log() {
 ///
 /// - 1,610,420 over Redis: an operator removes a completed record whose completion its owner is in doubt of, and
 ///   the claim of it arrives once more. The owner completes again, with the same answer: nothing ran twice.
+const STORIES: &[(&str, u64)] = &[("redis", 1_610_420)];
+
 #[test]
 fn seeds_with_a_story_hold() {
-    for (store, seed) in [("redis", 1_610_420)] {
+    for &(store, seed) in STORIES {
         let model = MODELS.iter().find(|model| model.name == store);
         run(&mut start(model.expect("a store"), seed, false));
     }
