@@ -164,7 +164,6 @@ pub fn hunters(bug: Bug) -> Vec<Hunter> {
         ],
         Bug::ClaimNotSynced => vec![
             BLOCK_CUTS,
-            crash("i08_a_kill_in_the_middle_of_recovery_is_recovered_from"),
             hostile("guarantees::i02_the_claim_is_durable_before_the_first_byte_goes_upstream"),
         ],
         Bug::PoisonCleared => vec![hostile(
