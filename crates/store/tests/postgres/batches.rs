@@ -99,6 +99,15 @@ async fn what_a_gateway_writes_at_once_shares_a_statement_and_a_commit() {
     let lanes = lock.lanes;
     let keys: Vec<String> = (0..lanes + AT_ONCE).map(|n| format!("k{n}")).collect();
     let gathered = &keys[lanes..];
+    // By the store's own figures too: commits, and what was written in them.
+    let assert_shared = |store: &_, before: (u64, u64)| {
+        let after = committed(store);
+        assert_eq!(after.1 - before.1, keys.len() as u64);
+        assert!(
+            after.0 - before.0 <= 2 * lanes as u64,
+            "{before:?} {after:?}"
+        );
+    };
 
     let before = committed(&store);
     let claims = keys.iter().cloned().map(|key| {
@@ -109,14 +118,9 @@ async fn what_a_gateway_writes_at_once_shares_a_statement_and_a_commit() {
     let transactions = lock.transactions(&store, gathered).await;
     println!("{AT_ONCE} claims at once in {transactions} transactions");
     assert!(transactions <= lanes, "{transactions}");
-    let after = committed(&store);
-    assert_eq!(after.1 - before.1, keys.len() as u64);
-    assert!(
-        after.0 - before.0 <= 2 * lanes as u64,
-        "{before:?} {after:?}"
-    );
+    assert_shared(&store, before);
 
-    let before = after;
+    let before = committed(&store);
     let body = Bytes::from_static(b"hello");
     let completions = keys.iter().cloned().zip(claimed).map(|(key, record)| {
         let (store, body) = (store.clone(), body.clone());
@@ -126,10 +130,5 @@ async fn what_a_gateway_writes_at_once_shares_a_statement_and_a_commit() {
     let transactions = lock.transactions(&store, gathered).await;
     println!("{AT_ONCE} completions at once in {transactions} transactions");
     assert!(transactions <= lanes, "{transactions}");
-    let after = committed(&store);
-    assert_eq!(after.1 - before.1, keys.len() as u64);
-    assert!(
-        after.0 - before.0 <= 2 * lanes as u64,
-        "{before:?} {after:?}"
-    );
+    assert_shared(&store, before);
 }
