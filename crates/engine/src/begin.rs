@@ -14,7 +14,7 @@ use onlyonce_store::{AttemptNote, Store, StoreError, Stored, Swap, Write};
 use tokio::time::Instant;
 
 use crate::{
-    Engine, Execution, Reader, Refused, Shared, Trouble, Worker,
+    AskedModel, Engine, Execution, Reader, Refused, Shared, Trouble, Worker,
     abandoned::{Claim, Outcome},
     admission::Permit,
     elsewhere::mirror,
@@ -36,9 +36,9 @@ pub struct Request {
     pub fingerprint: Fingerprint,
     /// The request, for people.
     pub line: RequestLine,
-    /// The model that it asks for; empty where it names none. Where books are kept, the record has it from
-    /// its claim on, unless it is longer than any name of a model.
-    pub asked_model: Box<str>,
+    /// The model that it asks for. Where books are kept, the record has it from its claim on, unless it is
+    /// longer than any name of a model.
+    pub asked_model: AskedModel,
     /// Where it came from: an address and a port, or empty.
     pub peer: Box<str>,
     /// What the caller's SDK said of its own retries.

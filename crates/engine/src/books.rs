@@ -15,7 +15,7 @@ use onlyonce_store::{Store, StoreError, Swept, books::Grain};
 use parking_lot::Mutex;
 
 use crate::{
-    Shared,
+    AskedModel, Shared,
     live::{End, Live, LiveState, Phase},
 };
 
@@ -118,11 +118,14 @@ impl<S: Store> Shared<S> {
 
     /// The claim `record` with the model that it asks for, which people see until an answer tells more, or
     /// nobody ever does. What is known of an execution before it stands.
-    pub(crate) fn asking(&self, mut record: Record, asked_model: &str) -> Record {
-        let is_kept = (1..=LONGEST_MODEL).contains(&asked_model.len());
-        if is_kept && self.settings.books.is_some() && record.metered.is_none() {
+    pub(crate) fn asking(&self, mut record: Record, asked_model: &AskedModel) -> Record {
+        if self.settings.books.is_none() || record.metered.is_some() {
+            return record;
+        }
+        let model = asked_model.get();
+        if let Some(model) = model.filter(|model| model.len() <= LONGEST_MODEL) {
             record.metered = Some(Box::new(Metered {
-                request_model: asked_model.into(),
+                request_model: model.into(),
                 ..Metered::default()
             }));
         }

@@ -75,6 +75,7 @@ use crate::{
 
 mod abandoned;
 mod admission;
+mod asked;
 mod begin;
 mod beside;
 mod books;
@@ -98,6 +99,7 @@ mod work;
 mod write;
 mod writer;
 
+pub use asked::AskedModel;
 pub use begin::{Begin, Request, RoutePolicy, Ticket};
 pub use execution::Execution;
 pub use fate::{Ended, Fate};

@@ -9,7 +9,7 @@ use http::header::USER_AGENT;
 use http::{HeaderMap, HeaderName};
 use onlyonce_core::{Fingerprint, Metered, Timestamp, Unit, Usd};
 use onlyonce_http::FingerprintBuilder;
-use onlyonce_ledger::AskedModel;
+use onlyonce_ledger::NamedModel;
 use parking_lot::Mutex;
 
 /// Kinds of repeats that are told apart (I15); those that come on top are one kind for each route.
@@ -208,7 +208,7 @@ pub(crate) struct Sight {
 struct Looking {
     /// Until the body has passed.
     fingerprint: Option<FingerprintBuilder<'static>>,
-    model: AskedModel,
+    model: NamedModel,
     found: Option<Found>,
 }
 
@@ -235,7 +235,7 @@ impl Sight {
             window,
             looking: Mutex::new(Looking {
                 fingerprint: Some(fingerprint),
-                model: AskedModel::default(),
+                model: NamedModel::default(),
                 found: None,
             }),
         })

@@ -22,13 +22,13 @@ static MODEL: LazyLock<Tree<()>> = LazyLock::new(|| {
 /// Reads the model that a JSON request names (`/model`) out of the beginning of its body, as it
 /// passes.
 #[derive(Debug, Default)]
-pub struct AskedModel {
+pub struct NamedModel {
     picker: Picker,
     seen: usize,
     model: Option<Box<str>>,
 }
 
-impl AskedModel {
+impl NamedModel {
     /// How many bytes of a body are looked at.
     pub const WITHIN: usize = MODEL_WITHIN;
 
@@ -358,9 +358,9 @@ mod tests {
             ("model=gpt-5", None),
             ("", None),
         ] {
-            assert_eq!(AskedModel::of(body.as_bytes()).as_deref(), model, "{body}");
+            assert_eq!(NamedModel::of(body.as_bytes()).as_deref(), model, "{body}");
             for cut in 0..=body.len() {
-                let mut asked = AskedModel::default();
+                let mut asked = NamedModel::default();
                 asked.see(&body.as_bytes()[..cut]);
                 asked.see(&body.as_bytes()[cut..]);
                 assert_eq!(asked.model(), model, "{body} cut at {cut}");
@@ -372,7 +372,7 @@ mod tests {
     fn i15_a_model_is_looked_for_in_the_beginning_alone() {
         let body = |filler: usize| format!(r#"{{"x":"{}","model":"m"}}"#, "x".repeat(filler));
         let around = body(0).len() - 1;
-        let found = |filler| AskedModel::of(body(filler).as_bytes());
+        let found = |filler| NamedModel::of(body(filler).as_bytes());
         assert_eq!(found(MODEL_WITHIN - around).as_deref(), Some("m"));
         assert_eq!(found(MODEL_WITHIN), None);
     }

@@ -13,7 +13,7 @@ pub mod prices;
 pub mod sinks;
 mod sse;
 
-pub use ask::{Addition, AskedModel};
+pub use ask::{Addition, NamedModel};
 pub use format::{FormatError, OneOrMore, RawFormat, UsageFormat};
 pub use hide::UsageHider;
 pub use inflate::{GaveUp, MeterMemory};

@@ -1,7 +1,12 @@
 //! What an execution used and cost, in the record of its outcome.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use onlyonce_core::{Metered, ReleaseReason, Source, Unit, UnknownReason};
-use onlyonce_engine::{Begin, Execution, Kind, Request, Resolution, Settings};
+use onlyonce_engine::{AskedModel, Begin, Execution, Kind, Request, Resolution, Settings};
 
 use super::World;
 use crate::world::{
@@ -144,4 +149,35 @@ async fn a_claim_keeps_no_model_where_no_books_are_kept_or_its_name_is_none() {
     let execution = ask(&world, "gpt-5").await;
     assert_eq!(held(&world).await, None);
     drop(execution);
+}
+
+#[tokio::test]
+async fn only_a_claim_reads_the_model_that_is_asked_for() {
+    let world = World::new();
+    let read = Arc::new(AtomicUsize::new(0));
+    let asking = Request {
+        asked_model: AskedModel::read_late({
+            let read = Arc::clone(&read);
+            move || {
+                read.fetch_add(1, Ordering::Relaxed);
+                Some("gpt-5".into())
+            }
+        }),
+        ..request("k")
+    };
+    let unread = Request {
+        asked_model: AskedModel::read_late(|| panic!("it is read")),
+        ..request("k")
+    };
+    let policy = policy();
+    let begin = |request| world.engine.begin(request, &policy);
+    let Ok(Begin::Execute(execution, _reader)) = begin(asking.clone()).await else {
+        panic!("it does not execute");
+    };
+    assert_eq!(asking.asked_model.get(), Some("gpt-5"));
+    assert_eq!(read.load(Ordering::Relaxed), 1);
+    assert!(matches!(begin(unread.clone()).await, Ok(Begin::Join(_))));
+    let whole = execution.respond_whole(head(200), "ok".into(), no_trailers());
+    whole.await.expect("durable");
+    assert!(matches!(begin(unread).await, Ok(Begin::Replay(_))));
 }

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::ACCEPT_ENCODING;
 use http::request::Parts;
+use onlyonce_engine::AskedModel;
 use onlyonce_http::fingerprint::is_plain_json;
-use onlyonce_ledger::{Addition, AskedModel, UsageFormat};
+use onlyonce_ledger::{Addition, NamedModel, UsageFormat};
 
 use super::execute::Order;
 use super::path::Path;
@@ -40,19 +41,40 @@ impl Asked {
 }
 
 /// The model that the request of `head` and `body` asks for, where its path has a format that says where
-/// that stands.
-pub(super) async fn asked_model(path: &Path, head: &Parts, body: &Collected) -> Option<Box<str>> {
-    let usage = &path.route.policy.usage;
-    if usage.is_empty() {
-        return None;
+/// that stands. What is in memory is read by who asks for it.
+pub(super) async fn asked_model(path: &Arc<Path>, head: &Parts, body: &Collected) -> AskedModel {
+    if path.route.policy.usage.is_empty() {
+        return AskedModel::default();
     }
-    let target = path.target(&head.uri).ok()?;
-    let format = UsageFormat::of_path(usage, target.path())?;
-    match format.names_model() {
-        true => Some(format.model_of(target.path())?.into()),
-        false if is_plain_json(&head.headers) => body.model().await,
-        false => None,
-    }
+    let path = Arc::clone(path);
+    let uri = head.uri.clone();
+    let is_json = is_plain_json(&head.headers);
+    let model_in = move |body: &[u8]| {
+        let target = path.target(&uri).ok()?;
+        let format = UsageFormat::of_path(&path.route.policy.usage, target.path())?;
+        match format.names_model() {
+            true => Some(format.model_of(target.path())?.into()),
+            false if is_json => NamedModel::of(body),
+            false => None,
+        }
+    };
+    let (file, len) = match body {
+        Collected::Whole(bytes) => {
+            let bytes = bytes.clone();
+            return AskedModel::read_late(move || model_in(&bytes));
+        }
+        Collected::Spooled { file, len, .. } => (Arc::clone(file), *len),
+    };
+    let len = usize::try_from(len).map_or(NamedModel::WITHIN, |l| l.min(NamedModel::WITHIN));
+    let read = move || {
+        let mut beginning = vec![0; len];
+        file.read_exact_at(&mut beginning, 0).ok()?;
+        model_in(&beginning)
+    };
+    let model = tokio::task::spawn_blocking(read).await.ok().flatten();
+    model
+        .as_deref()
+        .map_or_else(AskedModel::default, AskedModel::from)
 }
 
 impl Order {
@@ -65,7 +87,7 @@ impl Order {
             && format.is_some_and(|format| format.needs_include_usage())
             && is_plain_json(&self.headers);
         Asked {
-            model: self.asked_model.take(),
+            model: self.asked_model.get().map(Box::from),
             adds_usage: adds && self.ask_for_usage().await,
         }
     }
@@ -83,21 +105,6 @@ impl Order {
 }
 
 impl Collected {
-    /// The model that it names in its beginning.
-    async fn model(&self) -> Option<Box<str>> {
-        let (file, len) = match self {
-            Self::Whole(bytes) => return AskedModel::of(bytes),
-            Self::Spooled { file, len, .. } => (Arc::clone(file), *len),
-        };
-        let len = usize::try_from(len).map_or(AskedModel::WITHIN, |l| l.min(AskedModel::WITHIN));
-        let read = move || {
-            let mut beginning = vec![0; len];
-            file.read_exact_at(&mut beginning, 0).ok()?;
-            AskedModel::of(&beginning)
-        };
-        tokio::task::spawn_blocking(read).await.ok()?
-    }
-
     /// Makes it ask for the usage of its stream; whether it does so now, and did not before.
     async fn add_usage(&mut self) -> bool {
         match self {

@@ -8,7 +8,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{OperationId, UnknownReason};
-use onlyonce_engine::{Execution, Reader, Unsettled};
+use onlyonce_engine::{AskedModel, Execution, Reader, Unsettled};
 use onlyonce_ledger::End;
 use onlyonce_store::Store;
 use onlyonce_tower::shell::audience::Left;
@@ -37,7 +37,7 @@ pub(super) struct Order {
     pub(super) headers: HeaderMap,
     pub(super) body: Collected,
     /// The model that it asks for.
-    pub(super) asked_model: Option<Box<str>>,
+    pub(super) asked_model: AskedModel,
     /// What it calls, where it is a call.
     pub(super) call: Option<Arc<Call>>,
     /// Where traces are kept.

@@ -7,7 +7,7 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, UnknownReason, view};
-use onlyonce_engine::{Begin, Refused, Ticket, Trouble};
+use onlyonce_engine::{AskedModel, Begin, Refused, Ticket, Trouble};
 use onlyonce_http::headers::sdk_retry_count;
 use onlyonce_http::problem::{Problem, ProblemContext};
 use onlyonce_http::{FingerprintBuilder, RequestIdentity, Status, derived_key};
@@ -268,14 +268,14 @@ struct Attempt {
     key: Key,
     derived: bool,
     fingerprint: Fingerprint,
-    /// Read before the claim, which keeps it for people.
-    asked_model: Option<Box<str>>,
+    /// The claim keeps it, for people.
+    asked_model: AskedModel,
     call: Option<Arc<Call>>,
 }
 
 async fn attempt<S: Store>(
     worker: &Worker<S>,
-    path: &Path,
+    path: &Arc<Path>,
     key: Option<Key>,
     request: Request<Body>,
 ) -> Result<Attempt, Problem> {
@@ -320,7 +320,7 @@ async fn attempt<S: Store>(
         None => derive(worker, path, &scope, &fingerprint).await,
     };
     let asked_model = match &call {
-        Some(_) => None,
+        Some(_) => AskedModel::default(),
         None => asking::asked_model(path, &head, &body).await,
     };
     Ok(Attempt {
@@ -409,7 +409,7 @@ impl Attempt {
                 },
                 trace: traces.callers,
             },
-            asked_model: self.asked_model.clone().unwrap_or_default(),
+            asked_model: self.asked_model.clone(),
             peer: caller.peer.to_string().into(),
             sdk_retry_count: sdk_retry_count(&self.head.headers),
             trace: traces.own,
