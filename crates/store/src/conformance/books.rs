@@ -255,6 +255,10 @@ pub async fn entries_are_filtered_and_paged<S: Subject>(subject: S) {
         found(all.clone()).await,
         ids(&kept.iter().collect::<Vec<_>>())
     );
+    for kept in &kept {
+        let address = bench.store.find(kept.id()).await.expect("an answer");
+        assert_eq!(address, Some(kept.address), "an operation of the page");
+    }
     let of_globex = EntryQuery {
         tenant: Some("globex".into()),
         ..all.clone()
@@ -376,6 +380,16 @@ pub async fn an_entry_outlives_its_record<S: Subject>(subject: S) {
     let mut found: Vec<_> = entries(&bench).await;
     found.sort_unstable_by_key(|entry| entry.id);
     assert_eq!(found, [entry_of(&purged), entry_of(&expired)]);
+    let all = EntryQuery {
+        limit: 5,
+        ..EntryQuery::default()
+    };
+    let page = bench.store.entries(all).await.expect("a page");
+    assert_eq!(page.entries.len(), 2);
+    for Entry { id, .. } in page.entries {
+        let address = bench.store.find(id).await.expect("an answer");
+        assert_eq!(address, None);
+    }
 }
 
 /// Days that ended before the moment, whole, and nothing of later ones.

@@ -12,10 +12,16 @@ mod sinks;
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_core::{Entry, OperationId, Posting, Record, Timestamp};
+use quick_cache::sync::Cache;
 use redis::{Cmd, Value};
 
 pub use self::fold::Folded;
-use super::{Inner, RedisStore, names::HOME, servers::Request, store::unexpected};
+use super::{
+    Inner, RedisStore,
+    names::{HOME, Shard},
+    servers::Request,
+    store::unexpected,
+};
 use crate::{
     Books, StoreError, Swept,
     books::{
@@ -33,6 +39,24 @@ const ENTRY: u8 = 7;
 const BATCH: usize = 500;
 /// Batches of one trim.
 const MOST_BATCHES: usize = 200;
+/// Operations whose shards are remembered: some pages of entries.
+const MOST_TOLD_OF: usize = 4_096;
+
+/// The shards of the operations that pages of entries told of lately: who sees an entry mostly looks at its
+/// operation next, and nothing else says which of the shards has it.
+pub struct ToldOf(Cache<OperationId, Shard>);
+
+impl Default for ToldOf {
+    fn default() -> Self {
+        Self(Cache::new(MOST_TOLD_OF))
+    }
+}
+
+impl ToldOf {
+    pub fn shard(&self, id: OperationId) -> Option<Shard> {
+        self.0.get(&id)
+    }
+}
 
 impl Books for RedisStore {
     async fn book(&self) -> Result<Booked, StoreError> {
@@ -54,9 +78,9 @@ impl Books for RedisStore {
         command.arg("COUNT").arg(limit);
         let raw = self.inner.entries_of(command).await?;
         let mut feed = Vec::with_capacity(raw.len());
-        for (position, parcel) in raw {
-            if let Some(entry) = self.inner.read_entry(&parcel)? {
-                feed.push((position, entry));
+        for item in raw {
+            if let Some(entry) = self.inner.read_entry(&item.parcel)? {
+                feed.push((item.position, entry));
             }
         }
         Ok(feed)
@@ -132,7 +156,7 @@ impl Inner {
     }
 
     /// What a command that reads a stretch of the ledger gives.
-    async fn entries_of(&self, command: Cmd) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
+    async fn entries_of(&self, command: Cmd) -> Result<Vec<Item>, StoreError> {
         stretch(self.home(command).await?)
     }
 
@@ -148,16 +172,21 @@ impl Inner {
             command.arg("COUNT").arg(BATCH);
             let batch = self.entries_of(command).await?;
             let is_last = batch.len() < BATCH;
-            for (position, parcel) in batch {
+            for item in batch {
                 if page.entries.len() == query.limit || looked_at == MOST_LOOKED_AT {
-                    page.next = Some(Position(position.0 + 1));
+                    page.next = Some(Position(item.position.0 + 1));
                     return Ok(page);
                 }
                 looked_at += 1;
-                before = Some(position);
-                let entry = self.read_entry(&parcel)?;
-                page.entries
-                    .extend(entry.filter(|entry| query.wants(entry)));
+                before = Some(item.position);
+                let entry = self.read_entry(&item.parcel)?;
+                let Some(entry) = entry.filter(|entry| query.wants(entry)) else {
+                    continue;
+                };
+                if let Some(shard) = item.shard() {
+                    self.told_of.0.insert(entry.id, shard);
+                }
+                page.entries.push(entry);
             }
             if is_last {
                 return Ok(page);
@@ -180,7 +209,10 @@ impl Inner {
             let batch = self.entries_of(command).await?;
             let mut last = None;
             let mut stays = false;
-            for (position, parcel) in &batch {
+            for Item {
+                position, parcel, ..
+            } in &batch
+            {
                 // What cannot be read stays no longer than what is around it.
                 stays = self
                     .open_entry(parcel)
@@ -224,8 +256,23 @@ fn position_of(id: &str) -> Option<Position> {
     Some(Position(u128::from(millis) << 64 | u128::from(number)))
 }
 
-/// The entries of a stream, each in its only field.
-fn stretch(value: Value) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
+/// An entry of a stream, in its only field.
+struct Item {
+    position: Position,
+    /// The field's name.
+    name: Vec<u8>,
+    parcel: Vec<u8>,
+}
+
+impl Item {
+    /// The shard of the operation that this entry of the ledger is of.
+    fn shard(&self) -> Option<Shard> {
+        std::str::from_utf8(&self.name).ok()?.parse().ok()
+    }
+}
+
+/// The entries of a stream.
+fn stretch(value: Value) -> Result<Vec<Item>, StoreError> {
     let entry = |value| {
         let Value::Array(pair) = value else {
             return None;
@@ -233,10 +280,16 @@ fn stretch(value: Value) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
         let [Value::BulkString(id), Value::Array(fields)] = <[_; 2]>::try_from(pair).ok()? else {
             return None;
         };
-        let [_, Value::BulkString(parcel)] = <[_; 2]>::try_from(fields).ok()? else {
+        let [Value::BulkString(name), Value::BulkString(parcel)] =
+            <[_; 2]>::try_from(fields).ok()?
+        else {
             return None;
         };
-        Some((position_of(std::str::from_utf8(&id).ok()?)?, parcel))
+        Some(Item {
+            position: position_of(std::str::from_utf8(&id).ok()?)?,
+            name,
+            parcel,
+        })
     };
     let Value::Array(entries) = value else {
         return Err(unexpected());

@@ -34,7 +34,8 @@ impl Inner {
     pub async fn find(&self, id: OperationId) -> Result<Option<Address>, StoreError> {
         let first = [b"[", &id.as_bytes()[..]].concat();
         let last = [b"(", &id.as_bytes()[..], &[0xff; 21]].concat();
-        let found: Vec<Vec<Raw>> = stream::iter(0..=u8::MAX)
+        let shards = self.told_of.shard(id).map_or(0..=u8::MAX, |it| it..=it);
+        let found: Vec<Vec<Raw>> = stream::iter(shards)
             .map(|shard| {
                 let of = (shard, self.servers.names.ids(shard));
                 self.stretch(of, &last, &first, 1)

@@ -51,7 +51,13 @@ use std::{
 
 use parking_lot::RwLock;
 
-use self::{books::Folded, figures::Figures, node::NodeClock, servers::Servers, watch::Listeners};
+use self::{
+    books::{Folded, ToldOf},
+    figures::Figures,
+    node::NodeClock,
+    servers::Servers,
+    watch::Listeners,
+};
 pub use self::{
     failure::Refusal,
     open::{OpenError, make},
@@ -114,6 +120,7 @@ struct Inner {
     max_tenant_records: u64,
     listeners: Arc<Listeners>,
     folded: Folded,
+    told_of: ToldOf,
     /// Where the next look for overdue leases starts.
     first_shard: AtomicU64,
     closed: AtomicBool,

@@ -13,7 +13,7 @@
 //! PREFIX:{TAG}:mark         string: what the store is marked as; mostly not there
 //! PREFIX:{TAG}:inbox        stream: entries that came with records, and are not booked yet
 //! PREFIX:{TAG}:folded       hash, in shard 0 like all below: up to where each inbox is booked
-//! PREFIX:{TAG}:ledger       stream: the booked entries
+//! PREFIX:{TAG}:ledger       stream: the booked entries, each under the number of its operation's shard
 //! PREFIX:{TAG}:periods:GRAIN         sorted set: the periods that have sums
 //! PREFIX:{TAG}:sums:GRAIN:PERIOD     hash: sums by account and count
 //! PREFIX:{TAG}:sink:NAME             hash: who holds a sink until when, and how far it is

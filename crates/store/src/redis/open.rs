@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 
 use super::{
     Inner, Options, RedisStore,
-    books::Folded,
+    books::{Folded, ToldOf},
     check,
     failure::{Failure, Refusal},
     figures::{self, Figures},
@@ -103,6 +103,7 @@ pub async fn open(url: &str, options: Options) -> Result<RedisStore, OpenError> 
         max_tenant_records: options.max_tenant_records,
         listeners: Arc::default(),
         folded: Folded::default(),
+        told_of: ToldOf::default(),
         first_shard: AtomicU64::new(0),
         closed: AtomicBool::new(false),
     };

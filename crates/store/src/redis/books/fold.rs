@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use onlyonce_core::{Account, Count, Posting, Sums, Timestamp};
 use parking_lot::Mutex;
 
-use super::{beyond, id_of, position_of, stretch};
+use super::{Item, beyond, id_of, position_of, stretch};
 use crate::{
     StoreError,
     books::{Booked, Cell, Grain, Of, Position, SumsQuery, cells_of},
@@ -73,7 +73,7 @@ type Cells = BTreeMap<(Grain, Timestamp), BTreeMap<Bytes, i64>>;
 #[derive(Default)]
 struct Batch {
     marks: Vec<(Shard, Option<Position>, Position)>,
-    parcels: Vec<Vec<u8>>,
+    parcels: Vec<(Shard, Vec<u8>)>,
     cells: Cells,
     oldest: Option<Timestamp>,
 }
@@ -108,18 +108,21 @@ impl Inner {
         let mut read = 0;
         while let Some(inbox) = inboxes.next().await {
             let (shard, mark, entries) = inbox?;
-            let Some((last, _)) = entries.last() else {
+            let Some(last) = entries.last() else {
                 continue;
             };
-            batch.marks.push((shard, mark, *last));
+            batch.marks.push((shard, mark, last.position));
             booked.more |= entries.len() == MOST_OF_ONE;
             read += entries.len();
-            for (position, parcel) in entries {
+            for Item {
+                position, parcel, ..
+            } in entries
+            {
                 match self.open_entry(&parcel) {
                     Ok(entry) => {
                         batch.post(&entry.posting());
                         batch.oldest = earlier(batch.oldest, Some(entry.at));
-                        batch.parcels.push(parcel);
+                        batch.parcels.push((shard, parcel));
                     }
                     Err(why) => {
                         let at = id_of(position);
@@ -181,7 +184,10 @@ impl Inner {
                 .arg(expected.map(id_of).unwrap_or_default());
             command.arg(id_of(*new));
         }
-        command.arg(batch.parcels.len()).arg(&batch.parcels);
+        command.arg(batch.parcels.len());
+        for (shard, parcel) in &batch.parcels {
+            command.arg(*shard).arg(parcel);
+        }
         for ((_, period), fields) in &batch.cells {
             command.arg(period.as_millis()).arg(fields.len());
             for (field, more) in fields {
@@ -213,11 +219,7 @@ impl Inner {
         (0..=Shard::MAX).zip(held).map(mark).collect()
     }
 
-    async fn inbox(
-        &self,
-        shard: Shard,
-        mark: Option<Position>,
-    ) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
+    async fn inbox(&self, shard: Shard, mark: Option<Position>) -> Result<Vec<Item>, StoreError> {
         let mut command = redis::cmd("XRANGE");
         command.arg(self.servers.names.inbox(shard));
         command.arg(mark.map_or("-".to_owned(), beyond)).arg("+");

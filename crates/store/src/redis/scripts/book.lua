@@ -2,7 +2,7 @@
 --
 -- KEYS  folded, ledger, then for each period: the periods of its grain, its sums
 -- ARGV  count of inboxes; for each: shard, mark expected or '', new mark
---       count of entries, the entries
+--       count of entries; for each: its shard, the entry
 --       for each period: its beginning, count of fields; for each: field, how much more
 -- Gives 1, or 0 where an inbox is marked otherwise.
 
@@ -24,7 +24,8 @@ for _, mark in ipairs(marks) do
   redis.call('HSET', KEYS[1], mark[1], mark[2])
 end
 for _ = 1, tonumber(take()) do
-  redis.call('XADD', KEYS[2], '*', 'e', take())
+  local shard, entry = take(), take()
+  redis.call('XADD', KEYS[2], '*', shard, entry)
 end
 for key = 3, #KEYS, 2 do
   local period = take()
