@@ -6,7 +6,7 @@
 -- any more, or -1 there for a damaged record.
 
 local key = KEYS[1]
-local held, damaged = read(key)
+local held, damaged, made = read(key, 'm')
 if damaged then
   return {ARGV[1], ARGV[2], -1}
 end
@@ -17,6 +17,5 @@ local state = sub(held, 2, 2)
 if state ~= '1' and state ~= '3' then
   return {ARGV[1], ARGV[2], 0}
 end
-local made = tonumber(redis.call('HGET', key, 'm') or 0)
-redis.call('HSET', key, 'c' .. ARGV[2], ARGV[3], 'm', math.max(made, ARGV[2] + 1))
+redis.call('HSET', key, 'c' .. ARGV[2], ARGV[3], 'm', math.max(made or 0, ARGV[2] + 1))
 return {ARGV[1], ARGV[2], 1}

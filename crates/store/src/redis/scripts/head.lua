@@ -4,15 +4,17 @@
 
 local sub = string.sub
 
-local function read(key)
-  local head = redis.call('HGET', key, 'h')
+-- The head; whether the record is damaged; and the fields that are asked for besides.
+local function read(key, ...)
+  local fields = redis.call('HMGET', key, 'h', ...)
+  local head = fields[1]
   if not head then
-    return nil, redis.call('EXISTS', key) == 1
+    return nil, redis.call('EXISTS', key) == 1, unpack(fields, 2)
   end
   local good = #head == 66 and string.byte(head) == 1
     and sub(redis.sha1hex(sub(head, 1, 58)), 1, 8) == sub(head, 59)
   if good then
-    return head, false
+    return head, false, unpack(fields, 2)
   end
   return nil, true
 end

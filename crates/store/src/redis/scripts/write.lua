@@ -14,12 +14,12 @@ local key, ids, leases, ends, others = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[
 local new, member = ARGV[3], ARGV[9]
 local token = sub(new, 51, 58)
 
-local held, damaged = read(key)
+local held, damaged, made, attempts = read(key, 'm', 'n')
 if damaged then
   return {token, -1, 0}
 end
 if held == new then
-  return {token, 1, tonumber(redis.call('HGET', key, 'n') or 1)}
+  return {token, 1, tonumber(attempts or 1)}
 end
 local now = clock(ARGV[11])
 if ARGV[14] ~= '' and now > tonumber(ARGV[14]) then
@@ -95,24 +95,23 @@ if to == '2' or (claims and from ~= '0') then
   if to == '2' then
     first = math.max(tonumber(ARGV[8]) - 1, 0)
   end
-  local made = tonumber(redis.call('HGET', key, 'm') or 0)
+  made = tonumber(made or 0)
   for chunk = first, made - 1 do
     redis.call('HDEL', key, 'c' .. chunk)
   end
   if made > first then
     redis.call('HSET', key, 'm', first)
   end
-  redis.call('HDEL', key, 'l')
+  if ARGV[5] == '' then
+    redis.call('HDEL', key, 'l')
+  end
 end
 
 local fields = {'h', new, 'r', ARGV[4]}
 if ARGV[5] ~= '' then
   fields[5], fields[6] = 'l', ARGV[5]
 end
-local attempts = 0
-if from ~= '0' then
-  attempts = tonumber(redis.call('HGET', key, 'n') or 1)
-end
+attempts = from ~= '0' and tonumber(attempts or 1) or 0
 if ARGV[6] ~= '' then
   attempts = attempts + 1
   fields[#fields + 1] = 'a' .. attempts
