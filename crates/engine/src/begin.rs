@@ -448,11 +448,12 @@ impl<S: Store> Attempt<'_, S> {
 
     /// Another gateway executes it.
     async fn follow(&self, stored: Stored) -> Begin<S> {
+        // The owner is asked to show it while the attempt is noted.
+        let live = mirror(self.shared, self.address, &stored.record);
+        self.shared.join(&live, &stored.record);
         let id = stored.record.id;
         let attempt = self.note(id, Got::Joined, stored.attempts).await;
         let ticket = ticket(&stored.record, attempt);
-        let live = mirror(self.shared, self.address, &stored.record);
-        self.shared.join(&live, &stored.record);
         Begin::Join(Reader::live(
             self.shared.clone(),
             live,

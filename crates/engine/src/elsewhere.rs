@@ -30,7 +30,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// A release is in the record a little earlier than its answer is shown.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// The mirror of the operation that, as `record` says, another gateway executes.
+/// The mirror of the operation that, as `record` says, another gateway executes. The store gave `record`
+/// just now.
 pub(crate) fn mirror<S: Store>(
     shared: &Arc<Shared<S>>,
     address: Address,
@@ -42,6 +43,7 @@ pub(crate) fn mirror<S: Store>(
             shared: shared.clone(),
             live: live.clone(),
             recording: record.recording(),
+            known: running_elsewhere(record, shared.owner),
             released_whole: false,
         };
         tokio::spawn(mirror.run());
@@ -62,6 +64,8 @@ struct Mirror<S: Store> {
     shared: Arc<Shared<S>>,
     live: Arc<Live>,
     recording: RecordingId,
+    /// What the store said before there was a mirror.
+    known: Option<Look>,
     /// Whether the answer that was shown says that nothing ran, and was shown whole.
     released_whole: bool,
 }
@@ -74,6 +78,14 @@ enum Look {
     Unknown(UnknownReason),
     /// The store does not answer. Whoever waits has a deadline.
     Unavailable,
+}
+
+/// Where that is so, there is nothing to look for before asking the owner to show it.
+fn running_elsewhere(record: &Record, here: OwnerId) -> Option<Look> {
+    match record.state {
+        State::InFlight { owner, .. } if owner != here => Some(Look::Running(owner)),
+        _ => None,
+    }
 }
 
 /// Dropped halfway, as with the runtime that it ran on, it makes room for another one. It knows nothing of
@@ -114,7 +126,11 @@ impl<S: Store> Mirror<S> {
     async fn follow(&mut self) -> End {
         let mut pause = PAUSE_MIN;
         loop {
-            let owner = match self.look().await {
+            let look = match self.known.take() {
+                Some(look) => look,
+                None => self.look().await,
+            };
+            let owner = match look {
                 Look::Running(owner) => {
                     if owner == self.shared.owner {
                         self.follow_own().await;
