@@ -421,16 +421,23 @@ pub fn spoil(schema: &str) -> Statement {
 }
 
 /// What is shown of recordings: a row a frame that was not seen whole, in order, and at least one where
-/// anything is shown at all; `$6` numbers the elements.
+/// anything is shown at all; `$6` numbers the elements. These tables grow and shrink faster than their
+/// statistics follow, and a look is at a few rows: what is `OFFSET 0` is looked up row by row, by its index.
 fn follow(schema: &str) -> Statement {
     let text = format!(
         "SELECT w.place, t.in_chunks, t.ended, CASE WHEN NOT w.seen_head THEN t.head END,
             f.begins_at, f.bytes
         FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bool[], $5::int8[], $6::int4[])
             AS w (address, id, claim, seen_head, seen, place)
-        JOIN {schema}.tails t ON t.address = w.address AND t.id = w.id AND t.claim = w.claim
-        LEFT JOIN {schema}.frames f ON f.address = w.address AND f.id = w.id AND f.claim = w.claim
-            AND f.ends_at > greatest(w.seen, t.in_chunks)
+        CROSS JOIN LATERAL (
+            SELECT * FROM {schema}.tails t
+            WHERE t.address = w.address AND t.id = w.id AND t.claim = w.claim OFFSET 0
+        ) t
+        LEFT JOIN LATERAL (
+            SELECT * FROM {schema}.frames f
+            WHERE f.address = w.address AND f.id = w.id AND f.claim = w.claim
+                AND f.ends_at > greatest(w.seen, t.in_chunks) OFFSET 0
+        ) f ON true
         ORDER BY w.place, f.begins_at"
     );
     let types = [
@@ -460,9 +467,9 @@ fn ask(schema: &str, channel: &str) -> Statement {
                 asked_at = excluded.asked_at, heard = false
             WHERE f.heard AND (f.asked_at <= excluded.asked_at - 2000
                 OR (f.id, f.claim) <> (excluded.id, excluded.claim))
-            RETURNING owner
+            RETURNING owner, address
         )
-        SELECT pg_notify('{channel}', '{OWNER}' || owner) IS NULL FROM asked"
+        SELECT pg_notify('{channel}', '{OWNER}' || owner || ' ' || address) IS NULL FROM asked"
     );
     let types = [
         Type::INT8_ARRAY,
@@ -525,9 +532,14 @@ fn show(schema: &str, channel: &str) -> Statement {
                 SET ends_at = excluded.ends_at, bytes = excluded.bytes
         ),
         past AS (
-            DELETE FROM {schema}.frames f USING shown s
-            WHERE f.address = s.address
-                AND ((f.id, f.claim) <> (s.id, s.claim) OR f.ends_at <= s.in_chunks)
+            DELETE FROM {schema}.frames WHERE ctid = ANY (ARRAY(
+                SELECT f.ctid FROM shown s, LATERAL (
+                    SELECT f.ctid FROM {schema}.frames f
+                    WHERE f.address = s.address
+                        AND ((f.id, f.claim) <> (s.id, s.claim) OR f.ends_at <= s.in_chunks)
+                    OFFSET 0
+                ) f
+            ))
         )
         SELECT pg_notify('{channel}', address::text) IS NULL FROM shown"
     );

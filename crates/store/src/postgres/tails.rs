@@ -56,20 +56,31 @@ impl Core {
                 recording,
                 seen,
             };
-            let tail = self.desk.follows.ask(follow, self.options.timeout).await?;
+            let ask = Ask {
+                address,
+                recording,
+                owner,
+            };
+            let look = self.desk.follows.ask(follow, self.options.timeout);
+            let tail = if !is_asked && seen == Seen::default() {
+                // Who has seen nothing is mostly the first to follow it here.
+                is_asked = true;
+                let ask = self.desk.asks.ask(ask, self.options.timeout);
+                let (tail, ()) = tokio::try_join!(look, ask)?;
+                tail
+            } else {
+                let tail = look.await?;
+                if tail.is_none() && !is_asked {
+                    self.desk.asks.ask(ask, self.options.timeout).await?;
+                    is_asked = true;
+                }
+                tail
+            };
             if let Some(tail) = tail {
                 let shown = tail.after(self, recording, seen)?;
                 if shown.is_news(seen) {
                     return Ok(Some(shown));
                 }
-            } else if !is_asked {
-                let ask = Ask {
-                    address,
-                    recording,
-                    owner,
-                };
-                self.desk.asks.ask(ask, self.options.timeout).await?;
-                is_asked = true;
             }
             let patience = self.patience(FOLLOW_POLL);
             let left = deadline.saturating_duration_since(Instant::now());
@@ -86,6 +97,11 @@ impl Core {
             self.check_open()?;
             let mut told = pin!(waiter.told());
             told.as_mut().enable();
+            // Those are in the table too, and come once more.
+            let asked = waiter.take_asked();
+            if !asked.is_empty() {
+                return Ok(asked);
+            }
             let followed = Followed { owner };
             let addresses = self
                 .desk

@@ -47,15 +47,29 @@ pub enum Topic {
     Asked(OwnerId),
 }
 
-impl Topic {
-    /// What a notice is about, as the statements write it.
+/// What a notice says, as the statements write it.
+struct Notice {
+    topic: Topic,
+    address: Address,
+}
+
+impl Notice {
     fn parse(payload: &str) -> Option<Self> {
-        if let Some(owner) = payload.strip_prefix(sql::OWNER) {
-            let number: i64 = owner.parse().ok()?;
-            return Some(Self::Asked(OwnerId::new(number as u64)));
-        }
-        let uuid = uuid::Uuid::try_parse(payload).ok()?;
-        Some(Self::Shown(Address::from_bytes(uuid.into_bytes())))
+        let address_of = |uuid: &str| {
+            let uuid = uuid::Uuid::try_parse(uuid).ok()?;
+            Some(Address::from_bytes(uuid.into_bytes()))
+        };
+        let Some(asked) = payload.strip_prefix(sql::OWNER) else {
+            let address = address_of(payload)?;
+            let topic = Topic::Shown(address);
+            return Some(Self { topic, address });
+        };
+        let (owner, address) = asked.split_once(' ')?;
+        let number: i64 = owner.parse().ok()?;
+        Some(Self {
+            topic: Topic::Asked(OwnerId::new(number as u64)),
+            address: address_of(address)?,
+        })
     }
 }
 
@@ -70,6 +84,8 @@ pub struct Watchers {
 struct Waiting {
     waiters: usize,
     told: Arc<Notify>,
+    /// The addresses that an owner was asked for and has not taken.
+    asked: Vec<Address>,
 }
 
 /// One who waits, until it is dropped.
@@ -84,6 +100,13 @@ impl Waiter<'_> {
     pub fn told(&self) -> Notified<'_> {
         self.told.notified()
     }
+
+    /// What notices have asked an owner to show since this waits.
+    pub fn take_asked(&self) -> Vec<Address> {
+        let mut waiting = self.watchers.waiting.lock();
+        let entry = waiting.get_mut(&self.topic);
+        entry.map_or_else(Vec::new, |entry| std::mem::take(&mut entry.asked))
+    }
 }
 
 impl Watchers {
@@ -93,6 +116,7 @@ impl Watchers {
         let entry = waiting.entry(topic).or_insert_with(|| Waiting {
             waiters: 0,
             told: Arc::default(),
+            asked: Vec::new(),
         });
         entry.waiters += 1;
         Waiter {
@@ -107,8 +131,11 @@ impl Watchers {
         self.listens.load(Ordering::Relaxed)
     }
 
-    fn wake(&self, topic: Topic) {
-        if let Some(waiting) = self.waiting.lock().get(&topic) {
+    fn wake(&self, Notice { topic, address }: Notice) {
+        if let Some(waiting) = self.waiting.lock().get_mut(&topic) {
+            if matches!(topic, Topic::Asked(_)) {
+                waiting.asked.push(address);
+            }
             waiting.told.notify_waiters();
         }
     }
@@ -188,8 +215,8 @@ async fn hear(core: Arc<Core>, mut driver: Driver) {
             Some(name) if name == core.name => core.watchers.probed.notify_one(),
             Some(_) => {}
             None => {
-                if let Some(topic) = Topic::parse(notice.payload()) {
-                    core.watchers.wake(topic);
+                if let Some(notice) = Notice::parse(notice.payload()) {
+                    core.watchers.wake(notice);
                 }
             }
         }
