@@ -429,6 +429,32 @@ fn i09_the_assertion_refuses_an_epoch_that_skips() {
 }
 
 #[test]
+#[should_panic(expected = "I8")]
+fn i08_a_store_refuses_to_leave_completed() {
+    let before = completed();
+    let after = next_of(&before, running());
+    transition::assert_arrow(Some(before.standing()), &after);
+}
+
+#[test]
+fn i09_what_follows_on_a_fence_is_of_its_operation_and_of_a_later_epoch() {
+    let before = running();
+    let next = next_of(&before, completed());
+    let fence = before.fence();
+    assert!(transition::may_follow(fence, &next));
+    let of_another = Record {
+        id: OperationId::from_bytes([9; 16]),
+        ..next.clone()
+    };
+    assert!(!transition::may_follow(fence, &of_another));
+    let not_later = Record {
+        epoch: before.epoch,
+        ..next
+    };
+    assert!(!transition::may_follow(fence, &not_later));
+}
+
+#[test]
 fn i09_a_renewal_and_an_expiry_raise_the_epoch_by_what_they_drew() {
     let held = running();
     let (fence, raise) = (held.fence(), NonZero::new(7).expect("not zero"));
