@@ -323,6 +323,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_program_with_doubles_reads_the_most_and_no_more() {
+        let as_double = |count: u64| (count as f64) as u64;
+        assert_eq!(as_double(Usage::MOST), Usage::MOST);
+        assert_ne!(as_double(Usage::MOST + 1), Usage::MOST + 1);
+    }
+
+    #[test]
     fn amounts_are_read_exactly() {
         for (text, nanos) in [
             ("0", 0),
