@@ -139,6 +139,7 @@ impl<S: Store> Engine<S> {
             slot: None,
             looks_first: false,
             losing: None,
+            doubted: None,
         };
         let decided = attempt.decide().await;
         if let (Err(trouble), Some(slot)) = (&decided, attempt.slot.take()) {
@@ -203,6 +204,8 @@ struct Attempt<'a, S: Store> {
     looks_first: bool,
     /// Since a write was lost that a look had allowed.
     losing: Option<Backoff>,
+    /// What a claim expected that may be on its way still.
+    doubted: Option<Option<Fence>>,
 }
 
 impl<S: Store> Attempt<'_, S> {
@@ -501,8 +504,14 @@ impl<S: Store> Attempt<'_, S> {
         if self.shared.is_stopping() {
             return Err(Trouble::ShuttingDown);
         }
-        let permit = self.shared.admission.admit(&self.request.scope.tenant)?;
         let expected = held.map(Record::fence);
+        if self.doubted == Some(expected) {
+            // What counted when that was seen has expired since (I14).
+            return Err(Trouble::InDoubt(
+                "a claim of this attempt may be on its way still".into(),
+            ));
+        }
+        let permit = self.shared.admission.admit(&self.request.scope.tenant)?;
         let here = Worker {
             owner: self.shared.owner,
             lease: self.shared.settings.lease,
@@ -530,8 +539,9 @@ impl<S: Store> Attempt<'_, S> {
         };
         let (record, attempt) = match written {
             Ok(Claimed::Done(record, attempt)) => (record, attempt),
-            Ok(Claimed::Lost) => {
+            Ok(Claimed::Lost { in_doubt }) => {
                 slot.claiming = None;
+                self.doubted = in_doubt.then_some(expected);
                 return Ok(None);
             }
             Err(ClaimFailed { trouble, in_doubt }) => {

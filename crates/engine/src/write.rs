@@ -67,8 +67,9 @@ impl Mark {
 pub(crate) enum Claimed {
     /// The record is durable, and this is the attempt's number.
     Done(Arc<Record>, u32),
-    /// Another record counts there.
-    Lost,
+    /// Another record counts there. In doubt, the store did not say so: the claim may be on its way still, and
+    /// find nothing that counts.
+    Lost { in_doubt: bool },
 }
 
 /// Why a claim was not made.
@@ -101,10 +102,14 @@ impl<S: Store> Shared<S> {
         };
         match self.store.compare_and_set(address, expected, write).await {
             Ok(Swap::Done { attempts }) => Ok(Claimed::Done(record, attempts)),
-            Ok(Swap::Lost) => Ok(Claimed::Lost),
+            Ok(Swap::Lost) => Ok(Claimed::Lost { in_doubt: false }),
             // What is there and cannot be read counts as unknown (I13): a look tells.
-            Err(StoreError::Corrupt(_)) if expected.is_none() => Ok(Claimed::Lost),
-            Err(StoreError::InDoubt(_)) if planted(Bug::LostAckClaimedAgain) => Ok(Claimed::Lost),
+            Err(StoreError::Corrupt(_)) if expected.is_none() => {
+                Ok(Claimed::Lost { in_doubt: false })
+            }
+            Err(StoreError::InDoubt(_)) if planted(Bug::LostAckClaimedAgain) => {
+                Ok(Claimed::Lost { in_doubt: false })
+            }
             Err(StoreError::InDoubt(what)) => {
                 self.read_claim_back(address, expected, &record, lease, what)
                     .await
@@ -167,7 +172,7 @@ impl<S: Store> Shared<S> {
                             Held::Record { .. }
                         ) =>
                 {
-                    return Ok(Claimed::Lost);
+                    return Ok(Claimed::Lost { in_doubt: true });
                 }
                 Ok(_) => break,
                 Err(_) if backoff.wait().await => {}

@@ -121,6 +121,37 @@ async fn i14_a_claim_in_doubt_is_read_back() {
     drop(execution);
 }
 
+/// It was made again (seed 77,026 of the simulated gateway).
+#[tokio::test]
+async fn i14_a_claim_in_doubt_is_not_made_again_when_what_counted_has_expired() {
+    let (shared, _) = Shared::with_completed(Limits::default()).await;
+    let nothing_kept = Options {
+        bytes: 0,
+        ..Options::default()
+    };
+    let cached = Cached::with_clock(shared.store.clone(), nothing_kept, shared.clock.clone());
+    let world = World::over(cached, shared.clock.clone(), 3, settings());
+    assert!(world.store.claim_first(world.address("k")));
+    let faults = shared.store.faults();
+    faults.fail(CLAIM, Fault::InDoubtNotWritten, 1);
+    let reading_back = faults.hold(Call::Load);
+    let begin = {
+        let world = world.clone();
+        tokio::spawn(async move { world.trouble(request("k")).await })
+    };
+    reading_back.until_waiting(1).await;
+    let looking = faults.hold(Call::Load);
+    drop(reading_back);
+    looking.until_waiting(1).await;
+    shared.clock.advance(WINDOW);
+    let writes = shared.store.status().commits;
+    drop(looking);
+    let trouble = begin.await.expect("answered");
+    assert!(matches!(trouble, Trouble::InDoubt(_)), "{trouble:?}");
+    assert_eq!(shared.store.status().commits, writes);
+    drop(world.execute("k").await);
+}
+
 #[tokio::test]
 async fn i15_what_is_finished_is_replayed_by_a_store_that_is_full() {
     let one = Limits {

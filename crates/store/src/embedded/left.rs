@@ -8,7 +8,14 @@ use onlyonce_core::{
     transition,
 };
 
-use super::{Inner, body::RecordBody, index::Place, layout::Kind, log::NotTaken, store::refused};
+use super::{
+    Inner,
+    body::RecordBody,
+    index::Place,
+    layout::Kind,
+    log::NotTaken,
+    store::{refused, unread},
+};
 use crate::{StoreError, Write, corrupt};
 
 impl Inner {
@@ -80,7 +87,7 @@ impl Inner {
         let segment = self.log.segment(place.segment);
         let segment =
             segment.ok_or_else(|| corrupt(format!("segment {} is gone", place.segment)))?;
-        let bytes = segment.read(place).map_err(corrupt)?;
+        let bytes = segment.read(place).map_err(unread)?;
         RecordBody::decode(self.verify(address, place, Kind::Record, &bytes)?)
     }
 }

@@ -280,7 +280,7 @@ impl Inner {
                 .await
                 .unwrap_or_else(|panic| Err(std::io::Error::other(panic))),
         };
-        let bytes = bytes.map_err(corrupt)?;
+        let bytes = bytes.map_err(unread)?;
         self.verify(address, place, kind, &bytes)
     }
 
@@ -562,6 +562,36 @@ pub fn unavailable(why: Arc<str>) -> StoreError {
     StoreError::Unavailable(why.to_string())
 }
 
+/// What could not be read. A disk that fails now says nothing of what lies there: only where the file ends too early
+/// is that damage (I13).
+pub fn unread(error: std::io::Error) -> StoreError {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => corrupt(error),
+        _ => StoreError::Unavailable(format!("the data folder cannot be read: {error}")),
+    }
+}
+
 fn in_doubt(why: Arc<str>) -> StoreError {
     StoreError::InDoubt(why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    /// What was completed was told to be unknown, and would have been written down so (the campaign power-cuts).
+    #[test]
+    fn i13_a_disk_that_fails_to_read_is_no_damage() {
+        let failed = unread(Error::from_raw_os_error(
+            rustix::io::Errno::IO.raw_os_error(),
+        ));
+        assert!(matches!(failed, StoreError::Unavailable(_)), "{failed:?}");
+        let ends_early = unread(Error::from(ErrorKind::UnexpectedEof));
+        assert!(
+            matches!(ends_early, StoreError::Corrupt(_)),
+            "{ends_early:?}"
+        );
+    }
 }

@@ -8,6 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use onlyonce_core::{
     Address,
     planted::{Bug, planted},
@@ -21,6 +22,7 @@ use super::{
     log::{NewEntry, NotTaken},
     segment::Segment,
     shard::Shard,
+    store::unread,
 };
 use crate::{Books, StoreError, Swept};
 
@@ -142,7 +144,7 @@ impl Inner {
     }
 
     /// Writes again the entries of a slot that lie in `segment`.
-    fn move_slot(&self, address: Address, segment: &Segment) -> Result<Option<u64>, NotTaken> {
+    fn move_slot(&self, address: Address, segment: &Segment) -> Result<Option<u64>, NotMoved> {
         let mut shard = self.index.shard(address);
         let mut end = None;
         if shard
@@ -204,7 +206,7 @@ impl Inner {
         shard: &mut Shard,
         address: Address,
         segment: &Segment,
-    ) -> Result<Option<Place>, NotTaken> {
+    ) -> Result<Option<Place>, NotMoved> {
         let (Some(slot), Some(tenant_tag)) = (shard.slot(address), shard.tenant_tag(address))
         else {
             return Ok(None);
@@ -255,15 +257,22 @@ impl Inner {
     }
 
     /// Writes an entry again as it is, sealed or not, and releases it where it lay; `None` where it
-    /// cannot be read.
+    /// is damaged.
     fn move_entry(
         &self,
         address: Address,
         segment: &Segment,
         place: Place,
         what: What,
-    ) -> Result<Option<Place>, NotTaken> {
-        let bytes = segment.read(place).unwrap_or_default();
+    ) -> Result<Option<Place>, NotMoved> {
+        let bytes = match segment.read(place).map_err(unread) {
+            Ok(bytes) => bytes,
+            Err(StoreError::Corrupt(_)) => Bytes::new(),
+            Err(error) => {
+                tracing::warn!(%error, "what lives in an old segment is not moved yet");
+                return Err(NotMoved);
+            }
+        };
         let entry = layout::read_entry(segment.number, &bytes)
             .filter(|entry| entry.head.address == address)
             .and_then(|entry| Some((entry.head, entry.body?)));
@@ -283,6 +292,15 @@ impl Inner {
         })?;
         self.release(place);
         Ok(Some(moved))
+    }
+}
+
+/// What was to be written again lies where it lay: a later sweep moves it.
+struct NotMoved;
+
+impl From<NotTaken> for NotMoved {
+    fn from(_: NotTaken) -> Self {
+        Self
     }
 }
 

@@ -26,6 +26,9 @@ const IMAGES_OF_A_CUT: u64 = 12;
 /// How long a round may go on before the power goes anyway.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
+/// How long a gateway goes on after its power was cut.
+const WITHOUT_DISK: Duration = Duration::from_millis(20);
+
 /// With this many keys a round starts again from an empty disk.
 const KEYS_LIMIT: usize = 1_500;
 
@@ -190,6 +193,8 @@ impl Cuts {
                     thread::sleep(Duration::from_micros(200));
                 }
                 mounted.disk().cut_now();
+                // A disk that is gone fails every call, reads too. What the gateway says meanwhile has to be true.
+                thread::sleep(WITHOUT_DISK);
                 gateway.kill()?;
                 shared.target.set(None);
                 load.stop();
