@@ -86,14 +86,20 @@ impl World {
             return Err("I2: with a claim of another gateway");
         }
         let now = self.store.now().as_millis() as i64 - began.elapsed().as_millis() as i64;
-        let until = now + noted.skew(&from) + MARGIN.as_millis() as i64;
+        let (now, margin) = (now + noted.skew(&from), MARGIN.as_millis() as i64);
         let stands = record.is_some_and(|record| {
             let is_claim = record.id == claim.id && record.claim == claim.epoch;
             is_claim
                 && match record.state {
-                    State::InFlight { lease_until, .. } => until < lease_until.as_millis() as i64,
+                    State::InFlight { lease_until, .. } => {
+                        now + margin < lease_until.as_millis() as i64
+                    }
+                    State::Unknown {
+                        reason: UnknownReason::LeasePassed,
+                        ..
+                    } => noted.expired_too_early(record.recording(), &from, now, margin),
                     // Its gateway may have heard of a break before the upstream has read a byte.
-                    State::Unknown { reason, .. } => reason != UnknownReason::LeasePassed,
+                    State::Unknown { .. } => true,
                     _ => false,
                 }
         });
@@ -170,6 +176,14 @@ impl World {
                 self.judge_completion(from, exchange, completed.body_len);
             }
             State::InFlight { .. } if record.is_new_claim() => self.claimed(tenant, &key),
+            State::Unknown {
+                reason: UnknownReason::LeasePassed,
+                ..
+            } => {
+                if let Some(held) = &before {
+                    self.expires(from, held);
+                }
+            }
             State::InFlight { .. } | State::Unknown { .. } => {}
         }
     }

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_core::{Address, Fence, OperationId, Record, StateName};
+use onlyonce_core::{
+    Address, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
+};
 use onlyonce_store::{StoreError, Swap, Write};
 use tokio::time::Instant;
 
@@ -29,6 +31,7 @@ pub struct Noted {
     pub rulings: Vec<Ruling>,
     disturbed: Vec<Disturbed>,
     stood: Vec<Stood>,
+    expired: Vec<Expired>,
     /// By how many milliseconds each process is ahead of the store's clock.
     skews: HashMap<Arc<str>, i64>,
 }
@@ -92,6 +95,13 @@ struct Stood {
     until: Option<Instant>,
 }
 
+/// A lease that a gateway took for passed.
+struct Expired {
+    of: RecordingId,
+    by: Arc<str>,
+    lease_until: Timestamp,
+}
+
 /// While it is there, a call is under way that does not go well.
 pub struct Disturbance {
     world: Arc<World>,
@@ -145,6 +155,16 @@ impl Noted {
         stood.any(|one| since <= one.since && one.since <= until)
     }
 
+    /// Whether the lease of `of`, which `from` believed in at `now` on its own clock, was taken for passed by a
+    /// gateway whose clock is further ahead than the margin that is kept for that.
+    pub fn expired_too_early(&self, of: RecordingId, from: &str, now: i64, margin: i64) -> bool {
+        self.expired.iter().any(|one| {
+            one.of == of
+                && now + margin < one.lease_until.as_millis() as i64
+                && self.skew(&one.by) - self.skew(from) > margin
+        })
+    }
+
     /// By how many milliseconds `from` is ahead of the store's clock.
     pub fn skew(&self, from: &str) -> i64 {
         self.skews.get(from).copied().unwrap_or_default()
@@ -171,6 +191,17 @@ impl World {
             since: Instant::now(),
             until: None,
         });
+    }
+
+    /// `by` has taken the lease of `held` for passed.
+    pub fn expires(&self, by: &Arc<str>, held: &Record) {
+        if let State::InFlight { lease_until, .. } = held.state {
+            self.noted.lock().expired.push(Expired {
+                of: held.recording(),
+                by: Arc::clone(by),
+                lease_until,
+            });
+        }
     }
 
     pub fn goes_on(&self, from: &str) {
