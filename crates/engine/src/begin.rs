@@ -541,7 +541,9 @@ impl<S: Store> Attempt<'_, S> {
             Ok(Claimed::Done(record, attempt)) => (record, attempt),
             Ok(Claimed::Lost { in_doubt }) => {
                 slot.claiming = None;
-                self.doubted = in_doubt.then_some(expected);
+                if in_doubt {
+                    self.doubted = Some(expected);
+                }
                 return Ok(None);
             }
             Err(ClaimFailed { trouble, in_doubt }) => {
