@@ -124,6 +124,8 @@ pub struct Done {
     pub violations: Vec<String>,
     /// What is to be named, and is no violation.
     pub remarks: Vec<String>,
+    /// What it looked at, if that is looked at again in each round: what was seen of it before counts no more.
+    pub part: Option<String>,
 }
 
 /// The gateway's binary, built when it is asked for.
@@ -215,7 +217,7 @@ pub fn short(name: &str, gateway: &Binary) -> Result<Held> {
 /// Runs batches until the time is over, or something is violated.
 fn long(campaign: &Campaign, length: Duration, seed: Option<u64>, gateway: &Binary) -> Result<()> {
     campaign.prepare(gateway)?;
-    let runs = Runs::read(campaign.name)?;
+    let mut runs = Runs::read(campaign.name)?;
     let mut run = Run::begin(seed.unwrap_or_else(|| runs.position()))?;
     headline(&format!(
         "{} from {} for {} s: {}",
@@ -224,12 +226,13 @@ fn long(campaign: &Campaign, length: Duration, seed: Option<u64>, gateway: &Bina
         length.as_secs(),
         campaign.about
     ));
-    let start = Instant::now();
-    while start.elapsed() < length && run.violations.is_empty() {
+    let until = Instant::now() + length;
+    let mut start = Instant::now();
+    while Instant::now() < until && run.violations.is_empty() {
         let ended = (campaign.batch)(&Batch {
             from: run.to,
             short: false,
-            until: start + length,
+            until,
             gateway,
         })?;
         match ended {
@@ -240,6 +243,11 @@ fn long(campaign: &Campaign, length: Duration, seed: Option<u64>, gateway: &Bina
         // A batch that somebody chose is a look at it, and counts for nothing.
         if seed.is_none() {
             runs.write_with(&run)?;
+        }
+        if run.part.is_some() && run.violations.is_empty() {
+            let next = Run::begin(run.to)?;
+            runs.all.push(std::mem::replace(&mut run, next));
+            start = Instant::now();
         }
     }
     conclude(&run.violations)

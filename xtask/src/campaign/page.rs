@@ -26,12 +26,12 @@ fn table(campaigns: &[Campaign]) -> Result<String> {
          |---|---|---|---|---|---|---|\n",
     );
     for campaign in campaigns {
-        table.push_str(&row(campaign, &Runs::read(campaign.name)?.all));
+        table.push_str(&row(campaign, &Runs::read(campaign.name)?.counted()));
     }
     Ok(table)
 }
 
-fn row(campaign: &Campaign, runs: &[Run]) -> String {
+fn row(campaign: &Campaign, runs: &[&Run]) -> String {
     let mut sum = Figures::default();
     for run in runs {
         sum.add_all(&run.figures);
@@ -63,7 +63,7 @@ fn share(number: u64, target: u64) -> String {
     format!("{} ({percent} %)", grouped(number))
 }
 
-fn violations(runs: &[Run]) -> String {
+fn violations(runs: &[&Run]) -> String {
     let all: usize = runs.iter().map(|run| run.violations.len()).sum();
     match runs.iter().rposition(|run| !run.violations.is_empty()) {
         None => all.to_string(),
@@ -78,7 +78,7 @@ fn violations(runs: &[Run]) -> String {
 }
 
 /// From the first position up to the last, which was done.
-fn positions(runs: &[Run]) -> String {
+fn positions(runs: &[&Run]) -> String {
     let from = runs.iter().map(|run| run.from).min();
     let to = runs.iter().map(|run| run.to).max();
     match from.zip(to) {
@@ -120,11 +120,12 @@ mod tests {
             figures: Figures::from([("kills", 1_500)]),
             violations: violations.iter().map(ToString::to_string).collect(),
             remarks: Vec::new(),
+            part: None,
         };
         assert_eq!(
             row(
                 &CAMPAIGN,
-                &[run("aaa", 1, 4, &["seed 3: I1"]), run("bbb", 4, 9, &[])]
+                &[&run("aaa", 1, 4, &["seed 3: I1"]), &run("bbb", 4, 9, &[])]
             ),
             "| `kills` | 20,000 kills | 3,000 (15 %) | 3,000 kills | 1, the last on aaa; 0 since \
              | 1 to 8 | aaa (2026-03-02), bbb (2026-03-02) |\n"

@@ -1,5 +1,6 @@
 //! What a campaign has done so far: a file for each, `docs/reliability/NAME.json`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -31,6 +32,8 @@ pub struct Run {
     pub violations: Vec<String>,
     /// What is to be named, and is no violation.
     pub remarks: Vec<String>,
+    /// What it looked at anew, if that is looked at in each round. Such a run is of one batch.
+    pub part: Option<String>,
 }
 
 impl Run {
@@ -45,6 +48,7 @@ impl Run {
             figures: Figures::default(),
             violations: Vec::new(),
             remarks: Vec::new(),
+            part: None,
         })
     }
 
@@ -54,6 +58,7 @@ impl Run {
         self.figures.add_all(&done.figures);
         self.violations.extend(done.violations);
         self.remarks.extend(done.remarks);
+        self.part = done.part;
         self.minutes = (gone.as_secs_f64() / 6.0).round() / 10.0;
     }
 
@@ -70,6 +75,9 @@ impl Run {
         if !self.remarks.is_empty() {
             json["remarks"] = json!(self.remarks);
         }
+        if let Some(part) = &self.part {
+            json["part"] = json!(part);
+        }
         json
     }
 
@@ -85,6 +93,10 @@ impl Run {
             remarks: match &json["remarks"] {
                 Value::Null => Vec::new(),
                 remarks => texts(remarks)?,
+            },
+            part: match &json["part"] {
+                Value::Null => None,
+                part => Some(part.as_str()?.to_owned()),
             },
         })
     }
@@ -114,6 +126,13 @@ impl Runs {
             Err(_) => Vec::new(),
         };
         Ok(Self { file, all })
+    }
+
+    /// Those that count: all, but for what was looked at anew since.
+    pub fn counted(&self) -> Vec<&Run> {
+        let newest: HashMap<_, _> = self.all.iter().map(|run| (&run.part, run.from)).collect();
+        let counts = |run: &&Run| run.part.is_none() || newest[&run.part] == run.from;
+        self.all.iter().filter(counts).collect()
     }
 
     /// Where to go on.
@@ -160,6 +179,7 @@ fn commit() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::time::Duration;
 
     use super::{Run, Runs, parse};
@@ -180,6 +200,7 @@ mod tests {
             figures: Figures::from([("kills", 90)]),
             violations: vec!["seed 6: I1".to_owned()],
             remarks: vec!["a mutant that was missed".to_owned()],
+            part: Some("core 1 of 6".to_owned()),
         };
         run.add(done, Duration::from_secs(90));
         runs.write_with(&run).unwrap();
@@ -187,6 +208,26 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         assert_eq!(again, [run]);
         assert_eq!(Runs { file, all: again }.position(), 7);
+    }
+
+    #[test]
+    fn of_a_part_that_is_looked_at_in_each_round_the_newest_run_counts() {
+        let run = |from, part: Option<&str>| Run {
+            part: part.map(str::to_owned),
+            ..Run::begin(from).unwrap()
+        };
+        let runs = Runs {
+            file: PathBuf::new(),
+            all: vec![
+                run(1, None),
+                run(2, Some("a")),
+                run(3, Some("b")),
+                run(4, Some("a")),
+                run(5, None),
+            ],
+        };
+        let counted: Vec<_> = runs.counted().iter().map(|run| run.from).collect();
+        assert_eq!(counted, [1, 3, 4, 5]);
     }
 
     #[test]
