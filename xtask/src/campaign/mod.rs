@@ -31,7 +31,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
 use crate::command::headline;
-use crate::faults::gateway;
+use crate::faults::gateway::{self, Misbehaved};
 use figures::Figures;
 use runs::{Run, Runs};
 
@@ -83,6 +83,18 @@ impl Campaign {
             gateway.path()?;
         }
         Ok(())
+    }
+
+    /// Does one batch. A gateway that did what none may do is a violation, also where it kept the batch from its end.
+    fn run(&self, batch: &Batch<'_>) -> Result<Ended> {
+        match (self.batch)(batch) {
+            Err(error) if error.is::<Misbehaved>() => Ok(Ended::Done(Done {
+                to: batch.from + 1,
+                violations: vec![format!("seed {}: {error:#}", batch.from)],
+                ..Done::default()
+            })),
+            ended => ended,
+        }
     }
 }
 
@@ -195,7 +207,7 @@ pub fn short(name: &str, gateway: &Binary) -> Result<Held> {
     headline(&format!("{name}, short: {}", campaign.about));
     campaign.prepare(gateway)?;
     let start = Instant::now();
-    let ended = (campaign.batch)(&Batch {
+    let ended = campaign.run(&Batch {
         from: 1,
         short: true,
         until: start + Duration::from_secs(60),
@@ -229,7 +241,7 @@ fn long(campaign: &Campaign, length: Duration, seed: Option<u64>, gateway: &Bina
     let until = Instant::now() + length;
     let mut start = Instant::now();
     while Instant::now() < until && run.violations.is_empty() {
-        let ended = (campaign.batch)(&Batch {
+        let ended = campaign.run(&Batch {
             from: run.to,
             short: false,
             until,

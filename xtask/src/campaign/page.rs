@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::figures::{Figures, grouped};
 use super::runs::{Run, Runs};
-use super::{Campaign, planted};
+use super::{Campaign, mutants, planted};
 use crate::page::Part;
 
 const PART: Part = Part {
@@ -14,9 +14,16 @@ const PART: Part = Part {
     end: "<!-- /campaigns -->\n",
 };
 
-/// Writes the table into the page, and that of the planted bugs.
+/// What campaigns named that is no violation.
+const REMARKS: Part = Part {
+    begin: "<!-- remarks of mutants: written by `cargo xtask campaign --docs` -->\n",
+    end: "<!-- /remarks -->\n",
+};
+
+/// Writes the table into the page, what mutants were missed, and the table of the planted bugs.
 pub fn write(campaigns: &[Campaign]) -> Result<()> {
     PART.write(&table(campaigns)?)?;
+    REMARKS.write(&remarks()?)?;
     planted::PART.write(&planted::table())
 }
 
@@ -29,6 +36,24 @@ fn table(campaigns: &[Campaign]) -> Result<String> {
         table.push_str(&row(campaign, &Runs::read(campaign.name)?.counted()));
     }
     Ok(table)
+}
+
+/// The mutants that nothing caught, a line each.
+fn remarks() -> Result<String> {
+    let runs = Runs::read(mutants::CAMPAIGN.name)?;
+    let counted = runs.counted();
+    let missed: BTreeSet<_> = counted.iter().flat_map(|run| &run.remarks).collect();
+    if missed.is_empty() {
+        return Ok("None was missed.\n".to_owned());
+    }
+    let line = |missed: &&String| match missed.split_once(": ") {
+        Some((file, what)) => format!("- `{file}`: `{what}`\n"),
+        None => format!("- `{missed}`\n"),
+    };
+    Ok(format!(
+        "Missed:\n\n{}",
+        missed.iter().map(line).collect::<String>()
+    ))
 }
 
 fn row(campaign: &Campaign, runs: &[&Run]) -> String {
@@ -89,7 +114,7 @@ fn positions(runs: &[&Run]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{PART, row, table};
+    use super::{PART, REMARKS, remarks, row, table};
     use crate::campaign::figures::Figures;
     use crate::campaign::runs::Run;
     use crate::campaign::{ALL, Campaign, Ended};
@@ -99,6 +124,7 @@ mod tests {
     fn the_page_says_what_the_files_say() {
         let page = page::read().unwrap();
         let written = PART.within(&page, &table(ALL).unwrap()).unwrap();
+        let written = REMARKS.within(&written, &remarks().unwrap()).unwrap();
         assert!(page == written, "run `cargo xtask campaign --docs`");
     }
 

@@ -32,6 +32,8 @@ impl Scene {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         let upstream = Upstream::start()?;
+        let mut history = History::default();
+        history.answered = Some(upstream.answered());
         let setup = Setup {
             binary: gateway.path()?,
             config: folder.join("onlyonce.toml"),
@@ -43,7 +45,7 @@ impl Scene {
         };
         let shared = Shared {
             target: Target::default(),
-            history: Arc::new(Mutex::new(History::default())),
+            history: Arc::new(Mutex::new(history)),
             next_key: Arc::new(AtomicU64::new(0)),
             reach: u64::MAX,
             pause: Duration::ZERO,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use super::client::Answer;
 use super::random::hash;
 use super::script::Script;
-use super::upstream::{Ledger, Sent};
+use super::upstream::{Answered, Ledger, Sent};
 use crate::campaign::figures::Figures;
 
 /// How one attempt ended for its client.
@@ -48,6 +49,7 @@ impl fmt::Display for Violation {
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     generation: u64,
+    began: Instant,
     after_completion: bool,
 }
 
@@ -65,7 +67,23 @@ pub struct History {
     pub rotten: bool,
     /// The disk fails while clients send: an outcome may be lost though gateway and upstream live.
     pub failing_disk: bool,
+    /// When the upstream gave whole answers, where gateways die and disks do not.
+    pub answered: Option<Answered>,
+    /// Each gateway, by its generation.
+    lives: BTreeMap<u64, Life>,
 }
+
+/// What is known of one gateway.
+#[derive(Clone, Copy)]
+struct Life {
+    /// When the first attempt was sent to it.
+    since: Instant,
+    /// When the attempt began that was the last to be executed and answered whole: by then its store kept up.
+    kept_up: Option<Instant>,
+}
+
+/// How long before that an answer was given that must be in the store too.
+const SURELY_READ: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Default)]
 struct KeyHistory {
@@ -99,10 +117,16 @@ impl History {
     /// Notes that a key is about to be sent to the gateway of this generation.
     pub fn begin(&mut self, key: &str, generation: u64) -> Attempt {
         self.attempts += 1;
+        let began = Instant::now();
+        self.lives.entry(generation).or_insert(Life {
+            since: began,
+            kept_up: None,
+        });
         let history = self.keys.entry(key.to_string()).or_default();
         history.first_generation = history.first_generation.or(Some(generation));
         Attempt {
             generation,
+            began,
             after_completion: history.complete.is_some(),
         }
     }
@@ -158,6 +182,11 @@ impl History {
                         return Err(("I4", what));
                     }
                 }
+                if answer.head.header("onlyonce-status") == Some("executed")
+                    && let Some(life) = self.lives.get_mut(&attempt.generation)
+                {
+                    life.kept_up = life.kept_up.max(Some(attempt.began));
+                }
                 Ok(Seen::Complete)
             }
             Mark::Unknown if had_complete && !self.rotten => Err((
@@ -167,6 +196,11 @@ impl History {
             Mark::Unknown if script.is_whole() && self.needs_no_unknown(key, attempt) => Err((
                 "L1",
                 "is unknown, and neither gateway nor upstream failed".to_string(),
+            )),
+            Mark::Unknown if script.is_whole() && self.was_surely_recorded(key) => Err((
+                "L1",
+                "is unknown, though the gateway had its whole answer long before it was killed"
+                    .to_string(),
             )),
             Mark::Unknown => Ok(Seen::Unknown),
             Mark::Released if had_complete => {
@@ -196,6 +230,19 @@ impl History {
             .get(key)
             .and_then(|history| history.first_generation);
         first == Some(attempt.generation) && !self.rotten && !self.failing_disk
+    }
+
+    /// Whether its whole answer was given so long before a gateway was killed that a key that came after it has run,
+    /// and is completed, on the same gateway.
+    fn was_surely_recorded(&self, key: &str) -> bool {
+        let answered = self.answered.as_ref();
+        let Some(at) = answered.and_then(|answered| answered.at(key)) else {
+            return false;
+        };
+        let mut lives = self.lives.values().rev();
+        let life = lives.find(|life| life.since <= at);
+        life.and_then(|life| life.kept_up)
+            .is_some_and(|kept_up| kept_up >= at + SURELY_READ)
     }
 
     /// Adds to a ledger each execution that a client had the answer of and that another ledger tells of.
@@ -374,7 +421,8 @@ fn complete(key: &str, script: &Script, answer: &Answer) -> std::result::Result<
     }
     let mut headers = answer.head.headers.clone();
     headers.retain(|(name, _)| !MARKS.contains(&name.as_str()));
-    headers.sort();
+    // By name alone: those of one name keep their order.
+    headers.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(Complete {
         execution,
         status: answer.status,
@@ -388,4 +436,91 @@ fn show(complete: &Complete) -> String {
         "execution {}, status {}, {:?}",
         complete.execution, complete.status, complete.headers
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Answered, History, SURELY_READ, Seen};
+    use crate::faults::client::{Answer, Head};
+    use crate::faults::script::Script;
+
+    /// Keys that the upstream answers whole, and at once.
+    fn keys() -> impl Iterator<Item = String> {
+        let keys = (0..).map(|number| format!("k{number}"));
+        keys.filter(|key| {
+            let script = Script::of_key(key);
+            script.is_whole() && script.declines == 0
+        })
+    }
+
+    fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Answer {
+            status,
+            head: Head {
+                first_line: String::new(),
+                headers: headers.collect(),
+            },
+            body: body.to_vec(),
+        }
+    }
+
+    fn executed(key: &str, lists: [&str; 2]) -> Answer {
+        let script = Script::of_key(key);
+        let headers = [
+            ("x-execution", "7"),
+            ("onlyonce-status", "executed"),
+            ("x-list", lists[0]),
+            ("x-list", lists[1]),
+        ];
+        answer(script.run.status(), &headers, &script.body(key, 7))
+    }
+
+    fn unknown() -> Answer {
+        let body = br#"{"type":"https://onlyonce.dev/problems/outcome-unknown"}"#;
+        answer(502, &[], body)
+    }
+
+    #[test]
+    fn i04_another_order_of_one_name_is_another_answer() {
+        let (mut history, key) = (History::default(), keys().next().unwrap());
+        for (lists, seen) in [
+            (["one", "two"], Seen::Complete),
+            (["one", "two"], Seen::Complete),
+            (["two", "one"], Seen::Wrong),
+        ] {
+            let attempt = history.begin(&key, 1);
+            assert_eq!(
+                history.observe(&key, attempt, &executed(&key, lists)),
+                seen,
+                "{lists:?}"
+            );
+        }
+    }
+
+    /// What the first key is held for after a kill, if another one began so long after its answer and was completed.
+    fn after_a_kill(later: Duration) -> Seen {
+        let mut history = History {
+            answered: Some(Answered::default()),
+            ..History::default()
+        };
+        let (lost, other) = (keys().next().unwrap(), keys().nth(1).unwrap());
+        history.begin(&lost, 1);
+        history.answered.as_ref().unwrap().note(&lost);
+        let mut attempt = history.begin(&other, 1);
+        attempt.began += later;
+        history.observe(&other, attempt, &executed(&other, ["one", "two"]));
+        let again = history.begin(&lost, 2);
+        history.observe(&lost, again, &unknown())
+    }
+
+    #[test]
+    fn l1_an_answer_that_was_there_long_before_a_kill_is_not_lost() {
+        assert_eq!(after_a_kill(Duration::ZERO), Seen::Unknown);
+        assert_eq!(after_a_kill(2 * SURELY_READ), Seen::Wrong);
+    }
 }

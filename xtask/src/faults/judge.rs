@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::gateway::{Gateway, Setup};
+use super::gateway::{Gateway, Setup, is_refusal};
 use super::history::History;
 use super::load::{Shared, Target, settle};
 use super::upstream::{Ledger, Upstream, lock};
@@ -130,9 +130,9 @@ impl Judge {
         for _ in 0..2 {
             let gateway = match Gateway::start(&setup) {
                 Ok(gateway) => gateway,
-                Err(_) if rotten => return Ok(Checked::Refused),
+                Err(error) if rotten && is_refusal(&error) => return Ok(Checked::Refused),
                 Err(error) => {
-                    self.violated(&format!("L6: {label}: {error:#}"));
+                    self.violated(&format!("{error:#}; {label}"));
                     return Ok(Checked::Violated);
                 }
             };
@@ -140,7 +140,9 @@ impl Judge {
             self.figures.add("longest start in ms", start_up);
             self.point(&shared, &gateway);
             settle(&shared, CLIENTS as usize);
-            gateway.kill()?;
+            if let Err(error) = gateway.kill() {
+                self.violated(&format!("{error:#}; {label}"));
+            }
         }
         self.upstream.wait_until_idle()?;
 

@@ -82,8 +82,9 @@ impl Kills {
                     longest / 10
                 };
                 thread::sleep(Duration::from_micros(self.random.between(5_000, within)));
-                gateway.kill()?;
+                let killed = gateway.kill();
                 shared.target.set(None);
+                killed?;
             }
             self.count += 1;
             if told.elapsed() > Duration::from_secs(10) {

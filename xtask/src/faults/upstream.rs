@@ -25,6 +25,22 @@ pub enum Sent {
 /// What the upstream received, key by key, in order.
 pub type Ledger = HashMap<String, Vec<Sent>>;
 
+/// When the upstream had given each key's whole answer, as far as it could give it.
+#[derive(Clone, Debug, Default)]
+pub struct Answered(Arc<Mutex<HashMap<String, Instant>>>);
+
+impl Answered {
+    /// When that was; the last time, if it was more than once.
+    pub fn at(&self, key: &str) -> Option<Instant> {
+        lock(&self.0).get(key).copied()
+    }
+
+    /// It is given now.
+    pub fn note(&self, key: &str) {
+        lock(&self.0).insert(key.to_owned(), Instant::now());
+    }
+}
+
 /// The upstream, until the process ends.
 pub struct Upstream {
     address: SocketAddr,
@@ -34,6 +50,7 @@ pub struct Upstream {
 struct Shared {
     /// Connections keep the ledger that was current when their request came.
     ledger: Mutex<Arc<Mutex<Ledger>>>,
+    answered: Answered,
     connections: AtomicUsize,
     executions: AtomicU64,
 }
@@ -45,6 +62,7 @@ impl Upstream {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             ledger: Mutex::default(),
+            answered: Answered::default(),
             connections: AtomicUsize::new(0),
             executions: AtomicU64::new(0),
         });
@@ -71,6 +89,11 @@ impl Upstream {
     /// A copy of what it received so far.
     pub fn ledger(&self) -> Ledger {
         lock(&lock(&self.shared.ledger)).clone()
+    }
+
+    /// When it gave whole answers.
+    pub fn answered(&self) -> Answered {
+        self.shared.answered.clone()
     }
 
     /// Goes on from another history. Requests that run now still count for the old one.
@@ -112,7 +135,10 @@ fn serve(connection: &TcpStream, shared: &Shared) -> Result<()> {
         thread::sleep(script.delay);
         match sent {
             Sent::Declined => decline(connection)?,
-            Sent::Ran(number) => run(connection, &key, number, &script)?,
+            Sent::Ran(number) => {
+                run(connection, &key, number, &script)?;
+                shared.answered.note(&key);
+            }
         }
     }
 }

@@ -63,14 +63,19 @@ impl Action {
         body
     }
 
+    /// How the request begins, whichever attempt it is.
+    pub fn request_line(&self) -> String {
+        let (route, tenant, key) = (ROUTES[self.route].0, self.tenant, &self.key);
+        format!("POST /{route}/t{tenant}/{key} HTTP/1.1\r\n")
+    }
+
     /// The request, as attempt number `attempt` sends it.
     pub fn bytes(&self, attempt: usize) -> Vec<u8> {
         let body = self.body();
         let mut bytes = format!(
-            "POST /{}/{} HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer credential-{}\r\n\
+            "{}Host: gateway.test\r\nAuthorization: Bearer credential-{}\r\n\
              Idempotency-Key: {}\r\nX-Attempt: {attempt}\r\n{}Content-Length: {}\r\n\r\n",
-            ROUTES[self.route].0,
-            self.key,
+            self.request_line(),
             self.tenant,
             self.key,
             match takes_trailers(attempt) {

@@ -235,14 +235,24 @@ fn l1_a_caller_that_leaves_at_any_byte_leaves_nothing_half_done() {
         assert_eq!(came.state, expected, "after {at} bytes of {len}");
         assert_eq!(problem(&came.later), "an answer");
     }
-    for at in 1..200 {
-        let manner = Manner {
-            leaves_reading: Some(at),
-            ..Manner::patient()
-        };
-        let came = cut(usize::MAX, answering(EVENTS, None), &manner);
-        assert_eq!(came.wrong, [""; 0]);
-        assert_eq!(came.state, Some(StateName::Completed));
-        assert_eq!(problem(&came.joined), "an answer");
+    for kind in [COUNTED, EVENTS] {
+        let mut at = 1;
+        loop {
+            let manner = Manner {
+                leaves_reading: Some(at),
+                ..Manner::patient()
+            };
+            let came = cut(usize::MAX, answering(kind, None), &manner);
+            assert_eq!(came.wrong, [""; 0]);
+            assert_eq!(came.state, Some(StateName::Completed));
+            assert_eq!(problem(&came.joined), "an answer");
+            if !matches!(came.first, Heard::Left) {
+                break;
+            }
+            at += 1;
+        }
+        // It gets our own fields too.
+        let (_, len) = lengths(kind);
+        assert!(at > len, "left at {at} bytes, and the upstream gave {len}");
     }
 }

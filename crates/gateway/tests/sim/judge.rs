@@ -52,20 +52,46 @@ impl World {
                 false
             }
         };
+        if !is_stray {
+            self.judge_one_execution(number, *tenant, key, window);
+        }
+        is_stray
+    }
+
+    /// No exchange before this one may have been an execution of the same operation (I1).
+    pub fn judge_one_execution(&self, number: usize, tenant: usize, key: &str, window: usize) {
         let ran = self.ledger(|ledger| {
             ledger[..number].iter().position(|before| {
-                before.is_for(*tenant, key)
+                before.is_for(tenant, key)
                     && !before.declined()
                     && !before.is_stray
                     && before.window == window
             })
         });
-        if let (Some(before), false) = (ran, is_stray) {
+        if let Some(before) = ran {
             self.wrong(format!(
                 "I1: t{tenant}/{key} came in exchange {before} and in exchange {number}"
             ));
         }
-        is_stray
+    }
+
+    /// Whose the part of a request is that came in this exchange, and in which window, where one action alone begins
+    /// so: `None` where nobody can say.
+    pub fn sender_of(&self, number: usize, part: &[u8]) -> Option<(usize, String, usize)> {
+        let begins = |action: &&Action| {
+            let line = action.request_line();
+            part.starts_with(line.as_bytes()) || line.as_bytes().starts_with(part)
+        };
+        let mut meant = self.actions.iter().filter(begins);
+        let (action, other) = (meant.next()?, meant.next());
+        if other.is_some() {
+            return None;
+        }
+        let window = self.exchange(number, |one| {
+            one.shown(action.tenant, &action.key)
+                .map(|shown| shown.window)
+        });
+        Some((action.tenant, action.key.clone(), window.unwrap_or(0)))
     }
 
     /// Whether the claim of the request stood, and would for a while, when its first byte came: or whether its
@@ -596,7 +622,8 @@ fn field_of(headers: &HeaderBlock, wanted: &str) -> Option<usize> {
 }
 
 /// The name of the problem in a problem document.
-fn problem(body: &[u8]) -> String {
+/// What a problem is called.
+pub fn problem(body: &[u8]) -> String {
     let document: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     document
         .and_then(|document| {

@@ -7,6 +7,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::client::{self, Action, Heard, Manner};
 use crate::gateway::{Gateway, ROUTES};
+use crate::judge;
 use crate::operator;
 use crate::panics;
 use crate::random::Random;
@@ -126,24 +127,28 @@ async fn trouble(gateway: Arc<Gateway>, mut random: Random) {
 /// Every key is sent once more to every gateway: all say the same, and nothing is in the way.
 async fn last_round(world: &Arc<World>, gateways: &[Arc<Gateway>]) {
     for action in &world.actions {
+        let mut told = Vec::new();
         for gateway in gateways {
             let heard = client::attempt(world, gateway, action, &Manner::patient()).await;
-            let told = match &heard {
-                Heard::Answer(head, _) => (
-                    head.status(),
-                    head.header("onlyonce-status").map(str::to_owned),
-                ),
-                _ => (0, None),
-            };
-            let explained = match (&told.1, told.0) {
-                (Some(mark), _) => mark != "released",
-                (None, 422 | 502 | 504) => true,
-                (None, _) => false,
-            };
-            if !explained {
-                let (tenant, key) = (action.tenant, &action.key);
-                world.wrong(format!("L6: in the end, t{tenant}/{key} gets {told:?}"));
-            }
+            told.push(match &heard {
+                Heard::Answer(head, body) => match head.header("onlyonce-status") {
+                    Some("released") => "released".to_owned(),
+                    Some(_) => "an answer".to_owned(),
+                    None => judge::problem(&body.bytes),
+                },
+                _ => "nothing".to_owned(),
+            });
+        }
+        let is_outcome =
+            |told: &String| ["an answer", "outcome-unknown", "key-reused"].contains(&told.as_str());
+        let (tenant, key) = (action.tenant, &action.key);
+        if !told.iter().all(is_outcome) {
+            world.wrong(format!("L6: in the end, t{tenant}/{key} gets {told:?}"));
+        }
+        if told.iter().any(|one| *one != told[0]) {
+            world.wrong(format!(
+                "I4: in the end, the gateways differ on t{tenant}/{key}: {told:?}"
+            ));
         }
     }
     world.judge_all();

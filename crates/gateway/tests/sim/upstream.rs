@@ -92,7 +92,7 @@ pub struct Exchange {
 pub struct Request {
     pub tenant: usize,
     pub key: String,
-    /// The number of the attempt that it came with.
+    /// The number of the attempt that it came with; greater than any, where that did not come.
     pub attempt: usize,
     /// Whether its body has come whole.
     pub whole: bool,
@@ -213,7 +213,13 @@ async fn request(
     number: usize,
     head_only: bool,
 ) -> io::Result<()> {
-    let head = wire.head().await?;
+    let head = match wire.head().await {
+        Ok(head) => head,
+        Err(error) => {
+            world.part_came(number, wire.unread());
+            return Err(error);
+        }
+    };
     let text = |name| head.header(name).unwrap_or_default();
     let request = Request {
         tenant: usize::from(text("authorization").ends_with('1')),

@@ -46,6 +46,11 @@ impl Wire {
         self.end.cut()
     }
 
+    /// What was read and is not taken yet.
+    pub fn unread(&self) -> &[u8] {
+        &self.buffer
+    }
+
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.end.write_all(bytes).await?;
         self.written += bytes.len();

@@ -427,6 +427,25 @@ impl World {
         });
     }
 
+    /// Of a request, only so much of its head has come.
+    pub fn part_came(&self, number: usize, part: &[u8]) {
+        let Some((tenant, key, window)) = self.sender_of(number, part) else {
+            self.count("parts of a request that are nobody's");
+            return;
+        };
+        self.note(|| format!("exchange {number}: a part of t{tenant}/{key}"));
+        self.judge_one_execution(number, tenant, &key, window);
+        self.exchange(number, |one| {
+            one.window = window;
+            one.request = Some(Request {
+                tenant,
+                key,
+                attempt: usize::MAX,
+                whole: false,
+            });
+        });
+    }
+
     /// A look at every exchange so far.
     pub fn ledger<T>(&self, look: impl FnOnce(&[Exchange]) -> T) -> T {
         look(&self.ledger.lock())

@@ -86,6 +86,8 @@ struct Look {
 /// A round's log, the looks that were taken meanwhile, in order, and what the upstream had received in the end.
 struct Recorded {
     log: Log,
+    /// How many entries the log had once the gateway was ready.
+    ready_at: u64,
     looks: Vec<Look>,
     received: Ledger,
 }
@@ -200,13 +202,17 @@ impl Cuts {
             if !flushes.is_empty() {
                 let flush = flushes[random.below(flushes.len() as u64) as usize];
                 let cut = again.log.after_flush(flush, random);
+                let was_ready = again.ready_at <= flush as u64;
                 world = again.world(&world, &cut);
                 if !self.is_new(&world) {
                     return Ok(());
                 }
                 label = format!("{label}, then {cut}");
-                let name = "images of a cut during recovery";
-                self.judge.figures.add(name, 1);
+                self.judge.figures.add("images of a second cut", 1);
+                if !was_ready {
+                    let name = "images of a second cut, during recovery";
+                    self.judge.figures.add(name, 1);
+                }
             }
         }
         self.images += 1;
@@ -231,6 +237,7 @@ impl Cuts {
         }];
         let setup = self.judge.setup(disk.place().join("data"));
         let gateway = Starting::spawn(&setup)?.ready()?;
+        let ready_at = disk.position()?;
         self.judge.point(&shared, &gateway);
         let load = Load::start(&shared, CLIENTS);
         let deadline = Instant::now() + ROUND_LIMIT;
@@ -252,9 +259,10 @@ impl Cuts {
             drop(history);
             looks.push(Look { position, known });
         }
-        gateway.kill()?;
+        let killed = gateway.kill();
         shared.target.set(None);
         load.stop();
+        killed?;
         self.judge.upstream().wait_until_idle()?;
         self.judge.take_history(&shared, "before the cut");
         self.next_key = shared.next_key.load(Ordering::SeqCst);
@@ -265,6 +273,7 @@ impl Cuts {
         }
         Ok(Recorded {
             log,
+            ready_at,
             looks,
             received,
         })

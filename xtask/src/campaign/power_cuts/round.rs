@@ -14,7 +14,7 @@ use super::image::Image;
 use super::mount::Mounted;
 use crate::campaign::Done;
 use crate::command::target_dir;
-use crate::faults::gateway::Starting;
+use crate::faults::gateway::{Starting, is_refusal};
 use crate::faults::judge::{CLIENTS, Checked, Doubt, Judge, Known};
 use crate::faults::load::Load;
 use crate::faults::random::Random;
@@ -102,7 +102,7 @@ impl Cuts {
         // Small numbers hit the first start, large ones the load and the change of segments.
         let operations = random.up_to_power(2, 12);
         let before = self.world.clone();
-        let (disk, known) = self.load_and_cut(&before, rules, operations, &mut random)?;
+        let (disk, known, _) = self.load_and_cut(&before, rules, operations, &mut random)?;
 
         let label = format!("round {number} ({rules:?}, cut after {operations})");
         for index in 0..IMAGES_OF_A_CUT {
@@ -139,7 +139,8 @@ impl Cuts {
         match random.below(10) {
             0..=2 => {
                 let operations = random.up_to_power(0, 7);
-                let (disk, known) = self.load_and_cut(&world, rules, operations, random)?;
+                let (disk, known, was_ready) =
+                    self.load_and_cut(&world, rules, operations, random)?;
                 world = World {
                     image: Image::of_disk(&disk, random),
                     known,
@@ -148,8 +149,11 @@ impl Cuts {
                 if !self.fingerprints.insert(world.image.fingerprint()) {
                     return Ok(());
                 }
-                let name = "images of a cut during recovery";
-                self.judge.figures.add(name, 1);
+                self.judge.figures.add("images of a second cut", 1);
+                if !was_ready {
+                    let name = "images of a second cut, during recovery";
+                    self.judge.figures.add(name, 1);
+                }
             }
             3 => {
                 if let Some(place) = world.image.rot(random) {
@@ -165,14 +169,14 @@ impl Cuts {
     }
 
     /// Runs the gateway on a mounted disk that holds the world's image, under load, until the
-    /// power goes.
+    /// power goes; also says whether the gateway was ready by then.
     fn load_and_cut(
         &mut self,
         world: &World,
         rules: Rules,
         operations: u64,
         random: &mut Random,
-    ) -> Result<(Disk, Known)> {
+    ) -> Result<(Disk, Known, bool)> {
         let place = self.folder.join("disk");
         let mut disk = world.image.to_disk(rules);
         disk.cut_after(operations);
@@ -184,6 +188,7 @@ impl Cuts {
             .fetch_add(random.below(1_000), Ordering::SeqCst);
 
         lock(&shared.history).failing_disk = true;
+        let mut was_ready = true;
         match Starting::spawn(&setup)?.ready() {
             Ok(gateway) => {
                 self.judge.point(&shared, &gateway);
@@ -195,14 +200,18 @@ impl Cuts {
                 mounted.disk().cut_now();
                 // A disk that is gone fails every call, reads too. What the gateway says meanwhile has to be true.
                 thread::sleep(WITHOUT_DISK);
-                gateway.kill()?;
+                let killed = gateway.kill();
                 shared.target.set(None);
                 load.stop();
+                if let Err(error) = killed {
+                    self.judge
+                        .violated(&format!("{error:#}; on a disk that was cut off"));
+                }
             }
-            Err(_) if mounted.disk().is_cut() => {}
+            Err(error) if mounted.disk().is_cut() && is_refusal(&error) => was_ready = false,
             Err(error) => self
                 .judge
-                .violated(&format!("start on a mounted disk: {error:#}")),
+                .violated(&format!("{error:#}; on a mounted disk")),
         }
         self.judge.upstream().wait_until_idle()?;
         let disk = mounted.unmount()?;
@@ -218,7 +227,7 @@ impl Cuts {
             ledger: self.judge.upstream().ledger(),
             next_key: shared.next_key.load(Ordering::SeqCst),
         };
-        Ok((disk, known))
+        Ok((disk, known, was_ready))
     }
 
     /// Puts an image into a plain folder and has it checked. The next round goes on from an image that was
