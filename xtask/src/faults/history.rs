@@ -440,7 +440,7 @@ fn show(complete: &Complete) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::{Answered, History, SURELY_READ, Seen};
     use crate::faults::client::{Answer, Head};
@@ -510,7 +510,8 @@ mod tests {
         };
         let (lost, other) = (keys().next().unwrap(), keys().nth(1).unwrap());
         history.begin(&lost, 1);
-        history.answered.as_ref().unwrap().note(&lost);
+        let answered = history.answered.as_ref().unwrap();
+        answered.note(&lost, Instant::now());
         let mut attempt = history.begin(&other, 1);
         attempt.began += later;
         history.observe(&other, attempt, &executed(&other, ["one", "two"]));

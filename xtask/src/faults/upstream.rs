@@ -1,7 +1,7 @@
 //! The scripted upstream: it does what the key says, and keeps its own count of what it ran.
 
 use std::collections::HashMap;
-use std::io::{BufReader, Write};
+use std::io::{BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,9 +35,9 @@ impl Answered {
         lock(&self.0).get(key).copied()
     }
 
-    /// It is given now.
-    pub fn note(&self, key: &str) {
-        lock(&self.0).insert(key.to_owned(), Instant::now());
+    /// It was given then.
+    pub fn note(&self, key: &str, at: Instant) {
+        lock(&self.0).insert(key.to_owned(), at);
     }
 }
 
@@ -137,10 +137,23 @@ fn serve(connection: &TcpStream, shared: &Shared) -> Result<()> {
             Sent::Declined => decline(connection)?,
             Sent::Ran(number) => {
                 run(connection, &key, number, &script)?;
-                shared.answered.note(&key);
+                // Bytes can also be written to a gateway that is gone.
+                let at = Instant::now();
+                if is_open(connection) {
+                    shared.answered.note(&key, at);
+                }
             }
         }
     }
+}
+
+/// Whether the other end is still there. It has sent nothing that is not read.
+fn is_open(connection: &TcpStream) -> bool {
+    let peeked = connection
+        .set_nonblocking(true)
+        .and_then(|()| connection.peek(&mut [0]));
+    let blocks = connection.set_nonblocking(false);
+    blocks.is_ok() && peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// The key stands in the path too: what the header says is the gateway's business.

@@ -127,7 +127,7 @@ impl Judge {
             let is_forgotten = reference.has_forgotten(key);
             // What nobody was told of is not executed.
             if !is_forgotten || model.forgets == Forgets::Unacknowledged {
-                self.judge_executions(key, slack);
+                self.judge_executions(key, slack, is_forgotten);
             }
             if !is_forgotten {
                 self.judge_answers(key, slack);
@@ -137,13 +137,15 @@ impl Judge {
 
     /// I1: what may have run is followed by another execution only where the route resends, after an
     /// operator's word, or after a window.
-    fn judge_executions(&self, key: usize, slack: Duration) {
+    fn judge_executions(&self, key: usize, slack: Duration, is_forgotten: bool) {
         let lines: Vec<_> = self.ledger.iter().filter(|line| line.key == key).collect();
         for (index, later) in lines.iter().enumerate() {
             let before = lines[..index].iter();
             for earlier in before.filter(|line| line.fate != Fate::DidNotRun) {
                 let apart = later.at - earlier.at + slack >= WINDOW;
-                let again = later.resend || apart || self.is_ruled(key, earlier.at, later.at);
+                // What a client has the answer of is sent again by no route.
+                let resent = later.resend && (is_forgotten || !self.is_told(earlier, later.at));
+                let again = resent || apart || self.is_ruled(key, earlier.at, later.at);
                 assert!(
                     again,
                     "I1: key {key} was sent at {:?} and, as if for the first time, at {:?}",
@@ -151,6 +153,15 @@ impl Judge {
                 );
             }
         }
+    }
+
+    /// Whether a client had the answer to the request in `line` by then.
+    fn is_told(&self, line: &Line, by: Duration) -> bool {
+        let mut answers = self.answers.iter();
+        answers.any(|made| {
+            let is_its = made.key == line.key && made.sent == Some(line.at);
+            is_its && made.told.is_some_and(|told| told < by)
+        })
     }
 
     /// I4: who has an answer, and who has another one, are a window or an operator's word apart.
@@ -243,6 +254,12 @@ mod tests {
                 HOUR + WINDOW - SLACK - Duration::from_millis(1),
             );
         });
+        // A route may resend what nobody knows of, and not what somebody has the answer of.
+        is_seen("I1:", |judge| {
+            runs(judge, 1, true, HOUR);
+            judge.told(0, 1, 1, HOUR);
+            runs(judge, 2, true, 2 * HOUR);
+        });
         // A word that was said before concerns another execution.
         is_seen("I1:", |judge| {
             judge.ruled(0, Duration::ZERO);
@@ -282,9 +299,9 @@ mod tests {
     fn it_sees_answers_that_are_not_the_first_one() {
         is_seen("I4:", |judge| {
             runs(judge, 1, true, HOUR);
-            judge.told(0, 1, 1, HOUR);
             runs(judge, 2, true, 2 * HOUR);
-            judge.told(0, 1, 2, 2 * HOUR);
+            judge.told(0, 1, 1, 3 * HOUR);
+            judge.told(0, 1, 2, 3 * HOUR);
         });
         is_seen("I5:", |judge| judge.told(0, 1, 1, HOUR));
         is_seen("I6:", |judge| {

@@ -46,6 +46,7 @@ const PLAIN: Model = Model {
     situations: &[
         "a dead owner's claim is marked",
         "a recovery is cut off",
+        "the clock was set while nothing ran",
         "the power is cut",
         "the power takes what was not synced",
         "told unknown: the store does not take the outcome",

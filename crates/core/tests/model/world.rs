@@ -446,17 +446,17 @@ impl World {
     }
 
     /// An operator removes a completed record.
-    pub fn remove(&mut self, gateway: usize, key: usize, seen: &Record) {
+    pub fn remove(&mut self, gateway: usize, key: usize, seen: &Record) -> bool {
         let line = &mut self.lines[gateway];
         if line.cut || self.out_of_reach[key] || self.standby_away {
-            return;
+            return false;
         }
         line.memory[key] = None;
         line.changes[key] += 1;
         let fence = seen.fence();
         let held = self.counting(key);
         if held.map(Record::fence) != Some(fence) {
-            return;
+            return false;
         }
         match held == Some(seen) {
             true => self.reference.removed(key, self.now),
@@ -478,6 +478,7 @@ impl World {
         self.reference.stands(self.commits.len(), self.visible[key]);
         self.coverage.count("an operator removes a record");
         self.note(|| format!("removed: key {key} at {fence:?}"));
+        true
     }
 }
 

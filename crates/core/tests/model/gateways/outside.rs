@@ -8,7 +8,9 @@ use onlyonce_core::{
 
 use super::{Chore, Gateways, Stage, What, response};
 use crate::{
-    KEYS, LEASE, MARGIN, OWNERS, PAUSE, RETENTION, WINDOW, number_of, reference::By, world::Write,
+    KEYS, LEASE, MARGIN, OWNERS, PAUSE, RETENTION, WINDOW, number_of,
+    reference::By,
+    world::{Ack, Write},
 };
 
 impl Gateways {
@@ -107,11 +109,10 @@ impl Gateways {
         let index = self.world.random.below(self.chores.len());
         let chore = self.chores.swap_remove(index);
         let (gateway, key, seen) = (chore.gateway, chore.key, chore.seen.fence());
-        if let What::OperatorRemoves | What::OperatorSaysNo = chore.what {
-            self.judge.ruled(key, self.world.reference.elapsed());
-        }
         if let What::OperatorRemoves = chore.what {
-            self.world.remove(gateway, key, &chore.seen);
+            if self.world.remove(gateway, key, &chore.seen) {
+                self.judge.ruled(key, self.world.reference.elapsed());
+            }
             return;
         }
         let Some(loaded) = self.world.load(gateway, key) else {
@@ -152,7 +153,7 @@ impl Gateways {
                     What::OperatorSaysNo => "an operator says that it did not run",
                     What::OperatorKnows(_) => "an operator knows the answer",
                 });
-                self.world.write(Write {
+                let ack = self.world.write(Write {
                     gateway,
                     key,
                     base,
@@ -161,6 +162,11 @@ impl Gateways {
                     read_at: now,
                     waits: false,
                 });
+                // Only what is written, or may be, is an operator's word.
+                let is_no = matches!(chore.what, What::OperatorSaysNo);
+                if is_no && !matches!(ack, Ack::Lost | Ack::Unavailable) {
+                    self.judge.ruled(key, self.world.reference.elapsed());
+                }
             }
             Err(NotLawful::Fenced { .. }) => {
                 self.world.coverage.count("a chore is fenced off");

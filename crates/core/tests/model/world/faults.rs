@@ -57,6 +57,11 @@ impl World {
         });
         self.commits(&under_way[..kept], false);
         self.late.clear();
+        // The embedded store reads the machine's clock when it starts, and never again.
+        if self.random.chance(30) {
+            self.coverage.count("the clock was set while nothing ran");
+            self.clock_moves();
+        }
     }
 
     fn line_is_cut(&mut self) {
