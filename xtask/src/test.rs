@@ -102,6 +102,13 @@ fn cargo_test() -> Result<Count> {
     Ok(count)
 }
 
+/// The variable that says, with `required`, that a campaign which cannot be run here has failed.
+const REQUIRED: &str = "ONLYONCE_CAMPAIGNS";
+
+fn is_required() -> bool {
+    std::env::var(REQUIRED).is_ok_and(|value| value == "required")
+}
+
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -123,10 +130,14 @@ impl Count {
         })
     }
 
-    /// Counts a campaign as one test, unless it was skipped.
+    /// Counts a campaign as one test, unless it was skipped where it may be.
     fn note(&mut self, ended: Result<Held>) {
         match ended {
             Ok(Held::Yes) => self.passed += 1,
+            Ok(Held::Skipped) if is_required() => {
+                println!("   FAILED: it has to run here ({REQUIRED}=required)");
+                self.failed += 1;
+            }
             Ok(Held::Skipped) => {}
             Err(error) => {
                 println!("   FAILED: {error:#}");

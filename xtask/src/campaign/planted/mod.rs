@@ -70,19 +70,27 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         Verdict::of(hunter, programs.run(&[hunter], Some(bug), seeds))
     });
     let mut violations = Vec::new();
+    let mut caught = BTreeSet::new();
+    let mut not_here = BTreeSet::new();
     let mut escaped = BTreeSet::new();
     for ((bug, _), verdict) in cases.iter().zip(verdicts) {
         let name = bug.name();
         match verdict {
-            Verdict::Caught(by) => println!("   {name:<28} caught by {by}"),
-            Verdict::NotHere(by) => println!("   {name:<28} {by} cannot be run here"),
+            Verdict::Caught(by) => {
+                println!("   {name:<28} caught by {by}");
+                caught.insert(name);
+            }
+            Verdict::NotHere(by) => {
+                println!("   {name:<28} {by} cannot be run here");
+                not_here.insert(format!("{name} by {by}"));
+            }
             Verdict::Escaped(from) => {
                 escaped.insert(name);
                 violations.push(format!("{name} escapes from {from}"));
             }
         }
     }
-    let caught = Bug::ALL.len() - escaped.len();
+    let caught = caught.difference(&escaped).count();
     Ok(Ended::Done(Done {
         to: batch.from + 1,
         figures: Figures::from([
@@ -90,6 +98,8 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
             ("bugs caught", caught as u64),
         ]),
         violations,
+        remarks: not_here.into_iter().collect(),
+        part: Some(NAME.to_owned()),
         ..Done::default()
     }))
 }
