@@ -231,10 +231,11 @@ pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>
     Some(addresses.iter().copied().map(Address::from_bytes).collect())
 }
 
-/// The first trailer of batch `seq` within `bytes`: the addresses in it, where it starts and ends.
+/// The last trailer of batch `seq` within `bytes`: the addresses in it, where it starts and ends. What comes before it
+/// and looks like one is in the body of an entry, which anybody may have made.
 pub fn find_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<(Vec<Address>, usize, usize)> {
     let wanted = seq.to_be_bytes();
-    memchr::memmem::find_iter(bytes, &wanted).find_map(|at| {
+    memchr::memmem::rfind_iter(bytes, &wanted).find_map(|at| {
         let end = at + 12;
         let records = read_trailer(segment, seq, bytes.get(..end)?)?;
         let start = end - BATCH_TRAILER - records.len() * 16;
@@ -368,6 +369,30 @@ mod tests {
                 "byte {at}"
             );
         }
+    }
+
+    #[test]
+    fn i13_a_body_that_holds_a_trailer_of_its_own_batch_hides_no_record() {
+        let mut forged = BytesMut::new();
+        start_batch(&mut forged);
+        finish_batch(&mut forged, 3, 9, &[address(7)]);
+        let mut bytes = BytesMut::new();
+        start_batch(&mut bytes);
+        let head = EntryHead {
+            kind: Kind::Record,
+            flags: 0,
+            address: address(1),
+        };
+        put_entry(&mut bytes, 3, &head, &forged);
+        let trailer_at = bytes.len();
+        finish_batch(&mut bytes, 3, 9, &[address(1)]);
+        let end = bytes.len();
+        // What a file has room for is zeros.
+        bytes.put_bytes(0, 100);
+        assert_eq!(
+            find_trailer(3, 9, &bytes),
+            Some((vec![address(1)], trailer_at, end))
+        );
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Reading<'_> {
             }
             scanned.catalog.last_seq = seq;
             scanned.used = batch.end as u32;
-            at = extent.end;
+            at = batch.end;
             if at >= bytes.len() || next_seq == Some(seq + 1) {
                 return Ok(scanned);
             }
