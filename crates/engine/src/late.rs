@@ -6,12 +6,15 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use onlyonce_core::{Address, Head, HeaderBlock, Metered, OperationId, Record};
 use onlyonce_store::Store;
 use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use crate::{Kind, PushError, Unsettled, admission::Permit, writer::Writer};
 
@@ -20,7 +23,7 @@ use crate::{Kind, PushError, Unsettled, admission::Permit, writer::Writer};
 #[must_use = "dropped, the late answer is given up"]
 pub struct Late<S: Store> {
     pub(crate) writer: Writer<S>,
-    pub(crate) window: std::time::Duration,
+    pub(crate) window: Duration,
     pub(crate) gate: LateGuard<S>,
     pub(crate) _permit: Option<Permit>,
 }
@@ -36,6 +39,25 @@ impl<S: Store> Late<S> {
         &self.writer.claimed
     }
 
+    /// For whoever drives the exchange that the answer is to come from.
+    pub fn closing(&self) -> Closing {
+        Closing(self.gate.gate.told.subscribe())
+    }
+
+    /// Waits until the operation is in the store as another writer left it, as far as the store can be read:
+    /// an operator on another gateway has settled it, or another attempt has claimed it.
+    pub async fn overtaken_elsewhere(&self) {
+        let shared = &self.writer.shared;
+        loop {
+            sleep(LOOK_AGAIN).await;
+            if let Ok(held) = shared.store.load(self.gate.address).await
+                && held.is_none_or(|held| held.record.fence() != self.writer.claimed.fence())
+            {
+                return;
+            }
+        }
+    }
+
     /// Takes the head of the late answer.
     pub async fn head(&mut self, head: Head) -> Result<(), PushError> {
         self.writer.head(head, Kind::Executed)
@@ -43,7 +65,7 @@ impl<S: Store> Late<S> {
 
     /// Appends to the recording.
     pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {
-        let gate = self.gate.gate.clone();
+        let gate = Arc::clone(&self.gate.gate);
         self.writer.push(bytes, Some(&gate)).await
     }
 
@@ -61,26 +83,51 @@ impl<S: Store> Late<S> {
     pub fn give_up(self) {}
 }
 
-/// Closed when a later claim of the same operation is about to be made: from then on, the late
-/// writer must not touch the recording. It is locked while a chunk is being written.
-pub(crate) type Gate = Arc<tokio::sync::Mutex<bool>>;
+/// How long whoever drives a late exchange gets to let go of it.
+const LETS_GO: Duration = Duration::from_secs(1);
+
+/// How often an owner looks whether another gateway has settled what it still waits for.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Says when an operator or a later attempt overtakes a late exchange. From then on no byte of its request may follow:
+/// whoever drives it lets go of it first, and drops this afterwards, which they wait for.
+pub struct Closing(watch::Receiver<bool>);
+
+impl Closing {
+    /// Waits until that is so.
+    pub async fn wait(&mut self) {
+        // Without a sender, nobody can overtake it any more.
+        if self.0.wait_for(|told| *told).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Closed when a later claim of the same operation is about to be made, or an operator is about to settle it.
+#[derive(Default)]
+pub(crate) struct Gate {
+    /// From then on, the late writer must not touch the recording. It is locked while a chunk is being written.
+    pub(crate) shut: tokio::sync::Mutex<bool>,
+    /// Whether it is closed, for whoever drives the exchange.
+    told: watch::Sender<bool>,
+}
 
 #[derive(Default)]
 pub(crate) struct Gates {
     len: AtomicUsize,
-    gates: Mutex<HashMap<Address, Gate>>,
+    gates: Mutex<HashMap<Address, Arc<Gate>>>,
 }
 
 impl Gates {
-    fn open(&self, address: Address) -> Gate {
-        let gate = Gate::default();
+    fn open(&self, address: Address) -> Arc<Gate> {
+        let gate = Arc::<Gate>::default();
         let mut gates = self.gates.lock();
-        gates.insert(address, gate.clone());
+        gates.insert(address, Arc::clone(&gate));
         self.len.store(gates.len(), Ordering::Release);
         gate
     }
 
-    fn remove(&self, address: Address, gate: &Gate) {
+    fn remove(&self, address: Address, gate: &Arc<Gate>) {
         let mut gates = self.gates.lock();
         if gates
             .get(&address)
@@ -91,14 +138,19 @@ impl Gates {
         self.len.store(gates.len(), Ordering::Release);
     }
 
-    /// Shuts the late writer at `address` out, and waits for the chunk that it is writing.
+    /// Shuts the late writer at `address` out, and waits for the chunk that it is writing and, for a moment, until its
+    /// exchange is let go.
     pub(crate) async fn close(&self, address: Address) {
         if self.len.load(Ordering::Acquire) == 0 {
             return;
         }
         let gate = self.gates.lock().get(&address).cloned();
         if let Some(gate) = gate {
-            *gate.lock().await = true;
+            *gate.shut.lock().await = true;
+            gate.told.send_replace(true);
+            if timeout(LETS_GO, gate.told.closed()).await.is_err() {
+                tracing::warn!("an exchange that was overtaken still goes on");
+            }
         }
     }
 }
@@ -107,7 +159,7 @@ impl Gates {
 pub(crate) struct LateGuard<S: Store> {
     shared: Arc<crate::Shared<S>>,
     address: Address,
-    gate: Gate,
+    gate: Arc<Gate>,
 }
 
 impl<S: Store> LateGuard<S> {

@@ -104,7 +104,7 @@ pub use begin::{Begin, Request, RoutePolicy, Ticket};
 pub use execution::Execution;
 pub use fate::{Ended, Fate};
 pub use ids::owner;
-pub use late::Late;
+pub use late::{Closing, Late};
 pub use observer::Observer;
 pub use operator::{Operation, Purge, Resolution};
 pub use reader::{Frame, Kind, Reader, Start};

@@ -123,7 +123,7 @@ impl<S: Store> Writer<S> {
             )
         };
         let open = match gate {
-            Some(gate) => Some(gate.lock().await),
+            Some(gate) => Some(gate.shut.lock().await),
             None => None,
         };
         if open.as_deref().is_some_and(|closed| *closed) {

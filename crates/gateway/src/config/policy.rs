@@ -465,6 +465,18 @@ impl Policy {
                 "set on_unknown = \"report\" here",
             ));
         }
+        let differs = self.key == KeyMode::Derived || self.key_headers.len() > 1;
+        if self.on_unknown == OnUnknown::Resend
+            && self.forward_key == ForwardKey::AsItCame
+            && differs
+        {
+            return Err(section.fail(
+                "on_unknown = \"resend\" needs an upstream that gets the very same key each time, and \
+                 forward_key = \"as-it-came\" sends none that is derived, and each in the header that it \
+                 came in",
+                "set forward_key to the header that the upstream reads",
+            ));
+        }
         if self.upstream_honours_keys && self.forward_key == ForwardKey::Never {
             return Err(section.fail(
                 "upstream_honours_keys is true, and forward_key = \"\" keeps the key from the \

@@ -9,9 +9,10 @@ use hyper::body::Incoming;
 use onlyonce_core::planted::{Bug, planted};
 use onlyonce_tower::shell::timer::Timer;
 
-use super::lane::{Answer, Failed, Lane, Sending};
+use super::lane::{Answer, CallOff, Failed, Lane, Sending};
 use super::outgoing::Outgoing;
 use super::pool::Pool;
+use super::whole::Whole;
 
 /// Why an exchange came to nothing.
 pub(super) enum Failure {
@@ -86,6 +87,11 @@ pub(super) async fn exchange(
 }
 
 impl Waiting {
+    /// What calls the request off.
+    pub(super) fn call_off(&self) -> CallOff {
+        self.sending.call_off.clone()
+    }
+
     /// Goes on waiting for an answer that is late already.
     pub(super) async fn late(mut self: Box<Self>, limit: Duration) -> Result<Begun, Failure> {
         match self.wait(limit).await {
@@ -126,6 +132,7 @@ impl Waiting {
     fn begun(mut self, response: Response<Incoming>) -> Begun {
         self.lane.keep_timer(self.timer);
         let (head, body) = response.into_parts();
+        let body = Whole::new(body, head.version);
         let answer = Answer::new(body, self.lane, self.pool);
         (Response::from_parts(head, ()), answer)
     }

@@ -268,7 +268,22 @@ impl<S: Store> Driver<S> {
         waiting: Box<Waiting>,
     ) -> Result<(), Unsettled> {
         let policy = &self.path.route.policy;
-        let Ok(begun) = waiting.late(policy.late_answer).await else {
+        let (mut closing, call_off) = (late.closing(), waiting.call_off());
+        let overtaken = async {
+            tokio::select! {
+                () = closing.wait() => {}
+                () = late.overtaken_elsewhere() => {}
+            }
+            // Whoever settles it, or claims it anew, has to know that no byte of this request follows.
+            call_off.now();
+        };
+        let begun = tokio::select! {
+            biased;
+            () = overtaken => return Ok(()),
+            begun = waiting.late(policy.late_answer) => begun,
+        };
+        drop(closing);
+        let Ok(begun) = begun else {
             return Ok(());
         };
         let deadline = Instant::now() + policy.total_timeout;

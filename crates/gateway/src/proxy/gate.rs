@@ -15,6 +15,12 @@ use super::watch::Watch;
 /// so that the answer that tells it why is not lost in a reset.
 const MAX_LINGER_BYTES: usize = 1 << 20;
 
+/// A stream that can end by a reset.
+pub(super) trait Resets {
+    /// Whether it is to be reset when it is dropped, or when the process dies.
+    fn resets(&self, resets: bool);
+}
+
 /// A connection whose incoming bytes are checked before hyper parses them.
 pub(super) struct Gate<S> {
     io: S,
@@ -28,6 +34,8 @@ pub(super) struct Gate<S> {
     unanswered: bool,
     /// Whether who closed its sending half is still owed its answer.
     owes_half_closed: bool,
+    /// Whether the stream is told to be reset when it is dropped.
+    resets: bool,
 }
 
 impl<S> Gate<S> {
@@ -46,6 +54,7 @@ impl<S> Gate<S> {
             fault: None,
             unanswered: false,
             owes_half_closed,
+            resets: false,
         }
     }
 
@@ -84,10 +93,15 @@ impl<S> Gate<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
+impl<S: AsyncRead + AsyncWrite + Resets + Unpin> Gate<S> {
     /// Ends a connection that hyper is done with: says `last`, where there is something to say,
-    /// and reads what the client still sends for a moment.
+    /// and reads what the client still sends for a moment. Where an answer broke off whose end is the connection's,
+    /// the client is to see that it broke off.
     pub(super) async fn close(mut self, last: Option<Bytes>) -> io::Result<()> {
+        self.arm();
+        if self.resets {
+            return Ok(());
+        }
         if let Some(last) = &last {
             self.io.write_all(last).await?;
         }
@@ -136,6 +150,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     }
 }
 
+impl<S: Resets> Gate<S> {
+    /// While an answer is under way whose end is the connection's, whatever ends that is to be a reset.
+    fn arm(&mut self) {
+        let resets = self.watch.is_unframed();
+        if resets != self.resets {
+            self.io.resets(resets);
+            self.resets = resets;
+        }
+    }
+}
+
 impl<S: AsyncWrite + Unpin> Gate<S> {
     fn noting<T>(&self, written: Poll<T>) -> Poll<T> {
         self.watch.note_write(written.is_pending());
@@ -143,13 +168,14 @@ impl<S: AsyncWrite + Unpin> Gate<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
+impl<S: AsyncWrite + Resets + Unpin> AsyncWrite for Gate<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.arm();
         let written = Pin::new(&mut this.io).poll_write(cx, buf);
         this.noting(written)
     }
@@ -160,6 +186,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.arm();
         let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
         this.noting(written)
     }

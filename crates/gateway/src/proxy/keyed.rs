@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
 use onlyonce_core::planted::{Bug, planted};
 use onlyonce_core::{Fingerprint, Got, Held, Key, RequestLine, Scope, UnknownReason, view};
 use onlyonce_engine::{AskedModel, Begin, Refused, Ticket, Trouble};
@@ -24,6 +23,7 @@ use super::path::Path;
 use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
 use super::spool::{self, BodyLimits, Collected};
+use super::whole::Whole;
 use super::worker::Worker;
 use crate::config::{ClientGone, Forward, Route};
 use crate::metrics::Answer;
@@ -32,7 +32,7 @@ use crate::telemetry::{AttemptSpan, ExecutionSpan, Origin, Traces};
 /// The body of a keyed request.
 pub(super) enum Body {
     /// It is still to come.
-    Coming(Incoming),
+    Coming(Whole),
     /// It is here, and is a call.
     Call {
         body: Collected,
@@ -340,7 +340,7 @@ async fn collected<S: Store>(
     worker: &Worker<S>,
     route: &Route,
     identity: &RequestIdentity<'_>,
-    body: Incoming,
+    body: Whole,
 ) -> Result<(Collected, Fingerprint), Problem> {
     let (shared, rules) = (&worker.shared, &route.fingerprint_rules);
     let mut fingerprint = FingerprintBuilder::new(&shared.hash_keys, identity, rules);

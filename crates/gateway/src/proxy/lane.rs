@@ -17,9 +17,10 @@ use onlyonce_tower::shell::timer::Timer;
 use tokio::time::Instant;
 
 use super::inner_waker::InnerWaker;
-use super::outgoing::Outgoing;
+use super::outgoing::{CalledOff, Outgoing};
 use super::pool::Pool;
 use super::transport::{Counted, Written};
+use super::whole::{Broken, Whole};
 
 /// A connection that one exchange has for itself, or a share of one.
 pub(super) enum Lane {
@@ -120,13 +121,24 @@ impl Lane {
                 pool.address_http1(&mut request);
                 Sending {
                     written_before: Some(one.written.bytes()),
+                    call_off: CallOff::Connection(one.written.clone()),
                     answering: Box::pin(one.sender.try_send_request(request)),
                 }
             }
             Self::Two(sender) => {
                 pool.address_http2(&mut request);
+                let (head, body) = request.into_parts();
+                let (body, call_off) = match head.method.is_safe() {
+                    true => (body, CallOff::Nothing),
+                    false => {
+                        let (body, called_off) = body.held();
+                        (body, CallOff::Request(called_off))
+                    }
+                };
+                let request = Request::from_parts(head, body);
                 Sending {
                     written_before: None,
+                    call_off,
                     answering: Box::pin(sender.try_send_request(request)),
                 }
             }
@@ -181,7 +193,29 @@ impl Lane {
 /// A request whose answer has not begun.
 pub(super) struct Sending {
     written_before: Option<u64>,
+    pub(super) call_off: CallOff,
     answering: Answering,
+}
+
+/// How a request is called off: before its exchange is dropped, so that no upstream gets the whole of it afterwards.
+#[derive(Clone)]
+pub(super) enum CallOff {
+    /// The connection is its alone: it is reset, and what the kernel holds is not sent on.
+    Connection(Written),
+    /// It shares its connection, where it may still wait for its turn: its end is not sent.
+    Request(CalledOff),
+    /// It does nothing.
+    Nothing,
+}
+
+impl CallOff {
+    pub(super) fn now(&self) {
+        match self {
+            Self::Connection(written) => written.call_off(),
+            Self::Request(called_off) => called_off.set(),
+            Self::Nothing => {}
+        }
+    }
 }
 
 impl Sending {
@@ -255,13 +289,13 @@ fn in_words(error: &hyper::Error) -> String {
 
 /// The body of an answer, and the connection that it comes from.
 pub(super) struct Answer {
-    body: Incoming,
+    body: Whole,
     lane: Option<Lane>,
     pool: Arc<Pool>,
 }
 
 impl Answer {
-    pub(super) fn new(body: Incoming, lane: Lane, pool: Arc<Pool>) -> Self {
+    pub(super) fn new(body: Whole, lane: Lane, pool: Arc<Pool>) -> Self {
         Self {
             body,
             lane: Some(lane),
@@ -273,7 +307,7 @@ impl Answer {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let body = &mut self.body;
         let frame = match &mut self.lane {
             Some(lane) => lane.poll_with(cx, |cx| Pin::new(&mut *body).poll_frame(cx)),

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
-use hyper::body::Incoming;
 use onlyonce_core::Key;
 use onlyonce_http::mcp::{Answered, Calls, ListReader, NotAMessage, Posted, Retry};
 use onlyonce_http::problem::Problem;
@@ -26,6 +25,7 @@ use super::path::Path;
 use super::reply::Reply;
 use super::service::{Caller, Form, refuse};
 use super::spool::{self, BodyLimits, Collected, NoBody};
+use super::whole::Whole;
 use super::worker::Worker;
 use crate::config::{KeyMode, Policy, Route, RouteKind};
 use crate::metrics::Answer;
@@ -81,7 +81,7 @@ pub(super) async fn answer<S: Store>(
     worker: &Arc<Worker<S>>,
     caller: &Caller,
     path: &Arc<Path>,
-    request: Request<Incoming>,
+    request: Request<Whole>,
 ) -> Response<Reply> {
     let http1 = request.version() <= Version::HTTP_11;
     let shared = &worker.shared;
@@ -145,7 +145,7 @@ async fn read<S: Store>(
     worker: &Worker<S>,
     path: &Arc<Path>,
     head: &Parts,
-    body: Incoming,
+    body: Whole,
     is_nobody: bool,
 ) -> Result<(Posted, Collected), Problem> {
     if head.headers.contains_key(CONTENT_ENCODING) {

@@ -37,6 +37,7 @@ mod tls;
 mod transport;
 mod watch;
 mod watching;
+mod whole;
 mod work;
 mod worker;
 

@@ -11,10 +11,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use onlyonce_ledger::Addition;
 use tokio::task::JoinHandle;
 
+use super::whole::{Broken, Whole};
 use crate::observe::Sight;
 
 /// How much of a spooled body is read at a time.
@@ -27,7 +27,33 @@ pub(super) enum Outgoing {
     /// One that was spooled to disk.
     Spooled(SpooledBody),
     /// One that is passed on as it comes; somebody may look at it.
-    Passed(Incoming, Interrupted, Option<Arc<Sight>>),
+    Passed(Whole, Interrupted, Option<Arc<Sight>>),
+    /// One of these, whose end is not sent once it is called off.
+    Held(Box<Outgoing>, CalledOff),
+}
+
+/// Whether a request is called off that may wait in a shared connection: then its end is not sent, and no upstream takes
+/// it for a whole one.
+#[derive(Clone, Default)]
+pub(super) struct CalledOff(Arc<AtomicBool>);
+
+impl CalledOff {
+    pub(super) fn set(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+impl Outgoing {
+    /// The same body, and what calls it off.
+    pub(super) fn held(self) -> (Self, CalledOff) {
+        match self {
+            Self::Held(body, called_off) => (Self::Held(body, called_off.clone()), called_off),
+            body => {
+                let called_off = CalledOff::default();
+                (Self::Held(Box::new(body), called_off.clone()), called_off)
+            }
+        }
+    }
 }
 
 /// Whether the caller failed to send its body whole: then it is not the upstream that broke.
@@ -49,6 +75,11 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.get_mut() {
+            Self::Held(_, called_off) if called_off.0.load(Relaxed) => {
+                let error = io::Error::other("the request was called off");
+                Poll::Ready(Some(Err(error)))
+            }
+            Self::Held(body, _) => Pin::new(&mut **body).poll_frame(cx),
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Spooled(body) => {
@@ -75,6 +106,8 @@ impl Body for Outgoing {
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Spooled(body) => body.left == 0,
             Self::Passed(body, ..) => body.is_end_stream(),
+            // Its end is asked for, and not told with what comes before it: until then it can be called off.
+            Self::Held(..) => false,
         }
     }
 
@@ -83,11 +116,12 @@ impl Body for Outgoing {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Spooled(body) => SizeHint::with_exact(body.left),
             Self::Passed(body, ..) => body.size_hint(),
+            Self::Held(body, _) => body.size_hint(),
         }
     }
 }
 
-fn look(sight: &Sight, frame: Option<&hyper::Result<Frame<Bytes>>>, is_last: bool) {
+fn look(sight: &Sight, frame: Option<&Result<Frame<Bytes>, Broken>>, is_last: bool) {
     match frame {
         None => sight.end(),
         Some(Err(_)) => {}

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use onlyonce_core::UnknownReason;
@@ -27,6 +26,7 @@ use super::reply::{Cut, Reply, cut};
 use super::service::Caller;
 use super::spool::Collected;
 use super::watching::Watching;
+use super::whole::{Broken, Whole};
 use crate::config::RouteKind;
 use crate::observe::Sight;
 use crate::shared::Shared;
@@ -35,7 +35,7 @@ use crate::tools::Told;
 /// The body of a request that is to be passed on.
 pub(super) enum Came {
     /// It is still to come.
-    Coming(Incoming),
+    Coming(Whole),
     /// It is here.
     Here(Collected),
 }
@@ -187,7 +187,7 @@ struct Passed<S: Store> {
 }
 
 impl<S: Store> Passed<S> {
-    fn list(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+    fn list(&mut self, frame: Option<&Result<Frame<Bytes>, Broken>>) {
         let Some(listing) = &mut self.listing else {
             return;
         };
@@ -205,7 +205,7 @@ impl<S: Store> Passed<S> {
         }
     }
 
-    fn watch(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+    fn watch(&mut self, frame: Option<&Result<Frame<Bytes>, Broken>>) {
         let Some(watching) = &mut self.watching else {
             return;
         };

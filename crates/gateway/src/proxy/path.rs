@@ -39,10 +39,11 @@ impl Path {
             config::Forwarded::XForwarded => Forwarded::XForwarded,
             config::Forwarded::Forwarded => Forwarded::Forwarded,
         };
-        // A resend must carry the very same key, however the attempt before it was written (I1).
+        // A resend must carry the very same key, however the attempt before it was written (I1), and whatever the route
+        // said of resends when that was sent.
         let key_form = match policy.on_unknown {
-            OnUnknown::Report => KeyForm::AsItCame,
-            OnUnknown::Resend | OnUnknown::ResendMayRunTwice => KeyForm::Text,
+            OnUnknown::Report if !policy.upstream_honours_keys => KeyForm::AsItCame,
+            _ => KeyForm::Text,
         };
         let rules = |forward_key: Option<&HeaderName>| ForwardRules {
             key_headers: policy.key_headers.clone(),

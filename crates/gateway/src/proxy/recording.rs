@@ -38,8 +38,11 @@ pub(super) fn incoming(
         // A switch of protocols that nobody asked for.
         return Err(UnknownReason::BadAnswer);
     }
-    if ends_by_close(&response) && !policy.allow_close_delimited {
-        return Err(UnknownReason::Truncated);
+    match framing(&response) {
+        Framing::Said => {}
+        Framing::ByClose if policy.allow_close_delimited => {}
+        Framing::ByClose => return Err(UnknownReason::Truncated),
+        Framing::Coded => return Err(UnknownReason::BadAnswer),
     }
     let status = response.status();
     let patience = Patience {
@@ -200,13 +203,65 @@ pub(super) fn metered(
     metering.finish(end, meters, route, tenant, at)
 }
 
-/// Whether only the end of the connection says where the body ends (RFC 9112 section 6.3): then
-/// nobody can tell the end from a break.
-fn ends_by_close(response: &Response<()>) -> bool {
+/// What says where a body ends (RFC 9112 section 6.3).
+#[derive(Debug, PartialEq, Eq)]
+enum Framing {
+    /// The message itself.
+    Said,
+    /// The end of the connection: then nobody can tell the end from a break.
+    ByClose,
+    /// It is in a transfer coding that nobody asked for, and which would be lost on the way.
+    Coded,
+}
+
+fn framing(response: &Response<()>) -> Framing {
     let headers = response.headers();
-    response.version() <= Version::HTTP_11
-        && !headers.contains_key(CONTENT_LENGTH)
-        && !headers.contains_key(TRANSFER_ENCODING)
-        && response.status() != StatusCode::NO_CONTENT
-        && response.status() != StatusCode::NOT_MODIFIED
+    let has_no_body = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
+    if response.version() > Version::HTTP_11 || has_no_body.contains(&response.status()) {
+        return Framing::Said;
+    }
+    let codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let codings = codings.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let codings: Vec<_> = codings.map(<[u8]>::trim_ascii).collect();
+    let is = |coding: &[u8], name: &[u8]| coding.eq_ignore_ascii_case(name);
+    match codings.as_slice() {
+        [] if headers.contains_key(CONTENT_LENGTH) => Framing::Said,
+        [] => Framing::ByClose,
+        [one] if is(one, b"chunked") => Framing::Said,
+        // As if there were none, in RFC 2616.
+        all if all.iter().all(|one| is(one, b"identity")) => Framing::ByClose,
+        _ => Framing::Coded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Response, Version};
+
+    use super::{Framing, framing};
+
+    #[test]
+    fn hostile_072_only_chunks_or_a_length_say_where_an_answer_ends() {
+        let of = |fields: &[(&str, &str)]| {
+            let mut response = Response::builder().version(Version::HTTP_11);
+            for (name, value) in fields {
+                response = response.header(*name, *value);
+            }
+            framing(&response.body(()).expect("a response"))
+        };
+        let te = "transfer-encoding";
+        assert_eq!(of(&[("content-length", "3")]), Framing::Said);
+        assert_eq!(of(&[]), Framing::ByClose);
+        assert_eq!(of(&[(te, "chunked")]), Framing::Said);
+        assert_eq!(of(&[(te, "Chunked ")]), Framing::Said);
+        assert_eq!(of(&[(te, "identity")]), Framing::ByClose);
+        assert_eq!(
+            of(&[(te, "identity"), ("content-length", "3")]),
+            Framing::ByClose
+        );
+        for coded in ["gzip", "gzip, chunked", "chunked, gzip", "chunked, chunked"] {
+            assert_eq!(of(&[(te, coded)]), Framing::Coded, "{coded}");
+        }
+        assert_eq!(of(&[(te, "gzip"), (te, "chunked")]), Framing::Coded);
+    }
 }

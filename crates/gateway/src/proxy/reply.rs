@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::Response;
+use http::header::CONTENT_LENGTH;
+use http::{Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use onlyonce_tower::shell::reply;
 pub(super) use onlyonce_tower::shell::reply::{Cut, cut};
@@ -17,7 +18,9 @@ use crate::telemetry::AttemptSpan;
 pub(crate) struct Reply {
     body: reply::Reply,
     /// Held until the answer is out, or given up.
-    _busy: Option<Busy>,
+    busy: Option<Busy>,
+    /// Whether only the connection's end tells where this ends.
+    is_unframed: bool,
     /// Ends with the answer.
     span: Option<AttemptSpan>,
 }
@@ -47,10 +50,21 @@ impl Reply {
         })
     }
 
-    /// The same, noting its end.
-    pub(super) fn until_answered(response: Response<Self>, busy: Busy) -> Response<Self> {
+    /// The same, noting its end; the answer to a request of HTTP `version`.
+    pub(super) fn until_answered(
+        response: Response<Self>,
+        busy: Busy,
+        version: Version,
+    ) -> Response<Self> {
+        let has_length = response.body().size_hint().exact().is_some()
+            || response.headers().contains_key(CONTENT_LENGTH);
+        let is_unframed = version < Version::HTTP_11 && !has_length;
+        if is_unframed {
+            busy.0.note_unframed(true);
+        }
         response.map(|reply| Self {
-            _busy: Some(busy),
+            busy: Some(busy),
+            is_unframed,
             ..reply
         })
     }
@@ -60,7 +74,8 @@ impl From<reply::Reply> for Reply {
     fn from(body: reply::Reply) -> Self {
         Self {
             body,
-            _busy: None,
+            busy: None,
+            is_unframed: false,
             span: None,
         }
     }
@@ -78,6 +93,14 @@ impl Body for Reply {
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         if let (Poll::Ready(Some(Err(_))), Some(span)) = (&polled, &mut this.span) {
             span.broke();
+        }
+        let is_whole = match &polled {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(_))) => this.body.is_end_stream(),
+            _ => false,
+        };
+        if let (true, true, Some(busy)) = (this.is_unframed, is_whole, &this.busy) {
+            busy.0.note_unframed(false);
         }
         polled
     }

@@ -27,6 +27,7 @@ use super::passthrough::{self, Came};
 use super::path::{Path, host};
 use super::reply::{Busy, Reply};
 use super::watch::Watch;
+use super::whole::Whole;
 use super::work;
 use super::worker::Worker;
 use crate::config::KeyMode;
@@ -78,9 +79,10 @@ impl<S: Store> hyper::service::Service<Request<Incoming>> for Service<S> {
             stays: stays.clone(),
             ..self.caller.clone()
         };
+        let version = request.version();
         Attached::while_it_stays(stays, async move {
             let response = answer(&worker, &caller, request).await;
-            Ok(Reply::until_answered(response, busy))
+            Ok(Reply::until_answered(response, busy, version))
         })
     }
 }
@@ -133,6 +135,7 @@ async fn answer<S: Store>(
     let safe = request.method().is_safe();
     let upgrade = request.headers().contains_key(UPGRADE);
     let (head, body) = request.into_parts();
+    let body = Whole::new(body, head.version);
     let target = framing::check(&head, false)
         .map_err(Problem::from)
         .and_then(|()| target(worker, &head));
@@ -184,7 +187,7 @@ async fn answer<S: Store>(
     response
 }
 
-fn way(path: &Path, request: &Request<Incoming>) -> Result<Way, Problem> {
+fn way(path: &Path, request: &Request<Whole>) -> Result<Way, Problem> {
     if request.method().is_safe() || *request.method() == Method::TRACE {
         return Ok(Way::Pass);
     }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::Incoming;
 use onlyonce_http::problem::Problem;
 use onlyonce_ledger::Addition;
 use onlyonce_tower::shell::collecting::{self, Coming};
 
 use super::outgoing::{Outgoing, SpooledBody};
+use super::whole::Whole;
 
 /// What a body is held to.
 pub(super) struct BodyLimits<'a> {
@@ -96,7 +96,7 @@ impl Collected {
 
 /// Takes in the whole body, and shows each piece of it to `see`.
 pub(super) async fn collect(
-    body: Incoming,
+    body: Whole,
     limits: &BodyLimits<'_>,
     mut see: impl FnMut(&[u8]),
 ) -> Result<Collected, NoBody> {

@@ -3,12 +3,15 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::gate::Resets;
 use super::lines::Line;
 
 /// A connection, plain or under TLS.
@@ -27,6 +30,20 @@ impl Stream {
     /// Whether what it takes has been handed on, and what it refuses has not.
     fn hands_on(&self) -> bool {
         matches!(self, Self::Plain(_) | Self::Made(_))
+    }
+}
+
+impl Resets for Stream {
+    fn resets(&self, resets: bool) {
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Accepted(tls) => tls.get_ref().0,
+            Self::Opened(tls) => tls.get_ref().0,
+            Self::Made(_) => return,
+        };
+        let linger = resets.then_some(Duration::ZERO);
+        // A socket that is gone needs no reset.
+        let _ = SockRef::from(tcp).set_linger(linger);
     }
 }
 
@@ -88,16 +105,28 @@ impl AsyncWrite for Stream {
 
 /// How many bytes an upstream may have got so far.
 #[derive(Clone, Default)]
-pub(super) struct Written(Arc<AtomicU64>);
+pub(super) struct Written(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    bytes: AtomicU64,
+    /// Whether what was written and is not sent yet goes no further.
+    is_called_off: AtomicBool,
+}
 
 impl Written {
     /// Bytes so far.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.0.bytes.load(Relaxed)
     }
 
     fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Relaxed);
+        self.0.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Has the connection reset when it is dropped: what the kernel still holds of it is not sent on.
+    pub(super) fn call_off(&self) {
+        self.0.is_called_off.store(true, Relaxed);
     }
 }
 
@@ -132,6 +161,14 @@ impl Counted {
             && let Poll::Ready(Ok(bytes)) = taken
         {
             self.written.add(*bytes);
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.written.0.is_called_off.load(Relaxed) {
+            self.io.resets(true);
         }
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Watch {
     busy: AtomicU32,
     /// Whether the client has closed its sending half.
     half_closed: AtomicBool,
+    /// Whether an answer is under way of which only the connection's end tells the end.
+    unframed: AtomicBool,
     /// Whether reading waits for the end of the request that is being answered.
     waits: AtomicBool,
     waiter: Mutex<Option<Waker>>,
@@ -75,6 +77,7 @@ impl Watch {
             held_up_since: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             half_closed: AtomicBool::new(false),
+            unframed: AtomicBool::new(false),
             waits: AtomicBool::new(false),
             waiter: Mutex::new(None),
         }
@@ -108,6 +111,17 @@ impl Watch {
     /// Whether the client will send no more: it has left, or waits for its last answer.
     pub(super) fn is_half_closed(&self) -> bool {
         self.half_closed.load(Relaxed)
+    }
+
+    /// Notes whether an answer is under way of which only the connection's end tells the end (HTTP/1.0): until it is
+    /// whole, that end has to be a reset.
+    pub(super) fn note_unframed(&self, under_way: bool) {
+        self.unframed.store(under_way, Relaxed);
+    }
+
+    /// Whether such an answer is under way.
+    pub(super) fn is_unframed(&self) -> bool {
+        self.unframed.load(Relaxed)
     }
 
     /// Notes that a request is being answered from now on.

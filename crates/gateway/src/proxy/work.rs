@@ -20,13 +20,14 @@ use tower::ServiceExt;
 use super::connection::Answers;
 use super::reply::{Busy, Reply};
 use super::watch::Watch;
+use super::whole::Whole;
 
 /// Answers `request` as the control listener would at `path`.
 pub(super) async fn answer(
     router: &Router,
     peer: SocketAddr,
     path: String,
-    mut request: Request<Incoming>,
+    mut request: Request<Whole>,
 ) -> Response<Reply> {
     let path = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
@@ -40,7 +41,7 @@ pub(super) async fn answer(
     by(router, request).await
 }
 
-async fn by(router: &Router, request: Request<Incoming>) -> Response<Reply> {
+async fn by(router: &Router, request: Request<Whole>) -> Response<Reply> {
     let answered = router.clone().oneshot(request).await;
     let response = answered.unwrap_or_else(|never| match never {});
     response.map(|body| Reply::streamed(body.map_err(Into::into)))
@@ -83,14 +84,16 @@ impl hyper::service::Service<Request<Incoming>> for Routed {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = Busy::new(&self.watch);
         let (router, extensions) = (self.router.clone(), self.extensions.clone());
+        let version = request.version();
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             head.extensions.extend(extensions);
+            let body = Whole::new(body, head.version);
             let response = match framing::check(&head, false) {
                 Ok(()) => by(&router, Request::from_parts(head, body)).await,
                 Err(error) => refuse(&error.into()),
             };
-            Ok(Reply::until_answered(response, busy))
+            Ok(Reply::until_answered(response, busy, version))
         })
     }
 }

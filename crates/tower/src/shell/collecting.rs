@@ -80,6 +80,8 @@ impl<B: Body<Data = Bytes> + Unpin> Coming<B> {
             })
             .await?;
             let frame = match frame {
+                // A reset may look like an end (hyper takes one with `NO_ERROR` for it).
+                None if self.seen < self.announced => return Err(NoBody::Broken),
                 None => break,
                 Some(Err(_)) => return Err(NoBody::Broken),
                 Some(Ok(frame)) => frame,
