@@ -3,9 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use onlyonce_testkit::{Gateway, Upstream, Wire, eventually};
+use onlyonce_testkit::{Gateway, Setup, Signal, Upstream, Wire, eventually};
+use serde_json::json;
 
-use crate::{expect_executed, gateway, memory_of, post};
+use crate::upstream::expect_unknown_from_now_on;
+use crate::{expect_executed, expect_replay, gateway, memory_of, post, program};
 
 /// Requests of a flood.
 const FLOOD: u32 = 20_000;
@@ -62,6 +64,37 @@ fn connect(gateway: &Gateway) -> Wire {
     wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
     wire.send(&frame(SETTINGS, 0, 0, &[])).unwrap();
     wire
+}
+
+/// One frame: its kind, its flags, its stream.
+fn next_frame(wire: &mut Wire) -> io::Result<(u8, u8, u32)> {
+    let head = wire.take(9)?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    wire.take(usize::try_from(length).unwrap())?;
+    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
+    Ok((head[3], head[4], stream))
+}
+
+/// Begins to serve HTTP/2 on a connection of the gateway's, with these settings.
+fn accept(wire: &mut Wire, settings: &[u8]) {
+    wire.take(24).unwrap();
+    wire.send(&frame(SETTINGS, 0, 0, settings)).unwrap();
+    wire.send(&frame(SETTINGS, ACK, 0, &[])).unwrap();
+}
+
+/// Reads until a request has come whole, and says in which stream.
+fn take_request(wire: &mut Wire) -> io::Result<u32> {
+    loop {
+        let (kind, flags, stream) = next_frame(wire)?;
+        if [HEADERS, DATA].contains(&kind) && flags & END_STREAM != 0 {
+            return Ok(stream);
+        }
+    }
+}
+
+/// A gateway before an upstream that speaks HTTP/2.
+fn before_http2(upstream: &Upstream) -> Setup {
+    Setup::new(program(), &upstream.url()).upstream("http2 = true")
 }
 
 /// Reads frames until one is of interest; settings are acknowledged.
@@ -164,4 +197,111 @@ fn hostile_050_a_length_that_the_data_does_not_have_is_a_stream_error() {
     assert!(gateway.control().operations("k").is_empty());
     // The key is free.
     expect_executed(&gateway.send(&post("/x", "k", "0123456789")), 200);
+}
+
+/// Case: the caller leaves while it sends. Answer: nothing is claimed. A reset with `NO_ERROR`, by which proxies pass on
+/// what broke off behind them, is no end of the request.
+#[test]
+fn hostile_057_a_request_that_is_reset_without_an_error_is_not_sent_on() {
+    let upstream = Upstream::counting();
+    let gateway = gateway(&upstream);
+    for length in [None, Some("30")] {
+        let mut headers = vec![("idempotency-key", "k")];
+        headers.extend(length.map(|length| ("content-length", length)));
+        let mut wire = connect(&gateway);
+        let block = request_block("POST", &headers);
+        wire.send(&frame(HEADERS, END_HEADERS, 1, &block)).unwrap();
+        wire.send(&frame(DATA, 0, 1, b"pay 100 EUR to ")).unwrap();
+        wire.send(&frame(RST_STREAM, 0, 1, &0_u32.to_be_bytes()))
+            .unwrap();
+        // What comes behind the reset is served, so that the reset was seen.
+        let block = request_block("POST", &[("idempotency-key", "other")]);
+        let after = frame(HEADERS, END_STREAM | END_HEADERS, 3, &block);
+        wire.send(&after).unwrap();
+        read_until(&mut wire, |kind, stream| kind == HEADERS && stream == 3).unwrap();
+    }
+    assert!(gateway.control().operations("k").is_empty());
+    expect_executed(&gateway.send(&post("/x", "k", "pay 100 EUR to bob")), 200);
+    assert_eq!(upstream.hits(), 2);
+}
+
+/// Case: chunks that are cut short. Answer: a broken body, then `outcome-unknown`. So it is where HTTP/2 resets the stream
+/// as if it had ended; of an answer that is as long as it was to be, the reset says no more (RFC 9113 section 8.1).
+#[test]
+fn hostile_069_an_answer_that_is_reset_without_an_error_is_unknown() {
+    const ANSWER: &[u8] = b"as far as it goes";
+    for is_whole in [false, true] {
+        let upstream = Upstream::raw(move |mut wire, _| {
+            accept(&mut wire, &[]);
+            while let Ok(stream) = take_request(&mut wire) {
+                let length = ANSWER.len().to_string();
+                let mut head = vec![(":status", "200")];
+                head.extend(is_whole.then_some(("content-length", length.as_str())));
+                let flags = if is_whole { END_STREAM } else { 0 };
+                let mut bytes = frame(HEADERS, END_HEADERS, stream, &block(&head));
+                bytes.extend(frame(DATA, flags, stream, ANSWER));
+                bytes.extend(frame(RST_STREAM, 0, stream, &0_u32.to_be_bytes()));
+                if wire.send(&bytes).is_err() {
+                    return;
+                }
+            }
+        });
+        let gateway = before_http2(&upstream).start();
+        let request = post("/x", "k", "b");
+        let answer = gateway.send(&request);
+        if is_whole {
+            expect_executed(&answer, 200);
+            expect_replay(&gateway.send(&request), &answer);
+        } else {
+            assert!(answer.status() == 502 || !answer.whole(), "{answer:?}");
+            expect_unknown_from_now_on(&gateway, &request, "k");
+        }
+    }
+}
+
+/// As `hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end`, where it waits for its turn on a
+/// connection that others share.
+#[test]
+fn hostile_064_i01_a_request_that_waits_for_a_stream_is_not_sent_once_it_is_released() {
+    const MAX_CONCURRENT_STREAMS: [u8; 6] = [0, 3, 0, 0, 0, 1];
+    let (released, begun, over) = (Signal::new(), Signal::new(), Signal::new());
+    let (go, first_came, ended) = (released.clone(), begun.clone(), over.clone());
+    let upstream = Upstream::raw(move |mut wire, _| {
+        accept(&mut wire, &MAX_CONCURRENT_STREAMS);
+        let first = take_request(&mut wire).unwrap();
+        first_came.fire();
+        go.wait();
+        let answer = frame(
+            HEADERS,
+            END_STREAM | END_HEADERS,
+            first,
+            &block(&[(":status", "204")]),
+        );
+        wire.send(&answer).unwrap();
+        // Whatever comes now is not the whole of the second one.
+        loop {
+            let (kind, flags, stream) = next_frame(&mut wire).unwrap();
+            let is_request = [HEADERS, DATA].contains(&kind) && stream != first;
+            assert!(!is_request || flags & END_STREAM == 0, "it came whole");
+            if kind == RST_STREAM && stream != first {
+                break;
+            }
+        }
+        ended.fire();
+    });
+    let gateway = before_http2(&upstream)
+        .route("first_byte_timeout = \"300ms\"\nlate_answer = \"60s\"")
+        .start();
+    let ask = |key: &str| gateway.send(&post("/x", key, "b"));
+    ask("long").expect_problem(504, "outcome-unknown");
+    begun.wait();
+    ask("k").expect_problem(504, "outcome-unknown");
+    let id = gateway.control().operation("k")["id"].clone();
+    let looked_up = json!({"outcome": "released", "reason": "it never came"});
+    gateway
+        .control()
+        .resolve(id.as_str().unwrap(), &looked_up)
+        .expect_status(200);
+    released.fire();
+    over.wait();
 }

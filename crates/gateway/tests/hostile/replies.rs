@@ -1,6 +1,8 @@
 //! Cases 65 to 68 and 75 to 80: which parts of an answer are recorded, and which never.
 
-use onlyonce_testkit::{Response, Upstream};
+use std::io;
+
+use onlyonce_testkit::{Gateway, Response, Signal, Upstream, Wire};
 
 use crate::{expect_executed, expect_replay, gateway, post, setup};
 
@@ -279,4 +281,55 @@ fn hostile_080_trailers_are_recorded_and_replayed() {
     let second = gateway.send(&request);
     expect_replay(&second, &first);
     assert_eq!(upstream.hits(), 1);
+}
+
+/// What a caller of HTTP/1.0 gets, which knows no chunks, and how that ends.
+fn asked_by_http_1_0(gateway: &Gateway, has_begun: &Signal) -> (String, io::Result<()>) {
+    let mut wire = Wire::connect(gateway.addr());
+    wire.send(
+        b"POST /x HTTP/1.0\r\nHost: h\r\nAuthorization: Bearer t\r\nIdempotency-Key: k\r\n\
+          Content-Length: 1\r\n\r\nb",
+    )
+    .unwrap();
+    let head = wire.take_through(b"part of it").unwrap();
+    has_begun.fire();
+    let ended = loop {
+        match wire.fill() {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    let came = [head, wire.take_buffered()].concat();
+    (String::from_utf8(came).unwrap(), ended)
+}
+
+/// Case: chunks that are cut short. Answer: a broken body. A caller of HTTP/1.0 can tell a break by a reset alone: proxies
+/// that speak it to their upstreams would make a whole answer of what ends in order.
+#[test]
+fn hostile_069_i05_a_caller_of_http_1_0_sees_a_reset_where_an_answer_breaks_off() {
+    for is_whole in [true, false] {
+        let has_begun = Signal::new();
+        let go = has_begun.clone();
+        let upstream = Upstream::scripted(move |x| {
+            x.start_chunked(200, &[]);
+            x.chunk("part of it");
+            go.wait();
+            if is_whole {
+                x.end_chunks();
+            } else {
+                x.close();
+            }
+        });
+        let gateway = gateway(&upstream);
+        let (came, ended) = asked_by_http_1_0(&gateway, &has_begun);
+        assert!(came.contains("onlyonce-status: executed"), "{came}");
+        match is_whole {
+            true => {
+                ended.unwrap();
+                assert!(came.ends_with("\r\n\r\npart of it"), "{came}");
+            }
+            false => assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset),
+        }
+    }
 }

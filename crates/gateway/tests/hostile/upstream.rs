@@ -68,7 +68,7 @@ fn hostile_061_a_failed_tls_handshake_releases() {
 
 /// The outcome is unknown, and every retry is told so: nothing more is sent.
 #[track_caller]
-fn expect_unknown_from_now_on(gateway: &Gateway, request: &Request, key: &str) {
+pub fn expect_unknown_from_now_on(gateway: &Gateway, request: &Request, key: &str) {
     for _ in 0..2 {
         let retry = gateway.send(request);
         assert!(
@@ -303,6 +303,47 @@ fn hostile_064_i09_a_late_answer_changes_nothing_once_the_key_ran_again() {
     assert_eq!(upstream.hits(), 2);
 }
 
+/// What an operator says that it did not run, since the upstream has nothing of it, does not run afterwards: what the
+/// gateway still had to send of it is not sent.
+#[test]
+fn hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end() {
+    // More than the sockets between them hold.
+    const LENGTH: usize = 32 << 20;
+    let (released, over) = (Signal::new(), Signal::new());
+    let (go, ended) = (released.clone(), over.clone());
+    let came_whole = Arc::new(AtomicUsize::new(0));
+    let whole = Arc::clone(&came_whole);
+    let upstream = Upstream::scripted(move |x| {
+        if x.number == 1 {
+            // It stops to read in the middle of the body.
+            go.wait();
+        }
+        let is_whole = x.read_body().len() == LENGTH;
+        whole.fetch_add(usize::from(is_whole), Ordering::SeqCst);
+        match x.number {
+            1 => ended.fire(),
+            _ => x.answer(200, &[], b"again"),
+        }
+    });
+    let gateway = setup(&upstream)
+        .route("first_byte_timeout = \"3s\"\nlate_answer = \"60s\"")
+        .start();
+    let request = post("/x", "k", &"b".repeat(LENGTH));
+    gateway
+        .send(&request)
+        .expect_problem(504, "outcome-unknown");
+    let id = gateway.control().operation("k")["id"].clone();
+    let looked_up = json!({"outcome": "released", "reason": "it never came"});
+    gateway
+        .control()
+        .resolve(id.as_str().unwrap(), &looked_up)
+        .expect_status(200);
+    released.fire();
+    over.wait();
+    expect_executed(&gateway.send(&request), 200);
+    assert_eq!(came_whole.load(Ordering::SeqCst), 1);
+}
+
 /// Case: chunks that are cut short. Answer: a broken body, then `outcome-unknown`.
 #[test]
 fn hostile_069_chunks_cut_short_are_unknown() {
@@ -339,6 +380,26 @@ fn hostile_071_what_comes_after_the_length_is_discarded_with_the_connection() {
         expect_replay(&gateway.post("/x", key, "b"), &answer);
     }
     assert_eq!((upstream.hits(), upstream.connections()), (3, 3));
+}
+
+/// A transfer coding that is not `chunked` says no more of where a body ends; and one below it would be lost.
+#[test]
+fn hostile_072_another_transfer_coding_is_no_end() {
+    for coding in ["identity", "gzip", "gzip, chunked"] {
+        let upstream = Upstream::scripted(move |x| {
+            x.read_body();
+            let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n");
+            x.send(head.as_bytes());
+            x.send(b"5\r\nbytes\r\n0\r\n\r\n");
+            x.close();
+        });
+        let gateway = gateway(&upstream);
+        let request = post("/x", "k", "b");
+        let answer = gateway.send(&request);
+        assert!(answer.status() == 502 || !answer.whole(), "{answer:?}");
+        expect_unknown_from_now_on(&gateway, &request, "k");
+        assert_eq!(upstream.hits(), 1, "{coding}");
+    }
 }
 
 /// An answer without a length that ends by the end of the connection.
