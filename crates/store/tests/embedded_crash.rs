@@ -6,7 +6,7 @@ use bytes::Bytes;
 use onlyonce_core::{
     Address, Count, Fingerprint, Got, Head, HeaderBlock, Key, Metered, OperationId, OwnerId,
     Posting, Record, ReleaseReason, RequestLine, Resolution, Scope, Source, State, StateName, Sums,
-    Timestamp,
+    Timestamp, UnknownReason,
     transition::{self, Claim, Response},
 };
 use onlyonce_store::{
@@ -39,6 +39,16 @@ fn at(store: &EmbeddedStore, number: u32) -> Address {
     address(store.secret(), &scope(), &key(number))
 }
 
+fn note() -> AttemptNote {
+    AttemptNote {
+        peer: "".into(),
+        sdk_retry_count: None,
+        trace: None,
+        got: Got::Refused,
+        at: None,
+    }
+}
+
 async fn claim(store: &EmbeddedStore, number: u32) -> Record {
     try_claim(store, number).await.expect("a store")
 }
@@ -65,11 +75,8 @@ async fn claim_over(
     };
     let record = transition::claim(held, claim, store.now(), LEASE).expect("a free key");
     let attempt = AttemptNote {
-        peer: "".into(),
-        sdk_retry_count: None,
-        trace: None,
         got: Got::Executed,
-        at: None,
+        ..note()
     };
     let write = Write {
         record: record.clone(),
@@ -646,61 +653,106 @@ async fn l7_expired_space_comes_back_though_an_old_record_is_damaged() {
     assert!(matches!(held, Err(StoreError::Corrupt(_))), "{held:?}");
 }
 
+/// Fills a store until it takes no claim; how many it took. Whatever is claimed can be completed.
+async fn fill(store: &EmbeddedStore) -> u32 {
+    for number in 0..100 {
+        match try_claim(store, number).await {
+            Ok(record) => complete(store, &record, number, &noise(100_000)).await,
+            Err(full) => {
+                assert!(matches!(full, StoreError::Full(_)), "{full:?}");
+                return number;
+            }
+        }
+    }
+    panic!("the limit does not hold");
+}
+
+/// Claims once that is possible again: the next segment is made in the background.
+async fn claim_once_there_is_space(store: &EmbeddedStore, number: u32) -> Record {
+    for _ in 0..1_000_000 {
+        match try_claim(store, number).await {
+            Ok(record) => return record,
+            Err(StoreError::Full(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the store stays full");
+}
+
+fn full_at_4_mib(clock: &ManualClock) -> Options {
+    Options {
+        max_bytes: 4 << 20,
+        ..small_segments(clock)
+    }
+}
+
 #[tokio::test]
 async fn i15_a_full_store_takes_no_claim_and_works_again_when_there_is_space() {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = ManualClock::default();
-    let options = Options {
-        segment_bytes: 1 << 20,
-        max_bytes: 4 << 20,
-        clock: Some(Arc::new(clock.clone())),
-        ..Options::default()
-    };
-    let store = EmbeddedStore::open(folder.path(), options).expect("new");
-    let mut number = 0;
-    let full = loop {
-        let record = claim(&store, number).await;
-        let response = Response {
-            head: Head {
-                status: 200,
-                headers: HeaderBlock::default(),
-            },
-            trailers: HeaderBlock::default(),
-            body_len: 100_000,
-            chunks: 1,
-        };
-        let fence = record.fence();
-        let next = transition::complete(Some(&record), fence, response, store.now(), WINDOW)
-            .expect("in flight");
-        let chunk = Some(Bytes::from(noise(100_000)));
-        let write = Write {
-            record: next,
-            last_chunk: chunk,
-            attempt: None,
-        };
-        match store
-            .compare_and_set(at(&store, number), Some(fence), write)
-            .await
-        {
-            Ok(_) => number += 1,
-            Err(error) => break error,
-        }
-        assert!(number < 100, "the limit does not hold");
-    };
-    assert!(matches!(full, StoreError::Full(_)), "{full:?}");
+    let store = EmbeddedStore::open(folder.path(), full_at_4_mib(&clock)).expect("new");
+    let open = claim(&store, 500).await;
+    let number = fill(&store).await;
+    assert!(number > 10, "it took {number}");
     assert!(store.status().poisoned.is_none());
+    // What runs already has its outcome told all the same.
+    complete(&store, &open, 500, &noise(100_000)).await;
+    assert_eq!(state(&store, 500).await, Some(StateName::Completed));
+    assert!(matches!(
+        try_claim(&store, 1_001).await,
+        Err(StoreError::Full(_))
+    ));
 
     clock.advance(WINDOW);
     store.sweep().await.expect("a sweep");
-    let record = loop {
-        // The next segment is made in the background.
-        match try_claim(&store, 1_000).await {
-            Ok(record) => break record,
-            Err(StoreError::Full(_)) => tokio::task::yield_now().await,
-            Err(error) => panic!("{error}"),
-        }
+    let record = claim_once_there_is_space(&store, 1_001).await;
+    complete(&store, &record, 1_001, b"there is space").await;
+}
+
+#[tokio::test]
+async fn l6_a_store_that_is_full_to_the_last_byte_comes_back_though_something_old_lives_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let store = EmbeddedStore::open(folder.path(), full_at_4_mib(&clock)).expect("new");
+    let old = claim(&store, 2_000).await;
+    let open = claim(&store, 500).await;
+    fill(&store).await;
+    // Notes of attempts take what is left.
+    for _ in 0..20_000 {
+        let noted = store.note_attempt(at(&store, 2_000), old.id, note());
+        noted.await.expect("it counts");
+    }
+    assert!(matches!(
+        try_claim(&store, 1_001).await,
+        Err(StoreError::Full(_))
+    ));
+    // An operator can settle what is open.
+    let next = transition::expire(
+        Some(&open),
+        open.fence(),
+        UnknownReason::LeasePassed,
+        {
+            clock.advance(LEASE);
+            store.now()
+        },
+        std::num::NonZero::<u32>::MIN,
+    );
+    let write = Write {
+        record: next.expect("its lease has passed"),
+        last_chunk: None,
+        attempt: None,
     };
-    complete(&store, &record, 1_000, b"there is space").await;
+    let swap = store.compare_and_set(at(&store, 500), Some(open.fence()), write);
+    assert!(matches!(swap.await, Ok(Swap::Done { .. })));
+
+    clock.advance(WINDOW);
+    for _ in 0..3 {
+        store.sweep().await.expect("a sweep");
+    }
+    assert_eq!(state(&store, 2_000).await, Some(StateName::InFlight));
+    claim_once_there_is_space(&store, 1_001).await;
+    let held = store.status().bytes;
+    assert!(held <= 4 << 20, "{held} are held");
 }
 
 #[tokio::test]

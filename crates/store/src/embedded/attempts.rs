@@ -7,7 +7,7 @@ use super::{
     body::{self, RecordBody},
     catalog::What,
     layout::Kind,
-    log::NewEntry,
+    log::{Need, NewEntry},
     shard::Shard,
 };
 use crate::{AttemptNote, StoreError, corrupt};
@@ -53,6 +53,7 @@ impl Inner {
             urgent: false,
             time: attempt.at.as_millis(),
             entry: None,
+            need: Need::More,
         });
         if let (Ok(place), Some(slot)) = (taken, shard.slot_mut(address))
             && let Some(forgotten) = slot.beside_mut().add_attempt(place)

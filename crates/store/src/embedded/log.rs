@@ -110,13 +110,32 @@ struct Pending {
     idle: bool,
     closing: bool,
     next: Next,
+    /// What the next segment is wanted for.
+    wanted: Need,
+    /// What the present segment was made for, if that was beyond the limit.
+    beyond: Need,
+}
+
+/// What an entry is for. Where the limit is reached, the log takes a segment more for what ends operations, so that what
+/// ran is told, and one more for what gives space back: a full store is to come back by itself (L6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Whatever can be done without.
+    #[default]
+    More,
+    /// What ends an operation, or removes it.
+    Ends,
+    /// What is written again, so that its segment can go.
+    Moves,
 }
 
 /// The segment after the present one.
 enum Next {
     Coming,
-    Ready(Arc<Segment>),
-    Impossible(String),
+    /// It is there; beyond the limit, only for what it was made for.
+    Ready(Arc<Segment>, Need),
+    /// It cannot be made, but perhaps for what is needed so much at least.
+    Impossible(String, Option<Need>),
 }
 
 /// Entries that are committed together.
@@ -153,6 +172,8 @@ pub struct NewEntry<'a> {
     pub time: u64,
     /// What comes into the books with it.
     pub entry: Option<Row>,
+    /// What it is for.
+    pub need: Need,
 }
 
 impl Log {
@@ -182,6 +203,8 @@ impl Log {
                 idle: false,
                 closing: false,
                 next: Next::Coming,
+                wanted: Need::More,
+                beyond: Need::More,
             }),
             work: Condvar::new(),
             segments: RwLock::new(segments),
@@ -267,7 +290,7 @@ impl Log {
         sync_dir(&self.shared.dir)?;
         // What was impossible for want of space may be possible now.
         let mut pending = self.shared.pending.lock();
-        if matches!(pending.next, Next::Impossible(_)) {
+        if matches!(pending.next, Next::Impossible(..)) {
             pending.next = Next::Coming;
             let number = pending.batch.segment.number + 1;
             drop(pending);
@@ -325,7 +348,10 @@ impl Shared {
             return Err(NotTaken::Closed("the store is closed".into()));
         }
         if !pending.batch.has_room_for(len) {
-            self.next_segment(&mut pending)?;
+            self.next_segment(&mut pending, entry.need)?;
+        }
+        if entry.need < pending.beyond {
+            self.has_come_back(&mut pending)?;
         }
         let batch = &mut pending.batch;
         let place = Place {
@@ -363,18 +389,59 @@ impl Shared {
         Ok(place)
     }
 
+    /// Bytes of all segments; of one that is not full yet, as many as it may come to hold.
+    fn held(&self) -> u64 {
+        let bytes = |segment: &Arc<Segment>| match segment.finished() {
+            Some(_) => segment.len(),
+            None => segment.capacity.into(),
+        };
+        self.segments.read().values().map(bytes).sum()
+    }
+
+    /// Whether the log keeps its limit again, so that everybody may write into a segment that was made beyond it.
+    fn has_come_back(&self, pending: &mut Pending) -> Result<(), NotTaken> {
+        let held = self.held();
+        if held > self.max_bytes {
+            return Err(NotTaken::Full(self.is_reached(held)));
+        }
+        pending.beyond = Need::More;
+        Ok(())
+    }
+
+    fn is_reached(&self, held: u64) -> String {
+        format!(
+            "store.max_bytes is {} bytes and {held} are held",
+            self.max_bytes
+        )
+    }
+
     /// Moves on to the next segment, if it is ready. Any entry fits into a blank segment.
-    fn next_segment(&self, pending: &mut Pending) -> Result<(), NotTaken> {
+    fn next_segment(&self, pending: &mut Pending, need: Need) -> Result<(), NotTaken> {
         let number = pending.batch.segment.number + 1;
-        let segment = match std::mem::replace(&mut pending.next, Next::Coming) {
-            Next::Ready(segment) => segment,
+        let (segment, beyond) = match std::mem::replace(&mut pending.next, Next::Coming) {
+            Next::Ready(segment, made_for) if made_for <= need => (segment, made_for),
+            Next::Ready(segment, made_for) => {
+                let held = self.held();
+                let fits = held + u64::from(segment.capacity) <= self.max_bytes;
+                if !fits {
+                    pending.next = Next::Ready(segment, made_for);
+                    return Err(NotTaken::Full(self.is_reached(held)));
+                }
+                (segment, Need::More)
+            }
             Next::Coming => return Err(NotTaken::Wait),
-            Next::Impossible(why) => {
+            Next::Impossible(_, Some(least)) if need >= least => {
+                pending.wanted = pending.wanted.max(need);
+                self.ask_for_next(number);
+                return Err(NotTaken::Wait);
+            }
+            Next::Impossible(why, _) => {
                 // Asked again each time, so that it works as soon as there is space.
                 self.ask_for_next(number);
                 return Err(NotTaken::Full(why));
             }
         };
+        pending.beyond = beyond;
         // An empty batch is not written: its number is still free.
         let seq = if pending.batch.is_empty() {
             pending.batch.seq
@@ -508,48 +575,58 @@ impl Shared {
                 Chore::Stop => break,
             }
         }
-        if let Next::Ready(blank) = &self.pending.lock().next {
+        if let Next::Ready(blank, _) = &self.pending.lock().next {
             // Never used; the next start would remove it otherwise.
             drop(blank.remove());
         }
     }
 
     fn prepare(&self, number: u32) {
-        let capacity = {
-            let pending = self.pending.lock();
+        let (capacity, wanted) = {
+            let mut pending = self.pending.lock();
             if !matches!(pending.next, Next::Coming) || pending.batch.segment.number + 1 != number {
                 return;
             }
-            pending
-                .batch
-                .segment
-                .capacity
-                .saturating_mul(2)
-                .min(self.largest_segment)
+            let wanted = std::mem::take(&mut pending.wanted);
+            let present = pending.batch.segment.capacity;
+            // What lives in any segment fits into the largest.
+            let capacity = match wanted {
+                Need::Moves => self.largest_segment,
+                _ => present.saturating_mul(2).min(self.largest_segment),
+            };
+            (capacity, wanted)
         };
-        let held: u64 = self
-            .segments
-            .read()
-            .values()
-            .map(|segment| segment.len())
-            .sum();
-        let next = if self.max_bytes > 0 && held + u64::from(capacity) > self.max_bytes {
-            Next::Impossible(format!(
-                "store.max_bytes is {} bytes and {held} are held",
-                self.max_bytes
-            ))
+        let held = self.held();
+        let fits = self.max_bytes == 0 || held + u64::from(capacity) <= self.max_bytes;
+        // One segment more for what ends operations, and one on top for what is moved.
+        let most = match wanted {
+            Need::More => 0,
+            Need::Ends => self.max_bytes,
+            Need::Moves => self.max_bytes + u64::from(self.largest_segment),
+        };
+        let next = if !fits && held > most {
+            let least = match wanted {
+                Need::More if held <= self.max_bytes => Some(Need::Ends),
+                Need::More | Need::Ends => Some(Need::Moves),
+                Need::Moves => None,
+            };
+            Next::Impossible(self.is_reached(held), least)
         } else {
+            let made_for = if fits { Need::More } else { wanted };
             match Segment::create(&self.dir, number, capacity) {
                 Ok(segment) => {
                     segment.used.store(0, Ordering::Release);
-                    Next::Ready(Arc::new(segment))
+                    Next::Ready(Arc::new(segment), made_for)
                 }
-                Err(error) => Next::Impossible(format!(
-                    "the data folder has no room for the next {capacity} bytes of log: {error}"
-                )),
+                Err(error) => {
+                    let why = format!(
+                        "the data folder has no room for the next {capacity} bytes of log: {error}"
+                    );
+                    Next::Impossible(why, None)
+                }
             }
         };
-        if let Next::Impossible(why) = &next {
+        if let Next::Impossible(why, _) = &next {
             tracing::warn!(why, "the store is full");
         }
         self.pending.lock().next = next;

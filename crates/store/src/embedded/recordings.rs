@@ -9,7 +9,7 @@ use super::{
     catalog::What,
     index::{Place, Slot, SlotState},
     layout::{self, Kind},
-    log::{NewEntry, NotTaken},
+    log::{Need, NewEntry, NotTaken},
     shard::Shard,
     store::{refused, unavailable},
 };
@@ -151,6 +151,7 @@ impl Inner {
             urgent: false,
             time: 0,
             entry: None,
+            need: Need::Ends,
         });
         let place = match taken {
             Ok(place) => place,
@@ -202,6 +203,7 @@ impl Inner {
             urgent: true,
             time: 0,
             entry: None,
+            need: Need::Ends,
         })?;
         tracing::error!(
             operation = %slot.id,

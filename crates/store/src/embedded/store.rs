@@ -17,7 +17,7 @@ use super::{
     catalog::What,
     index::{Place, Slot, SlotState},
     layout::{self, Kind},
-    log::{NewEntry, NotTaken},
+    log::{Need, NewEntry, NotTaken},
     open,
 };
 use crate::{
@@ -442,6 +442,10 @@ impl Inner {
             urgent: true,
             time: now.as_millis(),
             entry: Entry::of(&write.record).map(|entry| Row::of(&entry)),
+            need: match write.record.is_new_claim() {
+                true => Need::More,
+                false => Need::Ends,
+            },
         });
         let place = match taken {
             Ok(place) => place,
@@ -518,6 +522,7 @@ impl Inner {
             urgent: true,
             time: 0,
             entry: None,
+            need: Need::Ends,
         });
         let place = match taken {
             Ok(place) => place,

@@ -19,7 +19,7 @@ use super::{
     catalog::{RecordItem, What},
     index::{Place, SlotState},
     layout::{self, EntryHead, FLAG_MOVED, FLAG_UNREADABLE, Kind},
-    log::{NewEntry, NotTaken},
+    log::{Need, NewEntry, NotTaken},
     segment::Segment,
     shard::Shard,
     store::unread,
@@ -37,10 +37,17 @@ impl EmbeddedStore {
         while matches!(self.book().await, Ok(booked) if booked.more) {}
         swept.bytes += self.blocking(Inner::drop_dead).await?;
         let mut moved = 0;
+        let mut has_waited = false;
         while moved < MOST_MOVED {
             let Some((position, bytes)) = self.blocking(|inner| Ok(inner.move_oldest())).await?
             else {
-                break;
+                if has_waited {
+                    break;
+                }
+                // The next segment may be on its way.
+                has_waited = true;
+                self.inner.log.room().await;
+                continue;
             };
             moved += bytes;
             // The copies count before the originals go.
@@ -244,6 +251,7 @@ impl Inner {
                     urgent: false,
                     time: 0,
                     entry: None,
+                    need: Need::Moves,
                 })?;
                 self.release(place);
                 shard.spoil(address);
@@ -289,6 +297,7 @@ impl Inner {
             urgent: false,
             time: 0,
             entry: None,
+            need: Need::Moves,
         })?;
         self.release(place);
         Ok(Some(moved))
