@@ -51,7 +51,8 @@ pub enum Resolution {
     },
 }
 
-/// Which records to remove. None that is in flight is ever removed.
+/// Which records to remove. None that is in flight is ever removed, and none that is unknown unless that is asked for: it
+/// may have run, and its key is new afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct Purge {
     /// Only this tenant's.
@@ -281,7 +282,12 @@ impl<S: Store> Engine<S> {
                 .await?;
             for stored in page.records {
                 let record = &stored.record;
-                if record.state.name() == StateName::InFlight {
+                let state = record.state.name();
+                let is_kept = match purge.state {
+                    Some(_) => state == StateName::InFlight,
+                    None => matches!(state, StateName::InFlight | StateName::Unknown),
+                };
+                if is_kept {
                     continue;
                 }
                 let address = onlyonce_store::address(store.secret(), &record.scope, &record.key);
@@ -297,7 +303,19 @@ impl<S: Store> Engine<S> {
                 break;
             }
         }
-        tracing::info!(purged, ?purge, "an operator purged records");
+        let Purge {
+            tenant,
+            state,
+            before,
+        } = &purge;
+        let before = before.map(|before| before.as_millis());
+        tracing::info!(
+            purged,
+            tenant = tenant.as_deref(),
+            state = state.map(tracing::field::display),
+            before_millis = before,
+            "an operator purged records"
+        );
         Ok(purged)
     }
 }

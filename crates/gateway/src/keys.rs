@@ -161,8 +161,15 @@ impl Keys {
             } => {
                 let with = json!({ "tenant": tenant, "state": state, "before": before });
                 let purged = client.post("/v1/purge", &with).await?;
-                self.reach
-                    .print(&purged, |purged| format!("purged {}\n", purged["purged"]))
+                self.reach.print(&purged, |purged| {
+                    let what = match state.as_deref() {
+                        Some("unknown") => {
+                            ": a retry with one of these keys runs, and is paid a second time where the first ran"
+                        }
+                        _ => "",
+                    };
+                    format!("purged {}{what}\n", purged["purged"])
+                })
             }
         }
     }

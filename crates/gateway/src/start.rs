@@ -36,6 +36,7 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     let doors = Doors::open(&config)?;
     runtime.block_on(async {
         let store = open::store(&config).await?;
+        tracing::info!(store = config.store.url.place(), "the store is open");
         until_signal(config, store, doors).await
     })
 }

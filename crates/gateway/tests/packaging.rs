@@ -31,21 +31,23 @@ fn here(words: &[String], folder: &Path) -> Vec<String> {
         .iter()
         .map(|word| match word.as_str() {
             "/etc/onlyonce/onlyonce.toml" => config.display().to_string(),
-            "/data" | "/var/lib/onlyonce" => folder.join("data").display().to_string(),
             "0.0.0.0:8787" => "0.0.0.0:0".to_owned(),
             word => word.to_owned(),
         })
         .collect()
 }
 
-/// It says where it listens, has its data where it was told to, and ends in order when it is asked
+/// It says where it listens, has its data in the folder that it is started in, and ends in order when it is asked
 /// to.
 #[track_caller]
 fn serves(words: &[String]) {
     let folder = tempfile::tempdir().unwrap();
-    let serving = Staying::start(BIN, &here(words, folder.path()), 2);
+    let serving = Staying::start_in(folder.path(), BIN, &here(words, folder.path()), 2);
     assert_eq!(serving.addresses().len(), 2, "{words:?}");
-    assert!(folder.path().join("data/meta").exists(), "{words:?}");
+    assert!(
+        folder.path().join("onlyonce-data/meta").exists(),
+        "{words:?}"
+    );
     assert_eq!(serving.stop(), Some(0), "{words:?}");
 }
 
@@ -66,7 +68,12 @@ fn the_image_holds_the_binary_that_it_builds_and_starts_it() {
     assert_eq!(line(DOCKERFILE, "ENTRYPOINT "), "[\"onlyonce\"]");
     assert_eq!(line(DOCKERFILE, "STOPSIGNAL "), "SIGTERM");
     let words: Vec<String> = serde_json::from_str(line(DOCKERFILE, "CMD ")).unwrap();
-    assert!(words.iter().any(|word| word == line(DOCKERFILE, "VOLUME ")));
+    // The first one is where it is built.
+    let folder = DOCKERFILE
+        .lines()
+        .rfind(|line| line.starts_with("WORKDIR "));
+    let volume = line(DOCKERFILE, "VOLUME ");
+    assert_eq!(folder, Some(&*format!("WORKDIR {volume}")));
     let port = line(DOCKERFILE, "EXPOSE ");
     assert!(words.iter().any(|word| word.ends_with(&format!(":{port}"))));
     serves(&words);
@@ -83,8 +90,9 @@ fn the_unit_checks_the_configuration_and_starts_the_gateway() {
     assert_eq!(run.code, Some(0), "{run:?}");
     let serve = line(UNIT, "ExecStart=").strip_prefix(program).unwrap();
     serves(&words_of(serve));
-    // Its state folder is the one that the gateway is told to use.
-    assert!(serve.ends_with(&format!("/var/lib/{}", line(UNIT, "StateDirectory="))));
+    // It is started in its state folder.
+    let state = line(UNIT, "StateDirectory=");
+    assert_eq!(line(UNIT, "WorkingDirectory="), format!("/var/lib/{state}"));
     // A mistake in the configuration ends with the code that is not tried again.
     assert_eq!(line(UNIT, "RestartPreventExitStatus="), "2");
     let run = run_to_exit(BIN, &["check", "/no/such/file"], &[]);

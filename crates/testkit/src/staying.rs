@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,7 +20,18 @@ impl Staying {
     /// Starts the binary with these words, and waits until it says where so many listeners are, or
     /// ends.
     pub fn start(binary: &str, words: &[impl AsRef<str>], listeners: usize) -> Self {
+        Self::start_in(Path::new("."), binary, words, listeners)
+    }
+
+    /// As [`Staying::start`], in this folder.
+    pub fn start_in(
+        folder: &Path,
+        binary: &str,
+        words: &[impl AsRef<str>],
+        listeners: usize,
+    ) -> Self {
         let mut child = Command::new(binary)
+            .current_dir(folder)
             .args(words.iter().map(AsRef::as_ref))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

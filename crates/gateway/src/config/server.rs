@@ -382,6 +382,13 @@ impl Store {
         let mut store = Self::at(StoreUrl::Embedded("./onlyonce-data".into()));
         if let Some(entry) = section.take("url") {
             store.url = store_url(&entry)?;
+            if overrides.data.is_some() && store.url.is_shared() {
+                return Err(entry.fail(
+                    "names a store that gateways share, and --data a folder: a gateway on that folder \
+                     would not see the keys that the others have used, and they would run again",
+                    "leave out --data",
+                ));
+            }
         }
         if let Some(data) = &overrides.data {
             store.url = StoreUrl::Embedded(data.clone());

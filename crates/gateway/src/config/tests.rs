@@ -310,6 +310,21 @@ fn the_command_line_wins_over_the_file() {
 }
 
 #[test]
+fn a_folder_on_the_command_line_does_not_stand_for_a_store_that_is_shared() {
+    let overrides = Overrides {
+        data: Some("/data".into()),
+        ..Overrides::default()
+    };
+    for url in ["postgres://db/onlyonce", "redis://cache"] {
+        let text = format!("[store]\nurl = \"{url}\"\n{UPSTREAM}");
+        let error = read_with(&text, &overrides).unwrap_err();
+        assert_eq!(error.line, Some(2), "{error}");
+        assert!(error.what.contains("they would run again"), "{error}");
+        assert_eq!(error.next, "leave out --data");
+    }
+}
+
+#[test]
 fn callers_without_a_credential_are_served_by_default_on_loopback_alone() {
     assert!(
         valid("[server]\nlisten = \"localhost:1\"")
