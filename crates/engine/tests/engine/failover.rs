@@ -285,8 +285,9 @@ impl Pair {
     }
 }
 
-/// Whatever was acknowledged before it, whatever the standby has of it, and whoever still runs.
-#[tokio::test]
+/// Whatever was acknowledged before it, whatever the standby has of it, and whoever still runs. Time passes only where
+/// nothing else happens, so that who is patient waits for what hangs, and not for a busy machine.
+#[tokio::test(start_paused = true)]
 async fn l1_no_failover_leaves_a_key_without_an_outcome() {
     let seeds = std::env::var("ONLYONCE_SEEDS").ok();
     let seeds = seeds.and_then(|seeds| seeds.parse().ok());
