@@ -28,6 +28,7 @@ pub mod shared;
 mod sinks;
 mod start;
 mod store_command;
+mod store_trouble;
 mod telemetry;
 mod tools;
 mod verify;

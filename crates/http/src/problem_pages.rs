@@ -162,8 +162,8 @@ pub static PAGES: [ProblemPage; 20] = [
         happened: "The gateway could not write down durably that this request is about to run, so \
                    it did not run it.",
         money: "This attempt ran nothing and costs nothing.",
-        next: "Retry with the same key after the time in Retry-After. Operators: look at the \
-               readiness page and the log of the gateway. After a failed flush to disk it takes \
+        next: "Retry with the same key after the time in Retry-After. Operators: look at \
+               /v1/health and the log of the gateway. After a failed flush to disk it takes \
                no new work until it is restarted.",
     },
     ProblemPage {
