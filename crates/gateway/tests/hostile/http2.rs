@@ -199,8 +199,7 @@ fn hostile_050_a_length_that_the_data_does_not_have_is_a_stream_error() {
     expect_executed(&gateway.send(&post("/x", "k", "0123456789")), 200);
 }
 
-/// Case: the caller leaves while it sends. Answer: nothing is claimed. A reset with `NO_ERROR`, by which proxies pass on
-/// what broke off behind them, is no end of the request.
+/// A reset with `NO_ERROR`, by which proxies pass on what broke off behind them, is no end of the request.
 #[test]
 fn hostile_057_a_request_that_is_reset_without_an_error_is_not_sent_on() {
     let upstream = Upstream::counting();
@@ -225,8 +224,7 @@ fn hostile_057_a_request_that_is_reset_without_an_error_is_not_sent_on() {
     assert_eq!(upstream.hits(), 2);
 }
 
-/// Case: chunks that are cut short. Answer: a broken body, then `outcome-unknown`. So it is where HTTP/2 resets the stream
-/// as if it had ended; of an answer that is as long as it was to be, the reset says no more (RFC 9113 section 8.1).
+/// Nor is it the end of an answer; of one that is as long as it was to be, the reset says no more (RFC 9113 section 8.1).
 #[test]
 fn hostile_069_an_answer_that_is_reset_without_an_error_is_unknown() {
     const ANSWER: &[u8] = b"as far as it goes";

@@ -304,8 +304,8 @@ fn asked_by_http_1_0(gateway: &Gateway, has_begun: &Signal) -> (String, io::Resu
     (String::from_utf8(came).unwrap(), ended)
 }
 
-/// Case: chunks that are cut short. Answer: a broken body. A caller of HTTP/1.0 can tell a break by a reset alone: proxies
-/// that speak it to their upstreams would make a whole answer of what ends in order.
+/// A caller of HTTP/1.0 can tell a break by a reset alone: proxies that speak it to their upstreams would make a whole
+/// answer of what ends in order.
 #[test]
 fn hostile_069_i05_a_caller_of_http_1_0_sees_a_reset_where_an_answer_breaks_off() {
     for is_whole in [true, false] {
