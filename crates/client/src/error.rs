@@ -118,7 +118,7 @@ impl Error {
         match self {
             Self::NoAction { method } => format!("The {method} request has no action."),
             Self::KeyPresent { action, header } => {
-                format!("The request for {action} has a {header} of its own.")
+                format!("The request for {action} brings its own {header}.")
             }
             Self::Body { action, source } => {
                 format!(

@@ -361,7 +361,7 @@ numbered! {
         /// The response was cut short, or its framing was wrong.
         Truncated = 3, "the answer broke off before its end";
         /// The response was larger or longer than a limit.
-        OverLimit = 4, "the answer went over a limit";
+        OverLimit = 4, "the answer went over its limit, limits.response_body";
         /// The process that executed it died.
         OwnerDied = 5, "the process that ran it stopped before the outcome was recorded";
         /// The lease ran out without renewal.

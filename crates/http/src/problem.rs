@@ -298,7 +298,7 @@ impl Problem {
             Self::KeyMissing { expected_in } => {
                 format!("This route takes only requests with a key, in {expected_in}.").into()
             }
-            Self::KeyMalformed(error) => format!("The key cannot be read: {error}.").into(),
+            Self::KeyMalformed(error) => format!("What was sent as the key: {error}.").into(),
             Self::OutcomeUnknown(reason) => format!(
                 "{} may have run, once at most, and nobody can say: {reason}. Nothing further is \
                  run under this key.",
@@ -340,7 +340,7 @@ impl Problem {
             .into(),
             Self::BadRequest { why } => format!("The request is not taken: {why}.").into(),
             Self::AlreadySettled(state) => format!(
-                "The operation is {state} by now, and what was said of it does not follow on that. \
+                "The operation is {state} already, and what was said of it cannot follow on that. \
                  Nothing was changed."
             )
             .into(),

@@ -19,7 +19,7 @@ pub(crate) struct Served {
     )]
     upstream: Option<String>,
     /// What is known about the upstream: generic, openai, anthropic, gemini, bedrock, mistral, cohere,
-    /// openrouter or stripe
+    /// openrouter, stripe or mcp
     #[arg(
         long,
         value_name = "NAME",

@@ -65,8 +65,8 @@ impl Access {
         }
         Err(Refusal::new(
             StatusCode::FORBIDDEN,
-            format!("the token {} has no right to {}", self.name, right.as_str()),
-            "use a token that has it: rights of [[server.token]]",
+            format!("the token {} lacks the right \"{}\"", self.name, right.as_str()),
+            "use another one, or add it to its rights in [[server.token]]",
         ))
     }
 }
@@ -217,9 +217,9 @@ fn wrong_token() -> Refusal {
 fn no_token() -> Refusal {
     Refusal::new(
         StatusCode::UNAUTHORIZED,
-        "this needs the control token",
-        "send Authorization: Bearer TOKEN, with the token of server.control_token or of a \
-         [[server.token]]",
+        "this control listener wants a token",
+        "send that of server.control_token or of a [[server.token]]: as Authorization: Bearer TOKEN; \
+         on the command line with --token, or in ONLYONCE_CONTROL_TOKEN",
     )
 }
 

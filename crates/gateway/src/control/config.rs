@@ -449,7 +449,7 @@ fn policy_view(policy: &Policy) -> Value {
         },
         "ignore_pointers": ignore_pointers.iter().map(text).collect::<Vec<_>>(),
         "forward_key": match forward_key {
-            ForwardKey::AsItCame => "as it came",
+            ForwardKey::AsItCame => "as-it-came",
             ForwardKey::Never => "never",
             ForwardKey::In(header) => header.as_str(),
         },
@@ -462,7 +462,7 @@ fn policy_view(policy: &Policy) -> Value {
         })).collect::<Vec<_>>(),
         "usage": usage.iter().map(|format| format.name()).collect::<Vec<_>>(),
         "include_usage": match include_usage {
-            IncludeUsage::AsAsked => "as asked",
+            IncludeUsage::AsAsked => "as-asked",
             IncludeUsage::Add => "add",
         },
         "observe_window": span(observe_window),
