@@ -141,21 +141,7 @@ fn figures(outcomes: &Value) -> Result<Figures> {
 mod tests {
     use serde_json::json;
 
-    use super::{CAMPAIGN, figures, missed, part_of};
-    use crate::campaign::figures::Figures;
-    use crate::campaign::runs::Runs;
-
-    #[test]
-    fn of_a_hundred_mutants_ninety_five_are_caught() {
-        let runs = Runs::read(CAMPAIGN.name).unwrap();
-        let mut all = Figures::default();
-        for run in runs.counted() {
-            all.add_all(&run.figures);
-        }
-        let caught = all.of("caught") + all.of("timeout");
-        let tried = caught + all.of("missed");
-        assert!(100 * caught >= 95 * tried, "{caught} of {tried}");
-    }
+    use super::{figures, missed, part_of};
 
     #[test]
     fn a_round_has_each_shard_once() {

@@ -65,7 +65,11 @@ impl Access {
         }
         Err(Refusal::new(
             StatusCode::FORBIDDEN,
-            format!("the token {} lacks the right \"{}\"", self.name, right.as_str()),
+            format!(
+                "the token {} lacks the right \"{}\"",
+                self.name,
+                right.as_str()
+            ),
             "use another one, or add it to its rights in [[server.token]]",
         ))
     }
