@@ -697,7 +697,7 @@ fn poisoned(described: &mut Described) {
     assert_eq!(asked.get("/readyz", "", 503).json()["status"], "not ready");
     asked.get("/healthz", "", 200);
     asked.post(RESOLVE, &id, &json!({"outcome": "released"}), 503);
-    asked.post(PURGE, "", &json!({}), 503);
+    asked.post(PURGE, "", &json!({"state": "unknown"}), 503);
     asked.post(WORK, "", &json!({"key": "w"}), 503);
     assert_eq!(exec(&mut asked, "e", 'a', b"out", false), 503);
 }
