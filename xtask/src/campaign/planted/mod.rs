@@ -100,7 +100,6 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         violations,
         remarks: not_here.into_iter().collect(),
         part: Some(NAME.to_owned()),
-        ..Done::default()
     }))
 }
 
