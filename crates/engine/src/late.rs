@@ -89,8 +89,8 @@ const LETS_GO: Duration = Duration::from_secs(1);
 /// How often an owner looks whether another gateway has settled what it still waits for.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Says when an operator or a later attempt overtakes a late exchange. From then on no byte of its request may follow:
-/// whoever drives it lets go of it first, and drops this afterwards, which they wait for.
+/// Says when an operator is about to settle what a late exchange is still about. From then on no byte of its request may
+/// follow: whoever drives it lets go of it first, and drops this afterwards, which the operator waits for.
 pub struct Closing(watch::Receiver<bool>);
 
 impl Closing {
@@ -103,7 +103,7 @@ impl Closing {
     }
 }
 
-/// Closed when a later claim of the same operation is about to be made, or an operator is about to settle it.
+/// Closed when an operator is about to settle the operation.
 #[derive(Default)]
 pub(crate) struct Gate {
     /// From then on, the late writer must not touch the recording. It is locked while a chunk is being written.

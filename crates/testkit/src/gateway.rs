@@ -126,8 +126,12 @@ impl Setup {
         } else {
             format!("url = \"embedded:{}\"\n", data.display())
         };
+        let workers = match self.server.contains("workers =") {
+            true => "",
+            false => "workers = 2\n",
+        };
         format!(
-            "[server]\nlisten = \"{ip}:0\"\ncontrol = \"{ip}:0\"\nworkers = 2\n{}\n\
+            "[server]\nlisten = \"{ip}:0\"\ncontrol = \"{ip}:0\"\n{workers}{}\n\
              [store]\n{store}{}\n[limits]\n{}\n\
              [[upstream]]\nname = \"up\"\nurl = \"{}\"\n{}\n\
              [[route]]\nupstream = \"up\"\n{}\n{}",

@@ -274,7 +274,7 @@ impl<S: Store> Driver<S> {
                 () = closing.wait() => {}
                 () = late.overtaken_elsewhere() => {}
             }
-            // Whoever settles it, or claims it anew, has to know that no byte of this request follows.
+            // Whoever has settled it has to know that no byte of this request follows.
             call_off.now();
         };
         let begun = tokio::select! {

@@ -18,6 +18,9 @@ use hyper::body::Incoming;
 pub(super) struct Whole {
     body: Incoming,
     is_http2: bool,
+    /// Its sender has said that it ends here: with its last data, or with trailers, which are the last of all. A reset
+    /// that comes behind that says no more.
+    has_ended: bool,
 }
 
 impl Whole {
@@ -25,12 +28,14 @@ impl Whole {
         Self {
             body,
             is_http2: version == Version::HTTP_2,
+            has_ended: false,
         }
     }
 
     /// Whether the end that hyper tells was said by the sender, or follows from a length.
     fn has_ended(&self) -> bool {
         !self.is_http2
+            || self.has_ended
             || self.body.is_end_stream()
             || self.body.size_hint().exact().is_some_and(|left| left == 0)
     }
@@ -72,7 +77,11 @@ impl Body for Whole {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
-        Poll::Ready(match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            this.has_ended = frame.is_trailers() || this.body.is_end_stream();
+        }
+        Poll::Ready(match frame {
             None if !this.has_ended() => Some(Err(Broken::Reset)),
             frame => frame.map(|frame| frame.map_err(Broken::Hyper)),
         })

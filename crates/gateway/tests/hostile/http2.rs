@@ -224,20 +224,27 @@ fn hostile_057_a_request_that_is_reset_without_an_error_is_not_sent_on() {
     assert_eq!(upstream.hits(), 2);
 }
 
-/// Nor is it the end of an answer; of one that is as long as it was to be, the reset says no more (RFC 9113 section 8.1).
+/// Nor is it the end of an answer; of one that is as long as it was to be, or has had its trailers, the reset says no more
+/// (RFC 9113 section 8.1).
 #[test]
 fn hostile_069_an_answer_that_is_reset_without_an_error_is_unknown() {
     const ANSWER: &[u8] = b"as far as it goes";
-    for is_whole in [false, true] {
+    for ends_by in ["nothing", "its length", "trailers"] {
         let upstream = Upstream::raw(move |mut wire, _| {
             accept(&mut wire, &[]);
             while let Ok(stream) = take_request(&mut wire) {
                 let length = ANSWER.len().to_string();
                 let mut head = vec![(":status", "200")];
-                head.extend(is_whole.then_some(("content-length", length.as_str())));
-                let flags = if is_whole { END_STREAM } else { 0 };
+                let has_length = ends_by == "its length";
+                head.extend(has_length.then_some(("content-length", length.as_str())));
+                let flags = if has_length { END_STREAM } else { 0 };
                 let mut bytes = frame(HEADERS, END_HEADERS, stream, &block(&head));
                 bytes.extend(frame(DATA, flags, stream, ANSWER));
+                if ends_by == "trailers" {
+                    let trailers = block(&[("x-sum", "7")]);
+                    let flags = END_STREAM | END_HEADERS;
+                    bytes.extend(frame(HEADERS, flags, stream, &trailers));
+                }
                 bytes.extend(frame(RST_STREAM, 0, stream, &0_u32.to_be_bytes()));
                 if wire.send(&bytes).is_err() {
                     return;
@@ -247,7 +254,7 @@ fn hostile_069_an_answer_that_is_reset_without_an_error_is_unknown() {
         let gateway = before_http2(&upstream).start();
         let request = post("/x", "k", "b");
         let answer = gateway.send(&request);
-        if is_whole {
+        if ends_by != "nothing" {
             expect_executed(&answer, 200);
             expect_replay(&gateway.send(&request), &answer);
         } else {
@@ -287,7 +294,9 @@ fn hostile_064_i01_a_request_that_waits_for_a_stream_is_not_sent_once_it_is_rele
         }
         ended.fire();
     });
+    // Each worker has a connection of its own.
     let gateway = before_http2(&upstream)
+        .server("workers = 1")
         .route("first_byte_timeout = \"300ms\"\nlate_answer = \"60s\"")
         .start();
     let ask = |key: &str| gateway.send(&post("/x", key, "b"));
