@@ -28,7 +28,6 @@ pub mod shared;
 mod sinks;
 mod start;
 mod store_command;
-mod store_trouble;
 mod telemetry;
 mod tools;
 mod verify;

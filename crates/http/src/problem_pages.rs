@@ -163,7 +163,7 @@ pub static PAGES: [ProblemPage; 20] = [
                    it did not run it.",
         money: "This attempt ran nothing and costs nothing.",
         next: "Retry with the same key after the time in Retry-After. Operators: look at \
-               /v1/health and the log of the gateway. After a failed flush to disk it takes \
+               the log of the gateway. After a failed flush to disk it takes \
                no new work until it is restarted.",
     },
     ProblemPage {

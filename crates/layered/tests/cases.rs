@@ -57,6 +57,9 @@ const OTHERS: &[(&str, &str)] = &[
         "the handler's own client says whether it takes an answer before its request is out",
     ),
     ("hostile_086_", START),
+    ("hostile_057_a_request_that_is_reset_", FRAMES),
+    ("hostile_069_an_answer_that_is_reset_", SENDS),
+    ("hostile_064_i01_a_request_that_waits_for_a_stream_", SENDS),
     ("hostile_087_", START),
     ("hostile_088_", START),
     ("hostile_089_a_full_disk_at_the_start_", START),
@@ -77,6 +80,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("times_are_read", "a test of the suite's own tools"),
 ];
 
+const FRAMES: &str = "a body has a length or an end that its server tells: hyper takes a reset without an error for one";
+const SENDS: &str = "the handler's client speaks to what is behind it";
 const SERVER: &str = "the server that reads requests refuses what is not framed as it should be";
 const START: &str =
     "what a program says when it does not start is its own; Once::embedded tells why";

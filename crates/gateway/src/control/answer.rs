@@ -147,7 +147,7 @@ impl From<Trouble> for Refusal {
         let (status, next) = match &trouble {
             Trouble::Unavailable(_) | Trouble::InDoubt(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "look at /v1/health and at the gateway's log, then ask again",
+                "look at the gateway's log, then ask again",
             ),
             Trouble::Full(_) => (
                 StatusCode::INSUFFICIENT_STORAGE,

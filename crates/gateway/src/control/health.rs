@@ -10,7 +10,6 @@ use super::access::{May, Read};
 use super::answer::Refusal;
 use super::overview::moment;
 use crate::shared::Phase;
-use crate::store_trouble::trouble;
 
 /// How the gateway and its store are doing.
 #[derive(Clone, Debug, Serialize)]
@@ -50,17 +49,16 @@ pub(super) struct GatewayHealth {
 }
 
 impl Health {
-    pub(super) async fn of<S: Store>(control: &Control<S>) -> Self {
+    pub(super) fn of<S: Store>(control: &Control<S>) -> Self {
         let config = &control.shared.config;
         let engine = &control.shared.engine;
         let status = engine.store().status();
-        let trouble = trouble(engine.store().as_ref()).await;
         let micros = status.latest_commit.as_micros();
         Self {
             store: StoreHealth {
                 place: config.store.url.place(),
-                takes_writes: trouble.is_none(),
-                reason: trouble,
+                takes_writes: status.poisoned.is_none(),
+                reason: status.poisoned,
                 records: status.records,
                 max_records: config.store.max_records,
                 bytes: status.bytes,
@@ -89,5 +87,5 @@ impl Health {
 
 /// `GET /v1/health`.
 pub(super) async fn show<S: Store>(desk: May<S, Read>) -> Result<Json<Health>, Refusal> {
-    Ok(Json(Health::of(desk.whole()?).await))
+    Ok(Json(Health::of(desk.whole()?)))
 }

@@ -34,7 +34,6 @@ use self::store::{OpenUnknowns, StoreMetrics};
 pub(crate) use self::telemetry::TelemetryMetrics;
 use crate::config::{Config, Route};
 use crate::sinks::Sinks;
-use crate::store_trouble::trouble;
 
 /// From 5 ms, which a stub needs, doubling to 11 minutes: a long generation takes some, and time-outs
 /// are of that order.
@@ -311,9 +310,7 @@ impl Metrics {
         self.live_operations
             .set(i64::try_from(engine.live()).unwrap_or(i64::MAX));
         let unknown_open = self.unknowns.count(engine).await;
-        let is_healthy = trouble(engine.store().as_ref()).await.is_none();
-        self.store
-            .set(engine.store().status(), is_healthy, unknown_open);
+        self.store.set(engine.store().status(), unknown_open);
         let mut out = String::new();
         let encoded = match format {
             Format::OpenMetrics => text::encode(&mut out, &self.registry),

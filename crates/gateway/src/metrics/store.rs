@@ -31,15 +31,13 @@ pub(super) struct StoreMetrics(Arc<Mutex<Told>>);
 #[derive(Debug, Default)]
 struct Told {
     status: Status,
-    is_healthy: bool,
     unknown_open: Option<u64>,
 }
 
 impl StoreMetrics {
-    pub(super) fn set(&self, status: Status, is_healthy: bool, unknown_open: Option<u64>) {
+    pub(super) fn set(&self, status: Status, unknown_open: Option<u64>) {
         *self.0.lock() = Told {
             status,
-            is_healthy,
             unknown_open,
         };
     }
@@ -61,9 +59,9 @@ impl Collector for StoreMetrics {
             status.records,
         )?;
         gauge(&mut encoder, "store_bytes", "Bytes held", status.bytes)?;
-        let help =
-            "1; 0 once the store is poisoned, while it does not answer, and where it has moved";
-        gauge(&mut encoder, "store_healthy", help, told.is_healthy.into())?;
+        let help = "1 while the store takes writes, 0 once it is poisoned";
+        let healthy = status.poisoned.is_none();
+        gauge(&mut encoder, "store_healthy", help, healthy.into())?;
         counter(
             &mut encoder,
             "store_commits",

@@ -163,13 +163,6 @@ fn i12_a_postgres_with_too_many_connections_refuses_and_service_resumes() {
         limit(0);
         hang_up(&server);
     };
-    let control = bench.gateway.control();
-    let healthy = || control.metric("onlyonce_store_healthy", "");
-    assert!(healthy() > 0.0);
-    begin();
-    eventually("it says that its store does not answer", || healthy() < 1.0);
-    limit(-1);
-    eventually("and that it does again", || healthy() > 0.0);
     bench.outage(UNAVAILABLE, &["too many connections"], begin, || limit(-1));
 }
 

@@ -10,8 +10,8 @@ use super::overview::percent;
 use super::parts::{self, number, size};
 use super::{Place, Section, View};
 
-pub(super) async fn view<S: Store>(desk: &Desk<S>) -> Result<View, Refusal> {
-    let Health { store, gateway } = Health::of(desk.whole()?).await;
+pub(super) fn view<S: Store>(desk: &Desk<S>) -> Result<View, Refusal> {
+    let Health { store, gateway } = Health::of(desk.whole()?);
     Ok(View {
         title: "Store and health".to_owned(),
         place: Place::Health,

@@ -101,7 +101,7 @@ async fn view<S: Store>(desk: &Desk<S>, uri: &Uri) -> Result<View, Refusal> {
         "/operations" => operations::view(desk, query).await,
         "/spend" => spend::view(desk, query).await,
         "/unknown" => unknown::view(desk, query).await,
-        "/health" => health::view(desk).await,
+        "/health" => health::view(desk),
         "/config" => config::view(desk),
         _ => match path.strip_prefix("/operations/") {
             Some(id) => operation::view(desk, id).await,
