@@ -59,7 +59,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("hostile_086_", START),
     ("hostile_057_a_request_that_is_reset_", FRAMES),
     ("hostile_069_an_answer_that_is_reset_", SENDS),
-    ("hostile_064_i01_a_request_that_waits_for_a_stream_", SENDS),
+    ("hostile_064_i01_", SENDS),
+    ("hostile_069_i05_a_caller_of_http_1_0_", CLOSES),
     ("hostile_087_", START),
     ("hostile_088_", START),
     ("hostile_089_a_full_disk_at_the_start_", START),
@@ -81,7 +82,9 @@ const OTHERS: &[(&str, &str)] = &[
 ];
 
 const FRAMES: &str = "a body has a length or an end that its server tells: hyper takes a reset without an error for one";
-const SENDS: &str = "the handler's client speaks to what is behind it";
+const SENDS: &str =
+    "the handler's client speaks to what is behind it, and goes on while the handler does";
+const CLOSES: &str = "how a connection ends is its server's";
 const SERVER: &str = "the server that reads requests refuses what is not framed as it should be";
 const START: &str =
     "what a program says when it does not start is its own; Once::embedded tells why";
