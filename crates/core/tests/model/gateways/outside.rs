@@ -6,7 +6,7 @@ use onlyonce_core::{
     Held, NotLawful, Record, Resolution, State, StateName, UnknownReason, transition, view,
 };
 
-use super::{Chore, Gateways, Stage, What, response};
+use super::{Attempt, Chore, Gateways, Stage, What, response};
 use crate::{
     KEYS, LEASE, MARGIN, OWNERS, PAUSE, RETENTION, WINDOW, number_of,
     reference::By,
@@ -216,6 +216,10 @@ impl Gateways {
         self.world.power_is_cut();
         for number in 0..OWNERS {
             self.dies(number);
+        }
+        // Workers live on, and count their leases by clocks that nobody sets and that are not modelled.
+        if !self.attempts.iter().any(Attempt::is_a_workers) {
+            self.world.clock_is_set_meanwhile();
         }
         while self.world.random.chance(30) {
             self.world.coverage.count("a recovery is cut off");

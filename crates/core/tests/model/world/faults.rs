@@ -57,7 +57,10 @@ impl World {
         });
         self.commits(&under_way[..kept], false);
         self.late.clear();
-        // The embedded store reads the machine's clock when it starts, and never again.
+    }
+
+    /// The embedded store reads the machine's clock when it starts, and never again.
+    pub fn clock_is_set_meanwhile(&mut self) {
         if self.random.chance(30) {
             self.coverage.count("the clock was set while nothing ran");
             self.clock_moves();
