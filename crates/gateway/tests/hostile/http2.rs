@@ -4,9 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use onlyonce_testkit::{Gateway, Setup, Signal, Upstream, Wire, eventually};
-use serde_json::json;
 
-use crate::upstream::expect_unknown_from_now_on;
+use crate::upstream::{expect_unknown_from_now_on, release};
 use crate::{expect_executed, expect_replay, gateway, memory_of, post, program};
 
 /// Requests of a flood.
@@ -303,12 +302,7 @@ fn hostile_064_i01_a_request_that_waits_for_a_stream_is_not_sent_once_it_is_rele
     ask("long").expect_problem(504, "outcome-unknown");
     begun.wait();
     ask("k").expect_problem(504, "outcome-unknown");
-    let id = gateway.control().operation("k")["id"].clone();
-    let looked_up = json!({"outcome": "released", "reason": "it never came"});
-    gateway
-        .control()
-        .resolve(id.as_str().unwrap(), &looked_up)
-        .expect_status(200);
+    release(&gateway, "k");
     released.fire();
     over.wait();
 }

@@ -220,6 +220,17 @@ fn hostile_063_readers_who_joined_are_broken_too() {
     assert_eq!(upstream.hits(), 1);
 }
 
+/// An operator says that what ran under `key`, and is unknown, did not run.
+#[track_caller]
+pub fn release(gateway: &Gateway, key: &str) {
+    let id = gateway.control().operation(key)["id"].clone();
+    let looked_up = json!({"outcome": "released", "reason": "looked it up"});
+    gateway
+        .control()
+        .resolve(id.as_str().unwrap(), &looked_up)
+        .expect_status(200);
+}
+
 /// Case: no answer in time. Answer: 504 `outcome-unknown`; a late answer completes the record.
 #[test]
 fn hostile_064_no_answer_in_time_is_unknown() {
@@ -287,12 +298,7 @@ fn hostile_064_i09_a_late_answer_changes_nothing_once_the_key_ran_again() {
     gateway
         .send(&request)
         .expect_problem(504, "outcome-unknown");
-    let id = gateway.control().operation("k")["id"].clone();
-    let looked_up = json!({"outcome": "released", "reason": "looked it up"});
-    gateway
-        .control()
-        .resolve(id.as_str().unwrap(), &looked_up)
-        .expect_status(200);
+    release(&gateway, "k");
     let again = gateway.send(&request);
     expect_executed(&again, 200);
     assert_eq!(again.text(), "again");
@@ -332,12 +338,7 @@ fn hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end() 
     gateway
         .send(&request)
         .expect_problem(504, "outcome-unknown");
-    let id = gateway.control().operation("k")["id"].clone();
-    let looked_up = json!({"outcome": "released", "reason": "it never came"});
-    gateway
-        .control()
-        .resolve(id.as_str().unwrap(), &looked_up)
-        .expect_status(200);
+    release(&gateway, "k");
     released.fire();
     over.wait();
     expect_executed(&gateway.send(&request), 200);
