@@ -153,3 +153,109 @@ impl<S: Store> Shared<S> {
         Ok(written)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZero, time::Duration};
+
+    use onlyonce_core::{Fingerprint, Key, OwnerId, RequestLine, Scope};
+
+    use super::*;
+
+    const HERE: Address = Address::from_bytes([1; 16]);
+
+    fn id(number: u8) -> OperationId {
+        OperationId::from_bytes([number; 16])
+    }
+
+    fn claim(number: u8, epoch: u64, outcome: Outcome) -> Claim {
+        Claim {
+            fence: Fence {
+                id: id(number),
+                epoch: Epoch::new(epoch),
+            },
+            outcome,
+            since: Timestamp::from_millis(0),
+        }
+    }
+
+    fn not_sent(number: u8, epoch: u64) -> Claim {
+        claim(number, epoch, Outcome::Release(ReleaseReason::NotSent))
+    }
+
+    /// In flight under the first claim of operation `number`, at epoch 1.
+    fn record(number: u8) -> Record {
+        let claim = transition::Claim {
+            id: id(number),
+            scope: Scope {
+                tenant: "acme".into(),
+                namespace: "charges".into(),
+            },
+            key: Key::new("k").expect("a key"),
+            fingerprint: Fingerprint::from_bytes([7; 32]),
+            request: RequestLine::default(),
+            owner: OwnerId::new(1),
+            raise: NonZero::<u32>::MIN,
+        };
+        let (now, lease) = (Timestamp::from_millis(0), Duration::from_secs(30));
+        transition::claim(None, claim, now, lease).expect("new")
+    }
+
+    #[test]
+    fn i10_what_became_of_a_claim_is_said_of_no_other_at_the_same_address() {
+        let abandoned = Abandoned::default();
+        abandoned.add(HERE, not_sent(1, 1));
+        abandoned.add(HERE, not_sent(2, 2));
+        assert!(abandoned.of(HERE, &record(2)).is_none(), "another epoch");
+        assert!(
+            abandoned.of(HERE, &record(3)).is_none(),
+            "another operation"
+        );
+        let known = abandoned.of(HERE, &record(1)).expect("this one");
+        assert_eq!(known.fence, not_sent(1, 1).fence);
+        let elsewhere = Address::from_bytes([2; 16]);
+        assert!(abandoned.of(elsewhere, &record(1)).is_none());
+    }
+
+    #[test]
+    fn a_renewed_claim_is_the_claim_that_was_abandoned() {
+        let abandoned = Abandoned::default();
+        abandoned.add(HERE, not_sent(1, 1));
+        let claimed = record(1);
+        let (now, lease) = (Timestamp::from_millis(1), Duration::from_secs(30));
+        let raise = NonZero::new(7).expect("not 0");
+        let renewed = transition::renew(Some(&claimed), claimed.fence(), now, lease, raise);
+        assert!(abandoned.of(HERE, &renewed.expect("its owner")).is_some());
+    }
+
+    #[test]
+    fn claims_are_forgotten_one_by_one_or_all_of_an_address() {
+        let abandoned = Abandoned::default();
+        let elsewhere = Address::from_bytes([2; 16]);
+        for number in 1..=3 {
+            abandoned.add(HERE, not_sent(number, 1));
+        }
+        abandoned.add(elsewhere, not_sent(1, 1));
+        abandoned.forget_one(HERE, &not_sent(2, 1));
+        assert!(abandoned.holds(HERE, &not_sent(1, 1)));
+        assert!(!abandoned.holds(HERE, &not_sent(2, 1)));
+        abandoned.forget(HERE);
+        let left = abandoned.all();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].0, elsewhere);
+    }
+
+    #[test]
+    fn i15_no_more_than_a_limit_are_remembered() {
+        let abandoned = Abandoned::default();
+        for epoch in 1..=ABANDONED_MAX as u64 + 1 {
+            abandoned.add(HERE, not_sent(1, epoch));
+        }
+        assert_eq!(abandoned.claims.lock().len(), ABANDONED_MAX);
+        // Of one that is known, more may be learned.
+        let lost = Outcome::Lose(UnknownReason::Broke);
+        abandoned.add(HERE, claim(1, 1, lost));
+        let known = abandoned.of(HERE, &record(1)).expect("the first one");
+        assert!(matches!(known.outcome, Outcome::Lose(_)));
+    }
+}

@@ -112,4 +112,17 @@ mod tests {
         );
         drop(kept);
     }
+
+    #[test]
+    fn tenants_that_stay_are_looked_through_only_when_there_are_twice_as_many() {
+        let admission = Admission::new(&Settings::default());
+        let _kept: Vec<_> = (0..9_000)
+            .map(|number| admission.admit(&format!("t{number}")).expect("admitted"))
+            .collect();
+        for shard in &admission.tenants {
+            let tenants = shard.lock();
+            assert!(tenants.live.len() <= tenants.sweep_at);
+            assert!(tenants.sweep_at >= 512 && tenants.sweep_at.is_power_of_two());
+        }
+    }
 }

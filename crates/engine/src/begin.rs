@@ -184,9 +184,9 @@ impl<S: Store> Made<S> {
         Begin::Execute(Execution::new(shared, live, record, window, permit), reader)
     }
 
-    /// Lets go of the slot: who executes is not this process, and whoever waited here decides anew.
+    /// Lets go of the slot, which has no claim of this process: who executes is another one, and whoever waited
+    /// here decides anew.
     pub(crate) fn hand_over(self) -> (Arc<Record>, u32) {
-        self.slot.hand_over();
         (self.record, self.attempt)
     }
 }
@@ -667,13 +667,6 @@ impl<S: Store> Slot<S> {
             state.phase = Phase::Running;
         });
         self.live.clone()
-    }
-
-    /// The claim is durable, and this process does not execute it.
-    fn hand_over(mut self) {
-        self.done = true;
-        self.shared.abandoned.forget(self.live.address);
-        self.shared.end(&self.live, End::NotClaimed(None));
     }
 
     /// There is no claim, and everybody who waited shares the trouble.

@@ -210,3 +210,39 @@ impl<S: Store> Shared<S> {
         self.savings.lost.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_core::Count;
+
+    use super::*;
+
+    fn replayed_by(tenant: usize) -> Posting {
+        let account = Account {
+            tenant: tenant.to_string().into(),
+            ..Account::default()
+        };
+        let mut sums = Sums::default();
+        sums.add(Count::Replayed, 1);
+        let at = Timestamp::from_millis(0);
+        Posting { at, account, sums }
+    }
+
+    #[test]
+    fn i15_only_so_many_sums_wait_and_the_rest_are_counted_as_lost() {
+        let savings = Savings::default();
+        for tenant in 0..MOST_WAITING {
+            savings.add(replayed_by(tenant));
+        }
+        savings.add(replayed_by(7));
+        assert_eq!(savings.lost.load(Ordering::Relaxed), 0);
+        savings.add(replayed_by(MOST_WAITING));
+        assert_eq!(savings.lost.load(Ordering::Relaxed), 1);
+
+        let posted = savings.take();
+        assert_eq!(posted.len(), MOST_WAITING);
+        let all: i64 = posted.iter().map(|one| one.sums.get(Count::Replayed)).sum();
+        assert_eq!(all, MOST_WAITING as i64 + 1);
+        assert!(savings.take().is_empty());
+    }
+}

@@ -43,7 +43,7 @@ pub(crate) fn mirror<S: Store>(
             shared: shared.clone(),
             live: live.clone(),
             recording: record.recording(),
-            known: running_elsewhere(record, shared.owner),
+            known: running(record),
             released_whole: false,
         };
         tokio::spawn(mirror.run());
@@ -81,9 +81,9 @@ enum Look {
 }
 
 /// Where that is so, there is nothing to look for before asking the owner to show it.
-fn running_elsewhere(record: &Record, here: OwnerId) -> Option<Look> {
+fn running(record: &Record) -> Option<Look> {
     match record.state {
-        State::InFlight { owner, .. } if owner != here => Some(Look::Running(owner)),
+        State::InFlight { owner, .. } => Some(Look::Running(owner)),
         _ => None,
     }
 }

@@ -31,8 +31,7 @@ impl Ids {
     }
 
     pub(crate) fn next(&self, now: Timestamp) -> OperationId {
-        let low = self.draw();
-        let high = mix(low ^ self.seed);
+        let (low, high) = (self.draw(), self.draw());
         let mut random = [0; 10];
         random[..2].copy_from_slice(&high.to_be_bytes()[..2]);
         random[2..].copy_from_slice(&low.to_be_bytes());
@@ -89,5 +88,25 @@ mod tests {
         assert!(different.len() > 19_900, "{} of 20,000", different.len());
         let high = raises.iter().filter(|raise| **raise >= 1 << 31).count();
         assert!((9_500..10_500).contains(&high), "{high} of 20,000");
+    }
+
+    #[test]
+    fn two_lives_have_two_owners() {
+        assert_ne!(owner(), owner());
+    }
+
+    /// The first outputs of SplitMix64 from the seed 0, as its authors' code gives them.
+    #[test]
+    fn numbers_are_mixed_as_published() {
+        const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+        let mixed = [0, GAMMA, GAMMA.wrapping_mul(2)].map(mix);
+        assert_eq!(
+            mixed,
+            [
+                0xE220_A839_7B1D_CDAF,
+                0x6E78_9E6A_A1B9_65F4,
+                0x06C4_5D18_8009_454F
+            ]
+        );
     }
 }

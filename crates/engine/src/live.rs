@@ -128,10 +128,7 @@ impl Live {
     }
 
     async fn until(&self, is_reached: impl Fn(&Phase) -> bool) -> Phase {
-        let mut waiting = Waiting {
-            live: self,
-            seat: Seat::default(),
-        };
+        let mut waiting = Waiting::at(self);
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if is_reached(&state.phase) {
@@ -169,9 +166,19 @@ impl Live {
     }
 }
 
-struct Waiting<'a> {
-    live: &'a Live,
-    seat: Seat,
+/// Somebody who waits for a live operation to change, and leaves when dropped.
+pub(crate) struct Waiting<'a> {
+    pub(crate) live: &'a Live,
+    pub(crate) seat: Seat,
+}
+
+impl<'a> Waiting<'a> {
+    pub(crate) fn at(live: &'a Live) -> Self {
+        Self {
+            live,
+            seat: Seat::default(),
+        }
+    }
 }
 
 impl Drop for Waiting<'_> {
@@ -289,5 +296,34 @@ impl Hasher for AddressHasher {
 
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_operations_are_spread_over_all_shards() {
+        let registry = Registry::new();
+        for last in 0..=255 {
+            let mut address = [0; 16];
+            address[15] = last;
+            let fingerprint = Fingerprint::from_bytes([7; 32]);
+            registry.enter(Address::from_bytes(address), fingerprint);
+        }
+        assert_eq!(registry.len(), 256);
+        let lens = registry.shards.iter().map(|shard| shard.lock().len());
+        assert!(lens.into_iter().all(|len| len == 256 / SHARDS));
+    }
+
+    #[test]
+    fn an_address_is_hashed_by_its_first_bytes() {
+        use std::hash::{BuildHasher, BuildHasherDefault};
+
+        let hashed = BuildHasherDefault::<AddressHasher>::default();
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+        let first = u64::from_ne_bytes([1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(hashed.hash_one(Address::from_bytes(bytes)), first);
     }
 }

@@ -286,4 +286,25 @@ mod tests {
         assert!(matches!(recording.at(31, false), Found::InStore));
         assert!(matches!(recording.at(32, false), Found::Bytes(bytes) if bytes == vec![8; 4]));
     }
+
+    #[test]
+    fn i03_the_last_byte_stays_unseen_where_the_length_is_told_after_the_bytes() {
+        let mut recording = Recording::default();
+        recording.push(Bytes::from_static(b"abc"));
+        recording.push(Bytes::from_static(b"def"));
+        recording.declare(6);
+        assert_eq!(all_seen(&recording, false), b"abcde");
+        assert_eq!(all_seen(&recording, true), b"abcdef");
+    }
+
+    #[test]
+    fn i15_so_many_pieces_stand_side_by_side_and_one_more_makes_them_one() {
+        let mut recording = Recording::default();
+        for _ in 0..PIECES_MAX {
+            recording.push(Bytes::from_static(b"x"));
+        }
+        assert_eq!(recording.pieces.len(), PIECES_MAX);
+        recording.push(Bytes::from_static(b"x"));
+        assert_eq!(recording.pieces.len(), 1);
+    }
 }

@@ -16,9 +16,8 @@ use onlyonce_store::{Seen, Shown, Store};
 
 use crate::{
     Kind, Shared,
-    live::{End, Live, LiveState, Phase},
+    live::{End, Live, LiveState, Phase, Waiting},
     recording::Found,
-    wakers::Seat,
 };
 
 /// How long nobody is asked who follows, after the store could not tell.
@@ -64,8 +63,7 @@ impl<S: Store> Shared<S> {
     /// Shows one recording to its end.
     async fn show(&self, live: Arc<Live>) -> Address {
         let mut viewer = Viewer {
-            live: &live,
-            seat: Seat::default(),
+            waiting: Waiting::at(&live),
             seen: Seen::default(),
         };
         loop {
@@ -93,8 +91,7 @@ impl<S: Store> Shared<S> {
 }
 
 struct Viewer<'a> {
-    live: &'a Live,
-    seat: Seat,
+    waiting: Waiting<'a>,
     seen: Seen,
 }
 
@@ -102,13 +99,14 @@ impl Viewer<'_> {
     /// What was not shown yet; `None` where there was no claim.
     async fn next(&mut self) -> Option<Shown> {
         poll_fn(|cx| {
-            let mut state = self.live.state.lock();
+            let waiting = &mut self.waiting;
+            let mut state = waiting.live.state.lock();
             if let Phase::Ended(End::NotClaimed(_)) = state.phase {
                 return Poll::Ready(None);
             }
             let shown = news(&state, self.seen);
             if !shown.is_news(self.seen) {
-                state.wakers.sit(&mut self.seat, cx.waker());
+                state.wakers.sit(&mut waiting.seat, cx.waker());
                 return Poll::Pending;
             }
             self.seen = Seen {
@@ -118,12 +116,6 @@ impl Viewer<'_> {
             Poll::Ready(Some(shown))
         })
         .await
-    }
-}
-
-impl Drop for Viewer<'_> {
-    fn drop(&mut self) {
-        self.live.leave(&mut self.seat);
     }
 }
 

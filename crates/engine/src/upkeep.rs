@@ -205,9 +205,10 @@ impl<S: Store> Shared<S> {
             }
             Err(error) => return Err(error),
         };
+        // A claim in doubt may still land, for as long as a write can be under way.
+        let is_over = self.store.now() >= claim.since.after(self.settings.lease);
         let Some(stored) = stored else {
-            // A claim in doubt may still land, for as long as a write can be under way.
-            if self.store.now() >= claim.since.after(self.settings.lease) {
+            if is_over {
                 self.abandoned.forget_one(address, &claim);
             }
             return Ok(false);
@@ -224,9 +225,7 @@ impl<S: Store> Shared<S> {
         if ours {
             return self.settle_abandoned(address, &stored.record).await;
         }
-        if stored.record.fence() != claim.fence
-            && self.store.now() >= claim.since.after(self.settings.lease)
-        {
+        if is_over {
             self.abandoned.forget_one(address, &claim);
         }
         Ok(false)
@@ -274,5 +273,111 @@ impl<S: Store> Shared<S> {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZero;
+
+    use onlyonce_core::{
+        Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, ReleaseReason, Scope,
+    };
+    use onlyonce_store::{MemoryStore, Write, clock::ManualClock};
+
+    use super::*;
+    use crate::{Settings, abandoned::Outcome};
+
+    const LEASE: Duration = Duration::from_secs(30);
+    const HERE: Address = Address::from_bytes([1; 16]);
+
+    /// An engine that has given up on a claim at [`HERE`] which may be on its way still.
+    fn with_an_abandoned_claim() -> (Engine<MemoryStore>, ManualClock) {
+        let clock = ManualClock::default();
+        let store = Arc::new(MemoryStore::with_clock(clock.clone()));
+        let settings = Settings {
+            lease: LEASE,
+            ..Settings::default()
+        };
+        let engine = Engine::new(store, OwnerId::new(1), settings);
+        let claim = Claim {
+            fence: Fence {
+                id: OperationId::from_bytes([1; 16]),
+                epoch: Epoch::ZERO.next(),
+            },
+            outcome: Outcome::Release(ReleaseReason::NotSent),
+            since: engine.store().now(),
+        };
+        engine.shared.abandoned.add(HERE, claim);
+        (engine, clock)
+    }
+
+    /// Puts a claim of `owner` there.
+    async fn claim(engine: &Engine<MemoryStore>, id: u8, owner: u64) {
+        let claim = transition::Claim {
+            id: OperationId::from_bytes([id; 16]),
+            scope: Scope {
+                tenant: "acme".into(),
+                namespace: "charges".into(),
+            },
+            key: Key::new("k").expect("a key"),
+            fingerprint: Fingerprint::from_bytes([7; 32]),
+            request: onlyonce_core::RequestLine::default(),
+            owner: OwnerId::new(owner),
+            raise: NonZero::<u32>::MIN,
+        };
+        let (store, lease) = (engine.store(), 10 * LEASE);
+        let record = transition::claim(None, claim, store.now(), lease).expect("new");
+        let write = Write {
+            record,
+            last_chunk: None,
+            attempt: None,
+        };
+        let swap = store.compare_and_set(HERE, None, write).await;
+        swap.expect("written");
+    }
+
+    async fn remembered_after_upkeep(engine: &Engine<MemoryStore>) -> usize {
+        assert_eq!(engine.upkeep().await.settled, 0);
+        engine.shared.abandoned.all().len()
+    }
+
+    #[tokio::test]
+    async fn i10_a_claim_that_did_not_land_is_remembered_for_a_lease() {
+        let (engine, clock) = with_an_abandoned_claim();
+        clock.advance(LEASE - Duration::from_millis(1));
+        assert_eq!(remembered_after_upkeep(&engine).await, 1);
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(remembered_after_upkeep(&engine).await, 0);
+    }
+
+    #[tokio::test]
+    async fn i10_a_claim_that_another_one_stands_for_is_remembered_for_a_lease_too() {
+        let (engine, clock) = with_an_abandoned_claim();
+        claim(&engine, 2, 9).await;
+        assert_eq!(remembered_after_upkeep(&engine).await, 1);
+        clock.advance(LEASE);
+        assert_eq!(remembered_after_upkeep(&engine).await, 0);
+        let stands = engine.store().load(HERE).await.expect("readable");
+        let stands = stands.expect("theirs").record;
+        assert!(matches!(stands.state, State::InFlight { .. }), "{stands:?}");
+    }
+
+    #[tokio::test]
+    async fn i01_a_claim_of_another_gateway_for_the_same_operation_is_left_alone() {
+        let (engine, _) = with_an_abandoned_claim();
+        claim(&engine, 1, 9).await;
+        assert_eq!(remembered_after_upkeep(&engine).await, 1);
+    }
+
+    #[tokio::test]
+    async fn i10_a_claim_that_lands_late_is_released() {
+        let (engine, _) = with_an_abandoned_claim();
+        claim(&engine, 1, 1).await;
+        assert_eq!(engine.upkeep().await.settled, 1);
+        let held = engine.store().load(HERE).await.expect("readable");
+        let record = held.expect("released").record;
+        assert!(matches!(record.state, State::Released { .. }), "{record:?}");
+        assert!(engine.shared.abandoned.all().is_empty());
     }
 }

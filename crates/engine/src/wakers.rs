@@ -175,4 +175,17 @@ mod tests {
         wakers.take().wake();
         assert_eq!(count.0.load(Ordering::SeqCst), 2);
     }
+
+    #[test]
+    fn l2_who_is_polled_by_another_task_is_woken_there() {
+        let counts = [0, 1].map(|_| Arc::new(Count::default()));
+        let wakers_of = counts.clone().map(Waker::from);
+        let mut wakers = Wakers::new();
+        let mut seat = Seat::default();
+        for waker in &wakers_of {
+            wakers.sit(&mut seat, waker);
+        }
+        wakers.take().wake();
+        assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
+    }
 }

@@ -104,9 +104,7 @@ impl<S: Store> Shared<S> {
             Ok(Swap::Done { attempts }) => Ok(Claimed::Done(record, attempts)),
             Ok(Swap::Lost) => Ok(Claimed::Lost { in_doubt: false }),
             // What is there and cannot be read counts as unknown (I13): a look tells.
-            Err(StoreError::Corrupt(_)) if expected.is_none() => {
-                Ok(Claimed::Lost { in_doubt: false })
-            }
+            Err(StoreError::Corrupt(_)) => Ok(Claimed::Lost { in_doubt: false }),
             Err(StoreError::InDoubt(_)) if planted(Bug::LostAckClaimedAgain) => {
                 Ok(Claimed::Lost { in_doubt: false })
             }

@@ -191,3 +191,50 @@ async fn the_books_are_trimmed_after_their_own_time() {
     assert_eq!(counts(&sums(&world.engine).await)[0], 0);
     assert!(world.store.feed(None, 10).await.expect("a feed").is_empty());
 }
+
+#[tokio::test]
+async fn how_far_the_books_are_behind_is_known() {
+    let world = World::new();
+    assert_eq!(world.engine.savings_lost(), 0);
+    world.completed("k", "body").await;
+    world.clock.advance(Duration::from_secs(5));
+    world.engine.upkeep().await;
+    assert_eq!(world.engine.books_lag(), Duration::from_secs(5));
+    world.engine.upkeep().await;
+    assert_eq!(world.engine.books_lag(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn books_without_an_end_lose_nothing() {
+    let world = World::with(Settings {
+        books: Some(Duration::ZERO),
+        ..settings()
+    });
+    world.completed("k", "body").await;
+    assert_eq!(counts(&sums(&world.engine).await)[0], 1);
+    world.clock.advance(Duration::from_secs(5_000 * 86_400));
+    assert_eq!(counts(&sums(&world.engine).await)[0], 1);
+}
+
+#[tokio::test]
+async fn where_nobody_was_spared_anything_nothing_is_posted() {
+    let world = World::new();
+    world.completed("k", "body").await;
+    // The first call would be the posting, and in doubt it would be lost.
+    let faults = world.store.faults();
+    faults.fail(Call::Books, Fault::InDoubtWritten, 1);
+    world.engine.upkeep().await;
+    assert_eq!(world.engine.savings_lost(), 0);
+    assert_eq!(counts(&sums(&world.engine).await)[0], 1);
+}
+
+#[tokio::test]
+async fn what_is_replayed_beside_the_engine_is_spared_too() {
+    let world = World::new();
+    let (mut execution, _reader) = world.execute("k").await;
+    execution.meter(metered());
+    finish(execution, "seven").await;
+    let record = world.record("k").await.expect("completed");
+    world.engine.spare(&record);
+    assert_eq!(counts(&sums(&world.engine).await), [1, PRICE, 0, 1, PRICE]);
+}

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{OwnerId, ReleaseReason, UnknownReason};
-use onlyonce_engine::{Broken, Execution, Frame, Kind, Reader, Resolution, Start};
+use onlyonce_core::{OwnerId, ReleaseReason, StateName, UnknownReason};
+use onlyonce_engine::{Begin, Broken, Execution, Frame, Kind, Reader, Resolution, Settings, Start};
 use onlyonce_store::{
     MemoryStore, Seen, Store,
     memory::{Call, Fault},
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 use crate::world::{
-    Answer, CHUNK, LEASE, World, body, eventually, finish, head, head_with, no_trailers,
-    poll_start, read, resend,
+    Answer, CHUNK, LEASE, WINDOW, World, body, eventually, finish, head, head_with, no_trailers,
+    other_request, poll_start, read, resend, settings,
 };
 
 /// Upkeep in the background, as a gateway runs it: it shows what others follow.
@@ -380,4 +380,241 @@ fn l2_a_mirror_that_ends_with_its_runtime_makes_room_for_another_one() {
         let answered = answered.expect("it does not wait for the other runtime");
         assert!(answered.expect("answered").end.is_ok());
     });
+}
+
+#[tokio::test]
+async fn i05_a_joiner_elsewhere_of_a_released_answer_that_broke_off_gets_a_broken_body() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let joiner = tokio::spawn(read(world.neighbour(2).join("k").await));
+    eventually("it is followed", || async { world.engine.followed() == 1 }).await;
+    execution
+        .head(head(503), Kind::Released)
+        .await
+        .expect("head");
+    execution.push("sorr".into()).await.expect("pushed");
+    execution.release_broken().await.expect("durable");
+    let answer = joiner.await.expect("answered");
+    assert_eq!(answer.body, b"sorr");
+    assert_eq!(answer.end, Err(Broken(UnknownReason::Truncated)));
+}
+
+/// Two gateways whose settings differ, as while new ones are rolled out.
+#[tokio::test]
+async fn i18_an_answer_that_says_nothing_ran_is_whole_whatever_memory_the_joiners_gateway_has() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let small = Settings {
+        operation_memory: CHUNK,
+        ..settings()
+    };
+    let joiner = tokio::spawn(read(world.neighbour_with(2, small).join("k").await));
+    eventually("it is followed", || async { world.engine.followed() == 1 }).await;
+    execution
+        .head(head(429), Kind::Released)
+        .await
+        .expect("head");
+    execution.push(body(4 * CHUNK)).await.expect("pushed");
+    let released = execution.release(ReleaseReason::DidNotRun).await;
+    released.expect("durable");
+    let answer = Answer::whole(head(429), Kind::Released, body(4 * CHUNK));
+    assert_eq!(joiner.await.expect("answered"), answer);
+}
+
+#[tokio::test]
+async fn i04_chunks_of_another_size_are_not_taken_for_ones_own() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = answering(&world).await;
+    execution.push(body(10 * CHUNK + 1)).await.expect("pushed");
+    let large = Settings {
+        chunk_size: 2 * CHUNK,
+        ..settings()
+    };
+    let neighbour = world.neighbour_with(2, large);
+    let answer = read(neighbour.join("k").await).await;
+    assert_eq!(answer.body, b"");
+    assert_eq!(answer.end, Err(Broken(UnknownReason::Unreadable)));
+    execution.complete(no_trailers()).await.expect("durable");
+    let replayed = read(neighbour.replay("k").await).await;
+    assert_eq!(replayed.body, body(10 * CHUNK + 1));
+}
+
+#[tokio::test]
+async fn i15_a_joiner_elsewhere_that_comes_when_the_beginning_has_left_memory_gets_all_of_it() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = answering(&world).await;
+    let whole = body(10 * CHUNK + 3);
+    execution.push(whole.clone()).await.expect("pushed");
+    let mut joiner = world.neighbour(2).join("k").await;
+    // Nothing is completed: what comes now was shown, or lies in the store.
+    assert_eq!(next_bytes(&mut joiner, whole.len()).await, whole);
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(joiner.next().await, None);
+}
+
+/// What an operator brings may differ from what was shown of the answer that broke off.
+#[tokio::test]
+async fn i04_a_joiner_elsewhere_never_gets_two_halves_of_two_answers() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (execution, _reader, mut joiner) = half_told(&world).await;
+    let id = execution.id();
+    let lost = execution.lose(UnknownReason::Truncated).await;
+    lost.expect("durable");
+    let resolution = Resolution::Completed {
+        head: head(201),
+        body: "half of another one".into(),
+        trailers: no_trailers(),
+        window: LEASE,
+    };
+    let resolved = world
+        .engine
+        .resolve(id, resolution, "ops", "looked it up")
+        .await;
+    resolved.expect("resolved");
+    let broken = Some(Err(Broken(UnknownReason::Unreadable)));
+    assert_eq!(joiner.next().await, broken);
+}
+
+#[tokio::test]
+async fn i06_a_joiner_elsewhere_never_gets_the_answer_to_another_request() {
+    let world = World::new();
+    let (execution, _reader) = world.execute("k").await;
+    let mut joiner = world.neighbour(2).join("k").await;
+    let looks = world.store.faults().hold(Call::Load);
+    // Its mirror is about to look when the key's time is over.
+    looks.until_waiting(1).await;
+    finish(execution, "mine").await;
+    world.clock.advance(WINDOW);
+    assert_eq!(world.engine.upkeep().await.swept.records, 1);
+    let third = world.neighbour(3);
+    let claiming = tokio::spawn(async move { third.begin(other_request("k")).await });
+    looks.until_waiting(2).await;
+    drop(looks);
+    let Ok(Begin::Execute(execution, _)) = claiming.await.expect("no panic") else {
+        panic!("the key is free");
+    };
+    finish(execution, "another's").await;
+    assert_eq!(
+        joiner.start().await,
+        Start::Unknown(UnknownReason::Unreadable)
+    );
+}
+
+/// Who joined the claim that was followed before is not who joins the next one.
+#[tokio::test]
+async fn i09_who_joins_a_resend_on_a_gateway_that_still_follows_the_first_execution_gets_the_resend()
+ {
+    let paused = World::new();
+    let running = Running::of(&paused);
+    let (mut execution, _reader) = answering(&paused).await;
+    execution.push("old".into()).await.expect("pushed");
+    let follows = paused.neighbour(3);
+    let mut before = follows.join("k").await;
+    assert_eq!(next_bytes(&mut before, 3).await, b"old");
+    drop(running);
+    paused.clock.advance(LEASE);
+
+    let neighbour = paused.neighbour(2);
+    let (again, _) = neighbour.execute_by("k", &resend()).await;
+    let joiner = follows.join("k").await;
+    finish(again, "new").await;
+    assert_eq!(
+        read(joiner).await,
+        Answer::whole(head(200), Kind::Executed, "new")
+    );
+    assert!(read(before).await.end.is_err());
+    drop(execution);
+}
+
+/// The release is in the store a little earlier than the answer that said so.
+#[tokio::test(start_paused = true)]
+async fn i18_a_joiner_elsewhere_that_hears_of_a_release_first_waits_for_its_answer() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = world.execute("k").await;
+    let joiner = tokio::spawn(read(world.neighbour(2).join("k").await));
+    execution
+        .head(head(429), Kind::Released)
+        .await
+        .expect("head");
+    execution.push("slow down".into()).await.expect("pushed");
+    // It is written; that this is so, its owner hears 70 ms later.
+    let (release, faults) = (Call::WriteOf(StateName::Released), world.store.faults());
+    faults.fail(release, Fault::InDoubtWritten, 1);
+    faults.fail(Call::Load, Fault::Unavailable, 1);
+    faults.fail(release, Fault::Unavailable, 2);
+    let released = execution.release(ReleaseReason::DidNotRun).await;
+    released.expect("durable");
+    let answer = Answer::whole(head(429), Kind::Released, "slow down");
+    assert_eq!(joiner.await.expect("answered"), answer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_elsewhere_of_what_was_not_sent_waits_for_no_answer() {
+    let world = World::new();
+    let (execution, _reader) = world.execute("k").await;
+    let mut joiner = world.neighbour(2).join("k").await;
+    let before = Instant::now();
+    let released = execution.not_sent("connection refused").await;
+    released.expect("durable");
+    assert!(matches!(joiner.start().await, Start::NotSent(_)));
+    // One look, and no more.
+    assert!(before.elapsed() < Duration::from_millis(50));
+}
+
+/// The spans between the looks of a mirror, in milliseconds.
+async fn looks(world: &World, first: usize, count: usize) -> Vec<u128> {
+    let mut spans = Vec::new();
+    let mut looked_at = Instant::now();
+    for look in 0..first + count {
+        let gate = world.store.faults().hold(Call::Load);
+        gate.until_waiting(1).await;
+        if look >= first {
+            spans.push(looked_at.elapsed().as_millis());
+        }
+        looked_at = Instant::now();
+    }
+    spans
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_looks_less_and_less_often_while_nothing_is_shown() {
+    let world = World::new();
+    let (_execution, _reader) = world.execute("k").await;
+    let _joiner = world.neighbour(2).join("k").await;
+    let spans = looks(&world, 0, 8).await;
+    assert_eq!(spans, [10, 20, 40, 80, 160, 320, 500, 500]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn l6_a_mirror_of_a_store_that_is_away_looks_less_and_less_often() {
+    let world = World::new();
+    let (_execution, _reader) = world.execute("k").await;
+    let _joiner = world.neighbour(2).join("k").await;
+    world
+        .store
+        .faults()
+        .fail(Call::Load, Fault::Unavailable, u32::MAX);
+    // The first look comes after what it knew when it began.
+    let spans = looks(&world, 1, 7).await;
+    assert_eq!(spans, [20, 40, 80, 160, 320, 500, 500]);
+}
+
+/// The store was asked a moment ago, when the joiner came.
+#[tokio::test]
+async fn a_new_mirror_asks_the_owner_before_it_looks() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (mut execution, _reader) = answering(&world).await;
+    execution.push("shown".into()).await.expect("pushed");
+    let mut joiner = world.neighbour(2).join("k").await;
+    let looks = world.store.faults().hold(Call::Load);
+    assert_eq!(next_bytes(&mut joiner, 5).await, b"shown");
+    drop(looks);
+    execution.complete(no_trailers()).await.expect("durable");
 }

@@ -1,5 +1,8 @@
 //! Late answers (HOSTILE 64).
 
+use std::time::Duration;
+
+use futures_util::FutureExt;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Kind, PushError, Resolution, Start, Unsettled};
 
@@ -84,4 +87,91 @@ async fn i09_a_late_answer_loses_to_an_operator() {
         .expect("resolved");
     assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));
     assert_eq!(world.state("k").await, Some(StateName::Released));
+}
+
+/// HOSTILE 64: no byte of a request may follow what an operator has settled.
+#[tokio::test]
+async fn hostile_064_an_operator_waits_until_the_late_exchange_is_let_go() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let id = execution.id();
+    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
+    let late = late.expect("durable");
+    let mut closing = late.closing();
+    let resolve = world
+        .engine
+        .resolve(id, Resolution::Released, "ops", "looked it up");
+    let mut resolve = std::pin::pin!(resolve);
+    tokio::select! {
+        biased;
+        () = closing.wait() => {}
+        _ = &mut resolve => panic!("it goes on"),
+    }
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+    drop(closing);
+    resolve.await.expect("resolved");
+    assert_eq!(world.state("k").await, Some(StateName::Released));
+    drop(late);
+}
+
+#[tokio::test]
+async fn a_late_exchange_is_not_called_off_where_nobody_settles_it() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
+    let late = late.expect("durable");
+    let mut closing = late.closing();
+    let wait = closing.wait();
+    let mut wait = std::pin::pin!(wait);
+    assert!((&mut wait).now_or_never().is_none());
+    // Its outcome stands, and nobody can overtake it any more.
+    let mut late = late;
+    late.head(head(200)).await.expect("head");
+    late.complete(no_trailers()).await.expect("durable");
+    assert!((&mut wait).now_or_never().is_none());
+}
+
+/// Two late answers of one key, one after the other: who settles the second waits for that one.
+#[tokio::test]
+async fn the_gate_of_a_late_answer_goes_with_it_and_not_with_an_earlier_one() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let id = execution.id();
+    let first = execution.lose_for_now(UnknownReason::TimedOut).await;
+    let first = first.expect("durable");
+    let (again, _) = world.execute_by("k", &resend()).await;
+    let second = again.lose_for_now(UnknownReason::TimedOut).await;
+    let mut second = second.expect("durable");
+    second.head(head(200)).await.expect("head");
+    drop(first);
+    let resolved = world
+        .engine
+        .resolve(id, Resolution::Released, "ops", "looked it up")
+        .await;
+    resolved.expect("resolved");
+    assert_eq!(second.push(body(CHUNK + 1)).await, Err(PushError::Fenced));
+}
+
+#[tokio::test]
+async fn a_late_answer_that_another_gateway_has_settled_is_found_out() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let id = execution.id();
+    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
+    let late = late.expect("durable");
+    tokio::time::pause();
+    let found = late.overtaken_elsewhere();
+    let mut found = std::pin::pin!(found);
+    let waits = tokio::time::timeout(Duration::from_secs(60), &mut found);
+    assert!(waits.await.is_err(), "it is as this process left it");
+    tokio::time::resume();
+    let resolved = world
+        .neighbour(2)
+        .engine
+        .resolve(id, Resolution::Released, "ops", "looked it up")
+        .await;
+    resolved.expect("resolved");
+    tokio::time::pause();
+    let found = tokio::time::timeout(Duration::from_secs(6), found);
+    found.await.expect("within 5 s");
 }

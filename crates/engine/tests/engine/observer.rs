@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use onlyonce_core::{Got, Metered, Source, UnknownReason};
-use onlyonce_engine::{Observer, Resolution, Unsettled};
+use onlyonce_core::{Got, Metered, Source, StateName, UnknownReason};
+use onlyonce_engine::{Observer, Resolution, Unsettled, Work};
 use onlyonce_store::memory::{Call, Fault};
 use parking_lot::Mutex;
 
-use crate::world::{LEASE, World, finish, head, no_trailers, read, resend};
+use crate::world::{LEASE, World, finish, head, no_trailers, policy, read, request, resend};
 
 /// Notes what it is told.
 #[derive(Default)]
@@ -155,4 +155,31 @@ async fn each_gateway_is_told_of_who_joined_there() {
     }
     assert_eq!(told.take(), ["acme used m"]);
     assert_eq!(elsewhere.take(), ["acme joined 2 m"]);
+}
+
+#[tokio::test]
+async fn what_a_worker_says_is_told_once_though_its_acknowledgement_was_lost() {
+    let (world, told) = observed();
+    let worker = world.engine.worker(None, LEASE);
+    let begun = world
+        .engine
+        .begin_work(request("k"), worker, &policy())
+        .await;
+    let Ok(Work::Execute(granted)) = begun else {
+        panic!("a new key executes");
+    };
+    let completion = Call::WriteOf(StateName::Completed);
+    world
+        .store
+        .faults()
+        .fail(completion, Fault::InDoubtWritten, 1);
+    for _ in 0..2 {
+        let (id, token, used) = (granted.id, &granted.token, Some(used("m")));
+        let done = world
+            .engine
+            .complete_work(id, token, head(200), "done".into(), LEASE, used)
+            .await;
+        done.expect("durable");
+    }
+    assert_eq!(told.take(), ["acme used m"]);
 }

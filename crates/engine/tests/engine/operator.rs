@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use onlyonce_core::{OperationId, State, StateName, UnknownReason};
-use onlyonce_engine::{Kind, Purge, Resolution, ResolveError, Start};
-use onlyonce_store::Query;
+use onlyonce_engine::{Begin, Kind, Purge, Resolution, ResolveError, Start};
+use onlyonce_store::{Query, Store};
 
 use super::World;
 use crate::world::{
@@ -47,7 +47,13 @@ async fn an_operator_who_knows_the_answer_gives_it_to_every_retry() {
             .engine
             .resolve(id, resolution, "ops", "looked it up")
             .await;
-        resolved.expect("resolved");
+        let record = resolved.expect("resolved").stored.record;
+        let State::Completed(completed) = &record.state else {
+            panic!("{record:?}");
+        };
+        let kept = completed.expires_at.since(completed.completed_at);
+        assert_eq!(kept, WINDOW);
+        assert_eq!(completed.chunks as usize, len.div_ceil(CHUNK));
         let answer = read(world.replay(&key).await).await;
         assert_eq!(answer, Answer::whole(head(200), Kind::Executed, body(len)));
     }
@@ -118,11 +124,38 @@ async fn a_purge_removes_what_it_names_and_nothing_in_flight() {
 #[tokio::test]
 async fn a_purge_looks_at_every_page() {
     let world = World::new();
-    for number in 0..1_200 {
+    for number in 0..600 {
         world.completed(&format!("k{number}"), "x").await;
         world.clock.advance(Duration::from_millis(1));
     }
-    assert_eq!(world.engine.purge(Purge::default()).await, Ok(1_200));
+    // The newest come first, and fill a page that has nothing to remove.
+    for number in 0..600 {
+        unknown(&world, &format!("u{number}")).await;
+        world.clock.advance(Duration::from_millis(1));
+    }
+    assert_eq!(world.engine.purge(Purge::default()).await, Ok(600));
+}
+
+#[tokio::test]
+async fn a_purge_leaves_other_tenants_and_what_is_younger_alone() {
+    let world = World::new();
+    world.completed("old", "x").await;
+    world.clock.advance(Duration::from_secs(1));
+    let before = Some(world.store.now());
+    world.completed("young", "x").await;
+    let purge = Purge {
+        tenant: Some("another".into()),
+        ..Purge::default()
+    };
+    assert_eq!(world.engine.purge(purge).await, Ok(0));
+    let purge = Purge {
+        tenant: Some("acme".into()),
+        before,
+        ..Purge::default()
+    };
+    assert_eq!(world.engine.purge(purge).await, Ok(1));
+    assert_eq!(world.state("old").await, None);
+    assert_eq!(world.state("young").await, Some(StateName::Completed));
 }
 
 #[tokio::test]
@@ -176,4 +209,52 @@ async fn an_unknown_operation_has_no_recording() {
             .is_none()
     );
     world.refused(request("k")).await;
+}
+
+#[tokio::test]
+async fn an_operation_is_found_by_its_number() {
+    let world = World::new();
+    world.completed("other", "charged").await;
+    let id = unknown(&world, "k").await;
+    let record = world.engine.record(id).await.expect("readable");
+    assert_eq!(record.expect("there").record.key.as_str(), "k");
+    let nobody = OperationId::from_bytes([1; 16]);
+    assert!(
+        world
+            .engine
+            .record(nobody)
+            .await
+            .expect("readable")
+            .is_none()
+    );
+}
+
+/// The steps of what runs for long are continued for long.
+#[tokio::test]
+async fn a_step_that_an_operator_settles_is_kept_for_a_year() {
+    let world = World::new();
+    let mut step = request("k");
+    step.scope = step.scope.of_steps();
+    let begun = world.begin(step.clone()).await;
+    let Ok(Begin::Execute(execution, _)) = begun else {
+        panic!("a new step executes");
+    };
+    let id = execution.id();
+    execution.lose(UnknownReason::Broke).await.expect("durable");
+    let resolution = Resolution::Completed {
+        head: head(200),
+        body: "done".into(),
+        trailers: no_trailers(),
+        window: WINDOW,
+    };
+    let resolved = world
+        .engine
+        .resolve(id, resolution, "ops", "looked it up")
+        .await;
+    let record = resolved.expect("resolved").stored.record;
+    let State::Completed(completed) = &record.state else {
+        panic!("{record:?}");
+    };
+    let kept = completed.expires_at.since(completed.completed_at);
+    assert_eq!(kept, Duration::from_secs(366 * 86_400));
 }

@@ -1,6 +1,6 @@
 //! Outcomes: written once, whatever the store does meanwhile.
 
-use onlyonce_core::{Refusal, ReleaseReason, State, StateName, UnknownReason};
+use onlyonce_core::{Metered, Refusal, ReleaseReason, State, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Ended, Kind, PushError, Start, Unsettled};
 use onlyonce_store::memory::{Call, Fault};
 
@@ -14,10 +14,19 @@ const COMPLETION: Call = Call::WriteOf(StateName::Completed);
 #[tokio::test]
 async fn who_watches_an_execution_hears_how_it_ended_and_who_joined() {
     let world = World::new();
-    let (execution, reader) = world.execute("completed").await;
+    let (mut execution, reader) = world.execute("completed").await;
     let fate = execution.fate();
+    assert_eq!(format!("{fate:?}"), "Fate(None)");
     let joiner = world.join("completed").await;
-    assert_eq!((fate.ended(), fate.joined()), (None, 1));
+    let _other = world.join("completed").await;
+    assert_eq!((fate.ended(), fate.joined()), (None, 2));
+    assert_eq!(fate.metered(), None);
+    let used = Metered {
+        model: "m".into(),
+        ..Metered::default()
+    };
+    execution.meter(used.clone());
+    assert_eq!(fate.metered().as_deref(), Some(&used));
     // All of them stand by one span.
     assert_eq!(reader.ticket().span, execution.claimed().span());
     assert_eq!(joiner.ticket().span, execution.claimed().span());

@@ -3,12 +3,15 @@
 use std::task::Poll;
 
 use bytes::Bytes;
-use onlyonce_core::{Refusal, StateName, UnknownReason};
+use onlyonce_core::{Refusal, StateName, UnknownReason, transition};
 use onlyonce_engine::{Broken, Kind, PushError, Resolution};
-use onlyonce_store::memory::{Call, Fault};
+use onlyonce_store::{
+    Store, Write,
+    memory::{Call, Fault},
+};
 
 use crate::world::{
-    Answer, CHUNK, World, available, body, head, no_trailers, poll_next, poll_start, read,
+    Answer, CHUNK, WINDOW, World, available, body, head, no_trailers, poll_next, poll_start, read,
     read_body, request, resend,
 };
 
@@ -152,4 +155,41 @@ async fn a_chunk_that_the_store_never_takes_ends_the_execution() {
         .lose(UnknownReason::NotRecorded)
         .await
         .expect("durable");
+}
+
+/// What lies in a store that somebody damaged, or where two gateways cut into chunks of two sizes: no byte of it is
+/// passed off as another one.
+#[tokio::test]
+async fn i13_chunks_of_uneven_sizes_are_no_recording() {
+    for (key, first, second) in [("k1", 10, 22), ("k2", 16, 17)] {
+        let world = World::new();
+        let (execution, _) = world.execute(key).await;
+        let (address, claimed) = (world.address(key), execution.claimed().clone());
+        for (number, len) in [(0, first), (1, second)] {
+            let (store, chunk) = (&world.store, body(len));
+            let appended = store.append(address, claimed.recording(), number, chunk);
+            appended.await.expect("taken");
+        }
+        let response = transition::Response {
+            head: head(200),
+            trailers: no_trailers(),
+            body_len: (first + second + 5) as u64,
+            chunks: 3,
+        };
+        let (fence, now) = (claimed.fence(), world.store.now());
+        let completed = transition::complete(Some(&claimed), fence, response, now, WINDOW);
+        let write = Write {
+            record: completed.expect("lawful"),
+            last_chunk: Some(body(5)),
+            attempt: None,
+        };
+        let swap = world.store.compare_and_set(address, Some(fence), write);
+        swap.await.expect("written");
+        drop(execution);
+        tokio::task::yield_now().await;
+
+        let answer = read(world.replay(key).await).await;
+        assert_eq!(answer.end, Err(Broken(UnknownReason::Unreadable)));
+        assert_eq!(answer.body, b"");
+    }
 }

@@ -1,13 +1,18 @@
 //! Recordings: what readers see, when, and that it is always the same.
 
+use std::{
+    sync::Arc,
+    task::{Context, Waker},
+};
+
 use bytes::Bytes;
 use onlyonce_core::{HeaderBlock, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Frame, Kind, PushError, Settings, Start, Unsettled};
 
 use super::World;
 use crate::world::{
-    Answer, CHUNK, available, body, head, head_with, no_trailers, poll_next, poll_start, read,
-    read_body, settings,
+    Answer, CHUNK, Idle, available, body, head, head_with, no_trailers, poll_next, poll_start,
+    read, read_body, settings,
 };
 
 #[tokio::test]
@@ -250,4 +255,112 @@ async fn any_reader_can_start_at_any_byte() {
             "from {from}"
         );
     }
+}
+
+#[tokio::test]
+async fn i03_the_last_piece_of_a_length_that_only_the_owner_knows_waits_too() {
+    let world = World::new();
+    let (mut execution, mut reader) = world.execute("k").await;
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.declare_len(10);
+    execution.push("hello".into()).await.expect("pushed");
+    execution.push("world".into()).await.expect("pushed");
+    assert_eq!(available(&mut reader), b"hello");
+    execution.complete(no_trailers()).await.expect("durable");
+    assert_eq!(available(&mut reader), b"world");
+}
+
+#[tokio::test]
+async fn i15_a_whole_response_of_just_the_limit_is_recorded() {
+    let world = World::with(Settings {
+        max_response: 100,
+        ..settings()
+    });
+    let (execution, _) = world.execute("k").await;
+    execution
+        .respond_whole(head(200), body(100), no_trailers())
+        .await
+        .expect("durable");
+    assert_eq!(read(world.replay("k").await).await.body, body(100));
+}
+
+#[tokio::test]
+async fn i03_i05_the_end_is_reached_after_the_last_byte_and_the_trailers() {
+    let world = World::new();
+    for (key, trailers) in [
+        ("without", no_trailers()),
+        (
+            "with",
+            HeaderBlock::pack([(&b"grpc-status"[..], &b"0"[..])]).expect("short"),
+        ),
+    ] {
+        let (mut execution, first) = world.execute(key).await;
+        execution
+            .head(head(200), Kind::Executed)
+            .await
+            .expect("head");
+        execution.push("all".into()).await.expect("pushed");
+        assert!(!first.is_end());
+        execution.complete(trailers.clone()).await.expect("durable");
+        for mut reader in [first, world.replay(key).await] {
+            assert!(!reader.is_end(), "the body is to come");
+            assert_eq!(reader.next().await, Some(Ok(Frame::Data("all".into()))));
+            if !trailers.is_empty() {
+                assert!(!reader.is_end(), "the trailers are to come");
+                let last = reader.next().await;
+                assert_eq!(last, Some(Ok(Frame::Trailers(trailers.clone()))));
+            }
+            assert!(reader.is_end());
+            assert_eq!(reader.next().await, None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn i03_who_holds_back_gets_no_byte_of_what_broke_off() {
+    let world = World::new();
+    let (mut execution, mut reader) = world.execute("k").await;
+    reader.hold_until_durable();
+    execution
+        .head(head(200), Kind::Executed)
+        .await
+        .expect("head");
+    execution.push("half".into()).await.expect("pushed");
+    execution
+        .lose(UnknownReason::Truncated)
+        .await
+        .expect("durable");
+    let broken = Some(Err(Broken(UnknownReason::Truncated)));
+    assert_eq!(reader.next().await, broken);
+}
+
+#[tokio::test]
+async fn the_owner_says_in_words_why_the_outcome_is_unknown() {
+    let world = World::new();
+    let (execution, reader) = world.execute("k").await;
+    assert_eq!(reader.why(), None);
+    execution.explain("the upstream closed the connection");
+    let lost = execution.lose(UnknownReason::Truncated).await;
+    lost.expect("durable");
+    let why = reader.why();
+    assert_eq!(why.as_deref(), Some("the upstream closed the connection"));
+}
+
+#[tokio::test]
+async fn i15_a_reader_that_leaves_takes_its_place_along() {
+    let world = World::new();
+    let (execution, _first) = world.execute("k").await;
+    let task = Arc::new(Idle);
+    let waker = Waker::from(task.clone());
+    let held = Arc::strong_count(&task);
+    let mut joiner = world.join("k").await;
+    let started = joiner.poll_start(&mut Context::from_waker(&waker));
+    assert!(started.is_pending());
+    assert!(Arc::strong_count(&task) > held);
+    drop(joiner);
+    assert_eq!(Arc::strong_count(&task), held);
+    drop(execution);
 }

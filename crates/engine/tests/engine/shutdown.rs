@@ -6,7 +6,9 @@ use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Kind, Start, Trouble, Unsettled};
 use onlyonce_store::memory::{Call, Fault};
 
-use crate::world::{World, head, no_trailers, read, request};
+use tokio::time::Instant;
+
+use crate::world::{World, head, no_trailers, read, request, settings};
 
 #[tokio::test]
 async fn hostile_093_what_is_in_flight_may_finish_within_the_deadline() {
@@ -104,4 +106,38 @@ async fn hostile_093_an_unknown_outcome_that_the_store_did_not_take_is_tried_onc
     );
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
     drop(execution);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_waited_for_where_nothing_is_in_flight_any_more() {
+    let world = World::new();
+    let before = Instant::now();
+    world.engine.shutdown(Duration::from_secs(60)).await;
+    assert_eq!(before.elapsed(), Duration::ZERO);
+
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let before = Instant::now();
+    world.engine.shutdown(Duration::from_secs(60)).await;
+    assert_eq!(before.elapsed(), Duration::from_secs(60));
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+    drop(execution);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_hangs_in_the_store_does_not_hold_up_the_end() {
+    let world = World::new();
+    let gate = world
+        .store
+        .faults()
+        .hold(Call::WriteOf(StateName::InFlight));
+    let claiming = {
+        let world = world.clone();
+        tokio::spawn(async move { world.begin(request("k")).await.map(|_| ()) })
+    };
+    gate.until_waiting(1).await;
+    let before = Instant::now();
+    world.engine.shutdown(Duration::ZERO).await;
+    assert_eq!(before.elapsed(), settings().settle_timeout);
+    claiming.abort();
 }

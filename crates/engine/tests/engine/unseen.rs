@@ -357,3 +357,15 @@ async fn l1_an_attempt_that_loses_a_claim_does_not_wait_for_itself() {
     let begun = begin.await.expect("answered");
     assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
 }
+
+#[tokio::test]
+async fn a_first_try_that_says_so_is_claimed_without_a_look() {
+    let shared = Shared::new(Limits::default());
+    let world = shared.gateway(1, settings());
+    let _gate = shared.store.faults().hold(Call::Load);
+    let mut first = request("k");
+    first.sdk_retry_count = Some(0);
+    let begun = tokio::time::timeout(Duration::from_secs(20), world.begin(first));
+    let begun = begun.await.expect("nothing is loaded");
+    assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
+}

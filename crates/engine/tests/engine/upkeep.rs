@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use onlyonce_core::{Refusal, State, StateName, UnknownReason};
 use onlyonce_engine::{Begin, Kind};
-use onlyonce_store::memory::{Call, Fault};
+use onlyonce_store::{
+    Books, Store,
+    memory::{Call, Fault},
+};
+use tokio::time::sleep;
 
 use crate::world::{
     LEASE, WINDOW, World, eventually, head, name, no_trailers, read, request, settings,
@@ -17,7 +21,7 @@ async fn lease_left(world: &World) -> Duration {
     let State::InFlight { lease_until, .. } = record.state else {
         panic!("{:?}", record.state);
     };
-    lease_until.since(onlyonce_store::Store::now(&*world.store))
+    lease_until.since(world.store.now())
 }
 
 #[tokio::test]
@@ -165,4 +169,97 @@ async fn upkeep_runs_by_itself() {
     .await;
     upkeep.abort();
     drop(execution);
+}
+
+/// A page of what is overdue, and a half more.
+const MANY: usize = 400;
+
+/// As many claims of a gateway that has died since.
+async fn overdue() -> World {
+    let dead = World::new();
+    for number in 0..MANY {
+        let (execution, _) = dead.execute(&format!("k{number}")).await;
+        std::mem::forget(execution);
+    }
+    dead.clock.advance(LEASE);
+    dead.neighbour(2)
+}
+
+#[tokio::test]
+async fn l3_one_round_expires_whatever_is_overdue() {
+    let world = overdue().await;
+    assert_eq!(world.engine.upkeep().await.expired, MANY);
+    assert_eq!(world.engine.upkeep().await.expired, 0);
+}
+
+#[tokio::test]
+async fn a_round_ends_though_nothing_of_what_is_overdue_can_be_written() {
+    let world = overdue().await;
+    let faults = world.store.faults();
+    faults.fail(Call::Write, Fault::Unavailable, u32::MAX);
+    assert_eq!(world.engine.upkeep().await.expired, 0);
+    faults.heal();
+    assert_eq!(world.engine.upkeep().await.expired, MANY);
+}
+
+/// Upkeep in the background, on a clock that runs only where nothing else does.
+async fn in_the_background(world: &World, test: impl Future<Output = ()>) {
+    let upkeep = world.engine.run_upkeep();
+    tokio::select! {
+        () = upkeep => unreachable!("it has no end"),
+        () = test => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_are_looked_at_ten_times_in_each() {
+    let world = World::with(onlyonce_engine::Settings {
+        lease: Duration::from_millis(600),
+        ..settings()
+    });
+    let (execution, _) = world.execute("k").await;
+    world.clock.advance(Duration::from_millis(300));
+    in_the_background(&world, async {
+        sleep(Duration::from_millis(59)).await;
+        assert_eq!(execution.fence().epoch, execution.claimed().epoch);
+        sleep(Duration::from_millis(10)).await;
+        assert!(execution.fence().epoch > execution.claimed().epoch);
+    })
+    .await;
+    drop(execution);
+}
+
+#[tokio::test(start_paused = true)]
+async fn l7_space_comes_back_every_five_seconds() {
+    let world = World::new();
+    world.completed("k", "charged").await;
+    world.clock.advance(WINDOW);
+    in_the_background(&world, async {
+        sleep(Duration::from_millis(4_900)).await;
+        assert_eq!(world.store.status().records, 1);
+        sleep(Duration::from_millis(1_200)).await;
+        assert_eq!(world.store.status().records, 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_books_are_kept_every_second_and_trimmed_every_ten_minutes() {
+    let world = World::with(onlyonce_engine::Settings {
+        books: Some(Duration::from_secs(10 * 86_400)),
+        ..settings()
+    });
+    let entries = async || world.store.feed(None, 10).await.expect("a feed").len();
+    world.completed("k", "charged").await;
+    in_the_background(&world, async {
+        assert_eq!(entries().await, 0);
+        sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(entries().await, 1);
+        world.clock.advance(Duration::from_secs(12 * 86_400));
+        sleep(Duration::from_millis(598_000)).await;
+        assert_eq!(entries().await, 1);
+        sleep(Duration::from_millis(1_000)).await;
+        assert_eq!(entries().await, 0);
+    })
+    .await;
 }

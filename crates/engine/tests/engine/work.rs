@@ -395,9 +395,12 @@ async fn i15_a_result_over_the_limit_is_refused_and_nothing_is_lost() {
     let limit = 256 << 10;
     assert_eq!(refused.err(), Some(WorkError::OverLimit { limit }));
     assert_eq!(world.state("k").await, Some(StateName::InFlight));
-    complete(&world.engine, &granted, "short")
-        .await
-        .expect("durable");
+    let longest = vec![b'x'; limit as usize];
+    let taken = world
+        .engine
+        .complete_work(id, token, head(200), longest.into(), WINDOW, None)
+        .await;
+    taken.expect("durable");
 }
 
 #[tokio::test]
@@ -606,4 +609,56 @@ async fn l3_what_a_dead_gateway_took_over_becomes_unknown_within_a_lease() {
         .expect("not yet");
     world.engine.upkeep().await;
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
+}
+
+#[tokio::test]
+async fn i09_a_guess_whose_differences_cancel_out_settles_nothing() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    // The same bit is wrong in the last two bytes.
+    let text = granted.token.to_string();
+    let (known, last) = text.split_at(60);
+    let last = u16::from_str_radix(last, 16).expect("4 digits") ^ 0x0101;
+    let guess = Granted {
+        token: format!("{known}{last:04x}").parse().expect("a token"),
+        ..granted
+    };
+    let settled = complete(&world.engine, &guess, "x").await;
+    assert_eq!(settled.err(), Some(WorkError::Fenced));
+}
+
+#[tokio::test]
+async fn a_claim_token_is_never_written_to_a_log() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    assert_eq!(format!("{:?}", granted.token), "ClaimToken(..)");
+    assert!(!format!("{granted:?}").contains(&granted.token.to_string()));
+}
+
+#[tokio::test]
+async fn a_claim_is_looked_at_by_its_token() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    let claimed = world.engine.claimed(granted.id, &granted.token).await;
+    let stored = claimed.expect("readable").expect("there");
+    assert_eq!(stored.record.id, granted.id);
+    let nobody = OperationId::from_bytes([1; 16]);
+    let claimed = world.engine.claimed(nobody, &granted.token).await;
+    assert!(claimed.expect("readable").is_none());
+}
+
+#[tokio::test]
+async fn what_an_operator_freed_is_not_freed_by_its_worker() {
+    let world = World::new();
+    let granted = grant(&world.engine, "k").await;
+    world.clock.advance(LEASE);
+    world.engine.upkeep().await;
+    let resolved = world
+        .engine
+        .resolve(granted.id, Resolution::Released, "ops", "looked it up")
+        .await;
+    resolved.expect("resolved");
+    let released = world.engine.release_work(granted.id, &granted.token).await;
+    let settled = WorkError::Settled(StateName::Released);
+    assert_eq!(released.err(), Some(settled));
 }

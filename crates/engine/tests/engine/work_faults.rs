@@ -10,7 +10,7 @@ use onlyonce_store::{
 };
 use tokio::time::Instant;
 
-use crate::world::{LEASE, WINDOW, World, head, policy, read, request};
+use crate::world::{LEASE, WINDOW, World, head, no_trailers, policy, read, request, settings};
 
 const CLAIM: Call = Call::WriteOf(StateName::InFlight);
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
@@ -211,4 +211,67 @@ async fn workers_that_ask_while_a_claim_is_written_wait_for_it_and_follow_it() {
     for reader in joined {
         assert_eq!(read(reader).await.body, b"done");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_taken_over_once_the_store_takes_it() {
+    let world = World::new();
+    let granted = grant(&world).await;
+    world.store.faults().fail(CLAIM, Fault::Unavailable, 2);
+    let taken = world
+        .engine
+        .take_over(granted.id, &granted.token, WINDOW)
+        .await;
+    drop(taken.expect("taken over"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn i14_a_take_over_whose_acknowledgement_is_lost_is_read_back() {
+    let world = World::new();
+    let granted = grant(&world).await;
+    world.store.faults().fail(CLAIM, Fault::InDoubtWritten, 1);
+    let taken = world
+        .engine
+        .take_over(granted.id, &granted.token, WINDOW)
+        .await;
+    let execution = taken.expect("taken over");
+    let answer = execution.respond_whole(head(200), "done".into(), no_trailers());
+    answer.await.expect("durable");
+    assert_eq!(read(world.replay("k").await).await.body, b"done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_take_over_that_is_never_taken_is_given_up_and_one_without_room_at_once() {
+    let world = World::new();
+    let granted = grant(&world).await;
+    for (fault, waited) in [
+        (Fault::Full, Duration::ZERO),
+        (Fault::Unavailable, settings().settle_timeout),
+    ] {
+        world.store.faults().fail(CLAIM, fault, u32::MAX);
+        let before = Instant::now();
+        let taken = world
+            .engine
+            .take_over(granted.id, &granted.token, WINDOW)
+            .await;
+        assert!(matches!(taken, Err(WorkError::Trouble(_))));
+        assert_eq!(before.elapsed(), waited, "{fault:?}");
+        world.store.faults().heal();
+    }
+    complete(&world, &granted)
+        .await
+        .expect("still the worker's");
+}
+
+/// A gateway that waits looks at the store every half a second.
+#[tokio::test(start_paused = true)]
+async fn who_waits_elsewhere_is_told_at_once_when_a_worker_settles() {
+    let world = World::new();
+    let granted = grant(&world).await;
+    let joined = tokio::spawn(read(world.neighbour(2).join("k").await));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = Instant::now();
+    complete(&world, &granted).await.expect("durable");
+    assert_eq!(joined.await.expect("answered").body, b"done");
+    assert_eq!(before.elapsed(), Duration::ZERO);
 }

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -209,8 +209,12 @@ impl<S: Backend> WorldOver<S> {
 
     /// Another gateway on the same store.
     pub fn neighbour(&self, owner: u64) -> Self {
+        self.neighbour_with(owner, settings())
+    }
+
+    pub fn neighbour_with(&self, owner: u64, settings: Settings) -> Self {
         Self {
-            engine: Engine::new(self.store.clone(), OwnerId::new(owner), settings()),
+            engine: Engine::new(self.store.clone(), OwnerId::new(owner), settings),
             ..self.clone()
         }
     }
@@ -361,6 +365,13 @@ pub fn available<S: Store>(reader: &mut Reader<S>) -> Vec<u8> {
         seen.extend_from_slice(&bytes);
     }
     seen
+}
+
+/// A task that nobody runs; its count tells who would wake it.
+pub struct Idle;
+
+impl Wake for Idle {
+    fn wake(self: Arc<Self>) {}
 }
 
 /// Waits until `condition` holds.
