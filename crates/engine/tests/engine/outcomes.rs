@@ -1,12 +1,15 @@
 //! Outcomes: written once, whatever the store does meanwhile.
 
-use onlyonce_core::{Metered, Refusal, ReleaseReason, State, StateName, UnknownReason};
+use onlyonce_core::{Metered, Refusal, ReleaseReason, State, StateName, UnknownReason, transition};
 use onlyonce_engine::{Broken, Ended, Kind, PushError, Start, Unsettled};
-use onlyonce_store::memory::{Call, Fault};
+use onlyonce_store::{
+    Store, Swap, Write,
+    memory::{Call, Fault},
+};
 
 use crate::world::{
-    Answer, CHUNK, World, body, finish, head, no_trailers, poll_next, read, read_body, request,
-    resend,
+    Answer, CHUNK, LEASE, WINDOW, World, body, finish, head, no_trailers, poll_next, read,
+    read_body, request, resend,
 };
 
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
@@ -307,4 +310,51 @@ async fn an_execution_that_is_dropped_while_it_completes_is_never_half_done() {
         Start::Unknown(UnknownReason::Broke)
     );
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
+}
+
+/// Somebody else's answer of the same length at the same moment is not one's own because of that.
+#[tokio::test(start_paused = true)]
+async fn i04_an_answer_that_another_one_came_before_is_fenced_though_it_looks_alike() {
+    let world = World::new();
+    let (execution, reader) = world.execute("k").await;
+    let claimed = execution.claimed().clone();
+    world.store.faults().fail(COMPLETION, Fault::Unavailable, 1);
+    let respond = tokio::spawn(execution.respond_whole(head(200), "mine".into(), no_trailers()));
+    // It waits to try again.
+    tokio::task::yield_now().await;
+    let response = transition::Response {
+        head: head(200),
+        trailers: no_trailers(),
+        body_len: 4,
+        chunks: 1,
+    };
+    let (fence, now) = (claimed.fence(), world.store.now());
+    let other = transition::complete(Some(&claimed), fence, response, now, WINDOW);
+    let write = Write {
+        record: other.expect("lawful"),
+        last_chunk: Some("your".into()),
+        attempt: None,
+    };
+    let address = world.address("k");
+    let swap = world.store.compare_and_set(address, Some(fence), write);
+    assert!(matches!(swap.await, Ok(Swap::Done { .. })));
+    assert_eq!(respond.await.expect("no panic"), Err(Unsettled::Fenced));
+    assert!(matches!(read(reader).await.start, Start::Unknown(_)));
+    assert_eq!(read(world.replay("k").await).await.body, b"your");
+}
+
+#[tokio::test]
+async fn i09_an_outcome_in_doubt_where_somebody_else_has_written_is_fenced_at_once() {
+    let world = World::new();
+    let (execution, reader) = world.execute("k").await;
+    world.clock.advance(LEASE);
+    assert_eq!(world.neighbour(2).engine.upkeep().await.expired, 1);
+    let before = world.record("k").await;
+    let unknown = Call::WriteOf(StateName::Unknown);
+    let faults = world.store.faults();
+    faults.fail(unknown, Fault::InDoubtNotWritten, 1);
+    let lost = execution.lose(UnknownReason::Broke).await;
+    assert_eq!(lost, Err(Unsettled::Fenced));
+    assert_eq!(world.record("k").await, before);
+    assert!(matches!(read(reader).await.start, Start::Unknown(_)));
 }
