@@ -336,3 +336,53 @@ impl Backoff {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZero;
+
+    use onlyonce_core::{Key, RequestLine, Scope};
+
+    use super::*;
+
+    fn claim(id: u8, owner: u64, at: u64, fingerprint: u8) -> Record {
+        let claim = transition::Claim {
+            id: OperationId::from_bytes([id; 16]),
+            scope: Scope {
+                tenant: "acme".into(),
+                namespace: "charges".into(),
+            },
+            key: Key::new("k").expect("a key"),
+            fingerprint: Fingerprint::from_bytes([fingerprint; 32]),
+            request: RequestLine::default(),
+            owner: OwnerId::new(owner),
+            raise: NonZero::<u32>::MIN,
+        };
+        let lease = Duration::from_secs(30);
+        transition::claim(None, claim, Timestamp::from_millis(at), lease).expect("new")
+    }
+
+    fn renewed(record: &Record) -> Record {
+        let (now, lease) = (Timestamp::from_millis(9), Duration::from_secs(30));
+        let raise = NonZero::<u32>::MIN;
+        transition::renew(Some(record), record.fence(), now, lease, raise).expect("in flight")
+    }
+
+    #[test]
+    fn i14_only_a_renewal_of_ones_own_claim_is_taken_for_it() {
+        let held = claim(1, 1, 0, 1);
+        assert!(is_renewal_of(&renewed(&held), &held));
+        assert!(!is_renewal_of(&held, &held), "it is the claim itself");
+        for other in [
+            claim(2, 1, 0, 1),
+            claim(1, 2, 0, 1),
+            claim(1, 1, 1, 1),
+            claim(1, 1, 0, 2),
+        ] {
+            assert!(!is_renewal_of(&renewed(&other), &held), "{other:?}");
+        }
+        let (now, reason) = (Timestamp::from_millis(1), UnknownReason::LeasePassed);
+        let lost = transition::lose(Some(&held), held.fence(), reason, now);
+        assert!(!is_renewal_of(&lost.expect("in flight"), &held));
+    }
+}
