@@ -25,6 +25,10 @@ use crate::room::{self, Whose};
 const FRESH: Duration = Duration::from_millis(500);
 /// The most bytes of a head that an upstream may answer with. (Header fields: 100, by hyper.)
 const MAX_HEAD_BYTES: usize = 256 * 1024;
+/// What an upstream may send ahead in one HTTP/2 stream, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// And in all streams of a connection: as much as there is, so that one which nobody reads holds up no other (L5).
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// The connections of one worker to one upstream.
 pub(super) struct Pool {
@@ -184,7 +188,8 @@ impl Pool {
         if http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
-                .adaptive_window(true)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
                 .keep_alive_interval(Some(Duration::from_secs(30)))
                 .max_header_list_size(64 * 1024)
                 .handshake(io)

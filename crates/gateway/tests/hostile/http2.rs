@@ -1,5 +1,6 @@
 //! Cases 49 and 50: HTTP/2 frames that no honest client sends (RFC 9113).
 
+use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
@@ -305,4 +308,115 @@ fn hostile_064_i01_a_request_that_waits_for_a_stream_is_not_sent_once_it_is_rele
     release(&gateway, "k");
     released.fire();
     over.wait();
+}
+
+/// What a peer may send in its streams, as it was told on the connection (RFC 9113 section 6.9).
+struct Windows {
+    connection: i64,
+    streams: HashMap<u32, i64>,
+    initial: i64,
+}
+
+impl Windows {
+    fn new() -> Self {
+        Self {
+            connection: 65_535,
+            streams: HashMap::new(),
+            initial: 65_535,
+        }
+    }
+
+    fn of(&self, stream: u32) -> i64 {
+        self.initial + self.streams.get(&stream).unwrap_or(&0)
+    }
+
+    /// Takes note of a frame.
+    fn hear(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let number = |bytes: &[u8]| i64::from(u32::from_be_bytes(bytes.try_into().unwrap()));
+        match (kind, stream) {
+            (SETTINGS, _) if flags & ACK == 0 => {
+                let initial = payload.chunks(6).rfind(|one| one[..2] == [0, 4]);
+                self.initial = initial.map_or(self.initial, |one| number(&one[2..]));
+            }
+            (WINDOW_UPDATE, 0) => self.connection += number(payload),
+            (WINDOW_UPDATE, _) => *self.streams.entry(stream).or_default() += number(payload),
+            _ => {}
+        }
+    }
+
+    /// Takes what may be sent of `wanted` bytes.
+    fn take(&mut self, stream: u32, wanted: i64) -> usize {
+        let len = wanted.min(self.connection).min(self.of(stream)).max(0);
+        self.connection -= len;
+        *self.streams.entry(stream).or_default() -= len;
+        usize::try_from(len).unwrap()
+    }
+}
+
+/// L5: who does not read the answer to a request without a key holds up no other on the same connection.
+#[test]
+fn l5_an_answer_that_nobody_reads_holds_up_no_other_on_its_connection() {
+    let (asked, stuck) = (Signal::new(), Signal::new());
+    let (other, full) = (asked.clone(), stuck.clone());
+    let upstream = Upstream::raw(move |mut wire, _| {
+        wire.take(24).unwrap();
+        wire.send(&frame(SETTINGS, 0, 0, &[])).unwrap();
+        let mut windows = Windows::new();
+        // Reads until that kind of frame, and takes note of the windows.
+        let until = |wire: &mut Wire, windows: &mut Windows, wanted: (u8, u8)| loop {
+            let head = wire.take(9).unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
+            let payload = wire.take(usize::try_from(length).unwrap()).unwrap();
+            let (kind, flags) = (head[3], head[4]);
+            windows.hear(kind, flags, stream, &payload);
+            if kind == SETTINGS && flags & ACK == 0 {
+                wire.send(&frame(SETTINGS, ACK, 0, &[])).unwrap();
+            }
+            if kind == wanted.0 && flags & wanted.1 == wanted.1 {
+                return stream;
+            }
+        };
+        let answer = |stream| {
+            let head = block(&[(":status", "200")]);
+            frame(HEADERS, END_HEADERS, stream, &head)
+        };
+        let unread = until(&mut wire, &mut windows, (HEADERS, END_STREAM));
+        wire.send(&answer(unread)).unwrap();
+        // It is full once nothing more may be sent after the gateway has heard all that was.
+        let mut rounds = 0;
+        while rounds < 20 {
+            let mut sent = 0;
+            loop {
+                let len = windows.take(unread, 16_384);
+                if len == 0 {
+                    break;
+                }
+                sent += len;
+                let data = frame(DATA, 0, unread, &vec![b'.'; len]);
+                wire.send(&data).unwrap();
+            }
+            rounds = if sent == 0 { rounds + 1 } else { 0 };
+            wire.send(&frame(PING, 0, 0, &[0; 8])).unwrap();
+            until(&mut wire, &mut windows, (PING, ACK));
+        }
+        full.fire();
+        other.wait();
+        let keyed = until(&mut wire, &mut windows, (DATA, END_STREAM));
+        let len = windows.take(keyed, 4);
+        let mut bytes = answer(keyed);
+        bytes.extend(frame(DATA, END_STREAM, keyed, &b"read"[..len]));
+        wire.send(&bytes).unwrap();
+        let _ = wire.take_to_end();
+    });
+    // Each worker has a connection of its own.
+    let gateway = before_http2(&upstream).server("workers = 1").start();
+    let mut idle = Wire::connect(gateway.addr());
+    idle.send(b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n").unwrap();
+    stuck.wait();
+    asked.fire();
+    let answer = gateway.post("/x", "k", "b");
+    expect_executed(&answer, 200);
+    assert_eq!(answer.body, b"read");
+    drop(idle);
 }
