@@ -8,19 +8,19 @@ use std::{
 };
 
 use onlyonce_core::{
-    Fence, Key, OwnerId, Record, Refusal, ReleaseReason, StateName, UnknownReason, transition,
+    Fence, Key, OwnerId, Refusal, ReleaseReason, StateName, UnknownReason, transition,
 };
 use onlyonce_engine::{Begin, Kind, Settings, Trouble};
 use onlyonce_store::{
-    MemoryStore, Store, StoreError, Swap, Write,
+    MemoryStore, Store, StoreError, Write,
     clock::ManualClock,
-    memory::{Call, Fault, Gate},
+    memory::{Call, Fault},
 };
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::time::Instant;
 
 use crate::world::{
-    Answer, Idle, LEASE, WINDOW, World, finish, head, name, no_trailers, other_request, policy,
-    read, request, resend, settings,
+    Answer, Idle, LEASE, WINDOW, World, finish, head, name, other_request, policy, read, request,
+    resend, settings,
 };
 
 const CLAIM: Call = Call::WriteOf(StateName::InFlight);
@@ -533,113 +533,6 @@ async fn the_attempts_of_an_operation_are_numbered_and_noted() {
         .map(|attempt| (attempt.number, attempt.got.as_str()))
         .collect();
     assert_eq!(got, [(1, "executed"), (2, "replayed"), (3, "replayed")]);
-}
-
-/// An attempt for `key` that has written its claim in doubt, and is about to read it back.
-async fn in_doubt(
-    world: &World,
-    key: &'static str,
-    fault: Fault,
-) -> (JoinHandle<Result<Begin<MemoryStore>, Trouble>>, Gate) {
-    let faults = world.store.faults();
-    let first = faults.hold(Call::Load);
-    let attempt = {
-        let world = world.clone();
-        tokio::spawn(async move { world.begin(request(key)).await })
-    };
-    first.until_waiting(1).await;
-    faults.fail(CLAIM, fault, 1);
-    drop(first);
-    // The first look has passed its gate, and goes on when this task waits.
-    let reads_back = faults.hold(Call::Load);
-    reads_back.until_waiting(1).await;
-    (attempt, reads_back)
-}
-
-/// Writes the claim of another gateway over `expected`, which ends at once with an answer where it `completes`.
-async fn somebody_elses(world: &World, key: &str, expected: Option<&Record>, completes: bool) {
-    let theirs = request(key);
-    let claim = transition::Claim {
-        id: onlyonce_core::OperationId::from_bytes([9; 16]),
-        scope: theirs.scope,
-        key: theirs.key,
-        fingerprint: theirs.fingerprint,
-        request: theirs.line,
-        owner: OwnerId::new(99),
-        raise: std::num::NonZero::<u32>::MIN,
-    };
-    let claimed = transition::claim(expected, claim, world.store.now(), LEASE).expect("free");
-    write(world, key, expected.map(Record::fence), claimed.clone()).await;
-    if completes {
-        let response = transition::Response {
-            head: head(200),
-            trailers: no_trailers(),
-            body_len: 0,
-            chunks: 0,
-        };
-        let (fence, now) = (claimed.fence(), world.store.now());
-        let done = transition::complete(Some(&claimed), fence, response, now, WINDOW);
-        write(world, key, Some(fence), done.expect("lawful")).await;
-    }
-}
-
-async fn write(world: &World, key: &str, expected: Option<Fence>, record: Record) {
-    let write = Write {
-        record,
-        last_chunk: None,
-        attempt: None,
-    };
-    let address = world.address(key);
-    let swap = world.store.compare_and_set(address, expected, write).await;
-    assert!(matches!(swap, Ok(Swap::Done { .. })), "{swap:?}");
-}
-
-/// Another gateway's claim is not one's own because it is there.
-#[tokio::test]
-async fn i01_i14_a_claim_in_doubt_where_another_one_stands_joins_that() {
-    let world = World::new();
-    let (attempt, reads_back) = in_doubt(&world, "k", Fault::InDoubtNotWritten).await;
-    somebody_elses(&world, "k", None, false).await;
-    let before = world.store.status().commits;
-    drop(reads_back);
-    let begun = attempt.await.expect("no panic");
-    assert!(matches!(begun, Ok(Begin::Join(_))), "{}", name(&begun));
-    assert_eq!(world.store.status().commits, before, "nothing was renewed");
-}
-
-#[tokio::test]
-async fn i14_a_claim_in_doubt_is_looked_for_again_where_a_look_fails() {
-    let world = World::new();
-    let (attempt, reads_back) = in_doubt(&world, "k", Fault::InDoubtWritten).await;
-    world.store.faults().fail(Call::Load, Fault::Unavailable, 1);
-    drop(reads_back);
-    let begun = attempt.await.expect("no panic");
-    assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
-}
-
-/// What is there was written after the look that allowed the claim, and its time is over: who claims over it may be on
-/// the way, and that may be this attempt.
-#[tokio::test]
-async fn i14_a_claim_in_doubt_is_not_made_again_over_what_came_and_expired_meanwhile() {
-    let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    execution
-        .release(ReleaseReason::NotSent)
-        .await
-        .expect("durable");
-    let released = world.record("k").await.expect("released");
-    let (attempt, reads_back) = in_doubt(&world, "k", Fault::InDoubtNotWritten).await;
-    somebody_elses(&world, "k", Some(&released), true).await;
-    world.clock.advance(WINDOW);
-    let before = world.store.status().commits;
-    drop(reads_back);
-    let begun = attempt.await.expect("no panic");
-    assert!(
-        matches!(begun, Err(Trouble::InDoubt(_))),
-        "{}",
-        name(&begun)
-    );
-    assert_eq!(world.store.status().commits, before);
 }
 
 #[tokio::test]

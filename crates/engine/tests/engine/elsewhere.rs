@@ -12,14 +12,14 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::world::{
     Answer, CHUNK, LEASE, WINDOW, World, body, eventually, finish, head, head_with, no_trailers,
-    other_request, poll_start, read, resend, settings,
+    other_request, read, resend, settings,
 };
 
 /// Upkeep in the background, as a gateway runs it: it shows what others follow.
-struct Running(JoinHandle<()>);
+pub struct Running(JoinHandle<()>);
 
 impl Running {
-    fn of(world: &World) -> Self {
+    pub fn of(world: &World) -> Self {
         let engine = world.engine.clone();
         Self(tokio::spawn(async move { engine.run_upkeep().await }))
     }
@@ -32,13 +32,13 @@ impl Drop for Running {
 }
 
 /// An execution of the key `k` that has its head, and its own reader.
-async fn answering(world: &World) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
+pub async fn answering(world: &World) -> (Execution<MemoryStore>, Reader<MemoryStore>) {
     let (mut execution, reader) = world.execute("k").await;
     answer(&mut execution).await;
     (execution, reader)
 }
 
-async fn answer(execution: &mut Execution<MemoryStore>) {
+pub async fn answer(execution: &mut Execution<MemoryStore>) {
     let headed = execution.head(head(200), Kind::Executed).await;
     headed.expect("head");
 }
@@ -60,7 +60,7 @@ async fn half_told(
 }
 
 /// The next `len` bytes of a body that still grows.
-async fn next_bytes(reader: &mut Reader<MemoryStore>, len: usize) -> Vec<u8> {
+pub async fn next_bytes(reader: &mut Reader<MemoryStore>, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < len {
         match reader.next().await {
@@ -339,50 +339,6 @@ async fn a_follower_is_heard_though_another_recording_ends_at_that_moment() {
 }
 
 #[tokio::test]
-async fn a_mirror_is_gone_once_its_execution_has_ended() {
-    let world = World::new();
-    let neighbour = world.neighbour(2);
-    let (execution, _reader) = world.execute("k").await;
-    let joiner = tokio::spawn(read(neighbour.join("k").await));
-    finish(execution, "done").await;
-    joiner.await.expect("answered");
-    assert_eq!(read(neighbour.replay("k").await).await.body, b"done");
-    eventually("nothing is shown any more", || async {
-        world.engine.upkeep().await;
-        world.engine.live() == 0
-    })
-    .await;
-}
-
-#[test]
-fn l2_a_mirror_that_ends_with_its_runtime_makes_room_for_another_one() {
-    let runtime = || {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_time().build().expect("a runtime")
-    };
-    let (stays, leaves) = (runtime(), runtime());
-    let world = World::new();
-    let neighbour = world.neighbour(2);
-    let (mut execution, _reader) = stays.block_on(world.execute("k"));
-    let _waits = leaves.block_on(async {
-        let mut waits = neighbour.join("k").await;
-        assert!(poll_start(&mut waits).is_pending());
-        waits
-    });
-    drop(leaves);
-
-    stays.block_on(async {
-        let joiner = tokio::spawn(read(neighbour.join("k").await));
-        answer(&mut execution).await;
-        execution.complete(no_trailers()).await.expect("durable");
-        let limit = Duration::from_secs(10);
-        let answered = tokio::time::timeout(limit, joiner).await;
-        let answered = answered.expect("it does not wait for the other runtime");
-        assert!(answered.expect("answered").end.is_ok());
-    });
-}
-
-#[tokio::test]
 async fn i05_a_joiner_elsewhere_of_a_released_answer_that_broke_off_gets_a_broken_body() {
     let world = World::new();
     let _running = Running::of(&world);
@@ -565,56 +521,4 @@ async fn a_joiner_elsewhere_of_what_was_not_sent_waits_for_no_answer() {
     assert!(matches!(joiner.start().await, Start::NotSent(_)));
     // One look, and no more.
     assert!(before.elapsed() < Duration::from_millis(50));
-}
-
-/// The spans between the looks of a mirror, in milliseconds.
-async fn looks(world: &World, first: usize, count: usize) -> Vec<u128> {
-    let mut spans = Vec::new();
-    let mut looked_at = Instant::now();
-    for look in 0..first + count {
-        let gate = world.store.faults().hold(Call::Load);
-        gate.until_waiting(1).await;
-        if look >= first {
-            spans.push(looked_at.elapsed().as_millis());
-        }
-        looked_at = Instant::now();
-    }
-    spans
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_mirror_looks_less_and_less_often_while_nothing_is_shown() {
-    let world = World::new();
-    let (_execution, _reader) = world.execute("k").await;
-    let _joiner = world.neighbour(2).join("k").await;
-    let spans = looks(&world, 0, 8).await;
-    assert_eq!(spans, [10, 20, 40, 80, 160, 320, 500, 500]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn l6_a_mirror_of_a_store_that_is_away_looks_less_and_less_often() {
-    let world = World::new();
-    let (_execution, _reader) = world.execute("k").await;
-    let _joiner = world.neighbour(2).join("k").await;
-    world
-        .store
-        .faults()
-        .fail(Call::Load, Fault::Unavailable, u32::MAX);
-    // The first look comes after what it knew when it began.
-    let spans = looks(&world, 1, 7).await;
-    assert_eq!(spans, [20, 40, 80, 160, 320, 500, 500]);
-}
-
-/// The store was asked a moment ago, when the joiner came.
-#[tokio::test]
-async fn a_new_mirror_asks_the_owner_before_it_looks() {
-    let world = World::new();
-    let _running = Running::of(&world);
-    let (mut execution, _reader) = answering(&world).await;
-    execution.push("shown".into()).await.expect("pushed");
-    let mut joiner = world.neighbour(2).join("k").await;
-    let looks = world.store.faults().hold(Call::Load);
-    assert_eq!(next_bytes(&mut joiner, 5).await, b"shown");
-    drop(looks);
-    execution.complete(no_trailers()).await.expect("durable");
 }

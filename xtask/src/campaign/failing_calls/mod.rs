@@ -80,7 +80,7 @@ const fn lasting(call: &'static str, error: i32) -> Fault {
 }
 
 /// Of the short one, each so many calls' one.
-const STEP_SHORT: u64 = 8;
+const STEP_SHORT: u64 = 12;
 
 /// How many keys have a small answer, and how many a large one: together more than the first segment holds.
 const KEYS: [usize; 2] = [8, 3];
