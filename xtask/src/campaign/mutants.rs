@@ -54,7 +54,7 @@ const PARTS: [Part; 2] = [
 const THREADS: &str = "16";
 
 /// How long the tests may take before they are taken for stuck, in seconds: several times as long as they do.
-const TIMEOUT: &str = "12";
+const TIMEOUT: &str = "8";
 
 /// A folder in memory, where there is one: tests of the embedded store sync as often as they write, and no mutant is
 /// about that.

@@ -141,3 +141,20 @@ async fn a_claim_that_hangs_in_the_store_does_not_hold_up_the_end() {
     assert_eq!(before.elapsed(), settings().settle_timeout);
     claiming.abort();
 }
+
+/// A failover to a standby that was behind, right after the end.
+#[tokio::test]
+async fn i18_what_its_readers_were_told_at_the_end_stands_though_the_store_has_forgotten_it() {
+    let world = World::new();
+    let (execution, reader) = world.execute("k").await;
+    let standby = world.store.moment();
+    world.engine.shutdown(Duration::ZERO).await;
+    assert_eq!(
+        read(reader).await.start,
+        Start::Unknown(UnknownReason::ShutDown)
+    );
+    world.store.forget_since(&standby);
+    let answer = execution.respond_whole(head(200), "late".into(), no_trailers());
+    assert_eq!(answer.await, Err(Unsettled::Fenced));
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+}

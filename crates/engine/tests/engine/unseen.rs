@@ -54,7 +54,7 @@ impl Shared {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_new_key_is_claimed_without_a_look() {
     let shared = Shared::new(Limits::default());
     let world = shared.gateway(1, settings());
@@ -358,7 +358,7 @@ async fn l1_an_attempt_that_loses_a_claim_does_not_wait_for_itself() {
     assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_first_try_that_says_so_is_claimed_without_a_look() {
     let shared = Shared::new(Limits::default());
     let world = shared.gateway(1, settings());
