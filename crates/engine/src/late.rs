@@ -178,3 +178,29 @@ impl<S: Store> Drop for LateGuard<S> {
         self.shared.late.remove(self.address, &self.gate);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_core::OwnerId;
+    use onlyonce_store::MemoryStore;
+
+    use super::*;
+    use crate::{Engine, Settings};
+
+    #[test]
+    fn i15_a_gate_goes_with_its_late_writer() {
+        let (store, owner) = (MemoryStore::new(), OwnerId::new(1));
+        let engine = Engine::new(Arc::new(store), owner, Settings::default());
+        let gates = &engine.shared.late;
+        let here = Address::from_bytes([1; 16]);
+        let first = LateGuard::open(engine.shared.clone(), here);
+        // The next execution of the key has become late, too.
+        let second = LateGuard::open(engine.shared.clone(), here);
+        drop(first);
+        let held = gates.gates.lock().get(&here).cloned();
+        assert!(held.is_some_and(|held| Arc::ptr_eq(&held, &second.gate)));
+        drop(second);
+        assert!(gates.gates.lock().is_empty());
+        assert_eq!(gates.len.load(Ordering::Acquire), 0);
+    }
+}

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use onlyonce_core::{OperationId, State, StateName, UnknownReason};
-use onlyonce_engine::{Begin, Kind, Purge, Resolution, ResolveError, Start};
+use onlyonce_engine::{Begin, Kind, Purge, Resolution, ResolveError, Settings, Start};
 use onlyonce_store::{Query, Store};
 
 use super::World;
 use crate::world::{
-    Answer, CHUNK, WINDOW, available, body, finish, head, no_trailers, read, request,
+    Answer, CHUNK, WINDOW, available, body, finish, head, no_trailers, read, request, settings,
 };
 
 async fn unknown(world: &World, key: &str) -> OperationId {
@@ -257,4 +257,28 @@ async fn a_step_that_an_operator_settles_is_kept_for_a_year() {
     };
     let kept = completed.expires_at.since(completed.completed_at);
     assert_eq!(kept, Duration::from_secs(366 * 86_400));
+}
+
+#[tokio::test]
+async fn i15_an_answer_that_an_operator_brings_is_as_long_as_any_other_at_most() {
+    let limit = 3 * CHUNK as u64;
+    let world = World::with(Settings {
+        max_response: limit,
+        ..settings()
+    });
+    let id = unknown(&world, "k").await;
+    let resolve = |len| {
+        let resolution = Resolution::Completed {
+            head: head(200),
+            body: body(len),
+            trailers: no_trailers(),
+            window: WINDOW,
+        };
+        world.engine.resolve(id, resolution, "ops", "looked it up")
+    };
+    let refused = resolve(3 * CHUNK + 1).await;
+    assert!(matches!(refused, Err(ResolveError::OverLimit { limit: told }) if told == limit));
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+    resolve(3 * CHUNK).await.expect("resolved");
+    assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
 }
