@@ -133,7 +133,10 @@ fn run(target: &str, batch: &Batch<'_>) -> Result<Ended> {
 
     let violations = match (succeeded, &log.artifact) {
         (true, _) => Vec::new(),
-        (false, Some(artifact)) => vec![format!("{target}: {artifact}: {}", log.why)],
+        (false, Some(artifact)) => {
+            let artifact = artifact.rsplit('/').next().unwrap_or(artifact);
+            vec![format!("{target}: found/{artifact}: {}", log.why)]
+        }
         (false, None) => bail!("the fuzzer of {target} failed: {}", log.why),
     };
     Ok(Ended::Done(Done {

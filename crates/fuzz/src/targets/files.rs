@@ -186,10 +186,9 @@ fn any_books(bytes: &[u8]) {
         assert!(last <= start && start < end && end <= bytes.len());
         last = end;
     }
-    if let Some(sums) = fuzzing::sums_again(bytes) {
-        let again = fuzzing::sums_again(sums.clone().freeze()).expect("what was written");
-        assert_eq!(again.len(), sums.len(), "sums written twice");
-    }
+    // Accounts are written in any order, so that the bytes may differ.
+    let stay = fuzzing::sums_stay(bytes);
+    assert_ne!(stay, Some(false), "sums read, written and read");
 }
 
 fn packed(bytes: &[u8]) {

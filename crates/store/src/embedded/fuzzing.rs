@@ -114,9 +114,10 @@ pub fn posting(bytes: Bytes) -> Option<Posting> {
     books::posting(bytes)
 }
 
-/// Sums that were read from bytes and written again; `None` where they are none.
-pub fn sums_again(bytes: Bytes) -> Option<BytesMut> {
-    books::sums_again(bytes)
+/// Whether sums that were read from bytes are the same after they were written and read once more; `None` where they are
+/// none.
+pub fn sums_stay(bytes: Bytes) -> Option<bool> {
+    books::sums_stay(bytes)
 }
 
 /// `plain` packed, where that saves something.

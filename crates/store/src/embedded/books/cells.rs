@@ -16,14 +16,14 @@ use crate::{
 const WHAT: &str = "sums";
 
 /// All sums that are kept. A cell takes about 200 bytes.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub struct Cells {
     periods: BTreeMap<(Grain, Timestamp), Period>,
     /// Each account once, however many cells it has.
     accounts: HashSet<Arc<Account>>,
 }
 
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct Period {
     all: Sums,
     accounts: BTreeMap<Arc<Account>, Sums>,

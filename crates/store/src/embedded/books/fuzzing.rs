@@ -52,9 +52,10 @@ pub fn posting(mut bytes: Bytes) -> Option<Posting> {
     bytes.is_empty().then_some(posting)
 }
 
-pub fn sums_again(mut bytes: Bytes) -> Option<BytesMut> {
+pub fn sums_stay(mut bytes: Bytes) -> Option<bool> {
     let cells = Cells::decode(&mut bytes).ok()?;
     let mut out = BytesMut::new();
     cells.encode(&mut out);
-    Some(out)
+    let again = Cells::decode(&mut out.freeze());
+    Some(again.is_ok_and(|again| again == cells))
 }
