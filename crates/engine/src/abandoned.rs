@@ -158,9 +158,8 @@ impl<S: Store> Shared<S> {
 mod tests {
     use std::{num::NonZero, time::Duration};
 
-    use onlyonce_core::{Fingerprint, Key, OwnerId, RequestLine, Scope};
-
     use super::*;
+    use crate::testing;
 
     const HERE: Address = Address::from_bytes([1; 16]);
 
@@ -185,20 +184,8 @@ mod tests {
 
     /// In flight under the first claim of operation `number`, at epoch 1.
     fn record(number: u8) -> Record {
-        let claim = transition::Claim {
-            id: id(number),
-            scope: Scope {
-                tenant: "acme".into(),
-                namespace: "charges".into(),
-            },
-            key: Key::new("k").expect("a key"),
-            fingerprint: Fingerprint::from_bytes([7; 32]),
-            request: RequestLine::default(),
-            owner: OwnerId::new(1),
-            raise: NonZero::<u32>::MIN,
-        };
         let (now, lease) = (Timestamp::from_millis(0), Duration::from_secs(30));
-        transition::claim(None, claim, now, lease).expect("new")
+        transition::claim(None, testing::claim(number, 1), now, lease).expect("new")
     }
 
     #[test]

@@ -315,8 +315,8 @@ impl<S: Store> Attempt<'_, S> {
         match backoff.wait().await {
             true => Ok(()),
             false => Err(Trouble::Unavailable(
-                "it refuses what a look at it allows: its clock and this gateway's differ, or looks \
-                 are answered by another server than writes"
+                "it refuses what a look at it allows: its clock and this gateway's differ, looks are \
+                 answered by another server than writes, or what it holds is damaged"
                     .into(),
             )),
         }

@@ -384,3 +384,36 @@ impl<S: Store> Mirror<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_core::{Head, HeaderBlock};
+    use onlyonce_store::MemoryStore;
+
+    use super::*;
+    use crate::{Begin, Engine, Settings, testing};
+
+    #[tokio::test]
+    async fn i15_a_mirror_is_gone_once_its_execution_has_ended() {
+        let store = Arc::new(MemoryStore::new());
+        let engine = |owner| Engine::new(store.clone(), OwnerId::new(owner), Settings::default());
+        let (here, elsewhere) = (engine(1), engine(2));
+        let (request, policy) = (testing::request(), testing::policy());
+        let Ok(Begin::Execute(execution, _)) = here.begin(request.clone(), &policy).await else {
+            panic!("a new key executes");
+        };
+        let Ok(Begin::Join(mut joiner)) = elsewhere.begin(request, &policy).await else {
+            panic!("it runs elsewhere");
+        };
+        assert_eq!(elsewhere.shared.mirrors.len(), 1);
+        let head = Head {
+            status: 200,
+            headers: HeaderBlock::default(),
+        };
+        let responded = execution.respond_whole(head, "done".into(), HeaderBlock::default());
+        responded.await.expect("durable");
+        joiner.start().await;
+        while joiner.next().await.is_some() {}
+        assert_eq!(elsewhere.shared.mirrors.len(), 0);
+    }
+}

@@ -92,6 +92,8 @@ mod recording;
 mod seldom;
 mod show;
 mod sync;
+#[cfg(test)]
+mod testing;
 mod trouble;
 mod upkeep;
 mod wakers;

@@ -278,15 +278,11 @@ impl<S: Store> Shared<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZero;
-
-    use onlyonce_core::{
-        Epoch, Fence, Fingerprint, Key, OperationId, OwnerId, ReleaseReason, Scope,
-    };
+    use onlyonce_core::{Epoch, Fence, OperationId, OwnerId, ReleaseReason};
     use onlyonce_store::{MemoryStore, Write, clock::ManualClock};
 
     use super::*;
-    use crate::{Settings, abandoned::Outcome};
+    use crate::{Settings, abandoned::Outcome, testing};
 
     const LEASE: Duration = Duration::from_secs(30);
     const HERE: Address = Address::from_bytes([1; 16]);
@@ -314,19 +310,8 @@ mod tests {
 
     /// Puts a claim of `owner` there.
     async fn claim(engine: &Engine<MemoryStore>, id: u8, owner: u64) {
-        let claim = transition::Claim {
-            id: OperationId::from_bytes([id; 16]),
-            scope: Scope {
-                tenant: "acme".into(),
-                namespace: "charges".into(),
-            },
-            key: Key::new("k").expect("a key"),
-            fingerprint: Fingerprint::from_bytes([7; 32]),
-            request: onlyonce_core::RequestLine::default(),
-            owner: OwnerId::new(owner),
-            raise: NonZero::<u32>::MIN,
-        };
         let (store, lease) = (engine.store(), 10 * LEASE);
+        let claim = testing::claim(id, owner);
         let record = transition::claim(None, claim, store.now(), lease).expect("new");
         let write = Write {
             record,
@@ -365,9 +350,17 @@ mod tests {
 
     #[tokio::test]
     async fn i01_a_claim_of_another_gateway_for_the_same_operation_is_left_alone() {
-        let (engine, _) = with_an_abandoned_claim();
+        let (engine, clock) = with_an_abandoned_claim();
         claim(&engine, 1, 9).await;
         assert_eq!(remembered_after_upkeep(&engine).await, 1);
+        clock.advance(LEASE);
+        assert_eq!(remembered_after_upkeep(&engine).await, 0);
+        let stands = engine.store().load(HERE).await.expect("readable");
+        let state = &stands.expect("theirs").record.state;
+        assert!(
+            matches!(state, State::InFlight { owner, .. } if *owner == OwnerId::new(9)),
+            "{state:?}"
+        );
     }
 
     #[tokio::test]

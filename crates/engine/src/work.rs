@@ -589,6 +589,9 @@ impl<S: Store> Shared<S> {
         let taken = match is_done {
             true => record.clone(),
             false => {
+                // What is known of a claim that did not land, and may have the very name of this one, is not to be
+                // said of what runs from here on (I10).
+                self.abandoned.forget(address);
                 let (lease, now) = (self.settings.lease, self.store.now());
                 let (owner, raise) = (self.owner, self.raise());
                 let next =
@@ -678,5 +681,69 @@ impl From<StoreError> for Unseen {
             StoreError::Corrupt(_) => Self::Never(WorkError::Settled(StateName::Unknown)),
             error => Self::Store(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use onlyonce_core::Fence;
+    use onlyonce_store::{
+        MemoryStore,
+        clock::ManualClock,
+        memory::{Call, Fault},
+    };
+
+    use super::*;
+    use crate::{
+        Settings,
+        abandoned::{Claim, Outcome},
+        testing,
+    };
+
+    /// An attempt here was left before its claim was written; a worker's claim then got the same name, as it may where
+    /// claims raise the epoch by one.
+    #[tokio::test(start_paused = true)]
+    async fn i01_i10_what_is_known_of_a_claim_that_did_not_land_is_not_said_of_a_workers() {
+        let clock = ManualClock::default();
+        let store = Arc::new(MemoryStore::with_clock(clock.clone()));
+        let engine = Engine::new(store.clone(), OwnerId::new(1), Settings::default());
+        let (request, policy) = (testing::request(), testing::policy());
+        let hour = policy.window;
+        let worker = engine.worker(None, hour);
+        let begun = engine.begin_work(request, worker, &policy).await;
+        let Ok(Work::Execute(granted)) = begun else {
+            panic!("a new key executes");
+        };
+        let (id, token) = (granted.id, &granted.token);
+        let left = Claim {
+            fence: Fence {
+                id,
+                epoch: granted.epoch,
+            },
+            outcome: Outcome::Release(ReleaseReason::NotSent),
+            since: store.now(),
+        };
+        engine.shared.abandoned.add(token.address, left);
+
+        // The worker has run, and its gateway cannot say whether it took the claim over.
+        let claim = Call::WriteOf(StateName::InFlight);
+        store.faults().fail(claim, Fault::InDoubtWritten, 1);
+        let mut taking = Box::pin(engine.take_over(id, token, hour));
+        let first = store.faults().hold(Call::Load);
+        assert!((&mut taking).now_or_never().is_none());
+        drop(first);
+        let reads_back = store.faults().hold(Call::Load);
+        tokio::select! {
+            _ = &mut taking => panic!("it is in doubt"),
+            () = reads_back.until_waiting(1) => {}
+        }
+        drop((taking, reads_back));
+
+        clock.advance(Settings::default().lease);
+        engine.upkeep().await;
+        let stored = store.load(token.address).await.expect("readable");
+        let state = stored.expect("there").record.state.name();
+        assert_eq!(state, StateName::Unknown);
     }
 }

@@ -341,22 +341,13 @@ impl Backoff {
 mod tests {
     use std::num::NonZero;
 
-    use onlyonce_core::{Key, RequestLine, Scope};
-
     use super::*;
+    use crate::testing;
 
     fn claim(id: u8, owner: u64, at: u64, fingerprint: u8) -> Record {
         let claim = transition::Claim {
-            id: OperationId::from_bytes([id; 16]),
-            scope: Scope {
-                tenant: "acme".into(),
-                namespace: "charges".into(),
-            },
-            key: Key::new("k").expect("a key"),
             fingerprint: Fingerprint::from_bytes([fingerprint; 32]),
-            request: RequestLine::default(),
-            owner: OwnerId::new(owner),
-            raise: NonZero::<u32>::MIN,
+            ..testing::claim(id, owner)
         };
         let lease = Duration::from_secs(30);
         transition::claim(None, claim, Timestamp::from_millis(at), lease).expect("new")

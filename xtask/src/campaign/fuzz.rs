@@ -135,7 +135,10 @@ fn run(target: &str, batch: &Batch<'_>) -> Result<Ended> {
         (true, _) => Vec::new(),
         (false, Some(artifact)) => {
             let artifact = artifact.rsplit('/').next().unwrap_or(artifact);
-            vec![format!("{target}: found/{artifact}: {}", log.why)]
+            vec![format!(
+                "{target}: target/fuzz/found/{artifact}: {}",
+                log.why
+            )]
         }
         (false, None) => bail!("the fuzzer of {target} failed: {}", log.why),
     };

@@ -53,8 +53,10 @@ const PARTS: [Part; 2] = [
 /// How many tests run at once: they wait more than they compute.
 const THREADS: &str = "16";
 
-/// How long the tests may take before they are taken for stuck, in seconds: several times as long as they do.
-const TIMEOUT: &str = "8";
+/// So many times as long as without a change may the tests take, and at least so many seconds, before they are taken for
+/// stuck.
+const PATIENCE: &str = "6";
+const LEAST_SECONDS: &str = "10";
 
 /// A folder in memory, where there is one: tests of the embedded store sync as often as they write, and no mutant is
 /// about that.
@@ -80,9 +82,9 @@ fn batch(batch: &Batch<'_>) -> Result<Ended> {
         .env("RUST_TEST_THREADS", THREADS)
         .args(["mutants", "--package", part.package])
         .args(["--shard", &format!("{shard}/{}", part.shards)])
-        // Once in a round, whether the tests pass where nothing was changed.
-        .args(["--baseline", if shard == 0 { "run" } else { "skip" }])
-        .args(["--timeout", TIMEOUT, "--colors", "never"])
+        // How long the tests take where nothing is changed is measured first, beside whatever else runs.
+        .args(["--timeout-multiplier", PATIENCE])
+        .args(["--minimum-test-timeout", LEAST_SECONDS, "--colors", "never"])
         .arg("--output")
         .arg(&out);
     for test in part.tests {

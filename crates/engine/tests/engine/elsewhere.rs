@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use onlyonce_core::{OwnerId, ReleaseReason, StateName, UnknownReason};
-use onlyonce_engine::{Begin, Broken, Execution, Frame, Kind, Reader, Resolution, Settings, Start};
+use onlyonce_engine::{Broken, Execution, Frame, Kind, Reader, Resolution, Settings, Start};
 use onlyonce_store::{
     MemoryStore, Seen, Store,
     memory::{Call, Fault},
 };
 use tokio::{task::JoinHandle, time::Instant};
 
+use crate::in_doubt::somebody_elses;
 use crate::world::{
     Answer, CHUNK, LEASE, WINDOW, World, body, eventually, finish, head, head_with, no_trailers,
     other_request, read, resend, settings,
@@ -447,14 +448,8 @@ async fn i06_a_joiner_elsewhere_never_gets_the_answer_to_another_request() {
     finish(execution, "mine").await;
     world.clock.advance(WINDOW);
     assert_eq!(world.engine.upkeep().await.swept.records, 1);
-    let third = world.neighbour(3);
-    let claiming = tokio::spawn(async move { third.begin(other_request("k")).await });
-    looks.until_waiting(2).await;
+    somebody_elses(&world, other_request("k"), None, true).await;
     drop(looks);
-    let Ok(Begin::Execute(execution, _)) = claiming.await.expect("no panic") else {
-        panic!("the key is free");
-    };
-    finish(execution, "another's").await;
     assert_eq!(
         joiner.start().await,
         Start::Unknown(UnknownReason::Unreadable)

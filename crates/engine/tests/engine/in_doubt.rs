@@ -1,7 +1,9 @@
 //! Claims in doubt (I14), and what somebody else has written by the time that they are read back.
 
-use onlyonce_core::{Fence, OperationId, OwnerId, Record, ReleaseReason, StateName, transition};
-use onlyonce_engine::{Begin, Trouble};
+use onlyonce_core::{
+    Address, Fence, OperationId, OwnerId, Record, ReleaseReason, StateName, transition,
+};
+use onlyonce_engine::{Begin, Request, Trouble};
 use onlyonce_store::{
     MemoryStore, Store, Swap, Write,
     memory::{Call, Fault, Gate},
@@ -33,9 +35,15 @@ async fn in_doubt(
     (attempt, reads_back)
 }
 
-/// Writes the claim of another gateway over `expected`, which ends at once with an answer where it `completes`.
-async fn somebody_elses(world: &World, key: &str, expected: Option<&Record>, completes: bool) {
-    let theirs = request(key);
+/// Writes the claim of another gateway for `theirs` over `expected`, which ends at once with an answer where it
+/// `completes`.
+pub async fn somebody_elses(
+    world: &World,
+    theirs: Request,
+    expected: Option<&Record>,
+    completes: bool,
+) {
+    let address = onlyonce_store::address(world.store.secret(), &theirs.scope, &theirs.key);
     let claim = transition::Claim {
         id: OperationId::from_bytes([9; 16]),
         scope: theirs.scope,
@@ -46,7 +54,7 @@ async fn somebody_elses(world: &World, key: &str, expected: Option<&Record>, com
         raise: std::num::NonZero::<u32>::MIN,
     };
     let claimed = transition::claim(expected, claim, world.store.now(), LEASE).expect("free");
-    write(world, key, expected.map(Record::fence), claimed.clone()).await;
+    write(world, address, expected.map(Record::fence), claimed.clone()).await;
     if completes {
         let response = transition::Response {
             head: head(200),
@@ -56,17 +64,16 @@ async fn somebody_elses(world: &World, key: &str, expected: Option<&Record>, com
         };
         let (fence, now) = (claimed.fence(), world.store.now());
         let done = transition::complete(Some(&claimed), fence, response, now, WINDOW);
-        write(world, key, Some(fence), done.expect("lawful")).await;
+        write(world, address, Some(fence), done.expect("lawful")).await;
     }
 }
 
-async fn write(world: &World, key: &str, expected: Option<Fence>, record: Record) {
+async fn write(world: &World, address: Address, expected: Option<Fence>, record: Record) {
     let write = Write {
         record,
         last_chunk: None,
         attempt: None,
     };
-    let address = world.address(key);
     let swap = world.store.compare_and_set(address, expected, write).await;
     assert!(matches!(swap, Ok(Swap::Done { .. })), "{swap:?}");
 }
@@ -76,7 +83,7 @@ async fn write(world: &World, key: &str, expected: Option<Fence>, record: Record
 async fn i01_i14_a_claim_in_doubt_where_another_one_stands_joins_that() {
     let world = World::new();
     let (attempt, reads_back) = in_doubt(&world, "k", Fault::InDoubtNotWritten).await;
-    somebody_elses(&world, "k", None, false).await;
+    somebody_elses(&world, request("k"), None, false).await;
     let before = world.store.status().commits;
     drop(reads_back);
     let begun = attempt.await.expect("no panic");
@@ -106,7 +113,7 @@ async fn i14_a_claim_in_doubt_is_not_made_again_over_what_came_and_expired_meanw
         .expect("durable");
     let released = world.record("k").await.expect("released");
     let (attempt, reads_back) = in_doubt(&world, "k", Fault::InDoubtNotWritten).await;
-    somebody_elses(&world, "k", Some(&released), true).await;
+    somebody_elses(&world, request("k"), Some(&released), true).await;
     world.clock.advance(WINDOW);
     let before = world.store.status().commits;
     drop(reads_back);

@@ -141,37 +141,40 @@ async fn the_gate_of_a_late_answer_goes_with_it_and_not_with_an_earlier_one() {
     let first = first.expect("durable");
     let (again, _) = world.execute_by("k", &resend()).await;
     let second = again.lose_for_now(UnknownReason::TimedOut).await;
-    let mut second = second.expect("durable");
-    second.head(head(200)).await.expect("head");
+    let second = second.expect("durable");
+    let mut closing = second.closing();
     drop(first);
-    let resolved = world
+    let resolve = world
         .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up")
-        .await;
-    resolved.expect("resolved");
-    assert_eq!(second.push(body(CHUNK + 1)).await, Err(PushError::Fenced));
+        .resolve(id, Resolution::Released, "ops", "looked it up");
+    let mut resolve = std::pin::pin!(resolve);
+    tokio::select! {
+        biased;
+        () = closing.wait() => {}
+        _ = &mut resolve => panic!("it goes on"),
+    }
+    drop(closing);
+    resolve.await.expect("resolved");
+    drop(second);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_late_answer_that_another_gateway_has_settled_is_found_out() {
     let world = World::new();
     let (execution, _) = world.execute("k").await;
     let id = execution.id();
     let late = execution.lose_for_now(UnknownReason::TimedOut).await;
     let late = late.expect("durable");
-    tokio::time::pause();
     let found = late.overtaken_elsewhere();
     let mut found = std::pin::pin!(found);
     let waits = tokio::time::timeout(Duration::from_secs(60), &mut found);
     assert!(waits.await.is_err(), "it is as this process left it");
-    tokio::time::resume();
     let resolved = world
         .neighbour(2)
         .engine
         .resolve(id, Resolution::Released, "ops", "looked it up")
         .await;
     resolved.expect("resolved");
-    tokio::time::pause();
     let found = tokio::time::timeout(Duration::from_secs(6), found);
     found.await.expect("within 5 s");
 }

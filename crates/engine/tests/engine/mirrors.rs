@@ -7,24 +7,8 @@ use tokio::time::Instant;
 
 use crate::{
     elsewhere::{Running, answer, answering, next_bytes},
-    world::{World, eventually, finish, no_trailers, poll_start, read},
+    world::{World, no_trailers, poll_start, read},
 };
-
-#[tokio::test]
-async fn a_mirror_is_gone_once_its_execution_has_ended() {
-    let world = World::new();
-    let neighbour = world.neighbour(2);
-    let (execution, _reader) = world.execute("k").await;
-    let joiner = tokio::spawn(read(neighbour.join("k").await));
-    finish(execution, "done").await;
-    joiner.await.expect("answered");
-    assert_eq!(read(neighbour.replay("k").await).await.body, b"done");
-    eventually("nothing is shown any more", || async {
-        world.engine.upkeep().await;
-        world.engine.live() == 0
-    })
-    .await;
-}
 
 #[test]
 fn l2_a_mirror_that_ends_with_its_runtime_makes_room_for_another_one() {
@@ -93,7 +77,7 @@ async fn l6_a_mirror_of_a_store_that_is_away_looks_less_and_less_often() {
 }
 
 /// The store was asked a moment ago, when the joiner came.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_new_mirror_asks_the_owner_before_it_looks() {
     let world = World::new();
     let _running = Running::of(&world);

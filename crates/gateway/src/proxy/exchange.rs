@@ -11,7 +11,7 @@ use onlyonce_tower::shell::timer::Timer;
 
 use super::lane::{Answer, CallOff, Failed, Lane, Sending};
 use super::outgoing::Outgoing;
-use super::pool::Pool;
+use super::pool::{Pool, ReadBy};
 use super::whole::Whole;
 
 /// Why an exchange came to nothing.
@@ -45,6 +45,7 @@ pub(super) type Begun = (Response<()>, Answer);
 pub(super) async fn exchange(
     pool: &Arc<Pool>,
     mut request: Request<Outgoing>,
+    read_by: ReadBy,
     connect_timeout: Duration,
     first_byte_timeout: Duration,
     may_send: impl Fn() -> bool,
@@ -52,7 +53,7 @@ pub(super) async fn exchange(
     let mut fresh = false;
     loop {
         let mut lane = pool
-            .lane(connect_timeout, fresh)
+            .lane(read_by, connect_timeout, fresh)
             .await
             .map_err(Failure::NotSent)?;
         // To connect takes its time, and a process can be stopped at any place.

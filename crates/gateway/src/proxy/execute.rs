@@ -23,6 +23,7 @@ use super::exchange::{Begun, Failure, Waiting, exchange};
 use super::mcp::Call;
 use super::outgoing::Outgoing;
 use super::path::Path;
+use super::pool::ReadBy;
 use super::recording::{self, Incoming};
 use super::service::Caller;
 use super::spool::Collected;
@@ -160,6 +161,7 @@ impl<S: Store> Driver<S> {
             let exchanging = exchange(
                 &self.path.pool,
                 request,
+                ReadBy::Recording,
                 policy.connect_timeout,
                 policy.first_byte_timeout.min(policy.total_timeout),
                 || execution.may_send(),

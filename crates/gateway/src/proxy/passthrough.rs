@@ -22,6 +22,7 @@ use super::lane::Answer;
 use super::mcp::Listing;
 use super::outgoing::{Interrupted, Outgoing};
 use super::path::Path;
+use super::pool::ReadBy;
 use super::reply::{Cut, Reply, cut};
 use super::service::Caller;
 use super::spool::Collected;
@@ -56,6 +57,7 @@ pub(super) async fn pass<S: Store>(
     let begun = exchange(
         &path.pool,
         request,
+        ReadBy::Caller,
         policy.connect_timeout,
         policy.first_byte_timeout,
         || true,

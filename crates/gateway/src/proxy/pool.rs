@@ -26,9 +26,31 @@ const FRESH: Duration = Duration::from_millis(500);
 /// The most bytes of a head that an upstream may answer with. (Header fields: 100, by hyper.)
 const MAX_HEAD_BYTES: usize = 256 * 1024;
 /// What an upstream may send ahead in one HTTP/2 stream, in bytes.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// And in all streams of a connection: as much as there is, so that one which nobody reads holds up no other (L5).
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Who reads an answer. An HTTP/2 connection is shared only by answers of one kind, so that a caller who stops reading
+/// takes neither the room nor the streams of what is recorded (L5).
+#[derive(Clone, Copy)]
+pub(super) enum ReadBy {
+    /// The recording, whatever its callers do.
+    Recording,
+    /// The caller.
+    Caller,
+}
+
+impl ReadBy {
+    /// What an upstream may send ahead in all streams of a connection, in bytes.
+    fn connection_window(self) -> u32 {
+        match self {
+            // As much as there is: each stream is read.
+            Self::Recording => (1 << 31) - 1,
+            Self::Caller => 32 * 1024 * 1024,
+        }
+    }
+}
+
+/// An HTTP/2 connection, once there is one.
+type Shared = tokio::sync::Mutex<Option<http2::SendRequest<Outgoing>>>;
 
 /// The connections of one worker to one upstream.
 pub(super) struct Pool {
@@ -39,7 +61,8 @@ pub(super) struct Pool {
     // Boxed as a lane holds it: it goes in and out without being moved or allocated again.
     #[allow(clippy::vec_box)]
     idle: Mutex<Vec<Box<One>>>,
-    shared: tokio::sync::Mutex<Option<http2::SendRequest<Outgoing>>>,
+    recorded: Shared,
+    passed: Shared,
 }
 
 impl Pool {
@@ -64,7 +87,8 @@ impl Pool {
             tls,
             host,
             idle: Mutex::new(Vec::new()),
-            shared: tokio::sync::Mutex::new(None),
+            recorded: Shared::default(),
+            passed: Shared::default(),
         })
     }
 
@@ -114,15 +138,20 @@ impl Pool {
 
     /// A share of the HTTP/2 connection, or an HTTP/1.1 connection: an idle one where there is one
     /// and `fresh` does not forbid it, else a new one. The error says why none could be had.
-    pub(super) async fn lane(&self, limit: Duration, fresh: bool) -> Result<Lane, String> {
+    pub(super) async fn lane(
+        &self,
+        read_by: ReadBy,
+        limit: Duration,
+        fresh: bool,
+    ) -> Result<Lane, String> {
         if !fresh && let Some(lane) = self.idle().await {
             return Ok(lane);
         }
         let connecting = async {
             match &self.tls {
-                _ if self.upstream.http2 => self.share(fresh).await,
-                None => self.connect().await,
-                Some(_) => self.share_or_connect(fresh).await,
+                _ if self.upstream.http2 => self.share(read_by, fresh).await,
+                None => self.connect(read_by).await,
+                Some(_) => self.share_or_connect(read_by, fresh).await,
             }
         };
         match tokio::time::timeout(limit, connecting).await {
@@ -148,16 +177,23 @@ impl Pool {
             .retain_mut(|one| one.idle_since().elapsed() <= limit && one.is_alive());
     }
 
+    fn shared(&self, read_by: ReadBy) -> &Shared {
+        match read_by {
+            ReadBy::Recording => &self.recorded,
+            ReadBy::Caller => &self.passed,
+        }
+    }
+
     /// A share of the one HTTP/2 connection, which is opened where it is not there.
-    async fn share(&self, fresh: bool) -> io::Result<Lane> {
-        let mut shared = self.shared.lock().await;
+    async fn share(&self, read_by: ReadBy, fresh: bool) -> io::Result<Lane> {
+        let mut shared = self.shared(read_by).lock().await;
         if let Some(sender) = &*shared
             && !sender.is_closed()
             && !fresh
         {
             return Ok(Lane::Two(sender.clone()));
         }
-        let lane = self.connect().await?;
+        let lane = self.connect(read_by).await?;
         if let Lane::Two(sender) = &lane {
             *shared = Some(sender.clone());
         }
@@ -166,22 +202,23 @@ impl Pool {
 
     /// The same where only the handshake tells which protocol it will be: connections are opened
     /// side by side, since most of them may be HTTP/1.1.
-    async fn share_or_connect(&self, fresh: bool) -> io::Result<Lane> {
-        let open = self.shared.lock().await.clone();
+    async fn share_or_connect(&self, read_by: ReadBy, fresh: bool) -> io::Result<Lane> {
+        let shared = self.shared(read_by);
+        let open = shared.lock().await.clone();
         if let Some(sender) = open
             && !sender.is_closed()
             && !fresh
         {
             return Ok(Lane::Two(sender));
         }
-        let lane = self.connect().await?;
+        let lane = self.connect(read_by).await?;
         if let Lane::Two(sender) = &lane {
-            *self.shared.lock().await = Some(sender.clone());
+            *shared.lock().await = Some(sender.clone());
         }
         Ok(lane)
     }
 
-    async fn connect(&self) -> io::Result<Lane> {
+    async fn connect(&self, read_by: ReadBy) -> io::Result<Lane> {
         let (stream, http2) = self.open().await?;
         let (counted, written) = Counted::new(stream);
         let io = TokioIo::new(counted);
@@ -189,7 +226,7 @@ impl Pool {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_connection_window_size(read_by.connection_window())
                 .keep_alive_interval(Some(Duration::from_secs(30)))
                 .max_header_list_size(64 * 1024)
                 .handshake(io)
