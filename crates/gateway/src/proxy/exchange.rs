@@ -181,7 +181,7 @@ mod tests {
         let pool = pool_to(&listener);
         let request = Request::new(Outgoing::Whole(Bytes::from_static(b"charge")));
         let limit = Duration::from_secs(20);
-        let exchanged = exchange(&pool, request, limit, limit, || false).await;
+        let exchanged = exchange(&pool, request, ReadBy::Recording, limit, limit, || false).await;
         assert!(matches!(exchanged, Err(Failure::NotSent(_))));
         drop(pool);
         let (mut upstream, _) = listener.accept().expect("a connection");
