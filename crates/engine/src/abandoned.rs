@@ -163,14 +163,10 @@ mod tests {
 
     const HERE: Address = Address::from_bytes([1; 16]);
 
-    fn id(number: u8) -> OperationId {
-        OperationId::from_bytes([number; 16])
-    }
-
     fn claim(number: u8, epoch: u64, outcome: Outcome) -> Claim {
         Claim {
             fence: Fence {
-                id: id(number),
+                id: OperationId::from_bytes([number; 16]),
                 epoch: Epoch::new(epoch),
             },
             outcome,

@@ -7,12 +7,10 @@ use std::{
     time::Duration,
 };
 
-use onlyonce_core::{
-    Fence, Key, OwnerId, Refusal, ReleaseReason, StateName, UnknownReason, transition,
-};
+use onlyonce_core::{Key, OwnerId, Refusal, ReleaseReason, StateName, UnknownReason, transition};
 use onlyonce_engine::{Begin, Kind, Settings, Trouble};
 use onlyonce_store::{
-    MemoryStore, Store, StoreError, Write,
+    MemoryStore, Store,
     clock::ManualClock,
     memory::{Call, Fault},
 };
@@ -472,17 +470,7 @@ async fn i07_a_record_of_another_scope_is_not_believed() {
         raise: std::num::NonZero::<u32>::MIN,
     };
     let record = transition::claim(None, claim, world.store.now(), WINDOW).expect("new");
-    let write = Write {
-        record,
-        last_chunk: None,
-        attempt: None,
-    };
-    world
-        .store
-        .compare_and_set(world.address("ours"), None::<Fence>, write)
-        .await
-        .map_err(|error: StoreError| error.to_string())
-        .expect("written");
+    world.put(world.address("ours"), None, record, None).await;
     let refused = world.refused(request("ours")).await;
     assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::Unreadable));
 }
@@ -538,11 +526,7 @@ async fn the_attempts_of_an_operation_are_numbered_and_noted() {
 #[tokio::test]
 async fn i13_a_record_that_turns_unreadable_under_a_claim_is_unknown() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    execution
-        .release(ReleaseReason::NotSent)
-        .await
-        .expect("durable");
+    world.released("k").await;
     let gate = world.store.faults().hold(CLAIM);
     let attempt = {
         let world = world.clone();

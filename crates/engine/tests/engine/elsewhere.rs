@@ -232,10 +232,7 @@ async fn i03_a_joiner_elsewhere_sees_nothing_of_what_broke_off_and_was_ruled_not
     let id = execution.id();
     let lost = execution.lose(UnknownReason::Truncated).await;
     lost.expect("durable");
-    let ruled = world
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up")
-        .await;
+    let ruled = world.rule(id, Resolution::Released).await;
     ruled.expect("resolved");
     let unknown = Start::Unknown(UnknownReason::Truncated);
     assert_eq!(held.start().await, unknown);
@@ -428,10 +425,7 @@ async fn i04_a_joiner_elsewhere_never_gets_two_halves_of_two_answers() {
         trailers: no_trailers(),
         window: LEASE,
     };
-    let resolved = world
-        .engine
-        .resolve(id, resolution, "ops", "looked it up")
-        .await;
+    let resolved = world.rule(id, resolution).await;
     resolved.expect("resolved");
     let broken = Some(Err(Broken(UnknownReason::Unreadable)));
     assert_eq!(joiner.next().await, broken);

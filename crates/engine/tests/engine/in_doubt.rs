@@ -1,16 +1,14 @@
 //! Claims in doubt (I14), and what somebody else has written by the time that they are read back.
 
-use onlyonce_core::{
-    Address, Fence, OperationId, OwnerId, Record, ReleaseReason, StateName, transition,
-};
+use onlyonce_core::{OperationId, OwnerId, Record, StateName, transition};
 use onlyonce_engine::{Begin, Request, Trouble};
 use onlyonce_store::{
-    MemoryStore, Store, Swap, Write,
+    MemoryStore, Store,
     memory::{Call, Fault, Gate},
 };
 use tokio::task::JoinHandle;
 
-use crate::world::{LEASE, WINDOW, World, head, name, no_trailers, request};
+use crate::world::{LEASE, WINDOW, World, name, request};
 
 const CLAIM: Call = Call::WriteOf(StateName::InFlight);
 
@@ -54,28 +52,11 @@ pub async fn somebody_elses(
         raise: std::num::NonZero::<u32>::MIN,
     };
     let claimed = transition::claim(expected, claim, world.store.now(), LEASE).expect("free");
-    write(world, address, expected.map(Record::fence), claimed.clone()).await;
+    let fence = expected.map(Record::fence);
+    world.put(address, fence, claimed.clone(), None).await;
     if completes {
-        let response = transition::Response {
-            head: head(200),
-            trailers: no_trailers(),
-            body_len: 0,
-            chunks: 0,
-        };
-        let (fence, now) = (claimed.fence(), world.store.now());
-        let done = transition::complete(Some(&claimed), fence, response, now, WINDOW);
-        write(world, address, Some(fence), done.expect("lawful")).await;
+        world.put_answer(address, &claimed, (0, 0), None).await;
     }
-}
-
-async fn write(world: &World, address: Address, expected: Option<Fence>, record: Record) {
-    let write = Write {
-        record,
-        last_chunk: None,
-        attempt: None,
-    };
-    let swap = world.store.compare_and_set(address, expected, write).await;
-    assert!(matches!(swap, Ok(Swap::Done { .. })), "{swap:?}");
 }
 
 /// Another gateway's claim is not one's own because it is there.
@@ -106,11 +87,7 @@ async fn i14_a_claim_in_doubt_is_looked_for_again_where_a_look_fails() {
 #[tokio::test]
 async fn i14_a_claim_in_doubt_is_not_made_again_over_what_came_and_expired_meanwhile() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    execution
-        .release(ReleaseReason::NotSent)
-        .await
-        .expect("durable");
+    world.released("k").await;
     let released = world.record("k").await.expect("released");
     let (attempt, reads_back) = in_doubt(&world, "k", Fault::InDoubtNotWritten).await;
     somebody_elses(&world, request("k"), Some(&released), true).await;

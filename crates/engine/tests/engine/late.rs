@@ -1,10 +1,10 @@
 //! Late answers (HOSTILE 64).
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use futures_util::FutureExt;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Kind, PushError, Resolution, Start, Unsettled};
+use onlyonce_engine::{Closing, Kind, PushError, Resolution, Start, Unsettled};
 
 use super::World;
 use crate::world::{Answer, CHUNK, body, head, no_trailers, read, request, resend};
@@ -81,12 +81,20 @@ async fn i09_a_late_answer_loses_to_an_operator() {
         .expect("durable");
     late.head(head(200)).await.expect("head");
     world
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up")
+        .rule(id, Resolution::Released)
         .await
         .expect("resolved");
     assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));
     assert_eq!(world.state("k").await, Some(StateName::Released));
+}
+
+/// An operator's word waits for the late exchange to be let go.
+async fn waits_for<T>(closing: &mut Closing, word: impl Future<Output = T>) {
+    tokio::select! {
+        biased;
+        () = closing.wait() => {}
+        _ = word => panic!("it goes on"),
+    }
 }
 
 /// HOSTILE 64: no byte of a request may follow what an operator has settled.
@@ -98,15 +106,8 @@ async fn hostile_064_an_operator_waits_until_the_late_exchange_is_let_go() {
     let late = execution.lose_for_now(UnknownReason::TimedOut).await;
     let late = late.expect("durable");
     let mut closing = late.closing();
-    let resolve = world
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up");
-    let mut resolve = std::pin::pin!(resolve);
-    tokio::select! {
-        biased;
-        () = closing.wait() => {}
-        _ = &mut resolve => panic!("it goes on"),
-    }
+    let mut resolve = pin!(world.rule(id, Resolution::Released));
+    waits_for(&mut closing, &mut resolve).await;
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
     drop(closing);
     resolve.await.expect("resolved");
@@ -119,13 +120,11 @@ async fn a_late_exchange_is_not_called_off_where_nobody_settles_it() {
     let world = World::new();
     let (execution, _) = world.execute("k").await;
     let late = execution.lose_for_now(UnknownReason::TimedOut).await;
-    let late = late.expect("durable");
+    let mut late = late.expect("durable");
     let mut closing = late.closing();
-    let wait = closing.wait();
-    let mut wait = std::pin::pin!(wait);
+    let mut wait = pin!(closing.wait());
     assert!((&mut wait).now_or_never().is_none());
     // Its outcome stands, and nobody can overtake it any more.
-    let mut late = late;
     late.head(head(200)).await.expect("head");
     late.complete(no_trailers()).await.expect("durable");
     assert!((&mut wait).now_or_never().is_none());
@@ -144,15 +143,8 @@ async fn the_gate_of_a_late_answer_goes_with_it_and_not_with_an_earlier_one() {
     let second = second.expect("durable");
     let mut closing = second.closing();
     drop(first);
-    let resolve = world
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up");
-    let mut resolve = std::pin::pin!(resolve);
-    tokio::select! {
-        biased;
-        () = closing.wait() => {}
-        _ = &mut resolve => panic!("it goes on"),
-    }
+    let mut resolve = pin!(world.rule(id, Resolution::Released));
+    waits_for(&mut closing, &mut resolve).await;
     drop(closing);
     resolve.await.expect("resolved");
     drop(second);
@@ -165,15 +157,10 @@ async fn a_late_answer_that_another_gateway_has_settled_is_found_out() {
     let id = execution.id();
     let late = execution.lose_for_now(UnknownReason::TimedOut).await;
     let late = late.expect("durable");
-    let found = late.overtaken_elsewhere();
-    let mut found = std::pin::pin!(found);
+    let mut found = pin!(late.overtaken_elsewhere());
     let waits = tokio::time::timeout(Duration::from_secs(60), &mut found);
     assert!(waits.await.is_err(), "it is as this process left it");
-    let resolved = world
-        .neighbour(2)
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up")
-        .await;
+    let resolved = world.neighbour(2).rule(id, Resolution::Released).await;
     resolved.expect("resolved");
     let found = tokio::time::timeout(Duration::from_secs(6), found);
     found.await.expect("within 5 s");

@@ -101,10 +101,7 @@ async fn an_unknown_outcome_is_told_once_it_is_known() {
         trailers: no_trailers(),
         window: std::time::Duration::from_secs(60),
     };
-    let resolved = world
-        .engine
-        .resolve(id, resolution, "ops", "looked it up")
-        .await;
+    let resolved = world.rule(id, resolution).await;
     resolved.expect("resolved");
     assert_eq!(told.take(), ["unknown: Broke", "acme used part"]);
 

@@ -8,7 +8,7 @@ use onlyonce_store::{Query, Store};
 
 use super::World;
 use crate::world::{
-    Answer, CHUNK, WINDOW, available, body, finish, head, no_trailers, read, request, settings,
+    Answer, CHUNK, WINDOW, available, body, finish, head, no_trailers, ran, read, request, settings,
 };
 
 async fn unknown(world: &World, key: &str) -> OperationId {
@@ -22,10 +22,7 @@ async fn unknown(world: &World, key: &str) -> OperationId {
 async fn an_operator_who_knows_that_it_did_not_run_frees_the_key() {
     let world = World::new();
     let id = unknown(&world, "k").await;
-    let operation = world
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up")
-        .await;
+    let operation = world.rule(id, Resolution::Released).await;
     let record = operation.expect("resolved").stored.record;
     assert_eq!(record.state.name(), StateName::Released);
     drop(world.execute("k").await);
@@ -37,16 +34,8 @@ async fn an_operator_who_knows_the_answer_gives_it_to_every_retry() {
     for len in [0, 1, CHUNK, 5 * CHUNK + 1] {
         let key = format!("k{len}");
         let id = unknown(&world, &key).await;
-        let resolution = Resolution::Completed {
-            head: head(200),
-            body: body(len),
-            trailers: no_trailers(),
-            window: WINDOW,
-        };
-        let resolved = world
-            .engine
-            .resolve(id, resolution, "ops", "looked it up")
-            .await;
+        let resolution = ran(body(len));
+        let resolved = world.rule(id, resolution).await;
         let record = resolved.expect("resolved").stored.record;
         let State::Completed(completed) = &record.state else {
             panic!("{record:?}");
@@ -241,16 +230,8 @@ async fn a_step_that_an_operator_settles_is_kept_for_a_year() {
     };
     let id = execution.id();
     execution.lose(UnknownReason::Broke).await.expect("durable");
-    let resolution = Resolution::Completed {
-        head: head(200),
-        body: "done".into(),
-        trailers: no_trailers(),
-        window: WINDOW,
-    };
-    let resolved = world
-        .engine
-        .resolve(id, resolution, "ops", "looked it up")
-        .await;
+    let resolution = ran("done");
+    let resolved = world.rule(id, resolution).await;
     let record = resolved.expect("resolved").stored.record;
     let State::Completed(completed) = &record.state else {
         panic!("{record:?}");
@@ -268,13 +249,8 @@ async fn i15_an_answer_that_an_operator_brings_is_as_long_as_any_other_at_most()
     });
     let id = unknown(&world, "k").await;
     let resolve = |len| {
-        let resolution = Resolution::Completed {
-            head: head(200),
-            body: body(len),
-            trailers: no_trailers(),
-            window: WINDOW,
-        };
-        world.engine.resolve(id, resolution, "ops", "looked it up")
+        let resolution = ran(body(len));
+        world.rule(id, resolution)
     };
     let refused = resolve(3 * CHUNK + 1).await;
     assert!(matches!(refused, Err(ResolveError::OverLimit { limit: told }) if told == limit));

@@ -1,15 +1,12 @@
 //! Outcomes: written once, whatever the store does meanwhile.
 
-use onlyonce_core::{Metered, Refusal, ReleaseReason, State, StateName, UnknownReason, transition};
+use onlyonce_core::{Metered, Refusal, ReleaseReason, State, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Ended, Kind, PushError, Start, Unsettled};
-use onlyonce_store::{
-    Store, Swap, Write,
-    memory::{Call, Fault},
-};
+use onlyonce_store::memory::{Call, Fault};
 
 use crate::world::{
-    Answer, CHUNK, LEASE, WINDOW, World, body, finish, head, no_trailers, poll_next, read,
-    read_body, request, resend,
+    Answer, CHUNK, LEASE, World, body, finish, head, no_trailers, poll_next, read, read_body,
+    request, resend,
 };
 
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
@@ -172,11 +169,7 @@ async fn hostile_061_what_was_never_sent_is_released_and_says_why() {
 #[tokio::test]
 async fn a_released_key_may_be_taken_by_another_request() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    execution
-        .release(ReleaseReason::NotSent)
-        .await
-        .expect("durable");
+    world.released("k").await;
     let begun = world.begin(crate::world::other_request("k")).await;
     assert!(matches!(begun, Ok(onlyonce_engine::Begin::Execute(..))));
 }
@@ -322,22 +315,10 @@ async fn i04_an_answer_that_another_one_came_before_is_fenced_though_it_looks_al
     let respond = tokio::spawn(execution.respond_whole(head(200), "mine".into(), no_trailers()));
     // It waits to try again.
     tokio::task::yield_now().await;
-    let response = transition::Response {
-        head: head(200),
-        trailers: no_trailers(),
-        body_len: 4,
-        chunks: 1,
-    };
-    let (fence, now) = (claimed.fence(), world.store.now());
-    let other = transition::complete(Some(&claimed), fence, response, now, WINDOW);
-    let write = Write {
-        record: other.expect("lawful"),
-        last_chunk: Some("your".into()),
-        attempt: None,
-    };
     let address = world.address("k");
-    let swap = world.store.compare_and_set(address, Some(fence), write);
-    assert!(matches!(swap.await, Ok(Swap::Done { .. })));
+    world
+        .put_answer(address, &claimed, (4, 1), Some("your".into()))
+        .await;
     assert_eq!(respond.await.expect("no panic"), Err(Unsettled::Fenced));
     assert!(matches!(read(reader).await.start, Start::Unknown(_)));
     assert_eq!(read(world.replay("k").await).await.body, b"your");

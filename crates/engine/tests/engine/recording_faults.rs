@@ -3,15 +3,15 @@
 use std::task::Poll;
 
 use bytes::Bytes;
-use onlyonce_core::{Refusal, StateName, UnknownReason, transition};
+use onlyonce_core::{Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Kind, PushError, Resolution};
 use onlyonce_store::{
-    Store, Write,
+    Store,
     memory::{Call, Fault},
 };
 
 use crate::world::{
-    Answer, CHUNK, WINDOW, World, available, body, head, no_trailers, poll_next, poll_start, read,
+    Answer, CHUNK, World, available, body, head, no_trailers, poll_next, poll_start, read,
     read_body, request, resend,
 };
 
@@ -108,11 +108,7 @@ async fn i05_i13_a_damaged_chunk_breaks_the_replay_that_finds_it_and_is_unknown_
         assert_eq!(refused.refusal, unreadable);
         assert_eq!(refused.ticket.map(|ticket| ticket.id), Some(id));
     }
-    world
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up")
-        .await
-        .expect("unknown");
+    world.rule(id, Resolution::Released).await.expect("unknown");
     assert_eq!(world.state("k").await, Some(StateName::Released));
 }
 
@@ -170,21 +166,10 @@ async fn i13_chunks_of_uneven_sizes_are_no_recording() {
             let appended = store.append(address, claimed.recording(), number, chunk);
             appended.await.expect("taken");
         }
-        let response = transition::Response {
-            head: head(200),
-            trailers: no_trailers(),
-            body_len: (first + second + 5) as u64,
-            chunks: 3,
-        };
-        let (fence, now) = (claimed.fence(), world.store.now());
-        let completed = transition::complete(Some(&claimed), fence, response, now, WINDOW);
-        let write = Write {
-            record: completed.expect("lawful"),
-            last_chunk: Some(body(5)),
-            attempt: None,
-        };
-        let swap = world.store.compare_and_set(address, Some(fence), write);
-        swap.await.expect("written");
+        let size = (first + second + 5, 3);
+        world
+            .put_answer(address, &claimed, size, Some(body(5)))
+            .await;
         drop(execution);
         tokio::task::yield_now().await;
 

@@ -46,9 +46,7 @@ async fn what_is_unknown_can_be_resolved_while_its_execution_lets_go() {
     let id = execution.id();
     paused.clock.advance(LEASE);
     assert_eq!(paused.neighbour(2).engine.upkeep().await.expired, 1);
-    let resolve = paused
-        .engine
-        .resolve(id, Resolution::Released, "ops", "looked it up");
+    let resolve = paused.rule(id, Resolution::Released);
     let lets_go = async {
         assert_eq!(paused.engine.live(), 1);
         drop(execution);

@@ -14,7 +14,7 @@ use onlyonce_store::Store;
 use super::World;
 use crate::world::{
     Answer, CHUNK, LEASE, WINDOW, body, eventually, finish, head, no_trailers, other_request,
-    policy, read, reject, request, resend,
+    policy, ran, read, reject, request, resend,
 };
 
 async fn begin<S: Store>(
@@ -454,24 +454,13 @@ async fn who_watches_a_gateways_own_execution_is_told_its_end_too() {
 async fn an_operator_settles_a_workers_claim_once_it_is_unknown_and_purges_none_in_flight() {
     let world = World::new();
     let granted = grant(&world.engine, "k").await;
-    let resolve = |resolution| {
-        world
-            .engine
-            .resolve(granted.id, resolution, "ops", "looked it up")
-    };
+    let resolve = |resolution| world.rule(granted.id, resolution);
     let early = resolve(Resolution::Released).await;
     assert!(early.is_err(), "it runs");
     assert_eq!(world.engine.purge(Purge::default()).await, Ok(0));
     world.clock.advance(LEASE);
     world.engine.upkeep().await;
-    resolve(Resolution::Completed {
-        head: head(200),
-        body: body(3 * CHUNK + 1),
-        trailers: no_trailers(),
-        window: WINDOW,
-    })
-    .await
-    .expect("resolved");
+    resolve(ran(body(3 * CHUNK + 1))).await.expect("resolved");
     let late = complete(&world.engine, &granted, "late").await;
     assert_eq!(late.err(), Some(WorkError::Settled(StateName::Completed)));
     let answer = Answer::whole(head(200), Kind::Executed, body(3 * CHUNK + 1));
@@ -653,10 +642,7 @@ async fn what_an_operator_freed_is_not_freed_by_its_worker() {
     let granted = grant(&world.engine, "k").await;
     world.clock.advance(LEASE);
     world.engine.upkeep().await;
-    let resolved = world
-        .engine
-        .resolve(granted.id, Resolution::Released, "ops", "looked it up")
-        .await;
+    let resolved = world.rule(granted.id, Resolution::Released).await;
     resolved.expect("resolved");
     let released = world.engine.release_work(granted.id, &granted.token).await;
     let settled = WorkError::Settled(StateName::Released);

@@ -9,15 +9,16 @@ use std::{
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Concurrent, Fingerprint, Head, HeaderBlock, Key, OnUnknown, OwnerId, Policy, Record,
-    RequestLine, Scope, StateName,
+    Address, Concurrent, Fence, Fingerprint, Head, HeaderBlock, Key, OnUnknown, OperationId,
+    OwnerId, Policy, Record, ReleaseReason, RequestLine, Scope, StateName, transition,
 };
 use onlyonce_engine::{
-    Begin, Broken, Engine, Execution, Frame, Kind, Observer, Reader, Refused, Request, RoutePolicy,
-    Settings, Start, Trouble,
+    Begin, Broken, Engine, Execution, Frame, Kind, Observer, Operation, Reader, Refused, Request,
+    Resolution, ResolveError, RoutePolicy, Settings, Start, Trouble,
 };
 use onlyonce_store::{
-    Cached, EmbeddedStore, MemoryStore, Store, cached, clock::ManualClock, embedded::Options,
+    Cached, EmbeddedStore, MemoryStore, Store, Swap, Write, cached, clock::ManualClock,
+    embedded::Options,
 };
 use tempfile::TempDir;
 
@@ -268,6 +269,61 @@ impl<S: Backend> WorldOver<S> {
         finish(execution, body).await;
     }
 
+    /// A key whose operation was released: nothing was sent.
+    pub async fn released(&self, key: &str) {
+        let (execution, _) = self.execute(key).await;
+        let released = execution.release(ReleaseReason::NotSent).await;
+        released.expect("durable");
+    }
+
+    /// What an operator says of an unknown operation.
+    pub async fn rule(
+        &self,
+        id: OperationId,
+        resolution: Resolution,
+    ) -> Result<Operation, ResolveError> {
+        self.engine
+            .resolve(id, resolution, "ops", "looked it up")
+            .await
+    }
+
+    /// Puts `record` in the place of `expected`, beside the engine.
+    pub async fn put(
+        &self,
+        address: Address,
+        expected: Option<Fence>,
+        record: Record,
+        last_chunk: Option<Bytes>,
+    ) {
+        let write = Write {
+            record,
+            last_chunk,
+            attempt: None,
+        };
+        let swap = self.store.compare_and_set(address, expected, write).await;
+        assert!(matches!(swap, Ok(Swap::Done { .. })), "{swap:?}");
+    }
+
+    /// Completes the claim `claimed` beside the engine, with a body of so many bytes and chunks.
+    pub async fn put_answer(
+        &self,
+        address: Address,
+        claimed: &Record,
+        (body_len, chunks): (usize, u32),
+        last_chunk: Option<Bytes>,
+    ) {
+        let response = transition::Response {
+            head: head(200),
+            trailers: no_trailers(),
+            body_len: body_len as u64,
+            chunks,
+        };
+        let (fence, now) = (claimed.fence(), self.store.now());
+        let completed = transition::complete(Some(claimed), fence, response, now, WINDOW);
+        let completed = completed.expect("lawful");
+        self.put(address, Some(fence), completed, last_chunk).await;
+    }
+
     pub fn address(&self, key: &str) -> Address {
         let request = request(key);
         onlyonce_store::address(self.store.secret(), &request.scope, &request.key)
@@ -280,6 +336,16 @@ impl<S: Backend> WorldOver<S> {
 
     pub async fn state(&self, key: &str) -> Option<StateName> {
         self.record(key).await.map(|record| record.state.name())
+    }
+}
+
+/// It ran, as an operator knows, and this was its body.
+pub fn ran(body: impl Into<Bytes>) -> Resolution {
+    Resolution::Completed {
+        head: head(200),
+        body: body.into(),
+        trailers: no_trailers(),
+        window: WINDOW,
     }
 }
 
