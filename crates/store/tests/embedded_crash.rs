@@ -893,6 +893,74 @@ fn file(folder: &TempDir, name: &str) -> Vec<u8> {
     fs::read(folder.path().join(name)).unwrap_or_default()
 }
 
+/// The head of a batch far ahead in segment `segment`, as somebody writes it who knows all but the folder's secret.
+fn forged_head(segment: u32) -> Vec<u8> {
+    let mut head = vec![0x0b, 0x47, 0xc4, 0x01];
+    head.extend(1_000_000_u64.to_be_bytes());
+    head.extend([0; 8]);
+    head.extend(crc_from(segment, &head));
+    head
+}
+
+fn crc_from(initial: u32, bytes: &[u8]) -> [u8; 4] {
+    let mut hasher = crc32fast::Hasher::new_with_initial(initial);
+    hasher.update(bytes);
+    hasher.finalize().to_be_bytes()
+}
+
+#[tokio::test]
+async fn i13_what_an_answer_says_does_not_make_damage_of_a_torn_commit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    finish(&store, 0, b"hello").await;
+    let record = claim(&store, 1).await;
+    let before = killed_copy(folder.path());
+    let forged = forged_head(1);
+    // So that it is stored as it is: packing it saves too little.
+    let noise = noise(1_200);
+    let body = [&noise[..600], &forged, &noise[600..]].concat();
+    complete(&store, &record, 1, &body).await;
+    let log = "seg-00000001.log";
+    let (old, new) = (file(&before, log), file(&killed_copy(folder.path()), log));
+    let mut changed = (0..new.len()).filter(|&at| new[at] != old[at]);
+    let start = changed.next().expect("a commit");
+    let end = changed.next_back().expect("more than a byte") + 1;
+    // All of it reached the disk but its head and its trailer.
+    let mut bytes = new.clone();
+    for lost in [start..start + 24, end - 32..end] {
+        bytes[lost.clone()].copy_from_slice(&old[lost]);
+    }
+    assert!(
+        bytes.windows(24).any(|window| window == forged),
+        "it stands there as it came"
+    );
+    let image = killed_copy(before.path());
+    fs::write(image.path().join(log), bytes).expect("written");
+    let store = open(image.path()).expect("a torn end is no damage");
+    let held = store.load(at(&store, 1)).await.expect("readable");
+    assert!(held.is_some(), "it was claimed");
+}
+
+#[tokio::test]
+async fn a_log_of_before_the_first_release_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    finish(&store, 0, b"hello").await;
+    let old = killed_copy(folder.path());
+    let path = old.path().join("seg-00000001.log");
+    let mut bytes = fs::read(&path).expect("the log");
+    bytes[8..12].copy_from_slice(&2_u32.to_be_bytes());
+    let crc = crc_from(1, &bytes[..24]);
+    bytes[24..28].copy_from_slice(&crc);
+    fs::write(&path, &bytes).expect("written");
+    let refused = open(old.path()).expect_err("it opens");
+    assert!(
+        matches!(refused, OpenError::Older { format: 2 }),
+        "{refused}"
+    );
+    assert_eq!(fs::read(&path).expect("the log"), bytes, "it was touched");
+}
+
 #[tokio::test]
 async fn i08_a_kill_between_any_two_steps_books_each_operation_once() {
     let folder = tempfile::tempdir().expect("a folder");

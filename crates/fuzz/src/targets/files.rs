@@ -1,6 +1,7 @@
 //! The files of the embedded store: segments, catalogs, the books.
 
 use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use onlyonce_core::{Account, Address, Entry, Posting, State, Sums, Timestamp};
@@ -18,13 +19,16 @@ pub(crate) const TARGET: Target = Target {
     words: &["\u{1}", "\0\0\0\u{1}", "1ONCEIDX", "charges"],
 };
 
+/// The secret of the folder whose bytes are fed to the decoders as they are.
+const SECRET: [u8; 32] = [7; 32];
+
 /// The most that anything unpacks to here.
 const MOST: usize = 1 << 16;
 
 fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     match input.byte() % 6 {
-        0 => damaged_segment(&mut input),
+        0 => damaged_segment(&mut input, &unknown_secret(bytes)),
         1 => any_segment(&mut input),
         2 => catalog(input.0),
         3 => books(&mut input),
@@ -33,15 +37,25 @@ fn run(bytes: &[u8]) {
     }
 }
 
+/// A secret that nothing in `bytes` can have been made with, since all of them go into it: who chooses what stands in a
+/// folder does not know its secret.
+fn unknown_secret(bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let mut secret = [0; 32];
+    secret[..8].copy_from_slice(&hasher.finish().to_be_bytes());
+    secret
+}
+
 /// A segment of a few batches, damaged somewhere.
-fn damaged_segment(input: &mut Input<'_>) {
+fn damaged_segment(input: &mut Input<'_>, secret: &[u8; 32]) {
     let mut batches = Vec::new();
     for _ in 0..=input.byte() % 4 {
         let entries = 1 + input.byte() % 4;
         let batch: Vec<Written> = (0..entries).map(|_| written(input)).collect();
         batches.push(batch);
     }
-    let sound = fuzzing::segment(&batches);
+    let sound = fuzzing::segment(secret, &batches);
     let all: Vec<Address> = batches.iter().flatten().map(|one| one.address).collect();
     let next = Some(batches.len() as u64 + 1);
     let whole = Found {
@@ -52,7 +66,7 @@ fn damaged_segment(input: &mut Input<'_>) {
     };
     let sound = sound.freeze();
     for next in [None, next] {
-        let found = fuzzing::read_segment(&sound, next);
+        let found = fuzzing::read_segment(secret, &sound, next);
         assert_eq!(found.as_ref(), Some(&whole), "what was written");
     }
 
@@ -71,14 +85,14 @@ fn damaged_segment(input: &mut Input<'_>) {
     let bytes = bytes.freeze();
     // It is known that all of its batches were there: each of its records is known, or the store does
     // not open (I13).
-    if let Some(found) = fuzzing::read_segment(&bytes, next) {
+    if let Some(found) = fuzzing::read_segment(secret, &bytes, next) {
         let known: HashSet<Address> = found.records.iter().copied().collect();
         for address in &all {
             assert!(known.contains(address), "a record is missing: {found:?}");
         }
     }
     // As the last one, it may have lost its end, and nothing else.
-    if let Some(found) = fuzzing::read_segment(&bytes, None) {
+    if let Some(found) = fuzzing::read_segment(secret, &bytes, None) {
         assert!(found.used <= bytes.len());
         let kept = batches.iter().take(found.batches as usize).flatten();
         let known: HashSet<Address> = found.records.iter().copied().collect();
@@ -100,17 +114,17 @@ fn written(input: &mut Input<'_>) -> Written {
 
 /// Any bytes behind a header that is in order.
 fn any_segment(input: &mut Input<'_>) {
-    let header = fuzzing::segment(&[]);
+    let header = fuzzing::segment(&SECRET, &[]);
     let next = match input.byte() {
         0 => None,
         next => Some(u64::from(next)),
     };
     let bytes: Bytes = [&header[..], input.0].concat().into();
-    if let Some(found) = fuzzing::read_segment(&bytes, next) {
+    if let Some(found) = fuzzing::read_segment(&SECRET, &bytes, next) {
         assert!(found.used <= bytes.len());
     }
     // Without the header that a start would refuse.
-    fuzzing::read_segment(&Bytes::copy_from_slice(input.0), next);
+    fuzzing::read_segment(&SECRET, &Bytes::copy_from_slice(input.0), next);
 }
 
 /// A catalog that is taken is the same when it is written again.
@@ -215,8 +229,8 @@ fn seeds() -> Vec<Vec<u8>> {
 
     let address = Address::from_bytes([1; 16]);
     let body = Bytes::from_static(b"a record");
-    let segment = fuzzing::segment(&[vec![Written { address, body }]]);
-    let (header, batches) = segment.split_at(fuzzing::segment(&[]).len());
+    let segment = fuzzing::segment(&SECRET, &[vec![Written { address, body }]]);
+    let (header, batches) = segment.split_at(fuzzing::segment(&SECRET, &[]).len());
     seeds.push([&[1, 0], batches].concat());
     seeds.push([&[1, 2], header, batches].concat());
     seeds.push([&[2][..], &catalog_bytes()].concat());

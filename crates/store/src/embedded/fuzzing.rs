@@ -6,7 +6,7 @@ use onlyonce_core::{Address, Entry, Posting};
 use super::{
     books::fuzzing as books,
     catalog::{Catalog, What},
-    layout::{self, EntryHead, Kind, SegmentHeader},
+    layout::{self, EntryHead, Kind, Seeds, SegmentHeader},
     recover::Reading,
 };
 use crate::pack;
@@ -41,8 +41,9 @@ pub struct Found {
     pub batches: u64,
 }
 
-/// A segment of these batches of records.
-pub fn segment(batches: &[Vec<Written>]) -> BytesMut {
+/// A segment of these batches of records, in a folder with this secret.
+pub fn segment(secret: &[u8; 32], batches: &[Vec<Written>]) -> BytesMut {
+    let seed = Seeds::of(secret).of_segment(NUMBER);
     let mut out = BytesMut::from(&layout::segment_header(NUMBER, 1)[..]);
     for (seq, entries) in (1..).zip(batches) {
         let mut batch = BytesMut::new();
@@ -53,23 +54,24 @@ pub fn segment(batches: &[Vec<Written>]) -> BytesMut {
                 flags: 0,
                 address: entry.address,
             };
-            layout::put_entry(&mut batch, NUMBER, &head, &entry.body);
+            layout::put_entry(&mut batch, seed, &head, &entry.body);
         }
         let records: Vec<Address> = entries.iter().map(|entry| entry.address).collect();
-        layout::finish_batch(&mut batch, NUMBER, seq, &records);
+        layout::finish_batch(&mut batch, seed, seq, &records);
         out.extend_from_slice(&batch);
     }
     out
 }
 
-/// What a start finds in the segment `bytes`, where the one after it begins with batch `next`; `None`
-/// where it says that the segment is damaged and does not open the store.
-pub fn read_segment(bytes: &Bytes, next: Option<u64>) -> Option<Found> {
+/// What a start finds in the segment `bytes` of a folder with this secret, where the one after it begins with batch
+/// `next`; `None` where it says that the segment is damaged and does not open the store.
+pub fn read_segment(secret: &[u8; 32], bytes: &Bytes, next: Option<u64>) -> Option<Found> {
     let SegmentHeader::Ours { first_seq } = layout::read_segment_header(NUMBER, bytes) else {
         return None;
     };
     let reading = Reading {
-        secret: &[7; 32],
+        secret,
+        seeds: Seeds::of(secret),
         sealer: None,
         settled: 0,
     };

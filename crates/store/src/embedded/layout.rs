@@ -10,7 +10,8 @@
 //! ```
 //!
 //! All integers are big endian; `crc` is CRC-32 (IEEE) over what stands before it in its header or
-//! trailer, seeded with the segment's number. The trailer repeats the address of every record in
+//! trailer, begun with the segment's number and, but for the segment's own header, with what only the
+//! folder's secret tells ([`Seed`]). The trailer repeats the address of every record in
 //! the batch: where one byte of a batch is damaged, either the entries or the trailer still say
 //! whose record it was, so that its key counts as unknown, and neither as absent nor as what it was
 //! before (I13).
@@ -32,8 +33,9 @@ const BATCH_TRAILER: usize = 16;
 const SEGMENT_MAGIC: &[u8; 8] = b"1ONCELOG";
 const BATCH_MAGIC: u32 = 0x0B47_C401;
 
-/// The format of segments and entries that this program writes. The first had no [`FLAG_MOVED`].
-pub const FORMAT: u32 = 2;
+/// The format of segments and entries that this program writes, and the only one that it reads: those before were never
+/// released, and their checksums began with the segment's number alone.
+pub const FORMAT: u32 = 3;
 
 /// What an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +83,40 @@ pub const FLAG_PACKED: u8 = 4;
 /// already. Not authenticated, since it is added to what was sealed before.
 pub const FLAG_MOVED: u8 = 8;
 
-fn crc(segment: u32, bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(segment);
+fn crc(initial: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(initial);
     hasher.update(bytes);
     hasher.finalize()
+}
+
+/// What the checksums of a folder's log begin with.
+///
+/// Anybody may choose what stands in a body, and where the log is damaged, bodies are searched for what follows. Without
+/// the folder's secret nobody can write what counts there.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds(u32);
+
+impl Seeds {
+    /// Those of the folder with this secret.
+    pub fn of(secret: &[u8; 32]) -> Self {
+        let [a, b, c, d, ..] = blake3::derive_key("onlyonce checksums of the log", secret);
+        Self(u32::from_be_bytes([a, b, c, d]))
+    }
+
+    /// The one of a segment: what is of one segment is nothing in another.
+    pub const fn of_segment(self, number: u32) -> Seed {
+        Seed(self.0 ^ number)
+    }
+}
+
+/// What the checksums within one segment begin with; see [`Seeds`].
+#[derive(Clone, Copy, Debug)]
+pub struct Seed(u32);
+
+impl Seed {
+    fn crc(self, bytes: &[u8]) -> u32 {
+        crc(self.0, bytes)
+    }
 }
 
 /// The header of segment `segment`, whose first batch is `first_seq`.
@@ -109,6 +141,8 @@ pub enum SegmentHeader {
     Blank,
     /// Written by a newer program, in this format.
     Newer(u32),
+    /// Written by a program of before the first release, in this format.
+    Older(u32),
     /// Damaged.
     Damaged,
 }
@@ -134,6 +168,9 @@ pub fn read_segment_header(segment: u32, mut bytes: &[u8]) -> SegmentHeader {
     if format > FORMAT {
         return SegmentHeader::Newer(format);
     }
+    if format < FORMAT {
+        return SegmentHeader::Older(format);
+    }
     if bytes.get_u32() != segment {
         return SegmentHeader::Damaged;
     }
@@ -148,7 +185,7 @@ pub fn start_batch(out: &mut BytesMut) {
 }
 
 /// Ends the batch that fills `out`: trailer and header.
-pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, records: &[Address]) {
+pub fn finish_batch(out: &mut BytesMut, seed: Seed, seq: u64, records: &[Address]) {
     let entries_len = out.len() - BATCH_HEADER;
     let trailer_at = out.len();
     for address in records {
@@ -156,7 +193,7 @@ pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, records: &[Addre
     }
     out.put_u32(records.len() as u32);
     out.put_u64(seq);
-    let trailer_crc = crc(segment, &out[trailer_at..]);
+    let trailer_crc = seed.crc(&out[trailer_at..]);
     out.put_u32(trailer_crc);
 
     let mut header = &mut out[..BATCH_HEADER];
@@ -164,7 +201,7 @@ pub fn finish_batch(out: &mut BytesMut, segment: u32, seq: u64, records: &[Addre
     header.put_u64(seq);
     header.put_u32(entries_len as u32);
     header.put_u32(records.len() as u32);
-    let header_crc = crc(segment, &out[..BATCH_HEADER - 4]);
+    let header_crc = seed.crc(&out[..BATCH_HEADER - 4]);
     out[BATCH_HEADER - 4..BATCH_HEADER].copy_from_slice(&header_crc.to_be_bytes());
 }
 
@@ -190,11 +227,11 @@ impl BatchHeader {
 }
 
 /// The batch header at the front of `bytes`, if one stands there.
-pub fn read_batch_header(segment: u32, bytes: &[u8]) -> Option<BatchHeader> {
+pub fn read_batch_header(seed: Seed, bytes: &[u8]) -> Option<BatchHeader> {
     let (header, _) = bytes.split_first_chunk::<BATCH_HEADER>()?;
     let (stated, covered) = (&header[BATCH_HEADER - 4..], &header[..BATCH_HEADER - 4]);
     let mut rest = covered;
-    if rest.get_u32() != BATCH_MAGIC || crc(segment, covered).to_be_bytes() != stated {
+    if rest.get_u32() != BATCH_MAGIC || seed.crc(covered).to_be_bytes() != stated {
         return None;
     }
     Some(BatchHeader {
@@ -206,17 +243,14 @@ pub fn read_batch_header(segment: u32, bytes: &[u8]) -> Option<BatchHeader> {
 
 /// The offsets in `bytes` at which a batch header stands, in order. It looks no further than it is asked:
 /// a segment of many small batches is asked for the next one at each.
-pub fn find_batch_headers(
-    segment: u32,
-    bytes: &[u8],
-) -> impl Iterator<Item = (usize, BatchHeader)> {
+pub fn find_batch_headers(seed: Seed, bytes: &[u8]) -> impl Iterator<Item = (usize, BatchHeader)> {
     const MAGIC: [u8; 4] = BATCH_MAGIC.to_be_bytes();
     memchr::memmem::find_iter(bytes, &MAGIC)
-        .filter_map(move |at| read_batch_header(segment, &bytes[at..]).map(|header| (at, header)))
+        .filter_map(move |at| read_batch_header(seed, &bytes[at..]).map(|header| (at, header)))
 }
 
 /// The addresses of the records in batch `seq` by its trailer, which ends where `bytes` end.
-pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>> {
+pub fn read_trailer(seed: Seed, seq: u64, bytes: &[u8]) -> Option<Vec<Address>> {
     let (rest, tail) = bytes.split_last_chunk::<BATCH_TRAILER>()?;
     let mut fields = &tail[..];
     let records = fields.get_u32() as usize;
@@ -224,7 +258,7 @@ pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>
     let stated_crc = fields.get_u32();
     let start = rest.len().checked_sub(records.checked_mul(16)?)?;
     let covered = &bytes[start..bytes.len() - 4];
-    if stated_seq != seq || crc(segment, covered) != stated_crc {
+    if stated_seq != seq || seed.crc(covered) != stated_crc {
         return None;
     }
     let (addresses, _) = rest[start..].as_chunks::<16>();
@@ -233,25 +267,25 @@ pub fn read_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<Vec<Address>
 
 /// The last trailer of batch `seq` within `bytes`: the addresses in it, where it starts and ends. What comes before it
 /// and looks like one is in the body of an entry, which anybody may have made.
-pub fn find_trailer(segment: u32, seq: u64, bytes: &[u8]) -> Option<(Vec<Address>, usize, usize)> {
+pub fn find_trailer(seed: Seed, seq: u64, bytes: &[u8]) -> Option<(Vec<Address>, usize, usize)> {
     let wanted = seq.to_be_bytes();
     memchr::memmem::rfind_iter(bytes, &wanted).find_map(|at| {
         let end = at + 12;
-        let records = read_trailer(segment, seq, bytes.get(..end)?)?;
+        let records = read_trailer(seed, seq, bytes.get(..end)?)?;
         let start = end - BATCH_TRAILER - records.len() * 16;
         Some((records, start, end))
     })
 }
 
 /// Appends an entry.
-pub fn put_entry(out: &mut BytesMut, segment: u32, entry: &EntryHead, body: &[u8]) {
+pub fn put_entry(out: &mut BytesMut, seed: Seed, entry: &EntryHead, body: &[u8]) {
     let at = out.len();
     out.put_u32((ENTRY_HEADER + body.len()) as u32);
     out.put_u8(entry.kind.number());
     out.put_u8(entry.flags);
     out.put_slice(entry.address.as_bytes());
     out.put_u32(crc32fast::hash(body));
-    let head_crc = crc(segment, &out[at..]);
+    let head_crc = seed.crc(&out[at..]);
     out.put_u32(head_crc);
     out.put_slice(body);
 }
@@ -275,10 +309,10 @@ pub struct Entry<'a> {
 }
 
 /// The entry at the front of `bytes`, if its head is whole and the entry ends within `bytes`.
-pub fn read_entry(segment: u32, bytes: &[u8]) -> Option<Entry<'_>> {
+pub fn read_entry(seed: Seed, bytes: &[u8]) -> Option<Entry<'_>> {
     let (header, _) = bytes.split_first_chunk::<ENTRY_HEADER>()?;
     let (covered, stated) = (&header[..ENTRY_HEADER - 4], &header[ENTRY_HEADER - 4..]);
-    if crc(segment, covered).to_be_bytes() != stated {
+    if seed.crc(covered).to_be_bytes() != stated {
         return None;
     }
     let mut rest = covered;
@@ -301,13 +335,17 @@ pub fn read_entry(segment: u32, bytes: &[u8]) -> Option<Entry<'_>> {
 }
 
 /// How far behind the front of `bytes` the next entry stands whose head is whole.
-pub fn find_entry(segment: u32, bytes: &[u8]) -> Option<usize> {
-    (0..bytes.len()).find(|&at| read_entry(segment, &bytes[at..]).is_some())
+pub fn find_entry(seed: Seed, bytes: &[u8]) -> Option<usize> {
+    (0..bytes.len()).find(|&at| read_entry(seed, &bytes[at..]).is_some())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn seed(segment: u32) -> Seed {
+        Seeds::of(&[7; 32]).of_segment(segment)
+    }
 
     fn address(byte: u8) -> Address {
         Address::from_bytes([byte; 16])
@@ -322,24 +360,24 @@ mod tests {
                 flags: 0,
                 address: address(byte),
             };
-            put_entry(&mut out, 3, &head, &[byte; 40]);
+            put_entry(&mut out, seed(3), &head, &[byte; 40]);
         }
-        finish_batch(&mut out, 3, 9, &[address(1), address(2)]);
+        finish_batch(&mut out, seed(3), 9, &[address(1), address(2)]);
         out
     }
 
     #[test]
     fn a_batch_reads_back() {
         let bytes = batch();
-        let header = read_batch_header(3, &bytes).expect("a header");
+        let header = read_batch_header(seed(3), &bytes).expect("a header");
         assert_eq!(
             (header.seq, header.records, header.len()),
             (9, 2, bytes.len())
         );
-        let first = read_entry(3, &bytes[BATCH_HEADER..]).expect("an entry");
+        let first = read_entry(seed(3), &bytes[BATCH_HEADER..]).expect("an entry");
         assert_eq!(first.body, Some(&[1; 40][..]));
         assert_eq!(
-            read_trailer(3, 9, &bytes),
+            read_trailer(seed(3), 9, &bytes),
             Some(vec![address(1), address(2)])
         );
     }
@@ -347,9 +385,9 @@ mod tests {
     #[test]
     fn bytes_of_another_segment_are_not_taken() {
         let bytes = batch();
-        assert_eq!(read_batch_header(4, &bytes), None);
-        assert!(read_entry(4, &bytes[BATCH_HEADER..]).is_none());
-        assert_eq!(read_trailer(4, 9, &bytes), None);
+        assert_eq!(read_batch_header(seed(4), &bytes), None);
+        assert!(read_entry(seed(4), &bytes[BATCH_HEADER..]).is_none());
+        assert_eq!(read_trailer(seed(4), 9, &bytes), None);
     }
 
     #[test]
@@ -358,9 +396,9 @@ mod tests {
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
-            let mut known = read_trailer(3, 9, &bytes).unwrap_or_default();
+            let mut known = read_trailer(seed(3), 9, &bytes).unwrap_or_default();
             let mut rest = &bytes[BATCH_HEADER..];
-            while let Some(entry) = read_entry(3, rest) {
+            while let Some(entry) = read_entry(seed(3), rest) {
                 known.push(entry.head.address);
                 rest = &rest[entry.len..];
             }
@@ -375,7 +413,7 @@ mod tests {
     fn i13_a_body_that_holds_a_trailer_of_its_own_batch_hides_no_record() {
         let mut forged = BytesMut::new();
         start_batch(&mut forged);
-        finish_batch(&mut forged, 3, 9, &[address(7)]);
+        finish_batch(&mut forged, seed(3), 9, &[address(7)]);
         let mut bytes = BytesMut::new();
         start_batch(&mut bytes);
         let head = EntryHead {
@@ -383,16 +421,27 @@ mod tests {
             flags: 0,
             address: address(1),
         };
-        put_entry(&mut bytes, 3, &head, &forged);
+        put_entry(&mut bytes, seed(3), &head, &forged);
         let trailer_at = bytes.len();
-        finish_batch(&mut bytes, 3, 9, &[address(1)]);
+        finish_batch(&mut bytes, seed(3), 9, &[address(1)]);
         let end = bytes.len();
         // What a file has room for is zeros.
         bytes.put_bytes(0, 100);
         assert_eq!(
-            find_trailer(3, 9, &bytes),
+            find_trailer(seed(3), 9, &bytes),
             Some((vec![address(1)], trailer_at, end))
         );
+    }
+
+    #[test]
+    fn i13_what_was_written_without_the_secret_counts_nowhere() {
+        let bytes = batch();
+        for other in [Seed(0), Seed(3), Seeds::of(&[8; 32]).of_segment(3)] {
+            assert_eq!(find_batch_headers(other, &bytes).next(), None);
+            assert_eq!(find_entry(other, &bytes), None);
+            assert_eq!(find_trailer(other, 9, &bytes), None);
+        }
+        assert_eq!(find_entry(seed(3), &bytes), Some(BATCH_HEADER));
     }
 
     #[test]
@@ -409,6 +458,13 @@ mod tests {
             read_segment_header(5, &header),
             SegmentHeader::Newer(FORMAT + 1)
         );
+        header[11] = FORMAT as u8 - 1;
+        let crc = super::crc(5, &header[..24]).to_be_bytes();
+        header[24..28].copy_from_slice(&crc);
+        assert_eq!(
+            read_segment_header(5, &header),
+            SegmentHeader::Older(FORMAT - 1)
+        );
     }
 
     #[test]
@@ -417,7 +473,7 @@ mod tests {
         let many = one.repeat(100_000);
         let start = std::time::Instant::now();
         for at in (0..many.len()).step_by(one.len()) {
-            let next = find_batch_headers(3, &many[at..]).next();
+            let next = find_batch_headers(seed(3), &many[at..]).next();
             assert_eq!(next.map(|(further, _)| further), Some(0));
         }
         // To read all that follow each of them takes minutes.

@@ -35,7 +35,7 @@ use super::{
     catalog::{Catalog, Item, What},
     gate::Gate,
     index::{Place, position},
-    layout::{self, EntryHead, Kind, SEGMENT_HEADER},
+    layout::{self, EntryHead, Kind, SEGMENT_HEADER, Seeds},
     segment::{Segment, sync_dir},
 };
 use crate::commits::Commits;
@@ -84,6 +84,7 @@ pub enum NotTaken {
 
 struct Shared {
     dir: PathBuf,
+    seeds: Seeds,
     gate: Arc<Gate>,
     pending: Mutex<Pending>,
     work: Condvar,
@@ -180,6 +181,7 @@ impl Log {
     /// Starts the log behind the segments that are there. `last_seq` is the last batch in them.
     pub fn start(
         dir: &Path,
+        seeds: Seeds,
         segments: BTreeMap<u32, Arc<Segment>>,
         last_seq: u64,
         largest_segment: u32,
@@ -193,6 +195,7 @@ impl Log {
         let (keeper, chores) = mpsc::channel();
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
+            seeds,
             gate: gate.clone(),
             pending: Mutex::new(Pending {
                 batch: first_batch(first.clone(), last_seq + 1, None),
@@ -361,7 +364,7 @@ impl Shared {
         };
         layout::put_entry(
             &mut batch.bytes,
-            batch.segment.number,
+            self.seeds.of_segment(batch.segment.number),
             entry.head,
             entry.body,
         );
@@ -549,7 +552,8 @@ impl Shared {
     fn commit(&self, batch: &mut Batch) -> io::Result<()> {
         let segment = &batch.segment;
         let mut at = batch.offset;
-        layout::finish_batch(&mut batch.bytes, segment.number, batch.seq, &batch.records);
+        let seed = self.seeds.of_segment(segment.number);
+        layout::finish_batch(&mut batch.bytes, seed, batch.seq, &batch.records);
         if at as usize == SEGMENT_HEADER {
             // The header of a segment comes with its first batch.
             let header = layout::segment_header(segment.number, batch.seq);

@@ -52,7 +52,7 @@ use std::{
 use parking_lot::Mutex;
 
 pub use self::open::{OpenError, make};
-use self::{books::Ledger, census::Census, index::Index, log::Log, store::Hot};
+use self::{books::Ledger, census::Census, index::Index, layout::Seeds, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
 use crate::{
     Mark,
@@ -106,6 +106,7 @@ struct Inner {
     index: Index,
     hot: Hot,
     secret: [u8; 32],
+    seeds: Seeds,
     sealer: Option<Sealer>,
     clock: Arc<dyn Clock>,
     max_records: u64,
@@ -136,6 +137,7 @@ impl EmbeddedStore {
         let segment_bytes = options.segment_bytes.max(log::SMALLEST_SEGMENT);
         let log = Log::start(
             dir,
+            opened.seeds,
             opened.segments,
             opened.last_seq,
             segment_bytes,
@@ -153,6 +155,7 @@ impl EmbeddedStore {
             index: opened.index,
             hot: store::hot(options.cache_bytes),
             secret: opened.secret,
+            seeds: opened.seeds,
             sealer: opened.sealer,
             clock,
             max_records: options.max_records,

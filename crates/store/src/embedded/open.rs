@@ -30,7 +30,7 @@ use super::{
     books::Ledger,
     catalog::{Catalog, Item, What},
     index::{Beside, Index, Slot, SlotState},
-    layout::{self, SEGMENT_HEADER, SegmentHeader},
+    layout::{self, FORMAT, SEGMENT_HEADER, Seeds, SegmentHeader},
     recover::Reading,
     segment::{self, Segment, numbers, sync_dir},
     shard::Shard,
@@ -64,6 +64,16 @@ pub enum OpenError {
         format: u32,
         /// The newest format that is known here.
         known: u32,
+    },
+    /// Its log was written by a program of before the first release.
+    #[error(
+        "the log in the data folder has format {format}, of before the first release, and this program reads \
+         format {FORMAT} alone; keep the folder for the program that wrote it, or begin with an empty one, \
+         in which no key is known; nothing was changed"
+    )]
+    Older {
+        /// Its format.
+        format: u32,
     },
     /// Something in it is damaged so that it is not known any more which keys were used.
     #[error(
@@ -106,6 +116,7 @@ pub enum OpenError {
 pub struct Opened {
     pub lock: File,
     pub secret: [u8; 32],
+    pub seeds: Seeds,
     pub mark: Option<Mark>,
     pub sealer: Option<Sealer>,
     pub index: Index,
@@ -134,6 +145,7 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
     let mut opened = Opened {
         lock,
         secret,
+        seeds: Seeds::of(&secret),
         mark: read_mark(dir)?,
         sealer,
         index: Index::new(),
@@ -187,13 +199,14 @@ impl Opened {
             let segment = Segment::open(dir, number).map_err(at)?;
             match read_header(&segment).map_err(at)? {
                 SegmentHeader::Newer(format) => {
-                    let (what, known) = ("the log", layout::FORMAT);
+                    let (what, known) = ("the log", FORMAT);
                     return Err(OpenError::Newer {
                         what,
                         format,
                         known,
                     });
                 }
+                SegmentHeader::Older(format) => return Err(OpenError::Older { format }),
                 SegmentHeader::Ours { first_seq } => found.push((segment, Some(first_seq))),
                 SegmentHeader::Damaged => found.push((segment, None)),
                 // Prepared by a process that died before it used it. If its first batch was torn
@@ -259,6 +272,7 @@ impl Opened {
         };
         let reading = Reading {
             secret: &self.secret,
+            seeds: self.seeds,
             sealer: self.sealer.as_ref(),
             settled: self.ledger.settled(),
         };
@@ -283,8 +297,8 @@ impl Opened {
                 let first_seq = first_seq
                     .or((expected > 1).then_some(expected))
                     .or_else(|| {
-                        let header =
-                            layout::read_batch_header(number, bytes.get(SEGMENT_HEADER..)?);
+                        let seed = reading.seeds.of_segment(number);
+                        let header = layout::read_batch_header(seed, bytes.get(SEGMENT_HEADER..)?);
                         header.map(|header| header.seq)
                     })
                     .unwrap_or(1);

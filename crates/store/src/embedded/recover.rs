@@ -19,13 +19,14 @@ use super::{
     books::{Kept, Row},
     catalog::{Catalog, Item, What},
     index::Place,
-    layout::{self, BATCH_HEADER, FLAG_UNREADABLE, SEGMENT_HEADER},
+    layout::{self, BATCH_HEADER, FLAG_UNREADABLE, SEGMENT_HEADER, Seed, Seeds},
 };
 use crate::seal::Sealer;
 
 /// What is needed to read entries.
 pub struct Reading<'a> {
     pub secret: &'a [u8; 32],
+    pub seeds: Seeds,
     pub sealer: Option<&'a Sealer>,
     /// Up to which batch there is nothing left for the books.
     pub settled: u64,
@@ -58,10 +59,11 @@ impl Reading<'_> {
             ..Scanned::default()
         };
         scanned.catalog.last_seq = first_seq - 1;
+        let seed = self.seeds.of_segment(segment);
         let mut at = SEGMENT_HEADER.min(bytes.len());
         loop {
             let seq = scanned.catalog.last_seq + 1;
-            let extent = Extent::of(segment, seq, bytes, at);
+            let extent = Extent::of(seed, seq, bytes, at);
             let Some(batch) = self.batch(segment, seq, bytes, &extent, &mut scanned.catalog.latest)
             else {
                 // Not even the keys of this batch are all known.
@@ -97,11 +99,12 @@ impl Reading<'_> {
         extent: &Extent,
         latest: &mut u64,
     ) -> Option<Batch> {
+        let seed = self.seeds.of_segment(segment);
         let within = &bytes[extent.start..extent.end];
         let trailer = match extent.entries_end {
-            Some(entries_end) => layout::read_trailer(segment, seq, within)
+            Some(entries_end) => layout::read_trailer(seed, seq, within)
                 .map(|records| (records, entries_end - extent.start, within.len())),
-            None => layout::find_trailer(segment, seq, within),
+            None => layout::find_trailer(seed, seq, within),
         };
         let entries_end = match (&trailer, extent.entries_end) {
             (_, Some(end)) => Some(end),
@@ -120,12 +123,12 @@ impl Reading<'_> {
         let mut is_chained = true;
         loop {
             let rest = bytes.get(at..stop).unwrap_or_default();
-            let Some(entry) = layout::read_entry(segment, rest) else {
+            let Some(entry) = layout::read_entry(seed, rest) else {
                 // A damaged head does not say where the next entry stands. Without a trailer it would
                 // not be known whose records are missing, and then nothing of the batch counts.
                 let next = trailer
                     .as_ref()
-                    .and_then(|_| layout::find_entry(segment, rest));
+                    .and_then(|_| layout::find_entry(seed, rest));
                 let Some(further) = next else { break };
                 at += further;
                 is_chained = false;
@@ -229,14 +232,14 @@ struct Extent {
 
 impl Extent {
     /// The batch `seq` that should start at `start`.
-    fn of(segment: u32, seq: u64, bytes: &[u8], start: usize) -> Self {
-        let stated = layout::read_batch_header(segment, &bytes[start..])
+    fn of(seed: Seed, seq: u64, bytes: &[u8], start: usize) -> Self {
+        let stated = layout::read_batch_header(seed, &bytes[start..])
             .filter(|header| header.seq == seq && start + header.len() <= bytes.len());
         let from = stated.map_or(start + 1, |header| start + header.len());
         let rest = bytes.get(from..).unwrap_or_default();
         // The next batch stands right behind this one, unless its own header is damaged; then a
         // later one still tells that this one is not the last.
-        let follower = layout::find_batch_headers(segment, rest)
+        let follower = layout::find_batch_headers(seed, rest)
             .find(|(_, header)| header.seq > seq)
             .map(|(at, header)| (from + at, header.seq));
         let end = match (stated, follower) {
