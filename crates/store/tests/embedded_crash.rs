@@ -505,6 +505,40 @@ async fn flip_every_byte(folder: &TempDir) {
     assert!(damaged > 100, "{damaged} answers were damaged");
 }
 
+/// The key is known from the trailer of its batch alone where the head of its entry is damaged. Its segment was dropped all
+/// the same, since nothing lived in it, and the next start knew nothing of the key.
+#[tokio::test]
+async fn i13_a_damaged_key_outlives_the_segment_that_it_was_in() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path()).expect("new");
+    claim(&store, 1).await;
+    let image = killed_copy(folder.path());
+    let log = "seg-00000001.log";
+    let bytes = file(&image, log);
+    let used = bytes.iter().rposition(|&byte| byte != 0).expect("a claim") + 1;
+    let mut dropped = 0;
+    for at in 0..used {
+        let rotten = killed_copy(image.path());
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 0x04;
+        fs::write(rotten.path().join(log), bytes).expect("written");
+        let Ok(store) = open(rotten.path()) else {
+            continue;
+        };
+        let before = state(&store, 1).await;
+        assert!(before.is_some(), "the key is new after byte {at}");
+        store.sweep().await.expect("a sweep");
+        dropped += u32::from(!rotten.path().join(log).exists());
+        store.close().await.expect("it closes");
+        drop(store);
+        let store = open(rotten.path()).expect("it opens again");
+        let after = state(&store, 1).await;
+        assert_eq!(after, before, "byte {at}, a sweep and a restart later");
+    }
+    // Where the claim can be read, it is written again as unknown, and its segment goes.
+    assert!(dropped > 0);
+}
+
 #[tokio::test]
 async fn hostile_087_a_second_process_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -596,6 +630,33 @@ async fn l7_expired_space_comes_back_though_an_old_operation_lives_on() {
     for number in 1..300 {
         assert_eq!(state(&store, number).await, None);
     }
+}
+
+#[tokio::test]
+async fn l7_expired_space_comes_back_though_a_catalog_could_not_be_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = small_segments(&clock);
+    let store = EmbeddedStore::open(folder.path(), options).expect("new");
+    // What stands where the catalogs of the first segments are to be made.
+    let in_the_way: Vec<_> = (1..4)
+        .map(|number| folder.path().join(format!("seg-{number:08}.idx.new")))
+        .collect();
+    for path in &in_the_way {
+        fs::create_dir(path).expect("a folder");
+    }
+    for number in 0..300 {
+        let record = claim(&store, number).await;
+        complete(&store, &record, number, &noise(60_000)).await;
+    }
+    for path in &in_the_way {
+        fs::remove_dir(path).expect("it is there");
+    }
+    let held = store.status().bytes;
+    clock.advance(WINDOW);
+    store.sweep().await.expect("a sweep");
+    let left = store.status().bytes;
+    assert!(left < 6 << 20, "{left} of {held} are left");
 }
 
 /// A soak had found it: a sweep that moves a few segments, however small they are, falls behind a load that
@@ -1008,6 +1069,40 @@ async fn i08_a_torn_commit_completes_with_its_entry_or_not_at_all() {
         counts.insert(assert_booked_once(&image, 4).await);
     }
     assert_eq!(counts, [3, 4].into());
+}
+
+/// Batches of an empty log had the numbers again of those that the books knew, and were taken for booked.
+#[tokio::test]
+async fn i08_what_follows_an_empty_log_comes_into_the_books() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::default();
+    let options = || Options {
+        clock: Some(Arc::new(clock.clone())),
+        ..Options::default()
+    };
+    for _stop in 0..2 {
+        let store = EmbeddedStore::open(folder.path(), options()).expect("it opens");
+        if state(&store, 0).await.is_none() && store.status().records == 0 {
+            finish(&store, 0, b"hello").await;
+            book(&store).await;
+        }
+        clock.advance(WINDOW * 2);
+        store.sweep().await.expect("a sweep");
+        store.close().await.expect("it closes");
+    }
+    let log_is_empty = |folder: &Path| {
+        let names = fs::read_dir(folder).expect("the folder");
+        let mut names = names.map(|entry| entry.expect("an entry").file_name());
+        names.all(|name| !name.to_string_lossy().ends_with(".log"))
+    };
+    assert!(log_is_empty(folder.path()), "a segment is left");
+
+    let store = EmbeddedStore::open(folder.path(), options()).expect("it opens");
+    let id = finish(&store, 1, b"hello").await;
+    let image = killed_copy(folder.path());
+    let store = EmbeddedStore::open(image.path(), options()).expect("it opens after the kill");
+    book(&store).await;
+    assert!(entered(&store).await.contains(&id), "it has no entry");
 }
 
 #[tokio::test]

@@ -653,11 +653,11 @@ impl Shared {
         let sealed = catalog
             .write(&self.dir, segment.number)
             .and_then(|()| segment.trim());
-        match sealed {
-            Ok(()) => segment.finish(last_seq),
+        if let Err(error) = sealed {
             // Not needed: the next start reads the segment itself.
-            Err(error) => tracing::warn!(segment = segment.number, %error, "no catalog written"),
+            tracing::warn!(segment = segment.number, %error, "no catalog written");
         }
+        segment.finish(last_seq);
     }
 }
 

@@ -156,6 +156,10 @@ pub fn open(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
         ledger,
     };
     opened.read_segments(dir, &numbers)?;
+    if opened.segments.is_empty() {
+        // All has expired. What comes next must not take the numbers of what is in the books.
+        opened.last_seq = opened.ledger.settled();
+    }
     opened.ledger.begin(opened.last_seq);
     Ok(opened)
 }

@@ -172,10 +172,11 @@ impl Reading<'_> {
             .filter(|item| matches!(item.what, What::Record(_) | What::Unreadable))
             .map(|item| item.address)
             .collect();
+        // The batch's head stands for them: what takes no room in its segment would be forgotten with it.
         let place = Place {
             segment,
             offset: extent.start as u32,
-            len: 0,
+            len: BATCH_HEADER as u32,
         };
         batch.items.extend(
             records

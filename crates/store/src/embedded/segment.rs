@@ -24,7 +24,7 @@ pub struct Segment {
     pub used: AtomicU32,
     /// Bytes of entries that still count.
     pub live: AtomicU64,
-    /// Whether nothing more will be written to it and its catalog is durable.
+    /// Whether nothing more will be written to it, and its catalog is durable or could not be written.
     pub sealed: AtomicBool,
     /// Its last batch, once it is sealed.
     pub last_seq: AtomicU64,
