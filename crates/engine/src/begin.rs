@@ -386,16 +386,6 @@ impl<S: Store> Attempt<'_, S> {
     /// Meets an operation that is live in this process. `None` where there was no claim after all:
     /// decide again.
     async fn meet(&self, live: Arc<Live>) -> Result<Option<Begin<S>>, Trouble> {
-        if live.fingerprint != self.request.fingerprint {
-            if matches!(live.state.lock().phase, Phase::Ended(_)) {
-                return Ok(None);
-            }
-            // Before anything else (I6), so it does not wait for the claim either.
-            return Ok(Some(Begin::Refuse(Refused {
-                refusal: Refusal::KeyReused,
-                ticket: None,
-            })));
-        }
         let timeout = self.policy.join_timeout;
         let phase = match tokio::time::timeout(timeout, live.claimed()).await {
             Ok(phase) => phase,
@@ -406,6 +396,15 @@ impl<S: Store> Attempt<'_, S> {
                 })));
             }
         };
+        if live.fingerprint != self.request.fingerprint {
+            // Before anything else (I6), but for the claim: until that stands, the key may be this request's, and an answer
+            // be owed.
+            let is_theirs = matches!(phase, Phase::Running);
+            return Ok(is_theirs.then_some(Begin::Refuse(Refused {
+                refusal: Refusal::KeyReused,
+                ticket: None,
+            })));
+        }
         match phase {
             Phase::Ended(End::NotClaimed(Some(trouble))) => return Err(trouble),
             Phase::Ended(End::NotClaimed(None)) => return Ok(None),

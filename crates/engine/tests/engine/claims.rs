@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use onlyonce_core::{Key, OwnerId, Refusal, ReleaseReason, StateName, UnknownReason, transition};
 use onlyonce_engine::{Begin, Kind, Settings, Trouble};
 use onlyonce_store::{
@@ -125,23 +126,45 @@ async fn i06_another_request_under_a_finished_key_is_refused_and_learns_nothing(
 #[tokio::test]
 async fn hostile_030_a_mismatch_while_in_flight_is_refused_at_once() {
     let world = World::new();
-    let gate = world.store.faults().hold(CLAIM);
-    let begin = {
-        let world = world.clone();
-        tokio::spawn(async move { world.execute("k").await })
-    };
-    gate.until_waiting(1).await;
-    // Not even the claim is waited for.
-    let refused = world.refused(other_request("k")).await;
-    assert_eq!(refused.refusal, Refusal::KeyReused);
-    drop(gate);
-    let (execution, _) = begin.await.expect("executes");
+    let (execution, _) = world.execute("k").await;
     let refused = world.refused(other_request("k")).await;
     assert_eq!(
         (refused.refusal, refused.ticket),
         (Refusal::KeyReused, None)
     );
     drop(execution);
+}
+
+/// Whose key it is, the claim says: until it stands, nobody is told to take another one.
+#[tokio::test]
+async fn i06_a_mismatch_with_a_claim_that_does_not_stand_yet_waits_for_it() {
+    for fails in [false, true] {
+        let world = World::new();
+        let gate = world.store.faults().hold(CLAIM);
+        if fails {
+            world.store.faults().fail(CLAIM, Fault::Full, 1);
+        }
+        let begin = {
+            let world = world.clone();
+            tokio::spawn(async move { world.begin(request("k")).await })
+        };
+        gate.until_waiting(1).await;
+        let mut other = pin!(world.begin(other_request("k")));
+        assert!((&mut other).now_or_never().is_none(), "it waits");
+        drop(gate);
+        let other = other.await;
+        let begun = begin.await.expect("no panic");
+        if fails {
+            assert!(begun.is_err(), "{}", name(&begun));
+            assert!(matches!(other, Ok(Begin::Execute(..))), "{}", name(&other));
+        } else {
+            assert!(matches!(begun, Ok(Begin::Execute(..))), "{}", name(&begun));
+            let Ok(Begin::Refuse(refused)) = other else {
+                panic!("{}", name(&other));
+            };
+            assert_eq!(refused.refusal, Refusal::KeyReused);
+        }
+    }
 }
 
 #[tokio::test]

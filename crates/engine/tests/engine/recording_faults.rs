@@ -4,14 +4,14 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Kind, PushError, Resolution};
+use onlyonce_engine::{Broken, Kind, PushError, Resolution, Unsettled};
 use onlyonce_store::{
     Store,
     memory::{Call, Fault},
 };
 
 use crate::world::{
-    Answer, CHUNK, World, available, body, head, no_trailers, poll_next, poll_start, read,
+    Answer, CHUNK, World, available, body, head, no_trailers, poll_next, poll_start, ran, read,
     read_body, request, resend,
 };
 
@@ -177,4 +177,23 @@ async fn i13_chunks_of_uneven_sizes_are_no_recording() {
         assert_eq!(answer.end, Err(Broken(UnknownReason::Unreadable)));
         assert_eq!(answer.body, b"");
     }
+}
+
+/// Both write into one recording. Whichever of the two completes the record, its answer is its own.
+#[tokio::test]
+async fn i04_a_late_answer_completes_nothing_that_an_operator_has_written_into() {
+    let world = World::new();
+    let (execution, _) = world.execute("k").await;
+    let id = execution.id();
+    let mut late = execution
+        .lose_for_now(UnknownReason::TimedOut)
+        .await
+        .expect("durable");
+    late.head(head(200)).await.expect("head");
+    late.push(body(CHUNK + 1)).await.expect("pushed");
+    world.store.faults().fail(COMPLETION, Fault::Unavailable, 1);
+    let ruled = world.rule(id, ran(vec![b'!'; CHUNK + 1])).await;
+    assert!(ruled.is_err(), "the store did not take it");
+    assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
 }

@@ -1,7 +1,8 @@
 //! Claims without a look, where most keys are new. What does not need faults runs in `over_cached`.
 
-use std::{num::NonZero, sync::Arc, time::Duration};
+use std::{num::NonZero, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use onlyonce_core::{OperationId, OwnerId, Refusal, StateName, UnknownReason, transition};
 use onlyonce_engine::{Begin, Settings, Trouble};
 use onlyonce_store::{
@@ -101,6 +102,28 @@ async fn i06_another_request_changes_nothing() {
         (Refusal::KeyReused, None)
     );
     assert_eq!(world.record("k").await, before);
+}
+
+/// Another request claims without a look, over an answer that this gateway does not know of. Whose answer it is gets it all
+/// the same.
+#[tokio::test]
+async fn i06_a_claim_over_an_answer_does_not_keep_its_owner_from_it() {
+    let (shared, world) = Shared::with_completed(Limits::default()).await;
+    let gate = shared.store.faults().hold(CLAIM);
+    let other = {
+        let world = world.clone();
+        tokio::spawn(async move { world.refused(other_request("k")).await })
+    };
+    gate.until_waiting(1).await;
+    let mut retry = pin!(world.begin(request("k")));
+    assert!((&mut retry).now_or_never().is_none(), "it waits");
+    drop(gate);
+    let Ok(Begin::Replay(reader)) = retry.await else {
+        panic!("it gets another answer");
+    };
+    assert_eq!(read(reader).await.body, b"charged");
+    let other = other.await.expect("no panic");
+    assert_eq!(other.refusal, Refusal::KeyReused);
 }
 
 #[tokio::test]
