@@ -8,6 +8,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use onlyonce_core::planted::{Bug, planted};
 use onlyonce_tower::shell::timer::Timer;
+use tokio::time::Instant;
 
 use super::lane::{Answer, CallOff, Failed, Lane, Sending};
 use super::outgoing::Outgoing;
@@ -24,6 +25,17 @@ pub(super) enum Failure {
     BadAnswer(String),
     /// No head within the first-byte timeout. It may still come.
     TimedOut(Box<Waiting>),
+}
+
+/// How long an exchange is waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// For the connection.
+    pub(super) connect: Duration,
+    /// For the head of the answer, from when the last part of the request went out.
+    pub(super) first_byte: Duration,
+    /// For the head in any case, however slowly the request goes out.
+    pub(super) until: Option<Instant>,
 }
 
 /// A request that was sent and not answered yet.
@@ -46,14 +58,13 @@ pub(super) async fn exchange(
     pool: &Arc<Pool>,
     mut request: Request<Outgoing>,
     read_by: ReadBy,
-    connect_timeout: Duration,
-    first_byte_timeout: Duration,
+    patience: Patience,
     may_send: impl Fn() -> bool,
 ) -> Result<Begun, Failure> {
     let mut fresh = false;
     loop {
         let mut lane = pool
-            .lane(read_by, connect_timeout, fresh)
+            .lane(read_by, patience.connect, fresh)
             .await
             .map_err(Failure::NotSent)?;
         // To connect takes its time, and a process can be stopped at any place.
@@ -70,7 +81,7 @@ pub(super) async fn exchange(
             pool: Arc::clone(pool),
             written: 0,
         };
-        match waiting.wait(first_byte_timeout).await {
+        match waiting.wait(patience.first_byte, patience.until).await {
             Some(Ok(response)) => return Ok(waiting.begun(response)),
             Some(Err(Failed::NotTaken(back))) if waiting.lane.is_used() && !fresh => {
                 request = *back;
@@ -95,23 +106,35 @@ impl Waiting {
 
     /// Goes on waiting for an answer that is late already.
     pub(super) async fn late(mut self: Box<Self>, limit: Duration) -> Result<Begun, Failure> {
-        match self.wait(limit).await {
+        match self.wait(limit, Some(Instant::now() + limit)).await {
             Some(Ok(response)) => Ok(self.begun(response)),
             Some(Err(failed)) => Err(failed.into()),
             None => Err(Failure::TimedOut(self)),
         }
     }
 
-    /// The head of the answer; `None` when nothing has moved for `limit`.
-    async fn wait(&mut self, limit: Duration) -> Option<Result<Response<Incoming>, Failed>> {
+    /// The head of the answer; `None` when nothing has moved for `limit`, or it is `until`.
+    async fn wait(
+        &mut self,
+        limit: Duration,
+        until: Option<Instant>,
+    ) -> Option<Result<Response<Incoming>, Failed>> {
+        self.put_off(limit, until);
+        std::future::poll_fn(|cx| self.poll(cx, limit, until)).await
+    }
+
+    fn put_off(&mut self, limit: Duration, until: Option<Instant>) {
         self.timer.set(limit);
-        std::future::poll_fn(|cx| self.poll(cx, limit)).await
+        if let Some(until) = until.filter(|&until| until < Instant::now() + limit) {
+            self.timer.set_at(until);
+        }
     }
 
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         limit: Duration,
+        until: Option<Instant>,
     ) -> Poll<Option<Result<Response<Incoming>, Failed>>> {
         if let Poll::Ready(answer) = self.sending.poll(&mut self.lane, cx) {
             return Poll::Ready(Some(answer));
@@ -121,7 +144,7 @@ impl Waiting {
         let written = self.sending.written(&self.lane);
         if written != self.written {
             self.written = written;
-            self.timer.set(limit);
+            self.put_off(limit, until);
         }
         self.timer.poll(cx).map(|()| None)
     }
@@ -180,8 +203,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let pool = pool_to(&listener);
         let request = Request::new(Outgoing::Whole(Bytes::from_static(b"charge")));
-        let limit = Duration::from_secs(20);
-        let exchanged = exchange(&pool, request, ReadBy::Recording, limit, limit, || false).await;
+        let patience = Patience {
+            connect: Duration::from_secs(20),
+            first_byte: Duration::from_secs(20),
+            until: None,
+        };
+        let exchanged = exchange(&pool, request, ReadBy::Recording, patience, || false).await;
         assert!(matches!(exchanged, Err(Failure::NotSent(_))));
         drop(pool);
         let (mut upstream, _) = listener.accept().expect("a connection");

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::asking::Asked;
-use super::exchange::{Begun, Failure, Waiting, exchange};
+use super::exchange::{Begun, Failure, Patience, Waiting, exchange};
 use super::mcp::Call;
 use super::outgoing::Outgoing;
 use super::path::Path;
@@ -153,6 +153,11 @@ impl<S: Store> Driver<S> {
         let policy = &self.path.route.policy;
         self.path.count_request();
         let deadline = Instant::now() + policy.total_timeout;
+        let patience = Patience {
+            connect: policy.connect_timeout,
+            first_byte: policy.first_byte_timeout,
+            until: Some(deadline),
+        };
         let mut tries = 0;
         let blind = u32::from(planted(Bug::BlindUpstreamRetry));
         loop {
@@ -162,8 +167,7 @@ impl<S: Store> Driver<S> {
                 &self.path.pool,
                 request,
                 ReadBy::Recording,
-                policy.connect_timeout,
-                policy.first_byte_timeout.min(policy.total_timeout),
+                patience,
                 || execution.may_send(),
             );
             let Some(exchanged) = while_followed(left, exchanging).await else {

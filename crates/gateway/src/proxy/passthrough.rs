@@ -17,7 +17,7 @@ use onlyonce_http::problem::Problem;
 use onlyonce_store::Store;
 use onlyonce_tower::shell::timer::Timer;
 
-use super::exchange::{Failure, exchange};
+use super::exchange::{Failure, Patience, exchange};
 use super::lane::Answer;
 use super::mcp::Listing;
 use super::outgoing::{Interrupted, Outgoing};
@@ -58,8 +58,11 @@ pub(super) async fn pass<S: Store>(
         &path.pool,
         request,
         ReadBy::Caller,
-        policy.connect_timeout,
-        policy.first_byte_timeout,
+        Patience {
+            connect: policy.connect_timeout,
+            first_byte: policy.first_byte_timeout,
+            until: None,
+        },
         || true,
     )
     .await;

@@ -345,6 +345,35 @@ fn hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end() 
     assert_eq!(came_whole.load(Ordering::SeqCst), 1);
 }
 
+/// Each part of a request that goes out puts the deadline off, but no further than the exchange may take in all.
+#[test]
+fn l1_a_request_that_goes_out_slowly_is_not_waited_for_without_end() {
+    // More than the sockets between them hold, and seven times what is read until then.
+    const LENGTH: usize = 32 << 20;
+    let told = Signal::new();
+    let until = told.clone();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    let upstream = Upstream::scripted(move |x| {
+        while !until.wait_at_most(Duration::from_millis(100)) {
+            match x.wire().take(256 << 10) {
+                Ok(bytes) => count.fetch_add(bytes.len(), Ordering::SeqCst),
+                Err(_) => break,
+            };
+        }
+    });
+    let gateway = setup(&upstream)
+        .route("first_byte_timeout = \"2s\"\ntotal_timeout = \"2s\"")
+        .start();
+    let request = post("/x", "k", &"b".repeat(LENGTH));
+    gateway
+        .send(&request)
+        .expect_problem(504, "outcome-unknown");
+    told.fire();
+    let taken = taken.load(Ordering::SeqCst);
+    assert!(taken < LENGTH - (256 << 10), "it was waited for all of it");
+}
+
 /// Case: chunks that are cut short. Answer: a broken body, then `outcome-unknown`.
 #[test]
 fn hostile_069_chunks_cut_short_are_unknown() {
