@@ -22,6 +22,7 @@ use onlyonce_store::{
     AttemptNote, Books, Query, RedisStore, Seen, Shown, Store, StoreError, Swap, Write,
     books::{Advance, Begin, DeadLetter, EntryQuery, Grain, Hold, Of, SumsQuery},
     clock::ManualClock,
+    embedded::EncryptionKeys,
     redis::{OpenError, Options, Refusal},
 };
 use onlyonce_testkit::{
@@ -938,6 +939,46 @@ mod failing {
         let feed = gateways[1].feed(None, 1_000).await.expect("a feed");
         assert_eq!(feed.len(), 200);
         assert_eq!(operations(&gateways[1]).await, 200);
+    }
+
+    /// As it is while a new key is rolled out: the old process cannot read what the new one has sealed.
+    #[tokio::test]
+    async fn i08_an_entry_that_one_gateway_cannot_read_is_booked_by_one_that_can() {
+        let server = RedisServer::start(&[]);
+        let with = |active: u32, ids: &[u32]| Options {
+            encryption: Some(EncryptionKeys {
+                active,
+                keys: ids.iter().map(|&id| (id, [id as u8; 32])).collect(),
+            }),
+            ..Options::default()
+        };
+        let open = async |options| {
+            let opened = RedisStore::open(&server.url(), options).await;
+            opened.expect("it opens")
+        };
+        let old = open(with(1, &[1])).await;
+        let new = open(with(2, &[1, 2])).await;
+        for key in 0..20 {
+            let kept = claim(&new, &format!("k{key}")).await.expect("claimed");
+            complete(&new, &kept, noise(10)).await.expect("completed");
+        }
+        let kept = claim(&old, "old").await.expect("claimed");
+        complete(&old, &kept, noise(10)).await.expect("completed");
+        for _ in 0..2 {
+            assert!(old.book().await.is_err(), "it can read them all");
+        }
+        new.book().await.expect("booked");
+        assert_eq!(new.feed(None, 1_000).await.expect("a feed").len(), 21);
+        assert_eq!(operations(&new).await, 21);
+
+        // Its own is old enough to go, where nothing that it cannot read stands before that.
+        let before = old.now().after(Duration::from_secs(1));
+        old.trim(before).await.expect("trimmed");
+        let left = new.feed(None, 1_000).await.expect("a feed").len();
+        assert!(left >= 20, "{left} are left");
+        let later = new.now().after(Duration::from_secs(1));
+        new.trim(later).await.expect("trimmed");
+        assert!(new.feed(None, 1_000).await.expect("a feed").is_empty());
     }
 
     /// As it is when a failover took the inbox back, and the next server's clock is behind.

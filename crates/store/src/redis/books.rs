@@ -213,10 +213,11 @@ impl Inner {
                 position, parcel, ..
             } in &batch
             {
-                // What cannot be read stays no longer than what is around it.
-                stays = self
-                    .open_entry(parcel)
-                    .is_ok_and(|entry| entry.at >= before);
+                // What is damaged stays no longer than what is around it; what only this gateway cannot read is there.
+                stays = match self.read_entry(parcel) {
+                    Ok(entry) => entry.is_some_and(|entry| entry.at >= before),
+                    Err(_) => true,
+                };
                 if stays {
                     break;
                 }

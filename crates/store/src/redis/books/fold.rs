@@ -106,29 +106,34 @@ impl Inner {
         let mut booked = Booked::default();
         let mut batch = Batch::default();
         let mut read = 0;
+        let mut unread = None;
         while let Some(inbox) = inboxes.next().await {
             let (shard, mark, entries) = inbox?;
-            let Some(last) = entries.last() else {
-                continue;
-            };
-            batch.marks.push((shard, mark, last.position));
-            booked.more |= entries.len() == MOST_OF_ONE;
+            let is_full = entries.len() == MOST_OF_ONE;
             read += entries.len();
+            let mut last = None;
             for Item {
                 position, parcel, ..
             } in entries
             {
-                match self.open_entry(&parcel) {
-                    Ok(entry) => {
+                match self.read_entry(&parcel) {
+                    Ok(Some(entry)) => {
                         batch.post(&entry.posting());
                         batch.oldest = earlier(batch.oldest, Some(entry.at));
                         batch.parcels.push((shard, parcel));
                     }
+                    Ok(None) => {}
                     Err(why) => {
-                        let at = id_of(position);
-                        tracing::error!(shard, at, %why, "an entry cannot be read and is not booked");
+                        unread = Some(why);
+                        break;
                     }
                 }
+                last = Some(position);
+            }
+            // What only this gateway cannot read stays, and all behind it, for one that can.
+            booked.more |= is_full && unread.is_none();
+            if let Some(last) = last {
+                batch.marks.push((shard, mark, last));
             }
             if batch.parcels.len() >= MOST_AT_ONCE {
                 self.fold_into(std::mem::take(&mut batch), &mut booked)
@@ -142,7 +147,10 @@ impl Inner {
         if !batch.marks.is_empty() {
             self.fold_into(batch, &mut booked).await?;
         }
-        Ok(booked)
+        match unread {
+            Some(why) => Err(why),
+            None => Ok(booked),
+        }
     }
 
     pub async fn post(&self, postings: &[Posting]) -> Result<(), StoreError> {
