@@ -65,8 +65,7 @@ impl<S: Store> Late<S> {
 
     /// Appends to the recording.
     pub async fn push(&mut self, bytes: Bytes) -> Result<(), PushError> {
-        let gate = Arc::clone(&self.gate.gate);
-        self.writer.push(bytes, Some(&gate)).await
+        self.writer.push(bytes, Some(&self.gate.gate)).await
     }
 
     /// Says what the answer has told of its use and cost, as [`Execution::meter`](crate::Execution::meter).
@@ -76,9 +75,8 @@ impl<S: Store> Late<S> {
 
     /// Completes the unknown operation, if it is still as this execution left it.
     pub async fn complete(self, trailers: HeaderBlock) -> Result<(), Unsettled> {
-        let gate = Arc::clone(&self.gate.gate);
         // Held until the record is written: an operator's answer goes into the same recording.
-        let is_shut = gate.shut.lock().await;
+        let is_shut = self.gate.gate.shut.lock().await;
         if *is_shut {
             return Err(Unsettled::Fenced);
         }
@@ -112,7 +110,8 @@ impl Closing {
 /// Closed when an operator is about to settle the operation.
 #[derive(Default)]
 pub(crate) struct Gate {
-    /// From then on, the late writer must not touch the recording. It is locked while a chunk or the record is being written.
+    /// From then on, the late writer must not touch the recording. It is locked while a chunk or the record is being
+    /// written.
     pub(crate) shut: tokio::sync::Mutex<bool>,
     /// Whether it is closed, for whoever drives the exchange.
     told: watch::Sender<bool>,

@@ -39,11 +39,7 @@ async fn hostile_064_readers_hear_unknown_and_the_late_answer_completes_the_reco
 #[tokio::test]
 async fn a_late_answer_that_is_given_up_leaves_the_outcome_unknown() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let late = execution
-        .lose_for_now(UnknownReason::TimedOut)
-        .await
-        .expect("durable");
+    let (_, late) = world.timed_out("k").await;
     late.give_up();
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
 }
@@ -51,11 +47,7 @@ async fn a_late_answer_that_is_given_up_leaves_the_outcome_unknown() {
 #[tokio::test]
 async fn i09_a_late_answer_loses_to_a_resend_and_writes_nothing_into_its_recording() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let mut late = execution
-        .lose_for_now(UnknownReason::TimedOut)
-        .await
-        .expect("durable");
+    let (_, mut late) = world.timed_out("k").await;
     late.head(head(200)).await.expect("head");
     late.push(body(CHUNK)).await.expect("pushed");
 
@@ -73,12 +65,7 @@ async fn i09_a_late_answer_loses_to_a_resend_and_writes_nothing_into_its_recordi
 #[tokio::test]
 async fn i09_a_late_answer_loses_to_an_operator() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let id = execution.id();
-    let mut late = execution
-        .lose_for_now(UnknownReason::TimedOut)
-        .await
-        .expect("durable");
+    let (id, mut late) = world.timed_out("k").await;
     late.head(head(200)).await.expect("head");
     world
         .rule(id, Resolution::Released)
@@ -101,10 +88,7 @@ async fn waits_for<T>(closing: &mut Closing, word: impl Future<Output = T>) {
 #[tokio::test]
 async fn hostile_064_an_operator_waits_until_the_late_exchange_is_let_go() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let id = execution.id();
-    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
-    let late = late.expect("durable");
+    let (id, late) = world.timed_out("k").await;
     let mut closing = late.closing();
     let mut resolve = pin!(world.rule(id, Resolution::Released));
     waits_for(&mut closing, &mut resolve).await;
@@ -118,9 +102,7 @@ async fn hostile_064_an_operator_waits_until_the_late_exchange_is_let_go() {
 #[tokio::test]
 async fn a_late_exchange_is_not_called_off_where_nobody_settles_it() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
-    let mut late = late.expect("durable");
+    let (_, mut late) = world.timed_out("k").await;
     let mut closing = late.closing();
     let mut wait = pin!(closing.wait());
     assert!((&mut wait).now_or_never().is_none());
@@ -134,10 +116,7 @@ async fn a_late_exchange_is_not_called_off_where_nobody_settles_it() {
 #[tokio::test]
 async fn the_gate_of_a_late_answer_goes_with_it_and_not_with_an_earlier_one() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let id = execution.id();
-    let first = execution.lose_for_now(UnknownReason::TimedOut).await;
-    let first = first.expect("durable");
+    let (id, first) = world.timed_out("k").await;
     let (again, _) = world.execute_by("k", &resend()).await;
     let second = again.lose_for_now(UnknownReason::TimedOut).await;
     let second = second.expect("durable");
@@ -153,10 +132,7 @@ async fn the_gate_of_a_late_answer_goes_with_it_and_not_with_an_earlier_one() {
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_that_another_gateway_has_settled_is_found_out() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let id = execution.id();
-    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
-    let late = late.expect("durable");
+    let (id, late) = world.timed_out("k").await;
     let mut found = pin!(late.overtaken_elsewhere());
     let waits = tokio::time::timeout(Duration::from_secs(60), &mut found);
     assert!(waits.await.is_err(), "it is as this process left it");

@@ -83,9 +83,7 @@ async fn what_did_not_run_or_is_not_metered_is_not_told_and_of_an_unknown_outcom
 #[tokio::test]
 async fn an_unknown_outcome_is_told_once_it_is_known() {
     let (world, told) = observed();
-    let (execution, _) = world.execute("late").await;
-    let late = execution.lose_for_now(UnknownReason::TimedOut).await;
-    let mut late = late.expect("durable");
+    let (_, mut late) = world.timed_out("late").await;
     late.head(head(200)).await.expect("head");
     late.meter(used("late"));
     late.complete(no_trailers()).await.expect("durable");

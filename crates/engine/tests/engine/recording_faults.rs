@@ -183,12 +183,7 @@ async fn i13_chunks_of_uneven_sizes_are_no_recording() {
 #[tokio::test]
 async fn i04_a_late_answer_completes_nothing_that_an_operator_has_written_into() {
     let world = World::new();
-    let (execution, _) = world.execute("k").await;
-    let id = execution.id();
-    let mut late = execution
-        .lose_for_now(UnknownReason::TimedOut)
-        .await
-        .expect("durable");
+    let (id, mut late) = world.timed_out("k").await;
     late.head(head(200)).await.expect("head");
     late.push(body(CHUNK + 1)).await.expect("pushed");
     world.store.faults().fail(COMPLETION, Fault::Unavailable, 1);

@@ -10,11 +10,12 @@ use std::{
 use bytes::Bytes;
 use onlyonce_core::{
     Address, Concurrent, Fence, Fingerprint, Head, HeaderBlock, Key, OnUnknown, OperationId,
-    OwnerId, Policy, Record, ReleaseReason, RequestLine, Scope, StateName, transition,
+    OwnerId, Policy, Record, ReleaseReason, RequestLine, Scope, StateName, UnknownReason,
+    transition,
 };
 use onlyonce_engine::{
-    Begin, Broken, Engine, Execution, Frame, Kind, Observer, Operation, Reader, Refused, Request,
-    Resolution, ResolveError, RoutePolicy, Settings, Start, Trouble,
+    Begin, Broken, Engine, Execution, Frame, Kind, Late, Observer, Operation, Reader, Refused,
+    Request, Resolution, ResolveError, RoutePolicy, Settings, Start, Trouble,
 };
 use onlyonce_store::{
     Cached, EmbeddedStore, MemoryStore, Store, Swap, Write, cached, clock::ManualClock,
@@ -274,6 +275,14 @@ impl<S: Backend> WorldOver<S> {
         let (execution, _) = self.execute(key).await;
         let released = execution.release(ReleaseReason::NotSent).await;
         released.expect("durable");
+    }
+
+    /// An operation that was not answered in time, and what its late answer goes to.
+    pub async fn timed_out(&self, key: &str) -> (OperationId, Late<S>) {
+        let (execution, _) = self.execute(key).await;
+        let id = execution.id();
+        let late = execution.lose_for_now(UnknownReason::TimedOut).await;
+        (id, late.expect("durable"))
     }
 
     /// What an operator says of an unknown operation.

@@ -45,6 +45,9 @@ pub(super) struct Waiting {
     pool: Arc<Pool>,
     timer: Timer,
     written: u64,
+    /// How long it may take from when the last part of the request went out, and when it is over in any case.
+    limit: Duration,
+    until: Option<Instant>,
 }
 
 /// An answer that has begun.
@@ -80,8 +83,10 @@ pub(super) async fn exchange(
             sending,
             pool: Arc::clone(pool),
             written: 0,
+            limit: patience.first_byte,
+            until: patience.until,
         };
-        match waiting.wait(patience.first_byte, patience.until).await {
+        match waiting.wait().await {
             Some(Ok(response)) => return Ok(waiting.begun(response)),
             Some(Err(Failed::NotTaken(back))) if waiting.lane.is_used() && !fresh => {
                 request = *back;
@@ -106,36 +111,27 @@ impl Waiting {
 
     /// Goes on waiting for an answer that is late already.
     pub(super) async fn late(mut self: Box<Self>, limit: Duration) -> Result<Begun, Failure> {
-        match self.wait(limit, Some(Instant::now() + limit)).await {
+        (self.limit, self.until) = (limit, Some(Instant::now() + limit));
+        match self.wait().await {
             Some(Ok(response)) => Ok(self.begun(response)),
             Some(Err(failed)) => Err(failed.into()),
             None => Err(Failure::TimedOut(self)),
         }
     }
 
-    /// The head of the answer; `None` when nothing has moved for `limit`, or it is `until`.
-    async fn wait(
-        &mut self,
-        limit: Duration,
-        until: Option<Instant>,
-    ) -> Option<Result<Response<Incoming>, Failed>> {
-        self.put_off(limit, until);
-        std::future::poll_fn(|cx| self.poll(cx, limit, until)).await
+    /// The head of the answer; `None` when its time is over.
+    async fn wait(&mut self) -> Option<Result<Response<Incoming>, Failed>> {
+        self.put_off();
+        std::future::poll_fn(|cx| self.poll(cx)).await
     }
 
-    fn put_off(&mut self, limit: Duration, until: Option<Instant>) {
-        self.timer.set(limit);
-        if let Some(until) = until.filter(|&until| until < Instant::now() + limit) {
-            self.timer.set_at(until);
-        }
+    fn put_off(&mut self) {
+        let due = Instant::now() + self.limit;
+        self.timer
+            .set_at(self.until.map_or(due, |until| due.min(until)));
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        limit: Duration,
-        until: Option<Instant>,
-    ) -> Poll<Option<Result<Response<Incoming>, Failed>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Response<Incoming>, Failed>>> {
         if let Poll::Ready(answer) = self.sending.poll(&mut self.lane, cx) {
             return Poll::Ready(Some(answer));
         }
@@ -144,7 +140,7 @@ impl Waiting {
         let written = self.sending.written(&self.lane);
         if written != self.written {
             self.written = written;
-            self.put_off(limit, until);
+            self.put_off();
         }
         self.timer.poll(cx).map(|()| None)
     }

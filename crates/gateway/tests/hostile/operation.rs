@@ -218,7 +218,8 @@ fn clock_jumps(days: i64) {
     assert_eq!(upstream.hits(), 1);
 }
 
-/// Case: the wall clock jumps by 30 days, ahead or back, or stands back at a start. Answer: nothing runs again, nothing is lost.
+/// Case: the wall clock jumps by 30 days, ahead or back, or stands back at a start. Answer: nothing runs again, nothing is
+/// lost.
 #[test]
 fn hostile_095_a_clock_that_jumps_ahead_loses_nothing() {
     clock_jumps(30);

@@ -35,7 +35,7 @@ use super::{
     catalog::{Catalog, Item, What},
     gate::Gate,
     index::{Place, position},
-    layout::{self, EntryHead, Kind, SEGMENT_HEADER, Seeds},
+    layout::{self, EntryHead, Kind, SEGMENT_HEADER, Seed, Seeds},
     segment::{Segment, sync_dir},
 };
 use crate::commits::Commits;
@@ -267,6 +267,11 @@ impl Log {
         let batch = &pending.batch;
         (pending.bytes_ahead + batch.bytes.len() > MOST_PENDING)
             .then(|| position(batch.segment.number, batch.offset))
+    }
+
+    /// What the checksums within segment `number` begin with.
+    pub fn seed(&self, number: u32) -> Seed {
+        self.shared.seeds.of_segment(number)
     }
 
     /// The segment with this number.

@@ -52,7 +52,7 @@ use std::{
 use parking_lot::Mutex;
 
 pub use self::open::{OpenError, make};
-use self::{books::Ledger, census::Census, index::Index, layout::Seeds, log::Log, store::Hot};
+use self::{books::Ledger, census::Census, index::Index, log::Log, store::Hot};
 pub use crate::seal::{EncryptionKeys, SealError};
 use crate::{
     Mark,
@@ -106,7 +106,6 @@ struct Inner {
     index: Index,
     hot: Hot,
     secret: [u8; 32],
-    seeds: Seeds,
     sealer: Option<Sealer>,
     clock: Arc<dyn Clock>,
     max_records: u64,
@@ -155,7 +154,6 @@ impl EmbeddedStore {
             index: opened.index,
             hot: store::hot(options.cache_bytes),
             secret: opened.secret,
-            seeds: opened.seeds,
             sealer: opened.sealer,
             clock,
             max_records: options.max_records,

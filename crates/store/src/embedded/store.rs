@@ -292,7 +292,7 @@ impl Inner {
         kind: Kind,
         bytes: &Bytes,
     ) -> Result<Bytes, StoreError> {
-        let entry = layout::read_entry(self.seeds.of_segment(place.segment), bytes)
+        let entry = layout::read_entry(self.log.seed(place.segment), bytes)
             .filter(|entry| entry.head.address == address && entry.head.kind == kind)
             .ok_or_else(|| corrupt("the entry's head is damaged"))?;
         if entry.body.is_none() {

@@ -281,7 +281,7 @@ impl Inner {
                 return Err(NotMoved);
             }
         };
-        let entry = layout::read_entry(self.seeds.of_segment(segment.number), &bytes)
+        let entry = layout::read_entry(self.log.seed(segment.number), &bytes)
             .filter(|entry| entry.head.address == address)
             .and_then(|entry| Some((entry.head, entry.body?)));
         let Some((head, body)) = entry else {
