@@ -387,6 +387,8 @@ impl Brotli {
             match result {
                 BrotliResult::ResultSuccess => self.is_finished = true,
                 BrotliResult::NeedsMoreOutput => {}
+                // It says so with output at hand, too, where that takes more room than there was.
+                BrotliResult::NeedsMoreInput if free == 0 => {}
                 BrotliResult::NeedsMoreInput => return Ok(()),
                 BrotliResult::ResultFailure => return Err(GaveUp::Malformed),
             }

@@ -6,6 +6,7 @@
 mod bounds;
 mod support;
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -132,6 +133,25 @@ fn what_came_of_a_broken_encoded_stream_counts() {
         let metered = answer.metered(Some(coding), [&body[..body.len() / 3]], End::Broken);
         assert_eq!(metered.source, Source::Partial, "{coding}");
         assert_eq!(metered.usage.get(Unit::Input), Some(572), "{coding}");
+    }
+}
+
+/// A decoder of brotli says that it wants more input while it has more output than there was room for.
+#[test]
+fn a_brotli_answer_is_read_as_far_as_it_came() {
+    let answer = find(recorded(), "anthropic-messages/stream");
+    let mut body = "event: ping\ndata: {\"type\":\"ping\"}\n\n"
+        .repeat(1_000)
+        .into_bytes();
+    body.extend(&answer.body);
+    // All of it in one block, which lacks its last byte.
+    let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+    encoder.write_all(&body).unwrap();
+    let coded = encoder.into_inner();
+    let most = &coded[..coded.len() - 1];
+    for size in [64, most.len()] {
+        let metered = answer.metered(Some("br"), most.chunks(size), End::Broken);
+        assert_eq!(metered.usage.get(Unit::Input), Some(572), "by {size}");
     }
 }
 
