@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use onlyonce_tower::shell::timer::Timer;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::inner_waker::InnerWaker;
 use super::outgoing::{CalledOff, Outgoing};
 use super::pool::Pool;
+use super::shared::SharedStream;
 use super::transport::{Counted, Written};
 use super::whole::{Broken, Whole};
 
@@ -27,7 +28,7 @@ pub(super) enum Lane {
     /// HTTP/1.1.
     One(Box<One>),
     /// HTTP/2.
-    Two(http2::SendRequest<Outgoing>),
+    Two(SharedStream),
 }
 
 type Answering = Pin<
@@ -125,7 +126,7 @@ impl Lane {
                     answering: Box::pin(one.sender.try_send_request(request)),
                 }
             }
-            Self::Two(sender) => {
+            Self::Two(stream) => {
                 pool.address_http2(&mut request);
                 let (head, body) = request.into_parts();
                 let (body, call_off) = match head.method.is_safe() {
@@ -139,7 +140,7 @@ impl Lane {
                 Sending {
                     written_before: None,
                     call_off,
-                    answering: Box::pin(sender.try_send_request(request)),
+                    answering: Box::pin(stream.sender.try_send_request(request)),
                 }
             }
         }

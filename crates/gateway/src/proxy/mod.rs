@@ -32,6 +32,7 @@ mod pool;
 mod recording;
 mod reply;
 mod service;
+mod shared;
 mod spool;
 mod tls;
 mod transport;

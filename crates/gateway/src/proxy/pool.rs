@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use super::lane::{Lane, One};
 use super::lines::Dial;
 use super::outgoing::Outgoing;
+use super::shared::Shared;
 use super::transport::{Counted, Stream};
 use crate::config::Upstream;
 use crate::room::{self, Whose};
@@ -48,9 +49,6 @@ impl ReadBy {
         }
     }
 }
-
-/// An HTTP/2 connection, once there is one.
-type Shared = tokio::sync::Mutex<Option<http2::SendRequest<Outgoing>>>;
 
 /// The connections of one worker to one upstream.
 pub(super) struct Pool {
@@ -136,7 +134,7 @@ impl Pool {
         }
     }
 
-    /// A share of the HTTP/2 connection, or an HTTP/1.1 connection: an idle one where there is one
+    /// A stream of an HTTP/2 connection, or an HTTP/1.1 connection: an idle one where there is one
     /// and `fresh` does not forbid it, else a new one. The error says why none could be had.
     pub(super) async fn lane(
         &self,
@@ -175,6 +173,8 @@ impl Pool {
         self.idle
             .lock()
             .retain_mut(|one| one.idle_since().elapsed() <= limit && one.is_alive());
+        self.recorded.tidy();
+        self.passed.tidy();
     }
 
     fn shared(&self, read_by: ReadBy) -> &Shared {
@@ -184,38 +184,27 @@ impl Pool {
         }
     }
 
-    /// A share of the one HTTP/2 connection, which is opened where it is not there.
+    /// A stream of an HTTP/2 connection, which is opened where none has one left.
     async fn share(&self, read_by: ReadBy, fresh: bool) -> io::Result<Lane> {
-        let mut shared = self.shared(read_by).lock().await;
-        if let Some(sender) = &*shared
-            && !sender.is_closed()
-            && !fresh
-        {
-            return Ok(Lane::Two(sender.clone()));
+        let shared = self.shared(read_by);
+        if !fresh && let Some(stream) = shared.stream() {
+            return Ok(Lane::Two(stream));
         }
-        let lane = self.connect(read_by).await?;
-        if let Lane::Two(sender) = &lane {
-            *shared = Some(sender.clone());
+        // Who comes meanwhile shares the connection that is being opened.
+        let _opening = shared.opening.lock().await;
+        match shared.stream().filter(|_| !fresh) {
+            Some(stream) => Ok(Lane::Two(stream)),
+            None => self.connect(read_by).await,
         }
-        Ok(lane)
     }
 
-    /// The same where only the handshake tells which protocol it will be: connections are opened
-    /// side by side, since most of them may be HTTP/1.1.
+    /// The same where only the handshake tells which protocol it will be: as long as none was for HTTP/2, connections
+    /// are opened side by side, since most of them may be HTTP/1.1.
     async fn share_or_connect(&self, read_by: ReadBy, fresh: bool) -> io::Result<Lane> {
-        let shared = self.shared(read_by);
-        let open = shared.lock().await.clone();
-        if let Some(sender) = open
-            && !sender.is_closed()
-            && !fresh
-        {
-            return Ok(Lane::Two(sender));
+        match self.shared(read_by).has_any() {
+            true => self.share(read_by, fresh).await,
+            false => self.connect(read_by).await,
         }
-        let lane = self.connect(read_by).await?;
-        if let Lane::Two(sender) = &lane {
-            *shared.lock().await = Some(sender.clone());
-        }
-        Ok(lane)
     }
 
     async fn connect(&self, read_by: ReadBy) -> io::Result<Lane> {
@@ -232,8 +221,7 @@ impl Pool {
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;
-            tokio::spawn(connection);
-            return Ok(Lane::Two(sender));
+            return Ok(Lane::Two(self.shared(read_by).add(sender, connection)));
         }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)

@@ -16,6 +16,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
@@ -24,6 +25,9 @@ const END_HEADERS: u8 = 4;
 
 /// Settings that allow one stream at a time (RFC 9113 section 6.5.2).
 const ONE_STREAM: [u8; 6] = [0, 3, 0, 0, 0, 1];
+
+/// Settings that leave room for one byte in each stream.
+const ONE_BYTE: [u8; 6] = [0, 4, 0, 0, 0, 1];
 
 /// A frame as it goes over the wire.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -266,47 +270,81 @@ fn hostile_069_an_answer_that_is_reset_without_an_error_is_unknown() {
     }
 }
 
-/// As `hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end`, where it waits for its turn on a
-/// connection that others share.
+/// As `hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end`, where the rest of it waits for room
+/// on a connection that others share.
 #[test]
-fn hostile_064_i01_a_request_that_waits_for_a_stream_is_not_sent_once_it_is_released() {
+fn hostile_064_i01_a_request_that_waits_for_room_in_its_stream_is_not_sent_once_it_is_released() {
     let (released, begun, over) = (Signal::new(), Signal::new(), Signal::new());
-    let (go, first_came, ended) = (released.clone(), begun.clone(), over.clone());
+    let (go, has_come, ended) = (released.clone(), begun.clone(), over.clone());
     let upstream = Upstream::raw(move |mut wire, _| {
-        accept(&mut wire, &ONE_STREAM);
+        accept(&mut wire, &ONE_BYTE);
         let first = take_request(&mut wire).unwrap();
-        first_came.fire();
-        go.wait();
-        let answer = frame(
-            HEADERS,
-            END_STREAM | END_HEADERS,
-            first,
-            &block(&[(":status", "204")]),
-        );
+        let head = block(&[(":status", "204")]);
+        let answer = frame(HEADERS, END_STREAM | END_HEADERS, first, &head);
         wire.send(&answer).unwrap();
-        // Whatever comes now is not the whole of the second one.
+        let second = loop {
+            let (kind, _, stream) = next_frame(&mut wire).unwrap();
+            if kind == HEADERS {
+                break stream;
+            }
+        };
+        has_come.fire();
+        go.wait();
+        let room = 1_000_u32.to_be_bytes();
+        wire.send(&frame(WINDOW_UPDATE, 0, second, &room)).unwrap();
+        // Whatever comes now is not the whole of it.
         loop {
             let (kind, flags, stream) = next_frame(&mut wire).unwrap();
-            let is_request = [HEADERS, DATA].contains(&kind) && stream != first;
+            let is_request = kind == DATA && stream == second;
             assert!(!is_request || flags & END_STREAM == 0, "it came whole");
-            if kind == RST_STREAM && stream != first {
+            if kind == RST_STREAM && stream == second {
                 break;
             }
         }
         ended.fire();
     });
-    // Each worker has a connection of its own.
+    // Each worker has connections of its own.
     let gateway = before_http2(&upstream)
         .server("workers = 1")
         .route("first_byte_timeout = \"300ms\"\nlate_answer = \"60s\"")
         .start();
-    let ask = |key: &str| gateway.send(&post("/x", key, "b"));
-    ask("long").expect_problem(504, "outcome-unknown");
+    expect_executed(&gateway.post("/x", "first", ""), 204);
+    let ask = post("/x", "k", "a body of more than a byte");
+    gateway.send(&ask).expect_problem(504, "outcome-unknown");
     begun.wait();
-    ask("k").expect_problem(504, "outcome-unknown");
     release(&gateway, "k");
     released.fire();
     over.wait();
+}
+
+/// L5: no exchange waits for a stream that another one holds, however few an upstream takes on a connection.
+#[test]
+fn l5_an_exchange_that_lasts_keeps_no_other_from_its_turn() {
+    let (begun, over) = (Signal::new(), Signal::new());
+    let (has_come, until) = (begun.clone(), over.clone());
+    let upstream = Upstream::raw(move |mut wire, connection| {
+        accept(&mut wire, &ONE_STREAM);
+        while let Ok(stream) = take_request(&mut wire) {
+            if connection == 1 {
+                has_come.fire();
+                until.wait();
+            }
+            let head = block(&[(":status", "200")]);
+            let answer = frame(HEADERS, END_STREAM | END_HEADERS, stream, &head);
+            wire.send(&answer).unwrap();
+        }
+    });
+    // Each worker has connections of its own.
+    let gateway = before_http2(&upstream).server("workers = 1").start();
+    let mut first = gateway.begin(&post("/x", "long", "b"));
+    begun.wait();
+    for key in ["k1", "k2", "k3"] {
+        expect_executed(&gateway.post("/x", key, "b"), 200);
+    }
+    // The three came one after the other.
+    assert_eq!(upstream.connections(), 2);
+    over.fire();
+    expect_executed(&first.response(), 200);
 }
 
 /// L5: who does not read the answer to a request without a key holds up none with one, neither by the room that it takes
