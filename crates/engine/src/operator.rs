@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Head, HeaderBlock, NotLawful, OperationId, Record, RecordingId, Ruling,
-    StateName, Timestamp, transition,
+    Address, Attempt, Fence, Head, HeaderBlock, OperationId, Record, RecordingId, ReleaseReason,
+    Ruling, StateName, Timestamp, transition,
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
@@ -19,6 +19,9 @@ const PURGE_PAGE: usize = 500;
 
 /// How long an execution is waited for whose outcome is written.
 const LETS_GO: Duration = Duration::from_secs(1);
+
+/// How long an answer of several chunks may take to be written down.
+const WRITES_DOWN: Duration = Duration::from_secs(60);
 
 /// How long at least the answer of a step is kept that an operator brings: for longer than any operation
 /// that it may be a step of is continued, or it would run again.
@@ -159,48 +162,150 @@ impl<S: Store> Engine<S> {
         // From here on a late answer comes too late.
         self.shared.late.close(address).await;
 
-        let (resolution, last_chunk, mut span) = self
-            .prepare(address, record.recording(), resolution)
-            .await?;
-        let has_run = matches!(resolution, onlyonce_core::Resolution::Ran(_));
-        if has_run && record.scope.has_steps() {
-            span = span.max(SETTLED_STEP);
-        }
-        let fence = record.fence();
-        let now = self.shared.store.now();
-        let next = transition::resolve(Some(&record), fence, resolution, now, span).map_err(
-            |not_lawful| match not_lawful {
-                NotLawful::NoSuchArrow { from, .. } => ResolveError::NotUnknown(from),
-                NotLawful::Fenced { .. } => ResolveError::Changed,
-            },
-        )?;
-        let became = next.state.name();
-        let mut next = self.shared.for_the_books(next, None);
-        next.ruling = Some(Box::new(Ruling {
-            at: now,
+        let ruling = |at| Ruling {
+            at,
             who: who.into(),
             reason: reason.into(),
-        }));
-        let write = Write {
-            record: next,
-            last_chunk,
-            attempt: None,
         };
-        let swap = self
-            .shared
-            .store
-            .compare_and_set(address, Some(fence), write)
-            .await
-            .map_err(Trouble::from)?;
-        if swap == Swap::Lost {
-            return Err(ResolveError::Changed);
-        }
+        let became = match self.is_long(&resolution)? {
+            false => self.settle(address, &record, resolution, ruling).await?,
+            true => {
+                let claimed = self.claim_for_answer(address, &record).await?;
+                let settled = self.settle(address, &claimed, resolution, ruling).await;
+                if settled.is_err() {
+                    self.give_up_answer(address, &claimed).await;
+                }
+                settled?
+            }
+        };
         if became == StateName::Completed {
             self.shared
                 .tell_completed(&record, record.metered.as_deref());
         }
         tracing::info!(operation = %id, %became, who, reason, "an operator resolved an operation");
         self.operation(id).await?.ok_or(ResolveError::Changed)
+    }
+
+    /// Whether an answer does not fit into the write that completes the record.
+    fn is_long(&self, resolution: &Resolution) -> Result<bool, ResolveError> {
+        let settings = &self.shared.settings;
+        let Resolution::Completed { body, .. } = resolution else {
+            return Ok(false);
+        };
+        match settings.max_response {
+            limit if body.len() as u64 > limit => Err(ResolveError::OverLimit { limit }),
+            _ => Ok(body.len() > settings.chunk_size),
+        }
+    }
+
+    /// Claims an unknown operation, so that an answer of several chunks gets a recording of its own: whoever executed it,
+    /// on another gateway, may write into the one that there is until the record is completed (I4).
+    async fn claim_for_answer(
+        &self,
+        address: Address,
+        record: &Record,
+    ) -> Result<Record, ResolveError> {
+        let store = &self.shared.store;
+        let claim = transition::Claim {
+            id: record.id,
+            scope: record.scope.clone(),
+            key: record.key.clone(),
+            fingerprint: record.fingerprint,
+            request: record.request.clone(),
+            owner: self.shared.owner,
+            raise: self.shared.raise(),
+        };
+        let claimed = transition::claim(Some(record), claim, store.now(), WRITES_DOWN)
+            .map_err(|_| ResolveError::Changed)?;
+        self.write(address, record.fence(), claimed.clone(), None)
+            .await?;
+        Ok(claimed)
+    }
+
+    /// Makes unknown again what was [claimed for an answer](Self::claim_for_answer). Where that fails, too, the end of the
+    /// lease does.
+    async fn give_up_answer(&self, address: Address, claimed: &Record) {
+        let (fence, now) = (claimed.fence(), self.shared.store.now());
+        let retention = self.shared.settings.released_retention;
+        let not_sent = ReleaseReason::NotSent;
+        if let Ok(unknown) = transition::release(Some(claimed), fence, not_sent, now, retention)
+            && let Err(error) = self.write(address, fence, unknown, None).await
+        {
+            tracing::warn!(operation = %claimed.id, %error, "it is in flight until its lease ends");
+        }
+    }
+
+    /// Writes what was found out over `record`, which is unknown, or claimed for this. Says what it became.
+    async fn settle(
+        &self,
+        address: Address,
+        record: &Record,
+        resolution: Resolution,
+        ruling: impl FnOnce(Timestamp) -> Ruling,
+    ) -> Result<StateName, ResolveError> {
+        let (fence, has_steps) = (record.fence(), record.scope.has_steps());
+        let now = || self.shared.store.now();
+        let (next, last_chunk) = match resolution {
+            Resolution::Released => {
+                let retention = self.shared.settings.released_retention;
+                let did_not_run = onlyonce_core::Resolution::DidNotRun;
+                let next = transition::resolve(Some(record), fence, did_not_run, now(), retention);
+                (next, None)
+            }
+            Resolution::Completed {
+                head,
+                body,
+                trailers,
+                window,
+            } => {
+                let body_len = body.len() as u64;
+                let (chunks, last_chunk) = self.put(address, record.recording(), body).await?;
+                let response = transition::Response {
+                    head,
+                    trailers,
+                    body_len,
+                    chunks,
+                };
+                let window = match has_steps {
+                    true => window.max(SETTLED_STEP),
+                    false => window,
+                };
+                let next = match record.state.name() {
+                    StateName::Unknown => {
+                        let ran = onlyonce_core::Resolution::Ran(response);
+                        transition::resolve(Some(record), fence, ran, now(), window)
+                    }
+                    _ => transition::complete(Some(record), fence, response, now(), window),
+                };
+                (next, last_chunk)
+            }
+        };
+        let next = next.map_err(|_| ResolveError::Changed)?;
+        let became = next.state.name();
+        let mut next = self.shared.for_the_books(next, None);
+        next.ruling = Some(Box::new(ruling(now())));
+        self.write(address, fence, next, last_chunk).await?;
+        Ok(became)
+    }
+
+    async fn write(
+        &self,
+        address: Address,
+        expected: Fence,
+        record: Record,
+        last_chunk: Option<Bytes>,
+    ) -> Result<(), ResolveError> {
+        let write = Write {
+            record,
+            last_chunk,
+            attempt: None,
+        };
+        let store = &self.shared.store;
+        match store.compare_and_set(address, Some(expected), write).await {
+            Ok(Swap::Done { .. }) => Ok(()),
+            Ok(Swap::Lost) => Err(ResolveError::Changed),
+            Err(error) => Err(Trouble::from(error).into()),
+        }
     }
 
     /// The right to write at `address`; `None` while it is executed. An execution whose outcome is written is
@@ -216,34 +321,16 @@ impl<S: Store> Engine<S> {
         Slot::take(&self.shared, address, record.fingerprint)
     }
 
-    /// Puts the body that an operator brought into the recording, the last chunk aside.
-    async fn prepare(
+    /// Puts a body into a recording but for its last chunk. Gives the number of chunks, and the last one.
+    async fn put(
         &self,
         address: Address,
         recording: RecordingId,
-        resolution: Resolution,
-    ) -> Result<(onlyonce_core::Resolution, Option<Bytes>, Duration), ResolveError> {
-        let settings = &self.shared.settings;
-        let (head, mut body, trailers, window) = match resolution {
-            Resolution::Released => {
-                let resolution = onlyonce_core::Resolution::DidNotRun;
-                return Ok((resolution, None, settings.released_retention));
-            }
-            Resolution::Completed {
-                head,
-                body,
-                trailers,
-                window,
-            } => (head, body, trailers, window),
-        };
-        let limit = settings.max_response;
-        let body_len = body.len() as u64;
-        if body_len > limit {
-            return Err(ResolveError::OverLimit { limit });
-        }
+        mut body: Bytes,
+    ) -> Result<(u32, Option<Bytes>), ResolveError> {
         let mut chunks = 0;
-        while body.len() > settings.chunk_size {
-            let chunk = body.split_to(settings.chunk_size);
+        while body.len() > self.shared.settings.chunk_size {
+            let chunk = body.split_to(self.shared.settings.chunk_size);
             let store = &self.shared.store;
             match store.append(address, recording, chunks, chunk).await {
                 Ok(()) => {}
@@ -253,14 +340,7 @@ impl<S: Store> Engine<S> {
             chunks += 1;
         }
         let last_chunk = (!body.is_empty()).then_some(body);
-        let response = transition::Response {
-            head,
-            trailers,
-            body_len,
-            chunks: chunks + u32::from(last_chunk.is_some()),
-        };
-        let resolution = onlyonce_core::Resolution::Ran(response);
-        Ok((resolution, last_chunk, window))
+        Ok((chunks + u32::from(last_chunk.is_some()), last_chunk))
     }
 
     /// Removes records. Returns how many. A purged key is new again: what was recorded under it

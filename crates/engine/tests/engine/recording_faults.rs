@@ -4,7 +4,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Kind, PushError, Resolution, Unsettled};
+use onlyonce_engine::{Broken, Kind, PushError, Resolution, ResolveError, Unsettled};
 use onlyonce_store::{
     Store,
     memory::{Call, Fault},
@@ -191,4 +191,46 @@ async fn i04_a_late_answer_completes_nothing_that_an_operator_has_written_into()
     assert!(ruled.is_err(), "the store did not take it");
     assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
+}
+
+/// An operator's answer of several chunks goes into the store one by one, while the exchange that called the operation
+/// unknown still waits on another gateway, and writes as well.
+#[tokio::test]
+async fn i04_a_late_answer_elsewhere_writes_nothing_into_an_operators_answer() {
+    let paused = World::new();
+    let (id, mut late) = paused.timed_out("k").await;
+    late.head(head(200)).await.expect("head");
+    let operator = paused.neighbour(2);
+    let whole = vec![b'!'; 3 * CHUNK + 1];
+    let gate = paused.store.faults().hold(COMPLETION);
+    let rules = operator.rule(id, ran(whole.clone()));
+    let answers = async {
+        gate.until_waiting(1).await;
+        assert_eq!(late.push(body(2 * CHUNK)).await, Err(PushError::Fenced));
+        drop(gate);
+    };
+    let (resolved, ()) = tokio::join!(rules, answers);
+    let record = resolved.expect("resolved").stored.record;
+    assert_eq!(record.state.name(), StateName::Completed);
+    assert_eq!(read(operator.replay("k").await).await.body, whole);
+}
+
+/// What an operator begins to write down and does not end leaves the operation as it was.
+#[tokio::test]
+async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
+    let world = World::new();
+    let (id, late) = world.timed_out("k").await;
+    drop(late);
+    let faults = world.store.faults();
+    faults.fail(COMPLETION, Fault::Unavailable, 1);
+    let refused = world.rule(id, ran(body(3 * CHUNK))).await;
+    assert!(
+        matches!(refused, Err(ResolveError::Trouble(_))),
+        "{refused:?}"
+    );
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+    let again = world.rule(id, ran(body(3 * CHUNK))).await;
+    again.expect("resolved");
+    assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
 }

@@ -452,22 +452,28 @@ async fn who_watches_a_gateways_own_execution_is_told_its_end_too() {
 
 #[tokio::test]
 async fn an_operator_settles_a_workers_claim_once_it_is_unknown_and_purges_none_in_flight() {
-    let world = World::new();
-    let granted = grant(&world.engine, "k").await;
-    let resolve = |resolution| world.rule(granted.id, resolution);
-    let early = resolve(Resolution::Released).await;
-    assert!(early.is_err(), "it runs");
-    assert_eq!(world.engine.purge(Purge::default()).await, Ok(0));
-    world.clock.advance(LEASE);
-    world.engine.upkeep().await;
-    resolve(ran(body(3 * CHUNK + 1))).await.expect("resolved");
-    let late = complete(&world.engine, &granted, "late").await;
-    assert_eq!(late.err(), Some(WorkError::Settled(StateName::Completed)));
-    let answer = Answer::whole(head(200), Kind::Executed, body(3 * CHUNK + 1));
-    assert_eq!(read(world.replay("k").await).await, answer);
-    assert_eq!(world.engine.purge(Purge::default()).await, Ok(1));
-    let gone = complete(&world.engine, &granted, "late").await;
-    assert_eq!(gone.err(), Some(WorkError::NotFound));
+    // A long answer is claimed for.
+    for (len, refused) in [
+        (1, WorkError::Settled(StateName::Completed)),
+        (3 * CHUNK + 1, WorkError::Fenced),
+    ] {
+        let world = World::new();
+        let granted = grant(&world.engine, "k").await;
+        let resolve = |resolution| world.rule(granted.id, resolution);
+        let early = resolve(Resolution::Released).await;
+        assert!(early.is_err(), "it runs");
+        assert_eq!(world.engine.purge(Purge::default()).await, Ok(0));
+        world.clock.advance(LEASE);
+        world.engine.upkeep().await;
+        resolve(ran(body(len))).await.expect("resolved");
+        let late = complete(&world.engine, &granted, "late").await;
+        assert_eq!(late.err(), Some(refused));
+        let answer = Answer::whole(head(200), Kind::Executed, body(len));
+        assert_eq!(read(world.replay("k").await).await, answer);
+        assert_eq!(world.engine.purge(Purge::default()).await, Ok(1));
+        let gone = complete(&world.engine, &granted, "late").await;
+        assert_eq!(gone.err(), Some(WorkError::NotFound));
+    }
 }
 
 #[tokio::test]

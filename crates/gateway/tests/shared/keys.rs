@@ -77,9 +77,10 @@ fn keys_commands_see_and_settle_on_one_gateway_what_another_one_ran(server: &mut
     ran.expect_status(200).expect_mark("executed");
     b.send(&ask("/lost", "lost-1")).expect_mark("replayed");
 
-    // "It ran, and answered this": every retry gets that, on both.
+    // "It ran, and answered this", in several chunks: every retry gets that, on both.
+    let found = format!("{{\"found\":\"{}\"}}", "x".repeat(200_000));
     let file = b.folder().join("answer.json");
-    std::fs::write(&file, "{\"found\":true}").expect("a file");
+    std::fs::write(&file, &found).expect("a file");
     let file = file.display().to_string();
     let answer = ["--status", "201", "--body", &file, "--reason", "their log"];
     let words = [&["complete", "lost-2"][..], &answer].concat();
@@ -87,9 +88,9 @@ fn keys_commands_see_and_settle_on_one_gateway_what_another_one_ran(server: &mut
     for gateway in [&a, &b] {
         let replay = gateway.send(&ask("/lost", "lost-2"));
         replay.expect_status(201).expect_mark("replayed");
-        assert_eq!(replay.text(), "{\"found\":true}");
+        assert_eq!(replay.text(), found);
         let body = gateway.keys(&["body", "lost-2"]).succeeded();
-        assert_eq!(body, "{\"found\":true}");
+        assert_eq!(body, found);
     }
     assert_eq!(upstream.hits(), 5);
 
