@@ -19,8 +19,8 @@ pub enum Program {
     Http,
     /// The hostile cases, over sockets against the binary.
     Hostile,
-    /// The campaign `block-cuts`, short, with the binary.
-    Cuts,
+    /// A campaign, short, with the binary.
+    Campaign,
 }
 
 impl Program {
@@ -43,7 +43,7 @@ impl Program {
             Self::Crash => ("onlyonce-store", Some("embedded_crash")),
             Self::Http => ("onlyonce-http", None),
             Self::Hostile => ("onlyonce-gateway", Some("hostile")),
-            Self::Cuts => return None,
+            Self::Campaign => return None,
         })
     }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Hunter {
         match self.program {
             Program::Model => f.write_str("seeds of the model"),
             Program::Sim => f.write_str("seeds of the gateway"),
-            Program::Cuts => write!(f, "the campaign {}", self.test),
+            Program::Campaign => write!(f, "the campaign {}", self.test),
             _ => f.write_str(self.test.rsplit("::").next().unwrap_or(self.test)),
         }
     }
@@ -81,8 +81,8 @@ pub const SEEDS: Hunter = Hunter {
 };
 
 /// The campaign `block-cuts`, short.
-pub const BLOCK_CUTS: Hunter = Hunter {
-    program: Program::Cuts,
+const BLOCK_CUTS: Hunter = Hunter {
+    program: Program::Campaign,
     test: "block-cuts",
 };
 

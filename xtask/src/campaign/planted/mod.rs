@@ -18,7 +18,7 @@ use super::figures::Figures;
 use super::{Batch, Binary, Campaign, Done, Ended, program, short};
 use crate::args::Args;
 use crate::page::Part;
-use hunters::{BLOCK_CUTS, GATEWAY_SEEDS, Hunter, Program, SEEDS, hunters};
+use hunters::{GATEWAY_SEEDS, Hunter, Program, SEEDS, hunters};
 use programs::{Programs, Ran, Seeds};
 
 /// The campaign.
@@ -134,15 +134,24 @@ impl Verdict {
             Err(error) => Self::Escaped(format!("{hunter}: {error:#}")),
             Ok(ran) if ran.failed + ran.passed == 0 => Self::NotHere(hunter.to_string()),
             Ok(ran) if ran.failed == 0 => Self::Escaped(hunter.to_string()),
-            Ok(ran) if hunter == SEEDS => Self::Caught(seed_in(&ran.output)),
-            Ok(ran) if hunter == GATEWAY_SEEDS => Self::Caught(gateway_seed_in(&ran.output)),
-            Ok(_) => Self::Caught(hunter.to_string()),
+            Ok(ran) => {
+                // Seeds may fail for another reason than what they found.
+                let by = match hunter {
+                    SEEDS => seed_in(&ran.output),
+                    GATEWAY_SEEDS => gateway_seed_in(&ran.output),
+                    _ => Some(hunter.to_string()),
+                };
+                by.map_or_else(
+                    || Self::Escaped(format!("{hunter}, which failed and named no seed")),
+                    Self::Caught,
+                )
+            }
         }
     }
 }
 
 /// The seed that caught it, and what it says.
-fn seed_in(output: &str) -> String {
+fn seed_in(output: &str) -> Option<String> {
     let mut lines = output.lines();
     let mut broken = "?";
     while let Some(line) = lines.next() {
@@ -152,27 +161,19 @@ fn seed_in(output: &str) -> String {
         let said = lines.next().unwrap_or_default();
         // It is run once more for its log, right before it is named.
         if let Some((seed, _)) = said.split_once(" breaks a guarantee") {
-            return format!("{seed}: {broken}");
+            return Some(format!("{seed}: {broken}"));
         }
         broken = said;
     }
-    "the model, which named no seed".to_owned()
+    None
 }
 
 /// The same for the gateway, whose last line tells it.
-fn gateway_seed_in(output: &str) -> String {
-    let told = program::told(output).ok();
-    let violation = told.and_then(|done| done.violations.into_iter().next());
-    violation.map_or_else(
-        || "the simulated gateway, which named no seed".to_owned(),
-        // A seed may break more than one; the first is enough.
-        |violation| {
-            format!(
-                "gateway {}",
-                violation.split(';').next().unwrap_or_default()
-            )
-        },
-    )
+fn gateway_seed_in(output: &str) -> Option<String> {
+    let violation = program::told(output).ok()?.violations.into_iter().next()?;
+    // A seed may break more than one thing; the first is enough.
+    let first = violation.split(';').next()?;
+    Some(format!("gateway {first}"))
 }
 
 /// What `work` gives for each of `cases`, a few at a time, in their order.
@@ -206,7 +207,10 @@ pub fn table() -> String {
         let by: Vec<_> = hunters
             .iter()
             .map(|hunter| match *hunter {
-                SEEDS | GATEWAY_SEEDS | BLOCK_CUTS => hunter.to_string(),
+                Hunter {
+                    program: Program::Model | Program::Sim | Program::Campaign,
+                    ..
+                } => hunter.to_string(),
                 _ => format!("`{hunter}`"),
             })
             .collect();
@@ -238,7 +242,15 @@ mod tests {
     fn the_seed_and_what_it_broke_are_found() {
         let output = "thread 'x' panicked at a.rs:1:\nI8: it was written\n\
                       thread 'y' panicked at b.rs:1:\nseed 7 over redis breaks a guarantee; it ends so";
-        assert_eq!(seed_in(output), "seed 7 over redis: I8: it was written");
+        let found = seed_in(output);
+        assert_eq!(
+            found.as_deref(),
+            Some("seed 7 over redis: I8: it was written")
+        );
+        assert_eq!(
+            seed_in("thread 'x' panicked at a.rs:1:\nno such store"),
+            None
+        );
     }
 
     #[test]
@@ -246,7 +258,10 @@ mod tests {
         let output = "a line of its log\n\
                       {\"to\":22,\"counts\":{},\"violations\":[\"seed 21: I1: twice; I10: released\"]}\n\
                       test result: FAILED. 0 passed; 1 failed";
-        assert_eq!(gateway_seed_in(output), "gateway seed 21: I1: twice");
+        let found = gateway_seed_in(output);
+        assert_eq!(found.as_deref(), Some("gateway seed 21: I1: twice"));
+        let fine = "{\"to\":22,\"counts\":{},\"violations\":[]}\ntest result: FAILED";
+        assert_eq!(gateway_seed_in(fine), None);
     }
 
     #[test]

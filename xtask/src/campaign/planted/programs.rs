@@ -44,9 +44,11 @@ impl Seeds {
         match program {
             Program::Model => Some(self.model),
             Program::Sim => Some(self.gateway),
-            Program::Engine | Program::Crash | Program::Http | Program::Hostile | Program::Cuts => {
-                None
-            }
+            Program::Engine
+            | Program::Crash
+            | Program::Http
+            | Program::Hostile
+            | Program::Campaign => None,
         }
     }
 }
@@ -95,7 +97,7 @@ impl Programs {
     pub fn run(&self, hunters: &[Hunter], bug: Option<Bug>, seeds: Seeds) -> Result<Ran> {
         let first = hunters.first().context("no test to run")?;
         let program = first.program;
-        if program == Program::Cuts {
+        if program == Program::Campaign {
             return self.run_campaign(first.test, bug);
         }
         let tests = self.by_program.get(&program).context("it was not built")?;
