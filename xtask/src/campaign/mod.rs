@@ -19,6 +19,7 @@ mod page;
 pub mod planted;
 mod power_cuts;
 mod program;
+mod resets;
 mod runs;
 mod scene;
 mod soak;
@@ -46,6 +47,7 @@ const ALL: &[Campaign] = &[
     crowds::CAMPAIGN,
     exports::CAMPAIGN,
     gateway_seeds::CAMPAIGN,
+    resets::CAMPAIGN,
     core_seeds::CAMPAIGN,
     planted::CAMPAIGN,
     fuzz::KEY,

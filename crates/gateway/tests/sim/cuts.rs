@@ -1,27 +1,186 @@
 //! Connections that end at every byte of a request and of an answer, one after the other.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onlyonce_core::StateName;
 use tokio::time::sleep;
 
 use crate::client::{self, Action, Heard, Manner};
 use crate::gateway::Gateway;
+use crate::random::Random;
 use crate::seed::in_time;
+use crate::seeds::number_from;
 use crate::upstream::{How, Kind, Plan};
-use crate::world::{Fixed, Temper, World};
+use crate::world::{Counts, Fixed, Temper, World};
 
 const WAYS: [How; 3] = [How::Reset, How::Closed, How::Stalls];
 
-const COUNTED: Kind = Kind::Counted {
-    status: 200,
-    len: 60,
+/// What is asked for, and what is answered.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    body_len: usize,
+    answer: Kind,
+}
+
+const COUNTED: Shape = Shape {
+    body_len: 60,
+    answer: Kind::Counted {
+        status: 200,
+        len: 60,
+    },
 };
-const EVENTS: Kind = Kind::Events {
-    count: 5,
-    trailers: true,
+const EVENTS: Shape = Shape {
+    body_len: 60,
+    answer: Kind::Events {
+        count: 5,
+        trailers: true,
+    },
 };
+
+impl Shape {
+    /// Another one for each seed.
+    fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let answer = match random.chance(50) {
+            true => Kind::Counted {
+                status: 200,
+                len: 1 + random.below(200),
+            },
+            false => Kind::Events {
+                count: 1 + random.below(8),
+                trailers: random.chance(50),
+            },
+        };
+        Self {
+            body_len: random.below(200),
+            answer,
+        }
+    }
+
+    fn action(self) -> Action {
+        Action {
+            tenant: 0,
+            key: "k0".to_owned(),
+            route: 0,
+            version: 0,
+            body_len: self.body_len,
+        }
+    }
+
+    /// Its answer, which ends there where that is told.
+    fn answering(self, answer_ends: Option<(usize, How)>) -> Plan {
+        Plan {
+            answer: self.answer,
+            answer_ends,
+            thinks: Duration::from_millis(10),
+            ..Plan::plain()
+        }
+    }
+
+    /// The bytes of the request as the upstream gets it, and of the answer.
+    fn lengths(self) -> (usize, usize) {
+        let whole = self.cut(usize::MAX, self.answering(None), &Manner::patient());
+        assert_eq!(whole.wrong, [""; 0]);
+        assert_eq!(whole.state, Some(StateName::Completed));
+        for heard in [&whole.first, &whole.joined, &whole.later] {
+            assert_eq!(problem(heard), "an answer");
+        }
+        (whole.seen[0], crate::upstream::answer_len(self.answer))
+    }
+
+    /// One operation over a line that is cut, or whose gateway dies, with a caller of this manner.
+    fn cut(self, takes: usize, exchange: Plan, manner: &Manner) -> Came {
+        in_time(async {
+            let fixed = Fixed { takes, exchange };
+            let world = World::new(
+                0,
+                Temper::default(),
+                Some(fixed),
+                vec![self.action()],
+                false,
+            );
+            let gateway = Gateway::start(&world, 0);
+            let (dying, death) = (Arc::clone(&gateway), Arc::clone(&world));
+            tokio::spawn(async move {
+                death.gateway_dies.notified().await;
+                dying.kill();
+                dying.starts();
+            });
+            let (action, patient) = (self.action(), Manner::patient());
+            let (first, joined) = tokio::join!(
+                client::attempt(&world, &gateway, &action, manner),
+                follower(&world, &gateway, &action, manner),
+            );
+            sleep(Duration::from_secs(10)).await;
+            let state = world.record(0, "k0").map(|record| record.state.name());
+            let later = client::attempt(&world, &gateway, &action, &patient).await;
+            world.judge_all();
+            let seen = world.ledger(|ledger| ledger.iter().map(|one| one.seen).collect());
+            Came {
+                first,
+                joined,
+                later,
+                state,
+                seen,
+                wrong: world.told().wrong,
+            }
+        })
+    }
+
+    /// The connection ends at every byte of the request, which the upstream has read so far. Gives how many bytes.
+    fn cut_request(self) -> usize {
+        let (len, _) = self.lengths();
+        for at in 0..len {
+            for how in WAYS {
+                let plan = Plan {
+                    request_ends: Some((at, how)),
+                    ..Plan::plain()
+                };
+                let came = self.cut(usize::MAX, plan, &Manner::patient());
+                // What was written may have been read: that it was not, only the upstream knows.
+                expect_unknown(&came, false, &format!("{how:?} at byte {at} of {len}"));
+                assert_eq!(came.seen.first().copied().unwrap_or(0), at);
+            }
+        }
+        len
+    }
+
+    /// The same of the answer.
+    fn cut_answer(self) -> usize {
+        let (_, len) = self.lengths();
+        for at in 0..len {
+            for how in WAYS {
+                let plan = self.answering(Some((at, how)));
+                let came = self.cut(usize::MAX, plan, &Manner::patient());
+                let case = format!("{self:?}, {how:?} at byte {at} of {len}");
+                expect_unknown(&came, true, &case);
+            }
+        }
+        len
+    }
+
+    /// The gateway dies at every byte of the request and of the answer.
+    fn die(self) {
+        let (request_len, answer_len) = self.lengths();
+        let within = |len| (0..len).map(|at| Some((at, How::GatewayDies)));
+        let asking = within(request_len).map(|request_ends| Plan {
+            request_ends,
+            ..Plan::plain()
+        });
+        let answers = within(answer_len).map(|ends| self.answering(ends));
+        for plan in asking.chain(answers) {
+            let case = format!("{plan:?}");
+            let came = self.cut(usize::MAX, plan, &Manner::patient());
+            assert_eq!(came.wrong, [""; 0], "{case}");
+            assert_eq!(came.state, Some(StateName::Unknown), "{case}");
+            let told = problem(&came.first);
+            assert!(["broken", "nothing"].contains(&told), "{case}: {told}");
+            assert_eq!(problem(&came.later), "unknown", "{case}");
+        }
+    }
+}
 
 /// What came of one cut.
 struct Came {
@@ -36,49 +195,6 @@ struct Came {
     wrong: Vec<String>,
 }
 
-fn action() -> Action {
-    Action {
-        tenant: 0,
-        key: "k0".to_owned(),
-        route: 0,
-        version: 0,
-        body_len: 60,
-    }
-}
-
-/// One operation over a line that is cut, or whose gateway dies, with a caller of this manner.
-fn cut(takes: usize, exchange: Plan, manner: &Manner) -> Came {
-    in_time(async {
-        let fixed = Fixed { takes, exchange };
-        let world = World::new(0, Temper::default(), Some(fixed), vec![action()], false);
-        let gateway = Gateway::start(&world, 0);
-        let (dying, death) = (Arc::clone(&gateway), Arc::clone(&world));
-        tokio::spawn(async move {
-            death.gateway_dies.notified().await;
-            dying.kill();
-            dying.starts();
-        });
-        let (action, patient) = (action(), Manner::patient());
-        let (first, joined) = tokio::join!(
-            client::attempt(&world, &gateway, &action, manner),
-            follower(&world, &gateway, &action, manner),
-        );
-        sleep(Duration::from_secs(10)).await;
-        let state = world.record(0, "k0").map(|record| record.state.name());
-        let later = client::attempt(&world, &gateway, &action, &patient).await;
-        world.judge_all();
-        let seen = world.ledger(|ledger| ledger.iter().map(|one| one.seen).collect());
-        Came {
-            first,
-            joined,
-            later,
-            state,
-            seen,
-            wrong: world.told().wrong,
-        }
-    })
-}
-
 /// Comes once the first one has begun; nobody, where that does not end its request.
 async fn follower(world: &Arc<World>, gateway: &Gateway, action: &Action, first: &Manner) -> Heard {
     if first.leaves_sending.is_some() {
@@ -86,23 +202,6 @@ async fn follower(world: &Arc<World>, gateway: &Gateway, action: &Action, first:
     }
     sleep(Duration::from_millis(1)).await;
     client::attempt(world, gateway, action, &Manner::patient()).await
-}
-
-/// The bytes of a request as the upstream gets it, and of an answer.
-fn lengths(kind: Kind) -> (usize, usize) {
-    let whole = cut(usize::MAX, answering(kind, None), &Manner::patient());
-    assert_eq!(whole.wrong, [""; 0]);
-    assert!(matches!(whole.first, Heard::Answer(..)));
-    (whole.seen[0], crate::upstream::answer_len(kind))
-}
-
-fn answering(answer: Kind, answer_ends: Option<(usize, How)>) -> Plan {
-    Plan {
-        answer,
-        answer_ends,
-        thinks: Duration::from_millis(10),
-        ..Plan::plain()
-    }
 }
 
 fn problem(heard: &Heard) -> &str {
@@ -147,102 +246,105 @@ fn expect_released(came: &Came, case: &str) {
 
 #[test]
 fn a_cut_at_every_byte_of_a_request_that_was_read_is_unknown() {
-    let (len, _) = lengths(COUNTED);
-    for at in 0..len {
-        for how in WAYS {
-            let plan = Plan {
-                request_ends: Some((at, how)),
-                ..Plan::plain()
-            };
-            let came = cut(usize::MAX, plan, &Manner::patient());
-            // What was written may have been read: that it was not, only the upstream knows.
-            expect_unknown(&came, false, &format!("{how:?} at byte {at} of {len}"));
-            assert_eq!(came.seen.first().copied().unwrap_or(0), at);
-        }
-    }
+    assert!(COUNTED.cut_request() > 200);
 }
 
 #[test]
 fn i10_a_line_that_takes_no_byte_releases_and_one_that_takes_any_does_not() {
-    let (len, _) = lengths(COUNTED);
+    let (len, _) = COUNTED.lengths();
     for at in 0..len {
-        let came = cut(at, Plan::plain(), &Manner::patient());
+        let came = COUNTED.cut(at, Plan::plain(), &Manner::patient());
         let case = format!("{at} of {len} bytes were taken");
         match at {
             0 => expect_released(&came, &case),
             _ => expect_unknown(&came, false, &case),
         }
     }
-    let came = cut(len, Plan::plain(), &Manner::patient());
+    let came = COUNTED.cut(len, Plan::plain(), &Manner::patient());
     assert_eq!(came.wrong, [""; 0]);
     assert_eq!(problem(&came.first), "an answer");
 }
 
 #[test]
 fn i05_a_cut_at_every_byte_of_an_answer_is_unknown_and_never_a_clean_end() {
-    for kind in [COUNTED, EVENTS] {
-        let (_, len) = lengths(kind);
-        for at in 0..len {
-            for how in WAYS {
-                let plan = answering(kind, Some((at, how)));
-                let came = cut(usize::MAX, plan, &Manner::patient());
-                let case = format!("{kind:?}, {how:?} at byte {at} of {len}");
-                expect_unknown(&came, true, &case);
-            }
-        }
-        let whole = cut(usize::MAX, answering(kind, None), &Manner::patient());
-        assert_eq!(whole.state, Some(StateName::Completed));
-        for heard in [&whole.first, &whole.joined, &whole.later] {
-            assert_eq!(problem(heard), "an answer");
-        }
+    for shape in [COUNTED, EVENTS] {
+        assert!(shape.cut_answer() > 150);
     }
 }
 
 #[test]
 fn l3_a_gateway_that_dies_at_any_byte_leaves_an_outcome_that_is_unknown() {
-    for kind in [COUNTED, EVENTS] {
-        let (request_len, answer_len) = lengths(kind);
-        let within = |len| (0..len).map(|at| Some((at, How::GatewayDies)));
-        let asking = within(request_len).map(|request_ends| Plan {
-            request_ends,
-            ..Plan::plain()
-        });
-        let answers = within(answer_len).map(|ends| answering(kind, ends));
-        for plan in asking.chain(answers) {
-            let case = format!("{plan:?}");
-            let came = cut(usize::MAX, plan, &Manner::patient());
-            assert_eq!(came.wrong, [""; 0], "{case}");
-            assert_eq!(came.state, Some(StateName::Unknown), "{case}");
-            let told = problem(&came.first);
-            assert!(["broken", "nothing"].contains(&told), "{case}: {told}");
-            assert_eq!(problem(&came.later), "unknown", "{case}");
-        }
+    for shape in [COUNTED, EVENTS] {
+        shape.die();
     }
+}
+
+/// The campaign `resets`.
+#[test]
+fn no_byte_of_what_a_seed_draws_is_a_place_to_break_at() {
+    let from = number_from("ONLYONCE_FROM").unwrap_or(0);
+    let seeds = number_from("ONLYONCE_SEEDS").unwrap_or(1);
+    let seconds = number_from("ONLYONCE_SECONDS").unwrap_or(u64::MAX);
+    let until = Instant::now().checked_add(Duration::from_secs(seconds));
+    let (mut counts, mut violations) = (Counts::new(), Vec::new());
+    let mut to = from;
+    while to < from + seeds && until.is_none_or(|until| Instant::now() < until) {
+        let shape = Shape::of(to);
+        let cuts = || {
+            let (request, answer) = (shape.cut_request(), shape.cut_answer());
+            shape.die();
+            (request, answer)
+        };
+        match catch_unwind(AssertUnwindSafe(cuts)) {
+            Ok((request, answer)) => {
+                let bytes = (request + answer) as u64;
+                for (what, number) in [
+                    ("requests cut at every byte", 1),
+                    ("answers cut at every byte", 1),
+                    ("resets", bytes),
+                    ("ends", bytes),
+                    ("silences", bytes),
+                    ("deaths of the gateway", bytes),
+                ] {
+                    *counts.entry(what).or_default() += number;
+                }
+            }
+            Err(panic) => {
+                let said = panic.downcast_ref::<String>();
+                violations.push(format!("seed {to}: {}", said.map_or("", |said| said)));
+            }
+        }
+        to += 1;
+    }
+    let failed = !violations.is_empty();
+    let did = serde_json::json!({ "to": to, "counts": counts, "violations": violations });
+    println!("\n{did}");
+    assert!(!failed, "see above");
 }
 
 #[test]
 fn l1_a_caller_that_leaves_at_any_byte_leaves_nothing_half_done() {
-    let len = action().bytes(0).len();
+    let len = COUNTED.action().bytes(0).len();
     for at in 0..=len {
         let manner = Manner {
             leaves_sending: Some(at),
             ..Manner::patient()
         };
-        let came = cut(usize::MAX, Plan::plain(), &manner);
+        let came = COUNTED.cut(usize::MAX, Plan::plain(), &manner);
         assert_eq!(came.wrong, [""; 0]);
         // A request that came whole is executed, whoever stays to hear of it.
         let expected = (at == len).then_some(StateName::Completed);
         assert_eq!(came.state, expected, "after {at} bytes of {len}");
         assert_eq!(problem(&came.later), "an answer");
     }
-    for kind in [COUNTED, EVENTS] {
+    for shape in [COUNTED, EVENTS] {
         let mut at = 1;
         loop {
             let manner = Manner {
                 leaves_reading: Some(at),
                 ..Manner::patient()
             };
-            let came = cut(usize::MAX, answering(kind, None), &manner);
+            let came = shape.cut(usize::MAX, shape.answering(None), &manner);
             assert_eq!(came.wrong, [""; 0]);
             assert_eq!(came.state, Some(StateName::Completed));
             assert_eq!(problem(&came.joined), "an answer");
@@ -252,7 +354,7 @@ fn l1_a_caller_that_leaves_at_any_byte_leaves_nothing_half_done() {
             at += 1;
         }
         // It gets our own fields too.
-        let (_, len) = lengths(kind);
+        let (_, len) = shape.lengths();
         assert!(at > len, "left at {at} bytes, and the upstream gave {len}");
     }
 }

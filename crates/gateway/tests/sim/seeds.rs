@@ -132,7 +132,7 @@ fn tell(seed: u64) -> String {
     format!("seed {seed}: {}", told.wrong.join("; "))
 }
 
-fn number_from(name: &str) -> Option<u64> {
+pub fn number_from(name: &str) -> Option<u64> {
     let value = env::var(name).ok()?;
     let digits = value.replace(['_', ','], "");
     let number = digits.parse();
