@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::places;
+
 /// A command that runs another one where `folder` is on a read-only file system, for that process
-/// alone. `None`, with the reason printed, where the system does not let us mount.
+/// alone. `None`, with the reason printed, where the system does not let us mount, unless
+/// `ONLYONCE_NAMESPACES=required`.
 pub fn read_only(folder: &Path) -> Option<Vec<String>> {
     mounted(
         folder,
@@ -40,9 +43,8 @@ fn mounted(folder: &Path, script: &str) -> Option<Vec<String>> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    println!(
-        "skipped: no file system can be mounted here: {}",
-        why.trim()
-    );
+    let why = format!("no file system can be mounted here: {}", why.trim());
+    assert!(!places::are_required(), "{why}");
+    println!("skipped: {why}");
     None
 }

@@ -141,16 +141,15 @@ fn held() -> (Upstream, Signal) {
     (upstream, go)
 }
 
-/// Case: the store is down at the completion. Answer: the end is withheld and the write tried again; else
-/// `outcome-unknown`.
-#[test]
-fn hostile_084_a_store_down_at_completion_withholds_the_end() {
+/// The store takes no write from the middle of an answer on.
+#[track_caller]
+fn withholds_the_end(fault: &str) {
     let (upstream, go) = held();
     let (mut gateway, faults) = faulty(&upstream);
     let mut client = gateway.begin(&post("/x", "k", "b"));
     client.read_head();
     client.read_until("begun");
-    faults.set("fsync");
+    faults.set(fault);
     go.fire();
     let answer = client.finish();
     assert!(
@@ -162,7 +161,7 @@ fn hostile_084_a_store_down_at_completion_withholds_the_end() {
         .expect_problem(503, "store-unavailable");
     faults.clear();
     gateway.start_again();
-    // The record may have reached the disk although the flush failed: then it is the answer.
+    // The record may have reached the disk although a flush failed: then it is the answer.
     let retry = gateway.post("/x", "k", "b");
     if retry.status() == 200 {
         retry.expect_status(200).expect_mark("replayed");
@@ -173,6 +172,18 @@ fn hostile_084_a_store_down_at_completion_withholds_the_end() {
             .expect_retry(false);
     }
     assert_eq!(upstream.hits(), 1);
+}
+
+/// Case: the store is down at the completion. Answer: the end is withheld and the write tried again; else
+/// `outcome-unknown`.
+#[test]
+fn hostile_084_a_store_down_at_completion_withholds_the_end() {
+    withholds_the_end("fsync");
+}
+
+#[test]
+fn hostile_088_a_file_system_that_turns_read_only_in_an_answer_withholds_the_end() {
+    withholds_the_end("readonly");
 }
 
 #[test]
