@@ -98,6 +98,27 @@ pub fn to_upstream(
 pub fn from_upstream(headers: &mut HeaderMap) {
     strip_listed(headers);
     strip(headers, |name| is_hop_by_hop(name) || is_ours(name));
+    say_length_once(headers);
+}
+
+/// A length that is said several times, always the same, passes once (RFC 9110 section 8.6).
+fn say_length_once(headers: &mut HeaderMap) {
+    let said = headers.get_all(CONTENT_LENGTH).iter();
+    let mut lengths = said.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let Some(first) = lengths.next().map(<[u8]>::trim_ascii) else {
+        return;
+    };
+    let (mut is_repeated, mut is_same) = (false, true);
+    for other in lengths {
+        is_repeated = true;
+        is_same &= other.trim_ascii() == first;
+    }
+    if is_repeated
+        && is_same
+        && let Ok(length) = HeaderValue::from_bytes(first)
+    {
+        headers.insert(CONTENT_LENGTH, length);
+    }
 }
 
 /// Of headers that went through [`from_upstream`], those that are recorded, in order, with repeats,
@@ -418,6 +439,26 @@ mod tests {
         let names = |allow| -> Vec<_> { recorded(&map, allow).map(|(name, _)| name).collect() };
         assert_eq!(names(false), [b"etag".as_slice()]);
         assert_eq!(names(true).len(), 3);
+    }
+
+    #[test]
+    fn a_length_that_is_said_again_passes_once() {
+        let passed = |lengths: &[&'static str]| {
+            let lengths: Vec<_> = lengths
+                .iter()
+                .map(|text| ("content-length", *text))
+                .collect();
+            let mut map = headers(&lengths);
+            from_upstream(&mut map);
+            let left = map.get_all(CONTENT_LENGTH).iter();
+            left.map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        for same in [&["5"][..], &["5", "5"], &["5, 5"], &["5,5", " 5 "]] {
+            assert_eq!(passed(same), ["5"], "{same:?}");
+        }
+        assert_eq!(passed(&["5", "6"]), ["5", "6"]);
+        assert_eq!(passed(&[]), [""; 0]);
     }
 
     #[test]

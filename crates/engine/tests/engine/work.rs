@@ -452,9 +452,9 @@ async fn who_watches_a_gateways_own_execution_is_told_its_end_too() {
 
 #[tokio::test]
 async fn an_operator_settles_a_workers_claim_once_it_is_unknown_and_purges_none_in_flight() {
-    // A long answer is claimed for.
+    // An answer of more than a chunk is claimed for.
     for (len, refused) in [
-        (1, WorkError::Settled(StateName::Completed)),
+        (CHUNK, WorkError::Settled(StateName::Completed)),
         (3 * CHUNK + 1, WorkError::Fenced),
     ] {
         let world = World::new();

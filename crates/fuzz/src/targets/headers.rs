@@ -29,6 +29,7 @@ pub(crate) const TARGET: Target = Target {
         "onlyonce-status: executed\n",
         "idempotent-replayed: true\n",
         "content-length: 5\n",
+        "content-length: 5, 5\n",
         "transfer-encoding: chunked\n",
         "upgrade: h2c\n",
         "forwarded: for=1\n",
@@ -82,7 +83,10 @@ fn run(bytes: &[u8]) {
     };
     let mut passed = headers.clone();
     from_upstream(&mut passed);
-    let expected = only(&before, stays);
+    let mut expected = only(&before, stays);
+    expected
+        .entry("content-length".into())
+        .and_modify(|lengths| *lengths = once(lengths));
     assert_eq!(fields(&passed), expected, "from the upstream");
     let mut twice = passed.clone();
     from_upstream(&mut twice);
@@ -96,6 +100,19 @@ fn run(bytes: &[u8]) {
     assert_eq!(fields(&trailers), expected, "trailers");
 
     forward(&headers, &before, &listed, choice);
+}
+
+/// The one value of a list that has no other, however it is written; else the values.
+fn once(values: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let parts: Vec<_> = values
+        .join(&b',')
+        .split(|byte| *byte == b',')
+        .map(|part| part.trim_ascii().to_vec())
+        .collect();
+    match parts.iter().all(|part| *part == parts[0]) && parts.len() > 1 {
+        true => parts[..1].to_vec(),
+        false => values.to_vec(),
+    }
 }
 
 /// The recording holds each field that passes but cookies, in order, and gives it back.

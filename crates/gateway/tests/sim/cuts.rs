@@ -19,12 +19,12 @@ const WAYS: [How; 3] = [How::Reset, How::Closed, How::Stalls];
 
 /// What is asked for, and what is answered.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+pub struct Shape {
     body_len: usize,
     answer: Kind,
 }
 
-const COUNTED: Shape = Shape {
+pub const COUNTED: Shape = Shape {
     body_len: 60,
     answer: Kind::Counted {
         status: 200,
@@ -70,7 +70,7 @@ impl Shape {
     }
 
     /// Its answer, which ends there where that is told.
-    fn answering(self, answer_ends: Option<(usize, How)>) -> Plan {
+    pub fn answering(self, answer_ends: Option<(usize, How)>) -> Plan {
         Plan {
             answer: self.answer,
             answer_ends,
@@ -91,7 +91,7 @@ impl Shape {
     }
 
     /// One operation over a line that is cut, or whose gateway dies, with a caller of this manner.
-    fn cut(self, takes: usize, exchange: Plan, manner: &Manner) -> Came {
+    pub fn cut(self, takes: usize, exchange: Plan, manner: &Manner) -> Came {
         in_time(async {
             let fixed = Fixed { takes, exchange };
             let world = World::new(
@@ -183,16 +183,16 @@ impl Shape {
 }
 
 /// What came of one cut.
-struct Came {
+pub struct Came {
     /// What the caller heard, and who joined it, and who came when all was over.
-    first: Heard,
-    joined: Heard,
-    later: Heard,
+    pub first: Heard,
+    pub joined: Heard,
+    pub later: Heard,
     /// What the store held before the last one came.
-    state: Option<StateName>,
+    pub state: Option<StateName>,
     /// Bytes that the upstream saw of each request.
-    seen: Vec<usize>,
-    wrong: Vec<String>,
+    pub seen: Vec<usize>,
+    pub wrong: Vec<String>,
 }
 
 /// Comes once the first one has begun; nobody, where that does not end its request.

@@ -9,11 +9,12 @@
 //! ONLYONCE_SEED=7 cargo test -p onlyonce-gateway --test sim -- no_seed --nocapture           # what happened in one
 //! ```
 //!
-//! `ONLYONCE_SECONDS` ends a run early. The line that begins with `{` says how far it came and what it met.
+//! `ONLYONCE_ANSWERS` says how many answers of any bytes are given (`answers`). `ONLYONCE_SECONDS` ends a run early. The line that begins with `{` says how far it came and what it met.
 
 // In a test, an unwrap is an assertion.
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod client;
 mod cuts;
 mod gate;
