@@ -106,6 +106,7 @@ control = "127.0.0.1:0"
 url = "embedded:{data}"
 segment_bytes = "1MiB"
 cache_bytes = "4MiB"
+lease = "10m"
 
 [[upstream]]
 name = "paid"
