@@ -20,9 +20,6 @@ const PURGE_PAGE: usize = 500;
 /// How long an execution is waited for whose outcome is written.
 const LETS_GO: Duration = Duration::from_secs(1);
 
-/// How long an answer of several chunks may take to be written down.
-const WRITES_DOWN: Duration = Duration::from_secs(60);
-
 /// How long at least the answer of a step is kept that an operator brings: for longer than any operation
 /// that it may be a step of is continued, or it would run again.
 const SETTLED_STEP: Duration = Duration::from_secs(366 * 86_400);
@@ -215,7 +212,8 @@ impl<S: Store> Engine<S> {
             owner: self.shared.owner,
             raise: self.shared.raise(),
         };
-        let claimed = transition::claim(Some(record), claim, store.now(), WRITES_DOWN)
+        let lease = self.shared.settings.lease;
+        let claimed = transition::claim(Some(record), claim, store.now(), lease)
             .map_err(|_| ResolveError::Changed)?;
         self.write(address, record.fence(), claimed.clone(), None)
             .await?;

@@ -18,6 +18,9 @@ use crate::world::{Shown, Source, World, address_of};
 /// The statuses by which the upstream says that it did not run.
 const DECLINES: [u16; 3] = [401, 429, 503];
 
+/// The engine's chunks, in bytes.
+const CHUNK: usize = 64 << 10;
+
 /// How much of its lease a gateway must have left that sends: a tenth.
 const MARGIN: Duration = Duration::from_millis(500);
 
@@ -165,7 +168,16 @@ impl World {
             (Some(StateName::Unknown), StateName::Completed | StateName::Released) if ruled => {
                 self.judge_ruling(record)
             }
+            (Some(StateName::InFlight), StateName::Completed) if ruled => {
+                self.is_brought(record) && self.judge_ruling(record)
+            }
             _ if ruled => false,
+            (Some(StateName::Unknown), StateName::InFlight) => self.brings(record),
+            (Some(StateName::InFlight), StateName::Completed | StateName::Released)
+                if self.is_brought(record) =>
+            {
+                false
+            }
             (None | Some(StateName::Released), StateName::InFlight) => true,
             (Some(StateName::InFlight), StateName::InFlight) => !record.is_new_claim(),
             (Some(StateName::InFlight), _) => true,
@@ -212,6 +224,25 @@ impl World {
             }
             State::InFlight { .. } | State::Unknown { .. } => {}
         }
+    }
+
+    /// Whether an operator's answer is so long that it is claimed for, and notes that it is.
+    fn brings(&self, record: &Record) -> bool {
+        let mut noted = self.noted.lock();
+        let is_brought = noted.rulings.iter().any(|ruling| {
+            let answer = ruling.answer.as_ref();
+            ruling.id == record.id
+                && ruling.life.is_none()
+                && answer.is_some_and(|answer| answer.body.len() > CHUNK)
+        });
+        if is_brought {
+            noted.brought.insert(record.recording());
+        }
+        is_brought && record.is_new_claim()
+    }
+
+    fn is_brought(&self, record: &Record) -> bool {
+        self.noted.lock().brought.contains(&record.recording())
     }
 
     /// Whether an operator has said what is written in its name, and notes that it is.

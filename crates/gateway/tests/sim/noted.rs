@@ -1,7 +1,7 @@
 //! What the judge needs to know beside the upstream's ledger: who claimed what for whom, when the way to the
 //! store was disturbed, when a gateway stood still, and what operators said.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Noted {
     /// Attempts of which a gateway has told the store that they joined.
     pub joined: Vec<usize>,
     pub rulings: Vec<Ruling>,
+    /// Recordings that were begun for an operator's answer.
+    pub brought: HashSet<RecordingId>,
     disturbed: Vec<Disturbed>,
     stood: Vec<Stood>,
     expired: Vec<Expired>,

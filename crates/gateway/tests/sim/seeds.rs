@@ -77,7 +77,10 @@ fn no_seed_breaks_a_guarantee() {
 /// - 5,301, 6,386: an answer from a short window was heard after its end, as it may be.
 /// - 35,818: a declined exchange was taken for one that went on.
 /// - 174,640: a lease was taken for passed by a clock that was further ahead than the margin.
-const STORIES: &[u64] = &[315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640];
+/// - 220,948: an operator's answer of several chunks is claimed for, as it may be.
+const STORIES: &[u64] = &[
+    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948,
+];
 
 #[test]
 fn seeds_with_a_story_hold() {
