@@ -369,6 +369,10 @@ impl<S: Store> Engine<S> {
                     continue;
                 }
                 let address = onlyonce_store::address(store.secret(), &record.scope, &record.key);
+                if state == StateName::Unknown {
+                    // No byte of its request follows: the key is new.
+                    self.shared.late.close(address).await;
+                }
                 match store.remove(address, record.fence()).await {
                     Ok(removed) => purged += u64::from(removed),
                     // Damaged since it was listed: it stays, as unknown (I13).

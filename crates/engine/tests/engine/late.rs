@@ -4,7 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use futures_util::FutureExt;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Closing, Kind, PushError, Resolution, Start, Unsettled};
+use onlyonce_engine::{Closing, Kind, Purge, PushError, Resolution, Start, Unsettled};
 
 use super::World;
 use crate::world::{Answer, CHUNK, body, head, no_trailers, read, request, resend};
@@ -96,6 +96,25 @@ async fn hostile_064_an_operator_waits_until_the_late_exchange_is_let_go() {
     drop(closing);
     resolve.await.expect("resolved");
     assert_eq!(world.state("k").await, Some(StateName::Released));
+    drop(late);
+}
+
+/// The same where it is forgotten, and its key is new.
+#[tokio::test]
+async fn hostile_064_a_purge_waits_until_the_late_exchange_is_let_go() {
+    let world = World::new();
+    let (_, late) = world.timed_out("k").await;
+    let mut closing = late.closing();
+    let purge = Purge {
+        state: Some(StateName::Unknown),
+        ..Purge::default()
+    };
+    let mut purge = pin!(world.engine.purge(purge));
+    waits_for(&mut closing, &mut purge).await;
+    assert_eq!(world.state("k").await, Some(StateName::Unknown));
+    drop(closing);
+    assert_eq!(purge.await, Ok(1));
+    assert_eq!(world.state("k").await, None);
     drop(late);
 }
 

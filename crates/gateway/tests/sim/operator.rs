@@ -71,10 +71,13 @@ async fn looks(world: &World, engine: &Engine<Way>, random: &mut Random) -> Opti
         _ => false,
     };
     let unknown: Vec<_> = records
+        .clone()
         .filter(|record| is_old(record) && world.all_awake_for(SURE))
         .collect();
     if random.chance(5) {
-        purges(world, engine, random).await;
+        let is_unknown = |record: &&Arc<Record>| record.state.name() == StateName::Unknown;
+        let is_sure = records.filter(is_unknown).count() == unknown.len();
+        purges(world, engine, random, is_sure).await;
         return None;
     }
     if !unknown.is_empty() {
@@ -110,13 +113,15 @@ async fn settles(
     is_freed.then_some(name)
 }
 
-async fn purges(world: &World, engine: &Engine<Way>, random: &mut Random) {
+/// Removes what is unknown only where it is sure of all of it.
+async fn purges(world: &World, engine: &Engine<Way>, random: &mut Random, is_sure: bool) {
     let state = [
         Some(StateName::Completed),
         Some(StateName::Unknown),
         Some(StateName::Released),
         None,
-    ][random.below(4)];
+    ][random.below(4)]
+    .filter(|state| is_sure || *state != StateName::Unknown);
     let purge = Purge {
         tenant: random.chance(50).then(|| "t0".into()),
         state,

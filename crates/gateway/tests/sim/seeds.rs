@@ -78,8 +78,9 @@ fn no_seed_breaks_a_guarantee() {
 /// - 35,818: a declined exchange was taken for one that went on.
 /// - 174,640: a lease was taken for passed by a clock that was further ahead than the margin.
 /// - 220,948: an operator's answer of several chunks is claimed for, as it may be.
+/// - 242,509: an operator purged what was unknown while its request was still on its way (I1).
 const STORIES: &[u64] = &[
-    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948,
+    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509,
 ];
 
 #[test]
