@@ -79,8 +79,9 @@ fn no_seed_breaks_a_guarantee() {
 /// - 174,640: a lease was taken for passed by a clock that was further ahead than the margin.
 /// - 220,948: an operator's answer of several chunks is claimed for, as it may be.
 /// - 242,509: an operator purged what was unknown while its request was still on its way (I1).
+/// - 248,267: an idle connection that had been stuck for long took no byte, and its key was free, as it is to be.
 const STORIES: &[u64] = &[
-    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509,
+    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509, 248_267,
 ];
 
 #[test]
