@@ -2,8 +2,8 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -26,8 +26,9 @@ pub(super) struct Shared {
 /// An HTTP/2 connection.
 struct Two {
     sender: http2::SendRequest<Outgoing>,
-    /// Driven by a task of its own; it knows how many streams the upstream takes at a time.
-    connection: Arc<Mutex<Connection>>,
+    /// It knows how many streams the upstream takes at a time. The task that drives it owns it: when that ends, `sender`
+    /// is closed, and gives back what nobody will send.
+    connection: Weak<Mutex<Connection>>,
     /// How many streams exchanges hold.
     held: Arc<AtomicUsize>,
 }
@@ -57,14 +58,13 @@ impl Shared {
         sender: http2::SendRequest<Outgoing>,
         connection: Connection,
     ) -> SharedStream {
-        let connection = Arc::new(Mutex::new(connection));
-        let driven = Arc::clone(&connection);
-        tokio::spawn(poll_fn(move |cx| Pin::new(&mut *driven.lock()).poll(cx)));
+        let driven = Arc::new(Mutex::new(connection));
         let two = Two {
             sender,
-            connection,
+            connection: Arc::downgrade(&driven),
             held: Arc::default(),
         };
+        tokio::spawn(poll_fn(move |cx| Pin::new(&mut *driven.lock()).poll(cx)));
         let first = two.hold();
         self.connections.lock().push(two);
         first
@@ -83,7 +83,7 @@ impl Shared {
 impl Two {
     /// A stream, where one is left.
     fn stream(&self) -> Option<SharedStream> {
-        let most = self.connection.lock().current_max_send_streams();
+        let most = self.connection.upgrade()?.lock().current_max_send_streams();
         (self.held.load(Relaxed) < most).then(|| self.hold())
     }
 

@@ -15,6 +15,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
@@ -345,6 +346,49 @@ fn l5_an_exchange_that_lasts_keeps_no_other_from_its_turn() {
     assert_eq!(upstream.connections(), 2);
     over.fire();
     expect_executed(&first.response(), 200);
+}
+
+/// L6: a connection that the upstream lets go of carries nothing more.
+#[test]
+fn l6_a_connection_that_the_upstream_ends_is_not_used_again() {
+    for while_it_answers in [false, true] {
+        let (told, over) = (Signal::new(), Signal::new());
+        let (has_heard, until) = (told.clone(), over.clone());
+        let upstream = Upstream::raw(move |mut wire, connection| {
+            accept(&mut wire, &[]);
+            while let Ok(stream) = take_request(&mut wire) {
+                let head = block(&[(":status", "200")]);
+                let answer = frame(HEADERS, END_STREAM | END_HEADERS, stream, &head);
+                if connection > 1 {
+                    wire.send(&answer).unwrap();
+                    continue;
+                }
+                if !while_it_answers {
+                    wire.send(&answer).unwrap();
+                }
+                // This stream is the last one. Whoever answers a ping has read so.
+                let last = [stream.to_be_bytes(), [0; 4]].concat();
+                wire.send(&frame(GOAWAY, 0, 0, &last)).unwrap();
+                wire.send(&frame(PING, 0, 0, &[0; 8])).unwrap();
+                while next_frame(&mut wire).is_ok_and(|(kind, ..)| kind != PING) {}
+                has_heard.fire();
+                if while_it_answers {
+                    until.wait();
+                    wire.send(&answer).unwrap();
+                }
+            }
+        });
+        // Each worker has connections of its own.
+        let gateway = before_http2(&upstream).server("workers = 1").start();
+        let mut first = gateway.begin(&post("/x", "first", "b"));
+        told.wait();
+        for key in ["k1", "k2"] {
+            expect_executed(&gateway.post("/x", key, "b"), 200);
+        }
+        assert_eq!(upstream.connections(), 2);
+        over.fire();
+        expect_executed(&first.response(), 200);
+    }
 }
 
 /// L5: who does not read the answer to a request without a key holds up none with one, neither by the room that it takes
