@@ -190,8 +190,6 @@ async fn i04_a_late_answer_completes_nothing_that_an_operator_has_written_into()
     let ruled = world.rule(id, ran(vec![b'!'; CHUNK + 1])).await;
     assert!(ruled.is_err(), "the store did not take it");
     assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));
-    // What was claimed for it is released.
-    world.engine.upkeep().await;
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
 }
 
