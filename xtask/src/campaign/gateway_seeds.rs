@@ -32,23 +32,27 @@ const SUMS: [(&str, &str); 6] = [
 
 /// Seeds from `batch.from` on.
 fn batch(batch: &Batch<'_>) -> Result<Ended> {
+    let done = simulate(batch, "seeds::no_seed_breaks_a_guarantee", 300)?;
+    let mut figures = Figures::default();
+    for (kind, name) in SUMS {
+        figures.add(name, done.figures.of_kind(kind));
+    }
+    Ok(Ended::Done(Done { figures, ..done }))
+}
+
+/// Runs a test of `sim` that takes seeds, from `batch.from` on: for a minute, or as many as `short` of them.
+pub fn simulate(batch: &Batch<'_>, test: &str, short: u64) -> Result<Done> {
     let mut command = cargo();
     command.args(["test", "--package", "onlyonce-gateway", "--test", "sim"]);
     command.env("ONLYONCE_FROM", batch.from.to_string());
     if batch.short {
-        command.env("ONLYONCE_SEEDS", "300");
+        command.env("ONLYONCE_SEEDS", short.to_string());
     } else {
         let seconds = batch.at_most(LENGTH).as_secs().max(1);
         command.arg("--release");
         command.env("ONLYONCE_SEEDS", "1000000");
         command.env("ONLYONCE_SECONDS", seconds.to_string());
     }
-    command.args(["--", "--exact", "--nocapture"]);
-    command.arg("seeds::no_seed_breaks_a_guarantee");
-    let done = program::batch(&mut command)?;
-    let mut figures = Figures::default();
-    for (kind, name) in SUMS {
-        figures.add(name, done.figures.of_kind(kind));
-    }
-    Ok(Ended::Done(Done { figures, ..done }))
+    command.args(["--", "--exact", "--nocapture", test]);
+    program::batch(&mut command)
 }

@@ -85,16 +85,8 @@ fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let cut = input.byte();
     let bytes = input.0;
-    let mut scan = Scan::new(MAX_HEAD_BYTES, MAX_FIELDS);
-    let (sound, fault) = match scan.feed(bytes) {
-        Ok(()) => (bytes, None),
-        Err(found) => (&bytes[..found.sound], Some(found.fault)),
-    };
-    assert_eq!(
-        in_pieces(bytes, cut),
-        (fault, scan.place()),
-        "cut in pieces"
-    );
+    let (sound, seen) = passed(bytes);
+    assert_eq!(in_pieces(bytes, cut), seen, "cut in pieces");
 
     let messages = messages(sound);
     let read = block_on(serve(sound));
@@ -105,6 +97,16 @@ fn run(bytes: &[u8]) {
             sent_on_as_one(&read.head, body);
         }
     }
+}
+
+/// What the gate lets through of `bytes`; what it found wrong, and where it stands.
+fn passed(bytes: &[u8]) -> (&[u8], (Option<Fault>, Place)) {
+    let mut scan = Scan::new(MAX_HEAD_BYTES, MAX_FIELDS);
+    let (sound, fault) = match scan.feed(bytes) {
+        Ok(()) => (bytes, None),
+        Err(found) => (&bytes[..found.sound], Some(found.fault)),
+    };
+    (sound, (fault, scan.place()))
 }
 
 fn in_pieces(bytes: &[u8], cut: u8) -> (Option<Fault>, Place) {
@@ -388,14 +390,7 @@ mod tests {
     /// Where nothing is read, nothing is compared.
     #[test]
     fn the_messages_of_the_seeds_are_read() {
-        let read = |seed: &Vec<u8>| {
-            let bytes = &seed[1..];
-            let sound = match Scan::new(MAX_HEAD_BYTES, MAX_FIELDS).feed(bytes) {
-                Ok(()) => bytes,
-                Err(found) => &bytes[..found.sound],
-            };
-            block_on(serve(sound)).len()
-        };
+        let read = |seed: &Vec<u8>| block_on(serve(passed(&seed[1..]).0)).len();
         let read: Vec<_> = seeds().iter().map(read).collect();
         assert_eq!(read, [1, 1, 3, 1, 0, 1, 2, 1, 1, 1]);
     }
