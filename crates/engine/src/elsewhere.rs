@@ -44,6 +44,7 @@ pub(crate) fn mirror<S: Store>(
             live: live.clone(),
             recording: record.recording(),
             known: running(record),
+            ended: false,
             released_whole: false,
         };
         tokio::spawn(mirror.run());
@@ -66,6 +67,8 @@ struct Mirror<S: Store> {
     recording: RecordingId,
     /// What the store said before there was a mirror.
     known: Option<Look>,
+    /// Whether its owner has shown that it ended.
+    ended: bool,
     /// Whether the answer that was shown says that nothing ran, and was shown whole.
     released_whole: bool,
 }
@@ -148,14 +151,22 @@ impl<S: Store> Mirror<S> {
             };
             // As long as more is shown, the record has nothing to tell.
             while let Ok(Some(shown)) = self.next_shown(owner, pause).await {
-                pause = PAUSE_MIN;
+                let before = self.seen();
                 let ended = shown.ended;
+                let says_end = ended && !std::mem::replace(&mut self.ended, ended);
                 if let Err(reason) = self.take(shown).await {
                     return End::Unknown(reason);
                 }
-                if ended {
+                if says_end {
+                    pause = PAUSE_MIN;
                     break;
                 }
+                if self.seen() == before {
+                    // As after an end that its owner could not write: it is shown again at once.
+                    self.rest(pause).await;
+                    break;
+                }
+                pause = PAUSE_MIN;
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -187,22 +198,28 @@ impl<S: Store> Mirror<S> {
         }
     }
 
+    fn seen(&self) -> Seen {
+        let recording = &self.live.state.lock().recording;
+        Seen {
+            head: recording.head.is_some(),
+            bytes: recording.len(),
+        }
+    }
+
+    /// Waits, unless it is [poked](Shared::poke).
+    async fn rest(&self, at_most: Duration) {
+        let _ = tokio::time::timeout(at_most, self.live.poked.notified()).await;
+    }
+
     async fn next_shown(
         &self,
         owner: OwnerId,
         at_most: Duration,
     ) -> Result<Option<Shown>, StoreError> {
-        let seen = {
-            let recording = &self.live.state.lock().recording;
-            Seen {
-                head: recording.head.is_some(),
-                bytes: recording.len(),
-            }
-        };
         let (store, address) = (&self.shared.store, self.live.address);
         let followed = tokio::select! {
             biased;
-            followed = store.follow(address, self.recording, owner, seen, at_most) => followed,
+            followed = store.follow(address, self.recording, owner, self.seen(), at_most) => followed,
             () = self.live.poked.notified() => return Ok(None),
         };
         if followed.is_err() {

@@ -76,6 +76,22 @@ async fn l6_a_mirror_of_a_store_that_is_away_looks_less_and_less_often() {
     assert_eq!(spans, [20, 40, 80, 160, 320, 500, 500]);
 }
 
+/// Its owner could not write how it ended: whoever follows is shown an end, and the record tells none.
+#[tokio::test(start_paused = true)]
+async fn l6_a_mirror_looks_less_and_less_often_after_an_end_that_is_not_in_the_record() {
+    let world = World::new();
+    let _running = Running::of(&world);
+    let (execution, _reader) = answering(&world).await;
+    let _joiner = world.neighbour(2).join("k").await;
+    let faults = world.store.faults();
+    faults.fail(Call::Write, Fault::Unavailable, u32::MAX);
+    let unsettled = execution.complete(no_trailers()).await;
+    unsettled.expect_err("the store takes nothing");
+    // The first look comes at once: the record is about to tell.
+    let spans = looks(&world, 1, 5).await;
+    assert_eq!(spans, [20, 40, 80, 160, 320]);
+}
+
 /// The store was asked a moment ago, when the joiner came.
 #[tokio::test(start_paused = true)]
 async fn a_new_mirror_asks_the_owner_before_it_looks() {
