@@ -657,6 +657,11 @@ impl<S: Store> Slot<S> {
         }
     }
 
+    /// The claim that is about to be written: unless it is said to be over, it is released once this is dropped.
+    pub(crate) fn claims(&mut self, claim: Option<Fence>) {
+        self.claiming = claim;
+    }
+
     /// The claim is durable.
     pub(crate) fn run(mut self, record: Arc<Record>) -> Arc<Live> {
         self.done = true;

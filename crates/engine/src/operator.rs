@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, Head, HeaderBlock, OperationId, Record, RecordingId, ReleaseReason,
-    Ruling, StateName, Timestamp, transition,
+    Address, Attempt, Fence, Head, HeaderBlock, OperationId, Record, RecordingId, Ruling,
+    StateName, Timestamp, transition,
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
@@ -139,7 +139,7 @@ impl<S: Store> Engine<S> {
             return Err(ResolveError::NotFound);
         };
         // While it is held, no attempt claims here and writes to the recording.
-        let Some(_slot) = self.slot_of(address, &stored.record).await else {
+        let Some(mut slot) = self.slot_of(address, &stored.record).await else {
             return Err(ResolveError::NotUnknown(StateName::InFlight));
         };
         let held = self
@@ -156,6 +156,7 @@ impl<S: Store> Engine<S> {
         if name != StateName::Unknown {
             return Err(ResolveError::NotUnknown(name));
         }
+        let is_long = self.is_long(&resolution)?;
         // From here on a late answer comes too late.
         self.shared.late.close(address).await;
 
@@ -164,15 +165,13 @@ impl<S: Store> Engine<S> {
             who: who.into(),
             reason: reason.into(),
         };
-        let became = match self.is_long(&resolution)? {
+        let became = match is_long {
             false => self.settle(address, &record, resolution, ruling).await?,
             true => {
-                let claimed = self.claim_for_answer(address, &record).await?;
-                let settled = self.settle(address, &claimed, resolution, ruling).await;
-                if settled.is_err() {
-                    self.give_up_answer(address, &claimed).await;
-                }
-                settled?
+                let claimed = self.claim_for_answer(&mut slot, address, &record).await?;
+                let became = self.settle(address, &claimed, resolution, ruling).await?;
+                slot.claims(None);
+                became
             }
         };
         if became == StateName::Completed {
@@ -196,9 +195,11 @@ impl<S: Store> Engine<S> {
     }
 
     /// Claims an unknown operation, so that an answer of several chunks gets a recording of its own: whoever executed it,
-    /// on another gateway, may write into the one that there is until the record is completed (I4).
+    /// on another gateway, may write into the one that there is until the record is completed (I4). What comes of it no
+    /// further is released, and so unknown as before.
     async fn claim_for_answer(
         &self,
+        slot: &mut Slot<S>,
         address: Address,
         record: &Record,
     ) -> Result<Record, ResolveError> {
@@ -215,22 +216,20 @@ impl<S: Store> Engine<S> {
         let lease = self.shared.settings.lease;
         let claimed = transition::claim(Some(record), claim, store.now(), lease)
             .map_err(|_| ResolveError::Changed)?;
-        self.write(address, record.fence(), claimed.clone(), None)
-            .await?;
-        Ok(claimed)
-    }
-
-    /// Makes unknown again what was [claimed for an answer](Self::claim_for_answer). Where that fails, too, the end of the
-    /// lease does.
-    async fn give_up_answer(&self, address: Address, claimed: &Record) {
-        let (fence, now) = (claimed.fence(), self.shared.store.now());
-        let retention = self.shared.settings.released_retention;
-        let not_sent = ReleaseReason::NotSent;
-        if let Ok(unknown) = transition::release(Some(claimed), fence, not_sent, now, retention)
-            && let Err(error) = self.write(address, fence, unknown, None).await
-        {
-            tracing::warn!(operation = %claimed.id, %error, "it is in flight until its lease ends");
+        // It is the answer of the execution that there was.
+        let claimed = Record {
+            claimed_at: record.claimed_at,
+            ..claimed
+        };
+        slot.claims(Some(claimed.fence()));
+        let write = self.write(address, record.fence(), claimed.clone(), None);
+        if let Err(error) = write.await {
+            if matches!(error, ResolveError::Changed) {
+                slot.claims(None);
+            }
+            return Err(error);
         }
+        Ok(claimed)
     }
 
     /// Writes what was found out over `record`, which is unknown, or claimed for this. Says what it became.
@@ -294,7 +293,7 @@ impl<S: Store> Engine<S> {
         last_chunk: Option<Bytes>,
     ) -> Result<(), ResolveError> {
         let write = Write {
-            record,
+            record: record.clone(),
             last_chunk,
             attempt: None,
         };
@@ -302,7 +301,11 @@ impl<S: Store> Engine<S> {
         match store.compare_and_set(address, Some(expected), write).await {
             Ok(Swap::Done { .. }) => Ok(()),
             Ok(Swap::Lost) => Err(ResolveError::Changed),
-            Err(error) => Err(Trouble::from(error).into()),
+            Err(error) => match (&error, store.load(address).await) {
+                // Only its acknowledgement was lost.
+                (StoreError::InDoubt(_), Ok(Some(held))) if *held.record == record => Ok(()),
+                _ => Err(Trouble::from(error).into()),
+            },
         }
     }
 
@@ -369,10 +372,18 @@ impl<S: Store> Engine<S> {
                     continue;
                 }
                 let address = onlyonce_store::address(store.secret(), &record.scope, &record.key);
-                if state == StateName::Unknown {
-                    // No byte of its request follows: the key is new.
-                    self.shared.late.close(address).await;
-                }
+                // Of what may still be sent, no byte follows here once its key is new.
+                let _slot = match state {
+                    StateName::Unknown => match self.slot_of(address, record).await {
+                        Some(slot) => {
+                            self.shared.late.close(address).await;
+                            Some(slot)
+                        }
+                        // Somebody is at it.
+                        None => continue,
+                    },
+                    _ => None,
+                };
                 match store.remove(address, record.fence()).await {
                     Ok(removed) => purged += u64::from(removed),
                     // Damaged since it was listed: it stays, as unknown (I13).

@@ -1,18 +1,19 @@
 //! Recordings over a store that is slow, down or damaged.
 
-use std::task::Poll;
+use std::{pin::pin, task::Poll};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use onlyonce_core::{Refusal, StateName, UnknownReason};
-use onlyonce_engine::{Broken, Kind, PushError, Resolution, ResolveError, Unsettled};
+use onlyonce_engine::{Broken, Kind, Purge, PushError, Resolution, ResolveError, Unsettled};
 use onlyonce_store::{
     Store,
     memory::{Call, Fault},
 };
 
 use crate::world::{
-    Answer, CHUNK, World, available, body, head, no_trailers, poll_next, poll_start, ran, read,
-    read_body, request, resend,
+    Answer, CHUNK, LEASE, World, available, body, head, no_trailers, poll_next, poll_start, ran,
+    read, read_body, request, resend,
 };
 
 const COMPLETION: Call = Call::WriteOf(StateName::Completed);
@@ -190,6 +191,8 @@ async fn i04_a_late_answer_completes_nothing_that_an_operator_has_written_into()
     let ruled = world.rule(id, ran(vec![b'!'; CHUNK + 1])).await;
     assert!(ruled.is_err(), "the store did not take it");
     assert_eq!(late.complete(no_trailers()).await, Err(Unsettled::Fenced));
+    // What was claimed for it is released.
+    world.engine.upkeep().await;
     assert_eq!(world.state("k").await, Some(StateName::Unknown));
 }
 
@@ -199,6 +202,8 @@ async fn i04_a_late_answer_completes_nothing_that_an_operator_has_written_into()
 async fn i04_a_late_answer_elsewhere_writes_nothing_into_an_operators_answer() {
     let paused = World::new();
     let (id, mut late) = paused.timed_out("k").await;
+    let claimed_at = late.claimed().claimed_at;
+    paused.clock.advance(LEASE);
     late.head(head(200)).await.expect("head");
     let operator = paused.neighbour(2);
     let whole = vec![b'!'; 3 * CHUNK + 1];
@@ -212,6 +217,7 @@ async fn i04_a_late_answer_elsewhere_writes_nothing_into_an_operators_answer() {
     let (resolved, ()) = tokio::join!(rules, answers);
     let record = resolved.expect("resolved").stored.record;
     assert_eq!(record.state.name(), StateName::Completed);
+    assert_eq!(record.claimed_at, claimed_at, "it is that execution's");
     assert_eq!(read(operator.replay("k").await).await.body, whole);
 }
 
@@ -233,4 +239,66 @@ async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
     let again = world.rule(id, ran(body(3 * CHUNK))).await;
     again.expect("resolved");
     assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
+}
+
+/// The request that brings it breaks off between two of its chunks.
+#[tokio::test]
+async fn i04_an_operator_who_leaves_halfway_leaves_the_operation_unknown() {
+    let world = World::new();
+    let (id, late) = world.timed_out("k").await;
+    drop(late);
+    let gate = world.store.faults().hold(COMPLETION);
+    tokio::select! {
+        () = gate.until_waiting(1) => {}
+        _ = world.rule(id, ran(body(3 * CHUNK))) => panic!("it is held"),
+    }
+    drop(gate);
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+    world.engine.upkeep().await;
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+}
+
+/// Both of its writes are done, and the store cannot say so.
+#[tokio::test]
+async fn i04_an_operators_answer_in_doubt_that_is_in_the_store_is_written() {
+    let world = World::new();
+    let (id, late) = world.timed_out("k").await;
+    drop(late);
+    let faults = world.store.faults();
+    faults.fail(Call::Write, Fault::InDoubtWritten, 2);
+    let resolved = world.rule(id, ran(body(3 * CHUNK))).await;
+    resolved.expect("resolved");
+    assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
+    assert_eq!(world.engine.upkeep().await.settled, 0);
+}
+
+/// The record says unknown a moment before the exchange is late: its acknowledgement is on its way.
+#[tokio::test]
+async fn hostile_064_a_purge_sees_the_exchange_that_is_about_to_be_late() {
+    let world = World::new();
+    let (execution, _reader) = world.execute("k").await;
+    let faults = world.store.faults();
+    let written = Call::WriteOf(StateName::Unknown);
+    faults.fail(written, Fault::InDoubtWritten, 1);
+    let looks = faults.hold(Call::Load);
+    let mut lost = pin!(execution.lose_for_now(UnknownReason::TimedOut));
+    assert!((&mut lost).now_or_never().is_none());
+    let purge = Purge {
+        state: Some(StateName::Unknown),
+        ..Purge::default()
+    };
+    let mut purge = pin!(world.engine.purge(purge));
+    assert!((&mut purge).now_or_never().is_none(), "it removes nothing");
+    drop(looks);
+    let late = lost.await.expect("durable");
+    let mut closing = late.closing();
+    tokio::select! {
+        biased;
+        () = closing.wait() => {}
+        _ = &mut purge => panic!("it does not wait for the exchange"),
+    }
+    drop(closing);
+    assert_eq!(purge.await, Ok(1));
+    drop(late);
 }
