@@ -61,7 +61,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("hostile_069_an_answer_that_is_reset_", SENDS),
     ("hostile_064_i01_", SENDS),
     ("l5_an_answer_that_nobody_reads_", SENDS),
-    ("l5_an_exchange_that_lasts_", SENDS),
+    ("l5_an_exchange_", SENDS),
     ("l6_a_connection_", SENDS),
     ("hostile_069_i05_a_caller_of_http_1_0_", CLOSES),
     ("hostile_087_", START),

@@ -218,6 +218,8 @@ impl Pool {
                 .initial_connection_window_size(read_by.connection_window())
                 .keep_alive_interval(Some(Duration::from_secs(30)))
                 .max_header_list_size(64 * 1024)
+                // Until it says how many it takes, it may take no more.
+                .initial_max_send_streams(1)
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;

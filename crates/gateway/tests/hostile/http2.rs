@@ -348,6 +348,34 @@ fn l5_an_exchange_that_lasts_keeps_no_other_from_its_turn() {
     expect_executed(&first.response(), 200);
 }
 
+/// L5: nor where it comes before the upstream has said how many it takes.
+#[test]
+fn l5_an_exchange_waits_for_no_stream_that_the_upstream_has_not_promised() {
+    let (begun, over) = (Signal::new(), Signal::new());
+    let (has_come, until) = (begun.clone(), over.clone());
+    let upstream = Upstream::raw(move |mut wire, connection| {
+        wire.take(24).unwrap();
+        let stream = take_request(&mut wire).unwrap();
+        if connection == 1 {
+            has_come.fire();
+            until.wait();
+        }
+        wire.send(&frame(SETTINGS, 0, 0, &ONE_STREAM)).unwrap();
+        let head = block(&[(":status", "200")]);
+        let answer = frame(HEADERS, END_STREAM | END_HEADERS, stream, &head);
+        wire.send(&answer).unwrap();
+        while next_frame(&mut wire).is_ok() {}
+    });
+    // Each worker has connections of its own.
+    let gateway = before_http2(&upstream).server("workers = 1").start();
+    let mut first = gateway.begin(&post("/x", "first", "b"));
+    begun.wait();
+    expect_executed(&gateway.post("/x", "second", "b"), 200);
+    assert_eq!(upstream.connections(), 2);
+    over.fire();
+    expect_executed(&first.response(), 200);
+}
+
 /// L6: a connection that the upstream lets go of carries nothing more.
 #[test]
 fn l6_a_connection_that_the_upstream_ends_is_not_used_again() {
