@@ -152,8 +152,8 @@ impl<S: Store> Mirror<S> {
             // As long as more is shown, the record has nothing to tell.
             while let Ok(Some(shown)) = self.next_shown(owner, pause).await {
                 let before = self.seen();
-                let ended = shown.ended;
-                let says_end = ended && !std::mem::replace(&mut self.ended, ended);
+                let says_end = shown.ended && !self.ended;
+                self.ended |= shown.ended;
                 if let Err(reason) = self.take(shown).await {
                     return End::Unknown(reason);
                 }
