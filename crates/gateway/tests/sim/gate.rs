@@ -40,6 +40,19 @@ impl Gate {
         std::future::poll_fn(|cx| self.poll(cx)).await;
     }
 
+    /// Waits until the gateway is dead.
+    pub async fn dead(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if state.mode == Mode::Dead {
+                return Poll::Ready(());
+            }
+            state.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     pub fn hold(&self) {
         self.to(Mode::Held);
     }

@@ -200,18 +200,21 @@ impl Gateway {
         }
     }
 
-    /// It is asked to end, and gets `drain` for what runs.
+    /// It is asked to end, and gets `drain` for what runs. It may die over it.
     pub async fn stop(&self, drain: Duration) {
-        let Some(stopping) = self.lives.lock().now.as_ref().map(|life| {
+        let Some((engine, gate)) = self.lives.lock().now.as_ref().map(|life| {
             life.phases.send_replace(Phase::Draining);
-            let engine = life.shared.engine.clone();
-            async move { engine.shutdown(drain).await }
+            (life.shared.engine.clone(), Arc::clone(&life.gate))
         }) else {
             return;
         };
         self.world.note(|| format!("gateway {} stops", self.number));
         self.world.count("gateways: ended");
-        stopping.await;
+        tokio::select! {
+            biased;
+            () = gate.dead() => return,
+            () = engine.shutdown(drain) => {}
+        }
         let life = self.lives.lock().now.take();
         if let Some(life) = life {
             life.phases.send_replace(Phase::Stopping);

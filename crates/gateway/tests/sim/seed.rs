@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::client::{self, Action, Heard, Manner};
 use crate::gateway::{Gateway, ROUTES};
@@ -16,6 +16,9 @@ use crate::world::{Temper, Told, World, part_of};
 /// Once nothing goes wrong any more, how long everything may take to have an outcome (L1): the longest
 /// exchange, an answer that comes late, a lease, and what a store that fails may put off.
 const SETTLED: Duration = Duration::from_secs(25);
+
+/// Who asks waits for his answer for as long as it takes, and so does the seed, up to this.
+const ENDS: Duration = Duration::from_secs(600);
 
 /// Runs `world` in a runtime of its own, in which time passes only where nothing else happens.
 pub fn in_time<T>(world: impl Future<Output = T>) -> T {
@@ -35,7 +38,9 @@ pub fn run(seed: u64, logged: bool) -> Told {
         let actions = actions(&mut random);
         let world = World::new(seed, temper, None, actions, logged);
         let before = panics::so_far();
-        whole(&world, &mut random).await;
+        if timeout(ENDS, whole(&world, &mut random)).await.is_err() {
+            world.wrong(format!("L1: somebody still waits after {ENDS:?}"));
+        }
         for panic in panics::since(before) {
             world.wrong(format!("a panic: {panic}"));
         }
