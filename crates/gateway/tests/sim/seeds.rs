@@ -80,8 +80,11 @@ fn no_seed_breaks_a_guarantee() {
 /// - 220,948: an operator's answer of several chunks is claimed for, as it may be.
 /// - 242,509: an operator purged what was unknown while its request was still on its way (I1).
 /// - 248,267: an idle connection that had been stuck for long took no byte, and its key was free, as it is to be.
+/// - 262,405: a mirror looked over and over, without a pause, for an end that its owner could not write: time stood still.
+/// - 780,261: a gateway that had died over its end was waited for.
 const STORIES: &[u64] = &[
-    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509, 248_267,
+    315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509, 248_267, 262_405,
+    780_261,
 ];
 
 #[test]
