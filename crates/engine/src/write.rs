@@ -303,6 +303,7 @@ fn is_renewal_of(stored: &Record, held: &Record) -> bool {
         (State::InFlight { owner, .. }, State::InFlight { owner: ours, .. }) => {
             owner == ours
                 && stored.id == held.id
+                && stored.claim == held.claim
                 && stored.claimed_at == held.claimed_at
                 && stored.fingerprint == held.fingerprint
                 && stored.epoch > held.epoch
@@ -375,5 +376,24 @@ mod tests {
         let (now, reason) = (Timestamp::from_millis(1), UnknownReason::LeasePassed);
         let lost = transition::lose(Some(&held), held.fence(), reason, now);
         assert!(!is_renewal_of(&lost.expect("in flight"), &held));
+    }
+
+    /// Of two attempts of one process in one millisecond, over one record.
+    #[test]
+    fn i09_another_claim_over_the_same_record_is_no_renewal() {
+        let (now, lease) = (Timestamp::from_millis(5), Duration::from_secs(30));
+        let first = claim(1, 1, 0, 1);
+        let not_sent = ReleaseReason::NotSent;
+        let released = transition::release(Some(&first), first.fence(), not_sent, now, lease);
+        let released = released.expect("in flight");
+        let again = |raise| {
+            let claim = transition::Claim {
+                raise: NonZero::new(raise).expect("not zero"),
+                ..testing::claim(1, 1)
+            };
+            transition::claim(Some(&released), claim, now, lease).expect("released")
+        };
+        assert!(is_renewal_of(&renewed(&again(3)), &again(3)));
+        assert!(!is_renewal_of(&again(9), &again(3)));
     }
 }
