@@ -40,6 +40,7 @@ pub(super) struct Patience {
 
 /// A request that was sent and not answered yet.
 pub(super) struct Waiting {
+    call_off: CallOff,
     lane: Lane,
     sending: Sending,
     pool: Arc<Pool>,
@@ -76,8 +77,9 @@ pub(super) async fn exchange(
                 "the gateway stood still for longer than its lease".to_owned(),
             ));
         }
-        let sending = lane.send(request, pool);
+        let (sending, call_off) = lane.send(request, pool);
         let mut waiting = Waiting {
+            call_off,
             timer: lane.take_timer(),
             lane,
             sending,
@@ -89,6 +91,7 @@ pub(super) async fn exchange(
         match waiting.wait().await {
             Some(Ok(response)) => return Ok(waiting.begun(response)),
             Some(Err(Failed::NotTaken(back))) if waiting.lane.is_used() && !fresh => {
+                waiting.call_off.disarm();
                 request = *back;
                 fresh = true;
             }
@@ -104,11 +107,6 @@ pub(super) async fn exchange(
 }
 
 impl Waiting {
-    /// What calls the request off.
-    pub(super) fn call_off(&self) -> CallOff {
-        self.sending.call_off.clone()
-    }
-
     /// Goes on waiting for an answer that is late already.
     pub(super) async fn late(mut self: Box<Self>, limit: Duration) -> Result<Begun, Failure> {
         (self.limit, self.until) = (limit, Some(Instant::now() + limit));
@@ -153,7 +151,7 @@ impl Waiting {
         self.lane.keep_timer(self.timer);
         let (head, body) = response.into_parts();
         let body = Whole::new(body, head.version);
-        let answer = Answer::new(body, self.lane, self.pool);
+        let answer = Answer::new(self.call_off, body, self.lane, self.pool);
         (Response::from_parts(head, ()), answer)
     }
 }

@@ -274,24 +274,18 @@ impl<S: Store> Driver<S> {
         waiting: Box<Waiting>,
     ) -> Result<(), Unsettled> {
         let policy = &self.path.route.policy;
-        let (mut closing, call_off) = (late.closing(), waiting.call_off());
-        let overtaken = async {
-            tokio::select! {
-                () = closing.wait() => {}
-                () = late.overtaken_elsewhere() => {}
-            }
-            // Whoever has settled it has to know that no byte of this request follows.
-            call_off.now();
-        };
+        // Dropped after the request: whoever settles it has to know that no byte of that follows.
+        let mut closing = late.closing();
         let begun = tokio::select! {
             biased;
-            () = overtaken => return Ok(()),
+            () = closing.wait() => return Ok(()),
+            () = late.overtaken_elsewhere() => return Ok(()),
             begun = waiting.late(policy.late_answer) => begun,
         };
-        drop(closing);
         let Ok(begun) = begun else {
             return Ok(());
         };
+        drop(closing);
         let deadline = Instant::now() + policy.total_timeout;
         let Ok(mut incoming) = self.incoming(begun, deadline) else {
             return Ok(());

@@ -116,32 +116,37 @@ impl Lane {
     }
 
     /// Hands the request to the connection.
-    pub(super) fn send(&mut self, mut request: Request<Outgoing>, pool: &Pool) -> Sending {
+    pub(super) fn send(
+        &mut self,
+        mut request: Request<Outgoing>,
+        pool: &Pool,
+    ) -> (Sending, CallOff) {
         match self {
             Self::One(one) => {
                 pool.address_http1(&mut request);
-                Sending {
+                let sending = Sending {
                     written_before: Some(one.written.bytes()),
-                    call_off: CallOff::Connection(one.written.clone()),
                     answering: Box::pin(one.sender.try_send_request(request)),
-                }
+                };
+                let how = How::Connection(one.written.clone());
+                (sending, CallOff(how))
             }
             Self::Two(stream) => {
                 pool.address_http2(&mut request);
                 let (head, body) = request.into_parts();
-                let (body, call_off) = match head.method.is_safe() {
-                    true => (body, CallOff::Nothing),
+                let (body, how) = match head.method.is_safe() {
+                    true => (body, How::Nothing),
                     false => {
                         let (body, called_off) = body.held();
-                        (body, CallOff::Request(called_off))
+                        (body, How::Request(called_off))
                     }
                 };
                 let request = Request::from_parts(head, body);
-                Sending {
+                let sending = Sending {
                     written_before: None,
-                    call_off,
                     answering: Box::pin(stream.sender.try_send_request(request)),
-                }
+                };
+                (sending, CallOff(how))
             }
         }
     }
@@ -194,13 +199,15 @@ impl Lane {
 /// A request whose answer has not begun.
 pub(super) struct Sending {
     written_before: Option<u64>,
-    pub(super) call_off: CallOff,
     answering: Answering,
 }
 
-/// How a request is called off: before its exchange is dropped, so that no upstream gets the whole of it afterwards.
-#[derive(Clone)]
-pub(super) enum CallOff {
+/// Calls a request off when it is dropped, so that no upstream gets the whole of it after its exchange was given up (I1).
+/// It has to be dropped before the lane is.
+pub(super) struct CallOff(How);
+
+/// How a request is called off.
+enum How {
     /// The connection is its alone: it is reset, and what the kernel holds is not sent on.
     Connection(Written),
     /// It shares its connection, where it may still wait for its turn: its end is not sent.
@@ -210,11 +217,18 @@ pub(super) enum CallOff {
 }
 
 impl CallOff {
-    pub(super) fn now(&self) {
-        match self {
-            Self::Connection(written) => written.call_off(),
-            Self::Request(called_off) => called_off.set(),
-            Self::Nothing => {}
+    /// The request goes on, or has its answer.
+    pub(super) fn disarm(&mut self) {
+        self.0 = How::Nothing;
+    }
+}
+
+impl Drop for CallOff {
+    fn drop(&mut self) {
+        match &self.0 {
+            How::Connection(written) => written.call_off(),
+            How::Request(called_off) => called_off.set(),
+            How::Nothing => {}
         }
     }
 }
@@ -290,14 +304,16 @@ fn in_words(error: &hyper::Error) -> String {
 
 /// The body of an answer, and the connection that it comes from.
 pub(super) struct Answer {
+    call_off: CallOff,
     body: Whole,
     lane: Option<Lane>,
     pool: Arc<Pool>,
 }
 
 impl Answer {
-    pub(super) fn new(body: Whole, lane: Lane, pool: Arc<Pool>) -> Self {
+    pub(super) fn new(call_off: CallOff, body: Whole, lane: Lane, pool: Arc<Pool>) -> Self {
         Self {
+            call_off,
             body,
             lane: Some(lane),
             pool,
@@ -317,7 +333,10 @@ impl Answer {
         match &frame {
             Poll::Ready(None) => self.give_back(),
             Poll::Ready(Some(Ok(_))) if self.body.is_end_stream() => self.give_back(),
-            Poll::Ready(Some(Err(_))) => self.lane = None,
+            Poll::Ready(Some(Err(_))) => {
+                drop(std::mem::replace(&mut self.call_off, CallOff(How::Nothing)));
+                self.lane = None;
+            }
             _ => {}
         }
         frame
@@ -335,6 +354,7 @@ impl Answer {
 
     /// Gives the connection back at the end of the answer, where there is no body to be read.
     pub(super) fn give_back(&mut self) {
+        self.call_off.disarm();
         if let Some(Lane::One(mut one)) = self.lane.take()
             && one.is_alive()
         {
@@ -346,6 +366,7 @@ impl Answer {
 
     /// Takes the connection out, to go on with it in another protocol.
     pub(super) fn into_lane(mut self) -> Option<Lane> {
+        self.call_off.disarm();
         self.lane.take()
     }
 }

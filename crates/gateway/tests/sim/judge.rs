@@ -237,6 +237,7 @@ impl World {
         });
         if is_brought {
             noted.brought.insert(record.recording());
+            self.count("operators: claimed for an answer");
         }
         is_brought && record.is_new_claim()
     }

@@ -158,12 +158,13 @@ impl Noted {
     }
 
     /// Whether the lease of `of`, which `from` believed in at `now` on its own clock, was taken for passed by a
-    /// gateway whose clock is further ahead than the margin that is kept for that.
+    /// gateway whose clock is further ahead than the margin that is kept for that, or told it by the store, whose clock is.
     pub fn expired_too_early(&self, of: RecordingId, from: &str, now: i64, margin: i64) -> bool {
         self.expired.iter().any(|one| {
+            let latest = self.skew(&one.by).max(0);
             one.of == of
                 && now + margin < one.lease_until.as_millis() as i64
-                && self.skew(&one.by) - self.skew(from) > margin
+                && latest - self.skew(from) > margin
         })
     }
 

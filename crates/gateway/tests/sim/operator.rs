@@ -94,7 +94,8 @@ async fn settles(
     random: &mut Random,
 ) -> Option<Name> {
     let (id, name) = (record.id, name_of(record));
-    let len = match random.below(20) {
+    // Half of them have several chunks.
+    let len = match random.below(2) {
         0 => 70_000,
         _ => random.below(60),
     };

@@ -38,6 +38,9 @@ const SITUATIONS: &[&str] = &[
     "gateways: ended",
     "gateways: killed",
     "gateways: stood still",
+    "operators: claimed for an answer",
+    "operators: purged",
+    "operators: settled",
     "writes: done and not acknowledged",
     "writes: done later",
     "writes: lost",
@@ -76,7 +79,8 @@ fn no_seed_breaks_a_guarantee() {
 /// - 720, 77,026: a claim in doubt was made again (I14).
 /// - 5,301, 6,386: an answer from a short window was heard after its end, as it may be.
 /// - 35,818: a declined exchange was taken for one that went on.
-/// - 174,640: a lease was taken for passed by a clock that was further ahead than the margin.
+/// - 174,640, 1,921,005: a lease was taken for passed by a clock, a gateway's or the store's, that was further ahead than
+///   the margin.
 /// - 220,948: an operator's answer of several chunks is claimed for, as it may be.
 /// - 242,509: an operator purged what was unknown while its request was still on its way (I1).
 /// - 248,267: an idle connection that had been stuck for long took no byte, and its key was free, as it is to be.
@@ -85,7 +89,7 @@ fn no_seed_breaks_a_guarantee() {
 /// - 1,337,369: a claim in doubt took one that an earlier attempt had left for its own (I9).
 const STORIES: &[u64] = &[
     315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509, 248_267, 262_405,
-    780_261, 1_337_369,
+    780_261, 1_337_369, 1_921_005,
 ];
 
 #[test]

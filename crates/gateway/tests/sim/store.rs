@@ -90,6 +90,7 @@ impl Way {
     }
 
     fn fortune(&self, writes: bool) -> Fortune {
+        self.world.is_called();
         let temper = &self.world.temper;
         let mut random = self.random.lock();
         let mut fortune = Fortune {

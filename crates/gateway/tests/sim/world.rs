@@ -19,6 +19,9 @@ use crate::store::SECRET;
 use crate::upstream::{self, Exchange, Plan, Request};
 use crate::wire::Fields;
 
+/// How many calls of the store may come while no time passes: a seed has about a thousand in all.
+const CALLS_AT_ONCE: u32 = 100_000;
+
 /// How rough a seed is: chances in a hundred.
 #[derive(Clone, Debug, Default)]
 pub struct Temper {
@@ -107,6 +110,8 @@ pub struct World {
     pub gateway_dies: Notify,
     pub noted: Mutex<Noted>,
     began: Instant,
+    /// How many calls of the store have come since time has passed.
+    calls: Mutex<(Instant, u32)>,
     connections: Mutex<Vec<Connection>>,
     /// `None` where nobody wants to read it.
     log: Option<Mutex<Vec<String>>>,
@@ -175,6 +180,7 @@ impl World {
             gateway_dies: Notify::new(),
             noted: Mutex::default(),
             began,
+            calls: Mutex::new((began, 0)),
             connections: Mutex::default(),
             log: logged.then(Mutex::default),
             counts: Mutex::default(),
@@ -200,6 +206,16 @@ impl World {
     /// When nothing goes wrong any more.
     pub fn calm_at(&self) -> Instant {
         self.began + self.temper.calm_after
+    }
+
+    /// A call of the store has come. Time passes only where everybody waits: who calls over and over keeps it.
+    pub fn is_called(&self) {
+        let (now, mut calls) = (Instant::now(), self.calls.lock());
+        *calls = match *calls {
+            (at, count) if at == now => (at, count + 1),
+            _ => (now, 0),
+        };
+        assert!(calls.1 < CALLS_AT_ONCE, "L6: time stands still");
     }
 
     /// Writes a line of the log.
