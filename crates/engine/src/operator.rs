@@ -1,11 +1,11 @@
 //! What people see and decide: list, look, resolve, purge.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Address, Attempt, Fence, Head, HeaderBlock, OperationId, Record, RecordingId, Ruling,
-    StateName, Timestamp, transition,
+    Address, Attempt, Fence, Head, HeaderBlock, OperationId, Record, Ruling, State, StateName,
+    Timestamp, transition,
 };
 use onlyonce_store::{Page, Query, Store, StoreError, Stored, Swap, Write};
 
@@ -142,16 +142,13 @@ impl<S: Store> Engine<S> {
         let Some(mut slot) = self.slot_of(address, &stored.record).await else {
             return Err(ResolveError::NotUnknown(StateName::InFlight));
         };
-        let held = self
-            .shared
-            .store
-            .load(address)
-            .await
-            .map_err(Trouble::from)?;
-        let held = held.map(|stored| stored.record);
-        let Some(record) = held.filter(|record| record.id == id) else {
-            return Err(ResolveError::Changed);
-        };
+        let mut record = self.record_of(address, id).await?;
+        if self.shared.is_own(&record) {
+            // It was claimed here, as for an answer that came to nothing, and left: nobody executes it.
+            let settled = self.shared.settle_abandoned(address, &record).await;
+            settled.map_err(Trouble::from)?;
+            record = self.record_of(address, id).await?;
+        }
         let name = record.state.name();
         if name != StateName::Unknown {
             return Err(ResolveError::NotUnknown(name));
@@ -166,10 +163,13 @@ impl<S: Store> Engine<S> {
             reason: reason.into(),
         };
         let became = match is_long {
-            false => self.settle(address, &record, resolution, ruling).await?,
+            false => {
+                let unknown = (*record).clone();
+                self.settle(address, unknown, resolution, ruling).await?
+            }
             true => {
                 let claimed = self.claim_for_answer(&mut slot, address, &record).await?;
-                let became = self.settle(address, &claimed, resolution, ruling).await?;
+                let became = self.settle(address, claimed, resolution, ruling).await?;
                 slot.claims(None);
                 became
             }
@@ -180,6 +180,17 @@ impl<S: Store> Engine<S> {
         }
         tracing::info!(operation = %id, %became, who, reason, "an operator resolved an operation");
         self.operation(id).await?.ok_or(ResolveError::Changed)
+    }
+
+    async fn record_of(
+        &self,
+        address: Address,
+        id: OperationId,
+    ) -> Result<Arc<Record>, ResolveError> {
+        let held = self.shared.store.load(address).await;
+        let held = held.map_err(Trouble::from)?.map(|stored| stored.record);
+        held.filter(|record| record.id == id)
+            .ok_or(ResolveError::Changed)
     }
 
     /// Whether an answer does not fit into the write that completes the record.
@@ -236,17 +247,18 @@ impl<S: Store> Engine<S> {
     async fn settle(
         &self,
         address: Address,
-        record: &Record,
+        mut record: Record,
         resolution: Resolution,
         ruling: impl FnOnce(Timestamp) -> Ruling,
     ) -> Result<StateName, ResolveError> {
-        let (fence, has_steps) = (record.fence(), record.scope.has_steps());
+        let has_steps = record.scope.has_steps();
         let now = || self.shared.store.now();
         let (next, last_chunk) = match resolution {
             Resolution::Released => {
                 let retention = self.shared.settings.released_retention;
                 let did_not_run = onlyonce_core::Resolution::DidNotRun;
-                let next = transition::resolve(Some(record), fence, did_not_run, now(), retention);
+                let (held, fence) = (Some(&record), record.fence());
+                let next = transition::resolve(held, fence, did_not_run, now(), retention);
                 (next, None)
             }
             Resolution::Completed {
@@ -256,7 +268,7 @@ impl<S: Store> Engine<S> {
                 window,
             } => {
                 let body_len = body.len() as u64;
-                let (chunks, last_chunk) = self.put(address, record.recording(), body).await?;
+                let (chunks, last_chunk) = self.put(address, &mut record, body).await?;
                 let response = transition::Response {
                     head,
                     trailers,
@@ -267,12 +279,13 @@ impl<S: Store> Engine<S> {
                     true => window.max(SETTLED_STEP),
                     false => window,
                 };
+                let (held, fence) = (Some(&record), record.fence());
                 let next = match record.state.name() {
                     StateName::Unknown => {
                         let ran = onlyonce_core::Resolution::Ran(response);
-                        transition::resolve(Some(record), fence, ran, now(), window)
+                        transition::resolve(held, fence, ran, now(), window)
                     }
-                    _ => transition::complete(Some(record), fence, response, now(), window),
+                    _ => transition::complete(held, fence, response, now(), window),
                 };
                 (next, last_chunk)
             }
@@ -281,7 +294,8 @@ impl<S: Store> Engine<S> {
         let became = next.state.name();
         let mut next = self.shared.for_the_books(next, None);
         next.ruling = Some(Box::new(ruling(now())));
-        self.write(address, fence, next, last_chunk).await?;
+        self.write(address, record.fence(), next, last_chunk)
+            .await?;
         Ok(became)
     }
 
@@ -322,15 +336,16 @@ impl<S: Store> Engine<S> {
         Slot::take(&self.shared, address, record.fingerprint)
     }
 
-    /// Puts a body into a recording but for its last chunk. Gives the number of chunks, and the last one.
+    /// Puts a body into the recording of `record` but for its last chunk. Gives the number of chunks, and the last one.
     async fn put(
         &self,
         address: Address,
-        recording: RecordingId,
+        record: &mut Record,
         mut body: Bytes,
     ) -> Result<(u32, Option<Bytes>), ResolveError> {
-        let mut chunks = 0;
+        let (recording, mut chunks) = (record.recording(), 0);
         while body.len() > self.shared.settings.chunk_size {
+            self.keep(address, record).await?;
             let chunk = body.split_to(self.shared.settings.chunk_size);
             let store = &self.shared.store;
             match store.append(address, recording, chunks, chunk).await {
@@ -342,6 +357,30 @@ impl<S: Store> Engine<S> {
         }
         let last_chunk = (!body.is_empty()).then_some(body);
         Ok((chunks + u32::from(last_chunk.is_some()), last_chunk))
+    }
+
+    /// Whether `record` is what the store holds. What cannot be read stays, as unknown (I13).
+    async fn stands(&self, address: Address, record: &Record) -> Result<bool, Trouble> {
+        match self.shared.store.load(address).await {
+            Ok(held) => Ok(held.is_some_and(|held| held.record.fence() == record.fence())),
+            Err(StoreError::Corrupt(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Renews the lease of a claim of which a third is gone.
+    async fn keep(&self, address: Address, claimed: &mut Record) -> Result<(), ResolveError> {
+        let (now, lease) = (self.shared.store.now(), self.shared.settings.lease);
+        match claimed.state {
+            State::InFlight { lease_until, .. } if lease_until.since(now) <= lease * 2 / 3 => {}
+            _ => return Ok(()),
+        }
+        let (fence, raise) = (claimed.fence(), self.shared.raise());
+        let renewed = transition::renew(Some(claimed), fence, now, lease, raise)
+            .map_err(|_| ResolveError::Changed)?;
+        self.write(address, fence, renewed.clone(), None).await?;
+        *claimed = renewed;
+        Ok(())
     }
 
     /// Removes records. Returns how many. A purged key is new again: what was recorded under it
@@ -375,12 +414,12 @@ impl<S: Store> Engine<S> {
                 // Of what may still be sent, no byte follows here once its key is new.
                 let _slot = match state {
                     StateName::Unknown => match self.slot_of(address, record).await {
-                        Some(slot) => {
+                        Some(slot) if self.stands(address, record).await? => {
                             self.shared.late.close(address).await;
                             Some(slot)
                         }
-                        // Somebody is at it.
-                        None => continue,
+                        // Somebody is at it, or was since it was listed.
+                        _ => continue,
                     },
                     _ => None,
                 };

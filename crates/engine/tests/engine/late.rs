@@ -118,6 +118,32 @@ async fn hostile_064_a_purge_waits_until_the_late_exchange_is_let_go() {
     drop(late);
 }
 
+/// It was listed as it was before, and has run again since.
+#[tokio::test]
+async fn hostile_064_a_purge_calls_off_nothing_that_it_does_not_remove() {
+    let world = World::new();
+    let (id, second) = world.timed_out("second").await;
+    drop(second);
+    world.clock.advance(Duration::from_secs(1));
+    let (_, first) = world.timed_out("first").await;
+    let mut closing = first.closing();
+    let purge = Purge {
+        state: Some(StateName::Unknown),
+        ..Purge::default()
+    };
+    let mut purge = pin!(world.engine.purge(purge));
+    waits_for(&mut closing, &mut purge).await;
+    let ruled = world.rule(id, Resolution::Released).await;
+    ruled.expect("resolved");
+    let (_, again) = world.timed_out("second").await;
+    let mut goes_on = again.closing();
+    drop(closing);
+    assert_eq!(purge.await, Ok(1));
+    assert_eq!(world.state("second").await, Some(StateName::Unknown));
+    assert!(pin!(goes_on.wait()).now_or_never().is_none());
+    drop((first, again));
+}
+
 #[tokio::test]
 async fn a_late_exchange_is_not_called_off_where_nobody_settles_it() {
     let world = World::new();

@@ -241,6 +241,48 @@ async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
     assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
 }
 
+/// Who is told that the store did not take it tries again.
+#[tokio::test]
+async fn i04_an_operators_answer_is_taken_though_one_came_to_nothing_before() {
+    let world = World::new();
+    let (id, late) = world.timed_out("k").await;
+    drop(late);
+    let faults = world.store.faults();
+    faults.fail(COMPLETION, Fault::Unavailable, 1);
+    let refused = world.rule(id, ran(body(3 * CHUNK))).await;
+    refused.expect_err("the store did not take it");
+    assert_eq!(world.state("k").await, Some(StateName::InFlight));
+    let again = world.rule(id, ran(body(3 * CHUNK))).await;
+    again.expect("resolved");
+    assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
+}
+
+/// Its chunks take longer than a lease, and no gateway takes the operator for dead.
+#[tokio::test]
+async fn i04_an_operators_answer_has_the_time_that_it_takes() {
+    let world = World::new();
+    let (id, late) = world.timed_out("k").await;
+    drop(late);
+    let (elsewhere, chunks) = (world.neighbour(2), 3);
+    let slowly = async {
+        for _ in 0..chunks {
+            let gate = world.store.faults().hold(Call::Append);
+            gate.until_waiting(1).await;
+            world.clock.advance(LEASE * 3 / 5);
+            assert_eq!(elsewhere.engine.upkeep().await.expired, 0);
+        }
+    };
+    let whole = body(chunks * CHUNK + 1);
+    let mut resolves = pin!(world.rule(id, ran(whole.clone())));
+    tokio::select! {
+        biased;
+        () = slowly => {}
+        resolved = &mut resolves => panic!("between two chunks: {resolved:?}"),
+    }
+    resolves.await.expect("resolved");
+    assert_eq!(read(world.replay("k").await).await.body, whole);
+}
+
 /// The request that brings it breaks off between two of its chunks.
 #[tokio::test]
 async fn i04_an_operator_who_leaves_halfway_leaves_the_operation_unknown() {
