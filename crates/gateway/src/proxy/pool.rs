@@ -1,6 +1,7 @@
 //! The connections of one worker to one upstream.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use http::header::HOST;
 use http::uri::{Parts, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Uri};
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
@@ -187,14 +188,21 @@ impl Pool {
     /// A stream of an HTTP/2 connection, which is opened where none has one left.
     async fn share(&self, read_by: ReadBy, fresh: bool) -> io::Result<Lane> {
         let shared = self.shared(read_by);
-        if !fresh && let Some(stream) = shared.stream() {
-            return Ok(Lane::Two(stream));
-        }
-        // Who comes meanwhile shares the connection that is being opened.
-        let _opening = shared.opening.lock().await;
-        match shared.stream().filter(|_| !fresh) {
-            Some(stream) => Ok(Lane::Two(stream)),
-            None => self.connect(read_by).await,
+        let mut connecting = pin!(async {
+            // Who comes meanwhile shares the connection that is being opened.
+            let _opening = shared.opening.lock().await;
+            self.connect(read_by).await
+        });
+        loop {
+            let changed = shared.changed();
+            if !fresh && let Some(stream) = shared.stream() {
+                return Ok(Lane::Two(stream));
+            }
+            tokio::select! {
+                biased;
+                () = changed, if !fresh => {}
+                lane = &mut connecting => return lane,
+            }
         }
     }
 
@@ -212,7 +220,8 @@ impl Pool {
         let (counted, written) = Counted::new(stream);
         let io = TokioIo::new(counted);
         if http2 {
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            let shared = self.shared(read_by);
+            let (sender, connection) = http2::Builder::new(shared.executor())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(read_by.connection_window())
@@ -223,7 +232,7 @@ impl Pool {
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;
-            return Ok(Lane::Two(self.shared(read_by).add(sender, connection)));
+            return Ok(Lane::Two(shared.add(sender, connection)));
         }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)
@@ -280,5 +289,95 @@ impl Pool {
         let rest = target.as_str().strip_prefix(strip)?;
         let slash = if rest.starts_with('/') { "" } else { "/" };
         format!("{base}{slash}{rest}").parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::super::lines::{Opening, Upstreams};
+    use super::*;
+    use crate::config::{Config, Overrides, Source};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Opens one line; who asks for another one waits.
+    struct OneLine(Mutex<Option<DuplexStream>>);
+
+    impl Upstreams for OneLine {
+        fn open(&self, _: &str, _: u16) -> Opening {
+            let end = self.0.lock().take();
+            Box::pin(async {
+                match end {
+                    Some(end) => Ok(Box::new(end) as _),
+                    None => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    /// A pool with one line to an HTTP/2 upstream, and the upstream's end of it.
+    fn pool_with_one_line() -> (Pool, DuplexStream) {
+        let text = "[[upstream]]\nname = \"up\"\nurl = \"http://127.0.0.1:1\"\nhttp2 = true\n";
+        let source = Source {
+            name: "onlyonce.toml",
+            text,
+            env: &|_| None,
+        };
+        let config = Config::read(&source, &Overrides::default()).expect("a configuration");
+        let upstream = config.upstreams.into_iter().next().expect("an upstream");
+        let (near, far) = duplex(64 << 10);
+        let dial = Dial::With(Arc::new(OneLine(Mutex::new(Some(near)))));
+        (Pool::new(upstream, dial, None).expect("a pool"), far)
+    }
+
+    /// Settings by which an upstream takes `most` streams at a time (RFC 9113 section 6.5.2).
+    fn settings(most: u8) -> [u8; 15] {
+        [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, most]
+    }
+
+    /// Waits until they are acknowledged.
+    async fn have_settings(upstream: &mut DuplexStream) {
+        let mut preface = [0; 24];
+        upstream.read_exact(&mut preface).await.expect("a client");
+        loop {
+            let mut head = [0; 9];
+            upstream.read_exact(&mut head).await.expect("a frame");
+            let mut payload = vec![0; usize::from(head[2])];
+            upstream.read_exact(&mut payload).await.expect("all of it");
+            if head[3..5] == [4, 1] {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn l5_who_waits_for_a_new_connection_takes_a_stream_that_the_upstream_allows() {
+        let (pool, mut upstream) = pool_with_one_line();
+        let lane = || pool.lane(ReadBy::Recording, PATIENCE, false);
+        let first = lane().await;
+        let (mut second, mut third) = (pin!(lane()), pin!(lane()));
+        assert!((&mut second).now_or_never().is_none());
+        assert!((&mut third).now_or_never().is_none());
+        upstream.write_all(&settings(3)).await.expect("room");
+        let (second, third) = (second.await, third.await);
+        assert!(matches!(second, Ok(Lane::Two(_))) && matches!(third, Ok(Lane::Two(_))));
+        assert!(lane().now_or_never().is_none(), "three are held");
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn l5_who_waits_for_a_new_connection_takes_a_stream_that_comes_free() {
+        let (pool, mut upstream) = pool_with_one_line();
+        upstream.write_all(&settings(1)).await.expect("room");
+        let lane = || pool.lane(ReadBy::Recording, PATIENCE, false);
+        let first = lane().await;
+        have_settings(&mut upstream).await;
+        let mut second = pin!(lane());
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        assert!(matches!(second.await, Ok(Lane::Two(_))));
     }
 }

@@ -1,18 +1,21 @@
 //! HTTP/2 connections, whose streams exchanges share.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::outgoing::Outgoing;
 use super::transport::Counted;
 
-type Connection = http2::Connection<TokioIo<Counted>, Outgoing, TokioExecutor>;
+type Connection = http2::Connection<TokioIo<Counted>, Outgoing, Telling>;
 
 /// The HTTP/2 connections that answers of one kind share. There are as many as it takes for each exchange to have a
 /// stream at once: what waits for a stream that others hold may wait for longer than its caller (L5).
@@ -21,6 +24,31 @@ pub(super) struct Shared {
     connections: Mutex<Vec<Two>>,
     /// Held while one is being opened that others are to share.
     pub(super) opening: tokio::sync::Mutex<()>,
+    /// Whoever waits for a stream looks again: there may be one.
+    changed: Arc<Notify>,
+}
+
+/// Runs the tasks of connections. When one has done something, there may be a stream more: an upstream that allows more
+/// tells the connection's own task alone.
+#[derive(Clone)]
+pub(super) struct Telling(Arc<Notify>);
+
+impl<F> Executor<F> for Telling
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let Self(changed) = self.clone();
+        tokio::spawn(async move {
+            let mut task = pin!(task);
+            poll_fn(|cx| {
+                let polled = task.as_mut().poll(cx);
+                changed.notify_waiters();
+                polled
+            })
+            .await
+        });
+    }
 }
 
 /// An HTTP/2 connection.
@@ -29,14 +57,19 @@ struct Two {
     /// It knows how many streams the upstream takes at a time. The task that drives it owns it: when that ends, `sender`
     /// is closed, and gives back what nobody will send.
     connection: Weak<Mutex<Connection>>,
-    /// How many streams exchanges hold.
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
+}
+
+/// How many streams of a connection exchanges hold.
+struct Held {
+    count: AtomicUsize,
+    changed: Arc<Notify>,
 }
 
 /// A stream of an HTTP/2 connection, until it is dropped.
 pub(super) struct SharedStream {
     pub(super) sender: http2::SendRequest<Outgoing>,
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
 }
 
 impl Shared {
@@ -45,6 +78,16 @@ impl Shared {
         let mut connections = self.connections.lock();
         connections.retain(|two| !two.sender.is_closed());
         connections.iter().find_map(Two::stream)
+    }
+
+    /// What runs the tasks of its connections.
+    pub(super) fn executor(&self) -> Telling {
+        Telling(Arc::clone(&self.changed))
+    }
+
+    /// Done once there may be a stream that there was not when this was called.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Whether the upstream is known to speak HTTP/2.
@@ -62,7 +105,10 @@ impl Shared {
         let two = Two {
             sender,
             connection: Arc::downgrade(&driven),
-            held: Arc::default(),
+            held: Arc::new(Held {
+                count: AtomicUsize::new(0),
+                changed: Arc::clone(&self.changed),
+            }),
         };
         tokio::spawn(poll_fn(move |cx| Pin::new(&mut *driven.lock()).poll(cx)));
         let first = two.hold();
@@ -74,7 +120,7 @@ impl Shared {
     pub(super) fn tidy(&self) {
         let mut has_spare = false;
         self.connections.lock().retain(|two| {
-            let is_used = two.held.load(Relaxed) > 0;
+            let is_used = two.held.count.load(Relaxed) > 0;
             !two.sender.is_closed() && (is_used || !std::mem::replace(&mut has_spare, true))
         });
     }
@@ -84,11 +130,11 @@ impl Two {
     /// A stream, where one is left.
     fn stream(&self) -> Option<SharedStream> {
         let most = self.connection.upgrade()?.lock().current_max_send_streams();
-        (self.held.load(Relaxed) < most).then(|| self.hold())
+        (self.held.count.load(Relaxed) < most).then(|| self.hold())
     }
 
     fn hold(&self) -> SharedStream {
-        self.held.fetch_add(1, Relaxed);
+        self.held.count.fetch_add(1, Relaxed);
         SharedStream {
             sender: self.sender.clone(),
             held: Arc::clone(&self.held),
@@ -98,6 +144,7 @@ impl Two {
 
 impl Drop for SharedStream {
     fn drop(&mut self) {
-        self.held.fetch_sub(1, Relaxed);
+        self.held.count.fetch_sub(1, Relaxed);
+        self.held.changed.notify_waiters();
     }
 }
