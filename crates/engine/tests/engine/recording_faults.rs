@@ -241,6 +241,20 @@ async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
     assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
 }
 
+/// Nor does one that may be in the store, and is not.
+#[tokio::test]
+async fn i04_an_operators_answer_in_doubt_that_is_not_in_the_store_is_not_taken_for_written() {
+    let world = World::new();
+    let (id, late) = world.timed_out("k").await;
+    drop(late);
+    let faults = world.store.faults();
+    faults.fail(COMPLETION, Fault::InDoubtNotWritten, 1);
+    let refused = world.rule(id, ran(body(3 * CHUNK))).await;
+    refused.expect_err("it is not there");
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+}
+
 /// Who is told that the store did not take it tries again.
 #[tokio::test]
 async fn i04_an_operators_answer_is_taken_though_one_came_to_nothing_before() {
@@ -309,8 +323,14 @@ async fn i04_an_operators_answer_in_doubt_that_is_in_the_store_is_written() {
     drop(late);
     let faults = world.store.faults();
     faults.fail(Call::Write, Fault::InDoubtWritten, 2);
+    let before = world.store.status().commits;
     let resolved = world.rule(id, ran(body(3 * CHUNK))).await;
     resolved.expect("resolved");
+    let commits = world.store.status().commits - before;
+    assert_eq!(
+        commits, 2,
+        "a claim and the record: no lease was about to end"
+    );
     assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
     assert_eq!(world.engine.upkeep().await.settled, 0);
 }

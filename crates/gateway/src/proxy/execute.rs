@@ -285,7 +285,6 @@ impl<S: Store> Driver<S> {
         let Ok(begun) = begun else {
             return Ok(());
         };
-        drop(closing);
         let deadline = Instant::now() + policy.total_timeout;
         let Ok(mut incoming) = self.incoming(begun, deadline) else {
             return Ok(());
@@ -304,7 +303,12 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let chunk = || self.spans.iter().for_each(ExecutionSpan::chunk);
-        let trailers = take_late(&mut late, &mut incoming, chunk).await;
+        // The answer may begin before the request is out.
+        let trailers = tokio::select! {
+            biased;
+            () = closing.wait() => None,
+            trailers = take_late(&mut late, &mut incoming, chunk) => trailers,
+        };
         let end = match trailers {
             Some(_) => End::Clean,
             None => End::Broken,
@@ -322,6 +326,7 @@ impl<S: Store> Driver<S> {
         if let Some(metered) = metered {
             late.meter(metered);
         }
+        drop(closing);
         let completed = late.complete(trailers).await;
         if completed.is_ok() {
             self.spans.iter().for_each(ExecutionSpan::completed_late);

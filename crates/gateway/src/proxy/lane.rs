@@ -38,7 +38,9 @@ type Answering = Pin<
 /// An HTTP/1.1 connection.
 pub(super) struct One {
     sender: http1::SendRequest<Outgoing>,
-    driver: Driver,
+    /// What drives the connection. It is kept when it has ended: dropped, it sends on what was not called off.
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    has_ended: bool,
     /// For the connection, and for what of the answer is polled with it.
     waker: Arc<InnerWaker>,
     written: Written,
@@ -47,12 +49,6 @@ pub(super) struct One {
     idle_since: Instant,
     /// Goes from one exchange to the next: to move a timer that runs costs nothing.
     timer: Timer,
-}
-
-/// What drives the connection.
-enum Driver {
-    Running(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
-    Ended,
 }
 
 /// Why there was no answer.
@@ -75,7 +71,8 @@ impl One {
     ) -> Self {
         Self {
             sender,
-            driver: Driver::Running(Box::pin(connection.with_upgrades())),
+            driver: Box::pin(connection.with_upgrades()),
+            has_ended: false,
             waker: Arc::new(InnerWaker::new()),
             written,
             used: false,
@@ -86,13 +83,9 @@ impl One {
 
     /// Lets the connection do what it can; true once it has ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Driver::Running(connection) = &mut self.driver
-            && connection.as_mut().poll(cx).is_ready()
-        {
-            // Errors reach the exchange through its answer or its body.
-            self.driver = Driver::Ended;
-        }
-        matches!(self.driver, Driver::Ended)
+        // Errors reach the exchange through its answer or its body.
+        self.has_ended = self.has_ended || self.driver.as_mut().poll(cx).is_ready();
+        self.has_ended
     }
 
     /// Whether it can carry another exchange, as far as is known now.
@@ -138,7 +131,7 @@ impl Lane {
                     true => (body, How::Nothing),
                     false => {
                         let (body, called_off) = body.held();
-                        (body, How::Request(called_off))
+                        (body, How::Request(called_off, stream.written.clone()))
                     }
                 };
                 let request = Request::from_parts(head, body);
@@ -210,8 +203,9 @@ pub(super) struct CallOff(How);
 enum How {
     /// The connection is its alone: it is reset, and what the kernel holds is not sent on.
     Connection(Written),
-    /// It shares its connection, where it may still wait for its turn: its end is not sent.
-    Request(CalledOff),
+    /// It shares its connection, where it may still wait for its turn: its end is not sent, and once nobody uses the
+    /// connection any more, nothing of what lies with the kernel is.
+    Request(CalledOff, Written),
     /// It does nothing.
     Nothing,
 }
@@ -227,7 +221,10 @@ impl Drop for CallOff {
     fn drop(&mut self) {
         match &self.0 {
             How::Connection(written) => written.call_off(),
-            How::Request(called_off) => called_off.set(),
+            How::Request(called_off, written) => {
+                called_off.set();
+                written.call_off();
+            }
             How::Nothing => {}
         }
     }

@@ -188,12 +188,9 @@ impl Pool {
     /// A stream of an HTTP/2 connection, which is opened where none has one left.
     async fn share(&self, read_by: ReadBy, fresh: bool) -> io::Result<Lane> {
         let shared = self.shared(read_by);
-        let mut connecting = pin!(async {
-            // Who comes meanwhile shares the connection that is being opened.
-            let _opening = shared.opening.lock().await;
-            self.connect(read_by).await
-        });
-        loop {
+        let mut turn = pin!(shared.opening.lock());
+        // Who comes meanwhile shares the connection that is being opened; whose turn it is to open one, does.
+        let _opening = loop {
             let changed = shared.changed();
             if !fresh && let Some(stream) = shared.stream() {
                 return Ok(Lane::Two(stream));
@@ -201,8 +198,12 @@ impl Pool {
             tokio::select! {
                 biased;
                 () = changed, if !fresh => {}
-                lane = &mut connecting => return lane,
+                opening = &mut turn => break opening,
             }
+        };
+        match shared.stream().filter(|_| !fresh) {
+            Some(stream) => Ok(Lane::Two(stream)),
+            None => self.connect(read_by).await,
         }
     }
 
@@ -221,7 +222,8 @@ impl Pool {
         let io = TokioIo::new(counted);
         if http2 {
             let shared = self.shared(read_by);
-            let (sender, connection) = http2::Builder::new(shared.executor())
+            let telling = shared.telling();
+            let (sender, connection) = http2::Builder::new(telling.clone())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(read_by.connection_window())
@@ -232,7 +234,7 @@ impl Pool {
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;
-            return Ok(Lane::Two(shared.add(sender, connection)));
+            return Ok(Lane::Two(shared.add(sender, connection, telling, written)));
         }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)
@@ -358,7 +360,10 @@ mod tests {
         let (pool, mut upstream) = pool_with_one_line();
         let lane = || pool.lane(ReadBy::Recording, PATIENCE, false);
         let first = lane().await;
+        // It opens another one, which takes its time.
+        let mut opens = pin!(lane());
         let (mut second, mut third) = (pin!(lane()), pin!(lane()));
+        assert!((&mut opens).now_or_never().is_none());
         assert!((&mut second).now_or_never().is_none());
         assert!((&mut third).now_or_never().is_none());
         upstream.write_all(&settings(3)).await.expect("room");
@@ -375,7 +380,8 @@ mod tests {
         let lane = || pool.lane(ReadBy::Recording, PATIENCE, false);
         let first = lane().await;
         have_settings(&mut upstream).await;
-        let mut second = pin!(lane());
+        let (mut opens, mut second) = (pin!(lane()), pin!(lane()));
+        assert!((&mut opens).now_or_never().is_none());
         assert!((&mut second).now_or_never().is_none());
         drop(first);
         assert!(matches!(second.await, Ok(Lane::Two(_))));

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use hyper::client::conn::http2;
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::outgoing::Outgoing;
-use super::transport::Counted;
+use super::transport::{Counted, Written};
 
 type Connection = http2::Connection<TokioIo<Counted>, Outgoing, Telling>;
 
@@ -28,22 +28,27 @@ pub(super) struct Shared {
     changed: Arc<Notify>,
 }
 
-/// Runs the tasks of connections. When one has done something, there may be a stream more: an upstream that allows more
-/// tells the connection's own task alone.
+/// Runs the tasks of a connection. Until its upstream is known to take more than one stream, who waits for one looks again
+/// whenever a task has done something: the upstream tells the connection's own task alone.
 #[derive(Clone)]
-pub(super) struct Telling(Arc<Notify>);
+pub(super) struct Telling {
+    changed: Arc<Notify>,
+    is_settled: Arc<AtomicBool>,
+}
 
 impl<F> Executor<F> for Telling
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        let Self(changed) = self.clone();
+        let telling = self.clone();
         tokio::spawn(async move {
             let mut task = pin!(task);
             poll_fn(|cx| {
                 let polled = task.as_mut().poll(cx);
-                changed.notify_waiters();
+                if !telling.is_settled.load(Relaxed) {
+                    telling.changed.notify_waiters();
+                }
                 polled
             })
             .await
@@ -57,6 +62,8 @@ struct Two {
     /// It knows how many streams the upstream takes at a time. The task that drives it owns it: when that ends, `sender`
     /// is closed, and gives back what nobody will send.
     connection: Weak<Mutex<Connection>>,
+    telling: Telling,
+    written: Written,
     held: Arc<Held>,
 }
 
@@ -69,6 +76,7 @@ struct Held {
 /// A stream of an HTTP/2 connection, until it is dropped.
 pub(super) struct SharedStream {
     pub(super) sender: http2::SendRequest<Outgoing>,
+    pub(super) written: Written,
     held: Arc<Held>,
 }
 
@@ -80,9 +88,12 @@ impl Shared {
         connections.iter().find_map(Two::stream)
     }
 
-    /// What runs the tasks of its connections.
-    pub(super) fn executor(&self) -> Telling {
-        Telling(Arc::clone(&self.changed))
+    /// What runs the tasks of a new connection.
+    pub(super) fn telling(&self) -> Telling {
+        Telling {
+            changed: Arc::clone(&self.changed),
+            is_settled: Arc::default(),
+        }
     }
 
     /// Done once there may be a stream that there was not when this was called.
@@ -100,11 +111,15 @@ impl Shared {
         &self,
         sender: http2::SendRequest<Outgoing>,
         connection: Connection,
+        telling: Telling,
+        written: Written,
     ) -> SharedStream {
         let driven = Arc::new(Mutex::new(connection));
         let two = Two {
             sender,
             connection: Arc::downgrade(&driven),
+            telling,
+            written,
             held: Arc::new(Held {
                 count: AtomicUsize::new(0),
                 changed: Arc::clone(&self.changed),
@@ -130,6 +145,9 @@ impl Two {
     /// A stream, where one is left.
     fn stream(&self) -> Option<SharedStream> {
         let most = self.connection.upgrade()?.lock().current_max_send_streams();
+        if most > 1 {
+            self.telling.is_settled.store(true, Relaxed);
+        }
         (self.held.count.load(Relaxed) < most).then(|| self.hold())
     }
 
@@ -137,6 +155,7 @@ impl Two {
         self.held.count.fetch_add(1, Relaxed);
         SharedStream {
             sender: self.sender.clone(),
+            written: self.written.clone(),
             held: Arc::clone(&self.held),
         }
     }

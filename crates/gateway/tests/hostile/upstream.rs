@@ -314,14 +314,25 @@ fn hostile_064_i09_a_late_answer_changes_nothing_once_the_key_ran_again() {
 #[test]
 fn hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end() {
     // More than the sockets between them hold; and less than that, but more than the upstream's does.
-    for (length, late_answer) in [(32 << 20, "60s"), (200 << 10, "0s")] {
-        let (released, over) = (Signal::new(), Signal::new());
-        let (go, ended) = (released.clone(), over.clone());
+    const MORE: usize = 32 << 20;
+    const LESS: usize = 200 << 10;
+    for (length, says, late_answer) in [
+        (MORE, "", "60s"),
+        (LESS, "", "0s"),
+        (LESS, "nonsense\r\n\r\n", "60s"),
+        (MORE, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", "60s"),
+    ] {
+        let (unknown, released, over) = (Signal::new(), Signal::new(), Signal::new());
+        let (is_late, go, ended) = (unknown.clone(), released.clone(), over.clone());
         let came_whole = Arc::new(AtomicUsize::new(0));
         let whole = Arc::clone(&came_whole);
         let upstream = Upstream::scripted(move |x| {
             if x.number == 1 {
                 // It stops to read in the middle of the body.
+                if length == MORE {
+                    is_late.wait();
+                }
+                x.wire().send(says.as_bytes()).unwrap();
                 go.wait();
             }
             let is_whole = x.read_body().len() == length;
@@ -337,14 +348,18 @@ fn hostile_064_i01_a_request_that_an_operator_released_is_not_sent_to_its_end() 
             ))
             .start();
         let request = post("/x", "k", &"b".repeat(length));
-        gateway
-            .send(&request)
-            .expect_problem(504, "outcome-unknown");
+        let answer = gateway.send(&request);
+        assert_eq!(answer.problem().as_deref(), Some("outcome-unknown"));
+        unknown.fire();
         release(&gateway, "k");
         released.fire();
         over.wait();
         expect_executed(&gateway.send(&request), 200);
-        assert_eq!(came_whole.load(Ordering::SeqCst), 1, "{length}");
+        assert_eq!(
+            came_whole.load(Ordering::SeqCst),
+            1,
+            "{length} bytes, {says:?}"
+        );
     }
 }
 

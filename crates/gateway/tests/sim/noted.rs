@@ -8,7 +8,7 @@ use std::time::Duration;
 use onlyonce_core::{
     Address, Fence, OperationId, Record, RecordingId, State, StateName, Timestamp,
 };
-use onlyonce_store::{StoreError, Swap, Write};
+use onlyonce_store::{Store as _, StoreError, Swap, Write};
 use tokio::time::Instant;
 
 use crate::wire::Fields;
@@ -101,6 +101,8 @@ struct Stood {
 struct Expired {
     of: RecordingId,
     by: Arc<str>,
+    /// By the store's clock.
+    at: Timestamp,
     lease_until: Timestamp,
 }
 
@@ -162,8 +164,10 @@ impl Noted {
     pub fn expired_too_early(&self, of: RecordingId, from: &str, now: i64, margin: i64) -> bool {
         self.expired.iter().any(|one| {
             let latest = self.skew(&one.by).max(0);
+            let lease_until = one.lease_until.as_millis() as i64;
             one.of == of
-                && now + margin < one.lease_until.as_millis() as i64
+                && now + margin < lease_until
+                && lease_until <= one.at.as_millis() as i64 + latest
                 && latest - self.skew(from) > margin
         })
     }
@@ -202,6 +206,7 @@ impl World {
             self.noted.lock().expired.push(Expired {
                 of: held.recording(),
                 by: Arc::clone(by),
+                at: self.store.now(),
                 lease_until,
             });
         }
