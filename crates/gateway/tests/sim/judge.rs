@@ -345,7 +345,7 @@ impl World {
                     let answer = Given { head, body, mark };
                     self.judge_answer(number, action, &answer);
                     if mark != "released" {
-                        self.judge_end(number, action);
+                        self.judge_end(number, action, head);
                     }
                 }
             },
@@ -353,7 +353,7 @@ impl World {
                 if ROUTES[action.route].0 == "durable"
                     && mark(head).is_some_and(|mark| mark != "released") =>
             {
-                self.judge_end(number, action);
+                self.judge_end(number, action, head);
             }
             _ => {}
         }
@@ -374,18 +374,21 @@ impl World {
     }
 
     /// Who has heard the end hears it from the record (I3).
-    fn judge_end(&self, number: usize, action: &Action) {
+    fn judge_end(&self, number: usize, action: &Action, head: &Head) {
         let record = self.record(action.tenant, &action.key);
         let state = record.map(|record| record.state.name());
         // Who hears it late may hear it after the window, when the key is new or runs again.
         let over =
             ROUTES[action.route].0 == "brief" && self.was_completed(action.tenant, &action.key);
-        // Nor is there a record where it was purged since. Who joins late joins what began before.
+        // Nor is there a record where it was purged since. Who joins late joins what began before, and may, until its gateway
+        // hears that it was written.
         let came = self.attempts(|attempts| attempts[number].began);
+        let is_replay = head.header("onlyonce-status") == Some("replayed");
+        let joined = head.header("x-exchange").filter(|_| !is_replay);
+        let joined = joined.and_then(|number| number.parse().ok());
         let began = self.ledger(|ledger| {
-            let mut exchanges = ledger.iter().rev();
-            let last = exchanges.find(|one| one.is_for(action.tenant, &action.key));
-            last.map_or(came, |one| one.began.min(came))
+            let joined = joined.and_then(|number: usize| ledger.get(number));
+            joined.map_or(came, |one| one.began.min(came))
         });
         let over = over || self.was_purged_since(action.tenant, &action.key, began);
         if state != Some(StateName::Completed) && !over {

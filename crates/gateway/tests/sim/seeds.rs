@@ -87,9 +87,10 @@ fn no_seed_breaks_a_guarantee() {
 /// - 262,405: a mirror looked over and over, without a pause, for an end that its owner could not write: time stood still.
 /// - 780,261: a gateway that had died over its end was waited for.
 /// - 1,337,369: a claim in doubt took one that an earlier attempt had left for its own (I9).
+/// - 1,988,252: who came after a purge joined what its gateway did not know to be completed yet.
 const STORIES: &[u64] = &[
     315, 720, 5_301, 6_386, 6_530, 35_818, 77_026, 174_640, 220_948, 242_509, 248_267, 262_405,
-    780_261, 1_337_369, 1_921_005,
+    780_261, 1_337_369, 1_921_005, 1_988_252,
 ];
 
 #[test]
