@@ -320,8 +320,8 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
+    use std::process::Command;
     use std::time::Duration;
 
     use super::{Gateway, Misbehaved, STOP_LIMIT, Setup, is_refusal};
@@ -336,8 +336,13 @@ mod tests {
              echo 'onlyonce: control listening on http://127.0.0.1:2'\n\
              exec sleep 60\n"
         );
-        fs::write(&binary, script).unwrap();
-        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = folder.join("gateway.sh");
+        fs::write(&text, script).unwrap();
+        // By another process: what a test beside this one starts must not hold it open for writing, or it cannot be run
+        // ("text file busy").
+        let mut install = Command::new("install");
+        install.args(["-m", "755"]).args([&text, &binary]);
+        assert!(install.status().unwrap().success());
         Setup {
             binary,
             config: folder.join("onlyonce.toml"),
