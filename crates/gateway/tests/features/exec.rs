@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
@@ -562,8 +561,12 @@ fn i10_a_rerun_that_cannot_be_started_does_not_free_the_key() {
         let mut run = Exec::new(&gateway, "k").with(words).command;
         run.arg("--").arg(&program).output().unwrap()
     };
-    fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let written = gateway.folder().join("program.sh");
+    fs::write(&written, format!("#!/bin/sh\n{script}")).unwrap();
+    // By another process: what a test beside this one starts must not hold it open for writing, or it cannot be run.
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).args([&written, &program]);
+    assert!(install.status().unwrap().success());
     assert_eq!(rerun(&[]).status.code(), Some(137));
     fs::remove_file(&program).unwrap();
     let missing = rerun(&["--on-unknown", "rerun"]);
