@@ -28,26 +28,32 @@ pub(super) struct Shared {
     changed: Arc<Notify>,
 }
 
+/// The streams of one connection.
+struct Streams {
+    /// How many exchanges hold.
+    held: AtomicUsize,
+    /// Whether the upstream is known to take more than one.
+    is_settled: AtomicBool,
+    changed: Arc<Notify>,
+}
+
 /// Runs the tasks of a connection. Until its upstream is known to take more than one stream, who waits for one looks again
 /// whenever a task has done something: the upstream tells the connection's own task alone.
 #[derive(Clone)]
-pub(super) struct Telling {
-    changed: Arc<Notify>,
-    is_settled: Arc<AtomicBool>,
-}
+pub(super) struct Telling(Arc<Streams>);
 
 impl<F> Executor<F> for Telling
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        let telling = self.clone();
+        let streams = Arc::clone(&self.0);
         tokio::spawn(async move {
             let mut task = pin!(task);
             poll_fn(|cx| {
                 let polled = task.as_mut().poll(cx);
-                if !telling.is_settled.load(Relaxed) {
-                    telling.changed.notify_waiters();
+                if !streams.is_settled.load(Relaxed) {
+                    streams.changed.notify_waiters();
                 }
                 polled
             })
@@ -62,22 +68,15 @@ struct Two {
     /// It knows how many streams the upstream takes at a time. The task that drives it owns it: when that ends, `sender`
     /// is closed, and gives back what nobody will send.
     connection: Weak<Mutex<Connection>>,
-    telling: Telling,
     written: Written,
-    held: Arc<Held>,
-}
-
-/// How many streams of a connection exchanges hold.
-struct Held {
-    count: AtomicUsize,
-    changed: Arc<Notify>,
+    streams: Arc<Streams>,
 }
 
 /// A stream of an HTTP/2 connection, until it is dropped.
 pub(super) struct SharedStream {
     pub(super) sender: http2::SendRequest<Outgoing>,
     pub(super) written: Written,
-    held: Arc<Held>,
+    streams: Arc<Streams>,
 }
 
 impl Shared {
@@ -90,10 +89,11 @@ impl Shared {
 
     /// What runs the tasks of a new connection.
     pub(super) fn telling(&self) -> Telling {
-        Telling {
+        Telling(Arc::new(Streams {
+            held: AtomicUsize::new(0),
+            is_settled: AtomicBool::new(false),
             changed: Arc::clone(&self.changed),
-            is_settled: Arc::default(),
-        }
+        }))
     }
 
     /// Done once there may be a stream that there was not when this was called.
@@ -111,19 +111,15 @@ impl Shared {
         &self,
         sender: http2::SendRequest<Outgoing>,
         connection: Connection,
-        telling: Telling,
+        Telling(streams): Telling,
         written: Written,
     ) -> SharedStream {
         let driven = Arc::new(Mutex::new(connection));
         let two = Two {
             sender,
             connection: Arc::downgrade(&driven),
-            telling,
             written,
-            held: Arc::new(Held {
-                count: AtomicUsize::new(0),
-                changed: Arc::clone(&self.changed),
-            }),
+            streams,
         };
         tokio::spawn(poll_fn(move |cx| Pin::new(&mut *driven.lock()).poll(cx)));
         let first = two.hold();
@@ -135,7 +131,7 @@ impl Shared {
     pub(super) fn tidy(&self) {
         let mut has_spare = false;
         self.connections.lock().retain(|two| {
-            let is_used = two.held.count.load(Relaxed) > 0;
+            let is_used = two.streams.held.load(Relaxed) > 0;
             !two.sender.is_closed() && (is_used || !std::mem::replace(&mut has_spare, true))
         });
     }
@@ -146,24 +142,24 @@ impl Two {
     fn stream(&self) -> Option<SharedStream> {
         let most = self.connection.upgrade()?.lock().current_max_send_streams();
         if most > 1 {
-            self.telling.is_settled.store(true, Relaxed);
+            self.streams.is_settled.store(true, Relaxed);
         }
-        (self.held.count.load(Relaxed) < most).then(|| self.hold())
+        (self.streams.held.load(Relaxed) < most).then(|| self.hold())
     }
 
     fn hold(&self) -> SharedStream {
-        self.held.count.fetch_add(1, Relaxed);
+        self.streams.held.fetch_add(1, Relaxed);
         SharedStream {
             sender: self.sender.clone(),
             written: self.written.clone(),
-            held: Arc::clone(&self.held),
+            streams: Arc::clone(&self.streams),
         }
     }
 }
 
 impl Drop for SharedStream {
     fn drop(&mut self) {
-        self.held.count.fetch_sub(1, Relaxed);
-        self.held.changed.notify_waiters();
+        self.streams.held.fetch_sub(1, Relaxed);
+        self.streams.changed.notify_waiters();
     }
 }
