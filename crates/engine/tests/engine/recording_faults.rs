@@ -4,7 +4,7 @@ use std::{pin::pin, task::Poll};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use onlyonce_core::{Refusal, StateName, UnknownReason};
+use onlyonce_core::{OperationId, Refusal, StateName, UnknownReason};
 use onlyonce_engine::{Broken, Kind, Purge, PushError, Resolution, ResolveError, Unsettled};
 use onlyonce_store::{
     Store,
@@ -221,12 +221,24 @@ async fn i04_a_late_answer_elsewhere_writes_nothing_into_an_operators_answer() {
     assert_eq!(read(operator.replay("k").await).await.body, whole);
 }
 
+/// The operation of the key `k`, of which nobody knows any more, and whose late answer was given up.
+async fn left_unknown(world: &World) -> OperationId {
+    let (id, late) = world.timed_out("k").await;
+    late.give_up();
+    id
+}
+
+/// It is unknown for the reason that it was unknown for.
+async fn is_unknown_as_before(world: &World) {
+    let refused = world.refused(request("k")).await;
+    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+}
+
 /// What an operator begins to write down and does not end leaves the operation as it was.
 #[tokio::test]
 async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
     let world = World::new();
-    let (id, late) = world.timed_out("k").await;
-    drop(late);
+    let id = left_unknown(&world).await;
     let faults = world.store.faults();
     faults.fail(COMPLETION, Fault::Unavailable, 1);
     let refused = world.rule(id, ran(body(3 * CHUNK))).await;
@@ -234,8 +246,7 @@ async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
         matches!(refused, Err(ResolveError::Trouble(_))),
         "{refused:?}"
     );
-    let refused = world.refused(request("k")).await;
-    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+    is_unknown_as_before(&world).await;
     let again = world.rule(id, ran(body(3 * CHUNK))).await;
     again.expect("resolved");
     assert_eq!(read(world.replay("k").await).await.body, body(3 * CHUNK));
@@ -245,22 +256,19 @@ async fn i04_half_an_answer_of_an_operators_leaves_the_operation_unknown() {
 #[tokio::test]
 async fn i04_an_operators_answer_in_doubt_that_is_not_in_the_store_is_not_taken_for_written() {
     let world = World::new();
-    let (id, late) = world.timed_out("k").await;
-    drop(late);
+    let id = left_unknown(&world).await;
     let faults = world.store.faults();
     faults.fail(COMPLETION, Fault::InDoubtNotWritten, 1);
     let refused = world.rule(id, ran(body(3 * CHUNK))).await;
     refused.expect_err("it is not there");
-    let refused = world.refused(request("k")).await;
-    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+    is_unknown_as_before(&world).await;
 }
 
 /// Who is told that the store did not take it tries again.
 #[tokio::test]
 async fn i04_an_operators_answer_is_taken_though_one_came_to_nothing_before() {
     let world = World::new();
-    let (id, late) = world.timed_out("k").await;
-    drop(late);
+    let id = left_unknown(&world).await;
     let faults = world.store.faults();
     faults.fail(COMPLETION, Fault::Unavailable, 1);
     let refused = world.rule(id, ran(body(3 * CHUNK))).await;
@@ -275,8 +283,7 @@ async fn i04_an_operators_answer_is_taken_though_one_came_to_nothing_before() {
 #[tokio::test]
 async fn i04_an_operators_answer_has_the_time_that_it_takes() {
     let world = World::new();
-    let (id, late) = world.timed_out("k").await;
-    drop(late);
+    let id = left_unknown(&world).await;
     let (elsewhere, chunks) = (world.neighbour(2), 3);
     let slowly = async {
         for _ in 0..chunks {
@@ -301,8 +308,7 @@ async fn i04_an_operators_answer_has_the_time_that_it_takes() {
 #[tokio::test]
 async fn i04_an_operator_who_leaves_halfway_leaves_the_operation_unknown() {
     let world = World::new();
-    let (id, late) = world.timed_out("k").await;
-    drop(late);
+    let id = left_unknown(&world).await;
     let gate = world.store.faults().hold(COMPLETION);
     tokio::select! {
         () = gate.until_waiting(1) => {}
@@ -311,16 +317,14 @@ async fn i04_an_operator_who_leaves_halfway_leaves_the_operation_unknown() {
     drop(gate);
     assert_eq!(world.state("k").await, Some(StateName::InFlight));
     world.engine.upkeep().await;
-    let refused = world.refused(request("k")).await;
-    assert_eq!(refused.refusal, Refusal::Unknown(UnknownReason::TimedOut));
+    is_unknown_as_before(&world).await;
 }
 
 /// Both of its writes are done, and the store cannot say so.
 #[tokio::test]
 async fn i04_an_operators_answer_in_doubt_that_is_in_the_store_is_written() {
     let world = World::new();
-    let (id, late) = world.timed_out("k").await;
-    drop(late);
+    let id = left_unknown(&world).await;
     let faults = world.store.faults();
     faults.fail(Call::Write, Fault::InDoubtWritten, 2);
     let before = world.store.status().commits;
