@@ -319,10 +319,10 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::path::Path;
-    use std::process::Command;
     use std::time::Duration;
+
+    use onlyonce_testkit::make_program;
 
     use super::{Gateway, Misbehaved, STOP_LIMIT, Setup, is_refusal};
 
@@ -330,19 +330,12 @@ mod tests {
     fn gateway(folder: &Path, then: &str) -> Setup {
         let binary = folder.join("gateway");
         let script = format!(
-            "#!/bin/sh\n\
-             echo 'onlyonce: gateway listening on http://127.0.0.1:1'\n\
+            "echo 'onlyonce: gateway listening on http://127.0.0.1:1'\n\
              {then}\n\
              echo 'onlyonce: control listening on http://127.0.0.1:2'\n\
              exec sleep 60\n"
         );
-        let text = folder.join("gateway.sh");
-        fs::write(&text, script).unwrap();
-        // By another process: what a test beside this one starts must not hold it open for writing, or it cannot be run
-        // ("text file busy").
-        let mut install = Command::new("install");
-        install.args(["-m", "755"]).args([&text, &binary]);
-        assert!(install.status().unwrap().success());
+        make_program(&binary, &script);
         Setup {
             binary,
             config: folder.join("onlyonce.toml"),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use onlyonce_testkit::{Gateway, Upstream, eventually};
+use onlyonce_testkit::{Gateway, Upstream, eventually, make_program};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::doctor::{certificate, pem, tls_line};
@@ -561,12 +561,7 @@ fn i10_a_rerun_that_cannot_be_started_does_not_free_the_key() {
         let mut run = Exec::new(&gateway, "k").with(words).command;
         run.arg("--").arg(&program).output().unwrap()
     };
-    let written = gateway.folder().join("program.sh");
-    fs::write(&written, format!("#!/bin/sh\n{script}")).unwrap();
-    // By another process: what a test beside this one starts must not hold it open for writing, or it cannot be run.
-    let mut install = Command::new("install");
-    install.args(["-m", "755"]).args([&written, &program]);
-    assert!(install.status().unwrap().success());
+    make_program(&program, &script);
     assert_eq!(rerun(&[]).status.code(), Some(137));
     fs::remove_file(&program).unwrap();
     let missing = rerun(&["--on-unknown", "rerun"]);
